@@ -1,0 +1,6 @@
+"""`python -m eutectic`."""
+
+from eutectic.cli import main
+
+if __name__ == "__main__":
+    main()

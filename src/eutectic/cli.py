@@ -1,0 +1,512 @@
+"""The command line: thin, over the same typed settings as the Python API."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import eutectic
+from eutectic.atoms import EutecticError, Interrupted
+
+OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app = typer.Typer(
+    name="eutectic",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=True,
+    pretty_exceptions_show_locals=False,
+    help="Joint multi-domain pre-training of atomistic models, and fine-tuning to any atomic property.",
+)
+data_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", help="List, prepare, inspect, check and generate data."
+)
+app.add_typer(data_app, name="data")
+
+console = Console()
+
+
+def main() -> None:
+    """Entry point: errors a user can put right are printed in four parts, without a traceback."""
+    try:
+        app()
+    except EutecticError as error:
+        out = Console(stderr=True)
+        out.print(f"[bold red]error[/] in {_plain(error.where)}")
+        for label, text in (("given", error.given), ("expected", error.expected), ("what to do", error.fix)):
+            out.print(f"  [bold]{label:<11}[/]{_plain(text)}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+    except Interrupted as stop:
+        Console(stderr=True).print(f"[yellow]stopped[/] {_plain(stop.resume)}")
+        sys.exit(130)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        console.print(eutectic.__version__)
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """`--train.steps 60 --temperature=1` → {"train": {"steps": 60}, "temperature": 1}; values are read as YAML.
+
+    Raises:
+        EutecticError: an argument that is not of this form.
+    """
+    import yaml
+
+    tree: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not key or (not equals and not rest):
+            raise EutecticError(
+                "command line", f"{word!r}", "settings as --section.key value", "see the command's --help"
+            )
+        try:
+            parsed = yaml.safe_load(value if equals else rest.pop(0))
+        except yaml.YAMLError as error:
+            raise EutecticError("command line", f"the value of --{key}: {error}", "a YAML value", "quote it") from error
+        if isinstance(parsed, str):
+            # YAML 1.1 reads 1e-3 as a string.
+            with suppress(ValueError):
+                parsed = float(parsed)
+        branch = tree
+        *sections, leaf = key.split(".")
+        for section in sections:
+            branch = branch.setdefault(section.replace("-", "_"), {})
+        branch[leaf.replace("-", "_")] = parsed
+    return tree
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` laid over `values`, section by section."""
+    result = dict(values)
+    for key, change in changes.items():
+        if isinstance(change, dict) and isinstance(result.get(key), dict):
+            result[key] = merged(result[key], change)
+        else:
+            result[key] = change
+    return result
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise EutecticError(
+            str(path), f"cannot be read ({error})", "a YAML file of settings", "check the file"
+        ) from error
+    if not isinstance(values, dict):
+        raise EutecticError(
+            str(path), f"a {type(values).__name__}", "a mapping of settings", "see `eutectic pretrain --help`"
+        )
+    return values
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[None]:
+    """A full disk while writing results becomes an error a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        raise EutecticError(
+            str(out),
+            f"could not be written ({error.strerror or error})",
+            "a folder with room to write in",
+            "free some space or choose another --out, then run the same command again: finished work is kept",
+        ) from error
+
+
+@app.command(context_settings=OVERRIDES)
+def pretrain(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe (`demo`), or a YAML file of settings.")],
+    out: Annotated[Path, typer.Option(help="The run's folder. One that holds this run unfinished is resumed.")],
+    show_settings: Annotated[
+        bool, typer.Option("--show-settings", help="Print the resolved settings and stop.")
+    ] = False,
+) -> None:
+    """Train one backbone on several data sets at once.
+
+    Any setting is changed by `--section.key value`.
+
+    **Examples**
+
+    `eutectic pretrain demo --out runs/demo`
+
+    `eutectic pretrain demo --train.steps 60 --train.processes 1 --out runs/short`
+
+    `eutectic pretrain demo --show-settings --out - > my.yaml; eutectic pretrain my.yaml --out runs/mine`
+    """
+    from eutectic.evaluate.report import write_pretrain_report
+    from eutectic.recipes import RECIPES
+    from eutectic.recipes.comparison import environment
+    from eutectic.recipes.demonstration import pretraining_summary
+    from eutectic.train.pretrain import pretrain as run
+    from eutectic.train.settings import PretrainSettings, parse
+
+    if recipe in RECIPES:
+        values = RECIPES[recipe]().model_dump(mode="json")
+    elif Path(recipe).suffix in (".yaml", ".yml", ".json"):
+        values = _read_yaml(Path(recipe))
+    else:
+        raise EutecticError(
+            "recipe",
+            repr(recipe),
+            f"one of {', '.join(RECIPES)}, or a .yaml file",
+            "see `eutectic pretrain --help`",
+        )
+    settings = parse(PretrainSettings, merged(values, overrides(context.args)), f"settings of {recipe!r}")
+    if show_settings:
+        import yaml
+
+        sys.stdout.write(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+        return
+    result = run(settings, out, console=console)
+    with _whole(out):
+        summary = pretraining_summary(settings, result)
+        write_pretrain_report(
+            out / "report.html", summary, settings=settings.model_dump(mode="json"), environment=environment()
+        )
+        (out / "results.json").write_text(json.dumps(dict(result.summary), indent=1))
+    console.print(f"model: {result.model}\nreport: {out / 'report.html'}")
+
+
+@app.command(context_settings=OVERRIDES)
+def finetune(
+    context: typer.Context,
+    store: Annotated[str, typer.Argument(help="Name of an embedded set, or a store made by `eutectic data prepare`.")],
+    out: Annotated[Path, typer.Option(help="The run's folder. One that holds this run unfinished is resumed.")],
+    property: Annotated[
+        list[str],
+        typer.Option("--property", "-p", help="What to learn; repeat for several. The first, or forces, is judged."),
+    ],
+    start: Annotated[str, typer.Option(help="`pretrained`, `scratch`, or `both` for a comparison.")] = "pretrained",
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the pre-trained model. A start from scratch takes its size."),
+    ] = None,
+    train: Annotated[int | None, typer.Option(help="Training structures; all of the split's if not given.")] = None,
+    validation: Annotated[int | None, typer.Option(help="Validation structures.")] = None,
+    test: Annotated[int | None, typer.Option(help="Test structures.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split by name; the data set's default if not given.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps of every run.")] = 500,
+    batch_size: Annotated[int, typer.Option(help="Structures per step.")] = 16,
+    seeds: Annotated[int, typer.Option(help="Runs of each start.")] = 1,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option("--rate", help="Peak learning rate; several are swept for each start on validation data."),
+    ] = None,
+    forces: Annotated[str, typer.Option(help="`direct`, or `gradient` of the energy (conservative).")] = "direct",
+    workers: Annotated[int | None, typer.Option(help="Processes; one for each core if not given.")] = None,
+) -> None:
+    """Fine-tune to a property, from a pre-trained backbone, from scratch, or both.
+
+    Any other setting is changed by `--section.key value`, e.g. `--optimiser.weight_decay 0`.
+
+    **Examples**
+
+    `eutectic finetune md_aspirin -p forces --model demo-output/pretrain/model --train 100 --out runs/aspirin`
+
+    `eutectic data prepare rmd17 --molecule ethanol --source rmd17.tar.bz2 --store stores/ethanol`
+
+    `eutectic finetune stores/ethanol -p forces --split official_01 --train 50 --start both --seeds 3
+    --model demo-output/pretrain/model --rate 1e-3 --rate 3e-3 --out runs/ethanol`
+    """
+    from eutectic.data.catalogue import open_store
+    from eutectic.evaluate.comparison import DemoResults, Start, varied
+    from eutectic.evaluate.report import write_finetune_report
+    from eutectic.evaluate.table import comparison_table
+    from eutectic.recipes.comparison import best_rates, compare, environment, sweep, target_of
+    from eutectic.train.settings import FinetuneSettings, parse
+
+    if start not in ("pretrained", "scratch", "both"):
+        raise EutecticError("--start", repr(start), "pretrained, scratch or both", "choose one of these")
+    if forces not in ("direct", "gradient"):
+        raise EutecticError("--forces", repr(forces), "direct or gradient", "choose one of these")
+    if start != "scratch" and model is None:
+        raise EutecticError(
+            "--model",
+            "nothing",
+            f"the folder of a pre-trained model, for --start {start}",
+            "make one with `eutectic pretrain demo --out runs/demo` and pass --model runs/demo/model",
+        )
+    from eutectic.atoms import PROPERTIES
+
+    known = [p for p in property if p in PROPERTIES]
+    if len(known) < len(property):
+        import difflib
+
+        wrong = next(p for p in property if p not in PROPERTIES)
+        near = difflib.get_close_matches(wrong, PROPERTIES, 1)
+        raise EutecticError(
+            "--property",
+            repr(wrong),
+            f"one of {', '.join(PROPERTIES)}",
+            f"did you mean {near[0]!r}?" if near else "choose one of these",
+        )
+    how = cast(Literal["direct", "gradient"], forces)
+    names = list(dict.fromkeys([*property, *(["energy"] if "forces" in property and forces == "gradient" else [])]))
+    name = Path(store).name
+    values: dict[str, Any] = {
+        "name": name,
+        "data": {"store": store, "split": split, "train": train, "validation": validation, "test": test},
+        "targets": {p: target_of(p, forces=how).model_dump(mode="json") for p in names},
+        "start": "scratch",
+        "train": {
+            "steps": steps,
+            "batch_size": batch_size,
+            "evaluate_every": max(1, steps // 10),
+            "threads": 1,
+        },
+        "optimiser": {"warmup_steps": 20, "weight_decay": 0.01, "clip_norm": 5.0},
+    }
+    base = parse(FinetuneSettings, merged(values, overrides(context.args)), "settings")
+    starts: tuple[Start, ...] = ("scratch", "pretrained") if start == "both" else (cast(Start, start),)
+    rates = rate or [1e-3]
+    trials = {}
+    if len(rates) > 1:
+        trials = sweep([base], model, rates, out / "rates", starts=starts, workers=workers, console=console)
+        chosen = best_rates(trials[name])
+        console.print("learning rates chosen on validation data: " + ", ".join(f"{s} {r:g}" for s, r in chosen.items()))
+    else:
+        chosen = dict.fromkeys(starts, rates[0])
+    title = f"{name}, {' and '.join(property)}"
+    tasks = compare(
+        [(base, title)],
+        model,
+        {base.name: chosen},
+        out / "runs",
+        seeds=range(seeds),
+        starts=starts,
+        trials=trials,
+        workers=workers,
+        console=console,
+    )
+    results = DemoResults(
+        tasks=tasks,
+        pretraining=None,
+        settings={"finetune": {**base.model_dump(mode="json"), "learning_rates": chosen}},
+        times={"finetuning_seconds": round(sum(r.seconds for t in tasks for r in t.runs), 1)},
+        environment=environment(),
+    )
+    with _whole(out):
+        results.write(out / "results.json")
+        examples = open_store(store)
+        write_finetune_report(
+            out / "report.html",
+            tasks[0],
+            settings=results.settings,
+            times=results.times,
+            environment=results.environment,
+            examples=[examples[i].structure for i in varied(examples)],
+        )
+    console.print(comparison_table(results))
+    console.print(f"models: {out / 'runs' / name}\nreport: {out / 'report.html'}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demonstration; an interrupted one goes on.")] = Path(
+        "demo-output"
+    ),
+    steps: Annotated[int | None, typer.Option(help="Pre-training steps; the recipe's if not given.")] = None,
+    finetune_steps: Annotated[
+        int | None, typer.Option(help="Fine-tuning steps of every run; the recipe's if not given.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each start.")] = 3,
+    workers: Annotated[int, typer.Option(help="Processes for pre-training and for fine-tuning.")] = 2,
+) -> None:
+    """Four domains, one backbone, five tasks it never saw: pre-trained against from scratch, in about ten minutes.
+
+    Writes `results.json` and `report.html`.
+
+    **Examples**
+
+    `eutectic demo`
+
+    `eutectic demo --steps 60 --finetune-steps 20 --seeds 1 --out quick-look`
+    """
+    from eutectic.evaluate.report import write_demo_report
+    from eutectic.evaluate.table import comparison_table
+    from eutectic.recipes.demonstration import TASKS, run_demo
+    from eutectic.recipes.demonstration import demo as recipe
+
+    settings = recipe(processes=workers) if steps is None else recipe(steps=steps, processes=workers)
+    tasks = TASKS if finetune_steps is None else [dataclasses.replace(t, steps=finetune_steps) for t in TASKS]
+    results = run_demo(out, settings=settings, seeds=range(seeds), tasks=tasks, workers=workers, console=console)
+    with _whole(out):
+        results.write(out / "results.json")
+        write_demo_report(out / "report.html", results)
+    console.print(comparison_table(results))
+    console.print(f"results: {out / 'results.json'}\nreport: {out / 'report.html'}")
+
+
+@data_app.command("list")
+def data_list(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+    """Every data set the commands know.
+
+    **Example:** `eutectic data list`
+    """
+    from eutectic.data.catalogue import listing
+
+    rows = [dataclasses.asdict(row) for row in listing()]
+    if as_json:
+        sys.stdout.write(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        return
+    table = Table(title="Data sets", title_justify="left")
+    for column in rows[0]:
+        table.add_column(str(column))
+    for row in rows:
+        table.add_row(*(_plain(_cell(value)) for value in row.values()))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else "–" if value is None else str(value)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    name: Annotated[str, typer.Argument(help="Data set, as `eutectic data list` names it.")],
+    store: Annotated[Path, typer.Option(help="Folder of the store to make.")],
+    source: Annotated[Path | None, typer.Option(help="Published files: a file, folder or archive.")] = None,
+    molecule: Annotated[str | None, typer.Option(help="Of rmd17: which molecule.")] = None,
+    key: Annotated[
+        list[str] | None, typer.Option(help="Of ase: which entry holds a property, as property=key; repeat.")
+    ] = None,
+    group_key: Annotated[
+        str | None, typer.Option(help="Of ase: entry that names what must not be split (a molecule, a trajectory).")
+    ] = None,
+    theory: Annotated[str, typer.Option(help="Of ase: level of theory of the labels.")] = "not stated",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is there.")] = False,
+) -> None:
+    """Turn a data set's published files into a store.
+
+    **Examples**
+
+    `eutectic data prepare rmd17 --molecule aspirin --source rmd17.tar.bz2 --store stores/aspirin`
+
+    `eutectic data prepare qm9 --store stores/qm9` (needs `pip install 'eutectic[qm9]'`)
+
+    `eutectic data prepare ase --source my.xyz --store stores/mine`
+    """
+    from eutectic.data.catalogue import describe, open_store, prepare
+
+    keys = {}
+    for pair in key or []:
+        prop, equals, named = pair.partition("=")
+        if not equals:
+            raise EutecticError("--key", repr(pair), "property=key, e.g. energy=E_dft", "correct the option")
+        keys[prop] = named
+    made = prepare(
+        name,
+        source,
+        store,
+        molecule=molecule,
+        keys=keys or None,
+        group_key=group_key,
+        theory=theory,
+        overwrite=overwrite,
+    )
+    _show(describe(open_store(str(made))))
+
+
+@data_app.command("info")
+def data_info(
+    store: Annotated[str, typer.Argument(help="Name of an embedded set, or a store.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """What a store holds.
+
+    **Example:** `eutectic data info molecules`
+    """
+    from eutectic.data.catalogue import describe, open_store
+
+    described = describe(open_store(store))
+    if as_json:
+        sys.stdout.write(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    else:
+        _show(described)
+
+
+@data_app.command("check")
+def data_check(
+    what: Annotated[str, typer.Argument(help="An embedded set, a store, or any file ASE reads.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Look for what would spoil a training. Exit status 1 if anything was found.
+
+    **Example:** `eutectic data check my.xyz`
+    """
+    from eutectic.data.catalogue import check
+
+    found = check(what)
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    else:
+        _show(found)
+    if not found["ok"]:
+        raise typer.Exit(1)
+
+
+def _show(values: dict[str, Any]) -> None:
+    table = Table(show_header=False, box=None)
+    for key, value in values.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else _cell(value)
+        table.add_row(f"[bold]{_plain(key)}[/]", _plain(text))
+    console.print(table)
+
+
+@data_app.command("generate")
+def data_generate(
+    out: Annotated[Path, typer.Option(help="Folder for the stores.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Sets to make; all if none is named.")] = None,
+    scale: Annotated[float, typer.Option(help="1 makes the sets shipped with the package.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes; one for each core if not given.")] = None,
+) -> None:
+    """Make the embedded data sets again, or larger ones (needs `pip install 'eutectic[generate]'`).
+
+    A killed or stopped generation goes on where it was.
+
+    **Examples**
+
+    `eutectic data generate molecules --out my-data --scale 0.1`
+
+    `eutectic data generate --out my-data --workers 8`
+    """
+    from eutectic.data.generate import generate
+
+    made = generate(names or None, out, scale=scale, seed=seed, workers=workers)
+    for name, count in made.items():
+        console.print(f"{name}: {count} structures in {out / name}")

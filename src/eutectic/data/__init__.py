@@ -1,0 +1,1 @@
+"""Where structures come from: cards, the store, splits, statistics, mixtures."""

@@ -1,0 +1,1 @@
+"""One file for each data set: its card, and a reader from its native layout."""

@@ -1,0 +1,344 @@
+"""The user's own structures: any file that ASE reads (extxyz, db, traj, json, VASP output, …), or a folder.
+
+Where labels are looked for, for each property of `eutectic.atoms.PROPERTIES`, the first that is there:
+`REF_<property>`, `dft_<property>`, `<property>` in `atoms.info` or `atoms.arrays`; the results that ASE keeps
+in `atoms.calc`; for the stress also `REF_virials` and `virials` (σ = −W/V). Energies in eV, forces in eV/Å,
+stress in eV/Å³ with tension positive, as in ASE. Names such as `mace_energy` are predictions, not labels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure
+from eutectic.data.card import Card
+
+PREFIXES = ("REF_", "dft_", "")
+VIRIALS = ("REF_virials", "REF_virial", "virials", "virial")
+LABEL_LIKE = ("energy", "energies", "force", "forces", "stress", "virial", "virials")
+# Opening one of these would unpickle it, and a pickle runs whatever code its author put in it.
+REFUSED = ("bundletrajectory",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsFound:
+    """What a source holds, before anything is made of it.
+
+    Attributes:
+        structures: in all files.
+        files: that were read.
+        counts: property → key it was found under → number of structures.
+        ignored: key that looks like a label and is not taken for one → number of structures.
+        groups: number of groups.
+        skipped: files of a folder that hold no structures.
+    """
+
+    structures: int
+    files: int
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    groups: int = 0
+    skipped: tuple[str, ...] = ()
+
+    def rows(self) -> list[tuple[str, str, int, str]]:
+        """Property, key, structures, unit: one line of a table each."""
+        return [(name, key, n, PROPERTIES[name].unit) for name, keys in self.counts.items() for key, n in keys.items()]
+
+
+def scan(source: Path, keys: Mapping[str, str] | None = None, group_key: str | None = None) -> LabelsFound:
+    """Read a source once and count its labels.
+
+    Args:
+        source: a file or a folder.
+        keys: property → key in `info`, `arrays` or the results, instead of the usual ones.
+        group_key: entry of `info` that names a structure's group.
+
+    Raises:
+        EutecticError: as `read`; or there is no label at all.
+    """
+    counts: dict[str, Counter[str]] = {}
+    ignored: Counter[str] = Counter()
+    groups: set[str] = set()
+    structures = 0
+    files, skipped = _files(Path(source))
+    for name, where, atoms, info in _all_atoms(files):
+        structures += 1
+        used = _find(atoms, info, keys or {}, where)
+        for label, (key, _) in used.items():
+            counts.setdefault(label, Counter())[key] += 1
+        ignored.update(_unused(atoms, info, {key for key, _ in used.values()}))
+        groups.add(_group(name, atoms, info, group_key, len(files) > 1, where))
+    if not counts:
+        raise _no_labels(Path(source), keys, ignored)
+    return LabelsFound(
+        structures=structures,
+        files=len(files),
+        counts={name: dict(counts[name]) for name in PROPERTIES if name in counts},
+        ignored=dict(ignored),
+        groups=len(groups),
+        skipped=tuple(skipped),
+    )
+
+
+def card(
+    source: Path,
+    found: LabelsFound,
+    *,
+    theory: str = "not stated",
+    licence: str = "not stated",
+    citation: str = "not stated",
+) -> Card:
+    """The card of a source, from what `scan` found in it.
+
+    Args:
+        source: the file or folder.
+        found: of that source.
+        theory: level of theory of the labels; no file says it.
+        licence: SPDX identifier, or words.
+        citation: who to cite.
+    """
+    few = found.groups < 3
+    notes = [f"{name} from {key!r}: {n} structures" for name, key, n, _ in found.rows()]
+    if found.ignored:
+        notes.append("not taken for labels: " + ", ".join(f"{k} ({n})" for k, n in found.ignored.items()))
+    if few:
+        notes.append("Fewer than three groups: the split is random, with structures of one trajectory on both sides.")
+    return Card(
+        name="ase",
+        title=f"Structures from {Path(source).name}",
+        domain="user",
+        properties=tuple(found.counts),
+        theory=theory,
+        licence=licence,
+        citation=citation,
+        source=Path(source).name,
+        default_split="random" if few else "group",
+        notes=tuple(notes),
+    )
+
+
+def read(
+    source: Path, keys: Mapping[str, str] | None = None, group_key: str | None = None
+) -> Iterator[LabelledStructure]:
+    """Every structure, with the labels it has; files of a folder in the order of their names.
+
+    Forces are those of the calculation, on fixed atoms too (as `get_forces(apply_constraint=False)`). Tags
+    are kept where all are 0, 1 or 2, as in OC20; else (layers of a surface builder) every atom has tag 2.
+
+    Args:
+        source: a file or a folder.
+        keys: property → key in `info`, `arrays` or the results, instead of the usual ones.
+        group_key: entry of `info` that names a structure's group. Without it: `info["group"]` where there is
+            one; else the file, of several; else the chemical formula.
+
+    Yields:
+        Structures with ids "<file>#<position in the file>".
+
+    Raises:
+        EutecticError: nothing there; a file that is empty, cut short or of no known format; a structure or a
+            label that cannot be used (not finite, wrong shape, element X, periodic without volume).
+    """
+    for where, row in rows(source, keys, group_key):
+        row.check(where)
+        yield row
+
+
+def rows(
+    source: Path, keys: Mapping[str, str] | None = None, group_key: str | None = None
+) -> Iterator[tuple[str, LabelledStructure]]:
+    """As `read`, unchecked: where a structure is, and the structure."""
+    files, _ = _files(Path(source))
+    for name, where, atoms, info in _all_atoms(files):
+        labels = {label: value for label, (_, value) in _find(atoms, info, keys or {}, where).items()}
+        group = _group(name, atoms, info, group_key, len(files) > 1, where)
+        tags = np.asarray(atoms.get_tags())
+        if not np.isin(tags, (0, 1, 2)).all():
+            atoms.set_tags(np.full(len(atoms), 2))
+        yield (
+            where,
+            LabelledStructure(structure=Structure.from_ase(atoms), labels=labels, id=name, group=group),
+        )
+
+
+def _places(atoms: Atoms, info: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [info, atoms.arrays, atoms.calc.results if atoms.calc is not None else {}]
+
+
+def _find(
+    atoms: Atoms, info: Mapping[str, Any], keys: Mapping[str, str], where: str
+) -> dict[str, tuple[str, np.ndarray]]:
+    """Property → key it is under, and its value in the library's shape."""
+    unknown = set(keys) - set(PROPERTIES)
+    if unknown:
+        raise EutecticError("keys", f"property {sorted(unknown)[0]!r}", f"one of {', '.join(PROPERTIES)}", "rename it")
+    places = _places(atoms, info)
+    found: dict[str, tuple[str, np.ndarray]] = {}
+    for name, prop in PROPERTIES.items():
+        candidates = [keys[name]] if name in keys else [prefix + name for prefix in PREFIXES]
+        if name == "energy" and name not in keys:
+            # Some codes give only the free energy, of which their forces are the slope.
+            candidates.append("free_energy")
+        for key in candidates:
+            value = next((place[key] for place in places if place.get(key) is not None), None)
+            if value is not None:
+                found[name] = (key, _shaped(prop, value, len(atoms), f"{where}, {key}"))
+                break
+    if "stress" not in found and "stress" not in keys:
+        for key in VIRIALS:
+            value = next((place[key] for place in places if place.get(key) is not None), None)
+            if value is not None and atoms.cell.rank == 3:
+                virial = _shaped(PROPERTIES["stress"], value, len(atoms), f"{where}, {key}")
+                found["stress"] = (key, -virial / atoms.get_volume())
+                break
+    return found
+
+
+def _shaped(prop: Property, value: object, n_atoms: int, where: str) -> np.ndarray:
+    shape = prop.shape(n_atoms)
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise ValueError("a key without a value")
+        array = np.asarray(value, dtype=np.float64)
+        if prop.rank == 2 and array.shape == (6,):
+            return voigt_6_to_full_3x3_stress(array)
+        # (1,) for a number and (9,) for a tensor are the same numbers, written otherwise.
+        return array.reshape(shape) if array.size == int(np.prod(shape)) else array
+    except (ValueError, TypeError) as error:
+        raise EutecticError(
+            where,
+            f"{str(value)[:60]!r} ({error})",
+            f"{prop.name} in {prop.unit}, of shape {shape}",
+            "repair the file, or name another key for this property",
+        ) from error
+
+
+def _unused(atoms: Atoms, info: Mapping[str, Any], used: set[str]) -> set[str]:
+    names = {name for place in _places(atoms, info) for name in place}
+    plain = {"free_energy", "energies", "stresses", "magmoms"}
+    return {n for n in names - used - plain if n.lower().endswith(LABEL_LIKE)}
+
+
+def _no_labels(source: Path, keys: Mapping[str, str] | None, ignored: Mapping[str, int]) -> EutecticError:
+    near = f"no label under the usual names; there are {', '.join(sorted(ignored))}" if ignored else "no label"
+    if keys:
+        near = f"no label under {', '.join(keys.values())}"
+    return EutecticError(
+        str(source),
+        near,
+        "energy, forces, stress or another property: in atoms.calc, or as REF_energy, REF_forces, …",
+        "name the key of a property, e.g. --key energy=my_energy",
+    )
+
+
+def _group(name: str, atoms: Atoms, info: Mapping[str, Any], key: str | None, several_files: bool, where: str) -> str:
+    if key is not None and key not in info:
+        raise EutecticError(
+            where,
+            f"no entry {key!r}",
+            f"one of {', '.join(map(str, info)) or 'none: this structure has no entries'}",
+            "name another entry for the groups, or none",
+        )
+    if (entry := key or "group") in info:
+        return str(info[entry])
+    return name.rpartition("#")[0] if several_files else str(atoms.get_chemical_formula())
+
+
+def _files(source: Path) -> tuple[list[Path], list[str]]:
+    """Files to read, and names of those that ASE does not know."""
+    if not source.exists():
+        raise EutecticError(str(source), "nothing is here", "a file or folder of structures", "check the path")
+    if source.is_file():
+        _format(source)
+        return [source], []
+    files: list[Path] = []
+    skipped: list[str] = []
+    for file in sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        try:
+            format_name = _format(file)
+        except EutecticError:
+            skipped.append(file.name)
+            continue
+        # Folders of calculations hold settings in json as well; a database of ASE ends with its next id.
+        if format_name == "json" and b'"nextid"' not in file.read_bytes()[-200:]:
+            skipped.append(file.name)
+        else:
+            files.append(file)
+    if not files:
+        raise EutecticError(
+            str(source),
+            f"no file of structures among {len(skipped)} files",
+            "extxyz, db, traj, json, or another format of ASE",
+            "check the path",
+        )
+    return files, skipped
+
+
+def _format(file: Path) -> str:
+    """ASE's name for a file's format."""
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+
+    if file.stat().st_size == 0:
+        raise EutecticError(str(file), "an empty file", "structures", "write it again, or remove it")
+    try:
+        name = str(filetype(str(file)))
+    except (UnknownFileTypeError, OSError):
+        name = ""
+    if name == "castep-md" and b"BEGIN header" not in file.read_bytes()[:200]:
+        name = "markdown"  # README.md is not a trajectory of CASTEP, though both end in .md
+    if name not in ioformats or name in REFUSED or not ioformats[name].can_read:
+        raise EutecticError(
+            str(file),
+            f"format {name or 'unknown'}",
+            "extxyz, db, traj, json, or another format that ASE reads",
+            "convert it with ASE (`ase convert`)",
+        )
+    return name
+
+
+def _all_atoms(files: list[Path]) -> Iterator[tuple[str, str, Atoms, Mapping[str, Any]]]:
+    """Id, where it is in words, structure, and all its entries."""
+    root = os.path.commonpath([file.parent for file in files])
+    for file in files:
+        index, stream = 0, _atoms(file)
+        while True:
+            where = f"{file}, structure {index}"
+            try:
+                atoms, info = next(stream)
+            except StopIteration:
+                break
+            # Every format of ASE fails in its own way; what they share is that the file is not whole.
+            except Exception as error:
+                raise EutecticError(
+                    where,
+                    f"could not be read ({type(error).__name__}: {error})",
+                    f"a whole file of the format {_format(file)}",
+                    "it may be cut short or damaged: write it again, or remove what is not whole",
+                ) from error
+            yield f"{file.relative_to(root).as_posix()}#{index}", where, atoms, info
+            index += 1
+        if index == 0:
+            raise EutecticError(str(file), "no structures", "at least one", "write it again, or remove it")
+
+
+def _atoms(file: Path) -> Iterator[tuple[Atoms, Mapping[str, Any]]]:
+    if _format(file) in ("db", "json"):
+        from ase.db import connect
+
+        # ase.io drops the key-value pairs of a database, and those may be the labels.
+        for row in connect(str(file), type=_format(file)).select():
+            atoms = row.toatoms()
+            yield atoms, {**atoms.info, **row.data, **row.key_value_pairs}
+    else:
+        from ase.io import iread
+
+        for atoms in iread(str(file), index=":", format=_format(file)):
+            yield atoms, atoms.info

@@ -1,0 +1,153 @@
+"""Mixing data sets of very different sizes: the order of an epoch as a function, never as a list.
+
+Temperature sampling as in JMP (Shoghi et al., ICLR 2024, arXiv:2310.16802): data set i has a share
+∝ n_i^(1/T) of an epoch. It is exact, not drawn: set i has ceil(n_i f_i) places, with f_i such that the least
+repeated set is seen once. Every place is visited once, in a pseudo-random order computed from (seed, epoch,
+position) in constant memory, so that a run resumes anywhere, on any number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Int
+
+from eutectic.atoms import EutecticError
+
+MAX_LENGTH = 2**40
+ROUNDS = 6
+
+
+class Mixture:
+    """How often, and in which order, an epoch visits the rows of several data sets.
+
+    Args:
+        sizes: data set → number of training rows n_i.
+        temperature: T of p_i ∝ n_i^(1/T): 1 is proportional, 2 is JMP's, infinity is uniform over data sets.
+        weights: data set → relative share of the epoch, instead of the temperature.
+
+    Attributes:
+        names: the data sets, in the order of `sizes`; `at` answers with positions in it.
+        places: data set → places in one epoch, ceil(n_i f_i) ≥ n_i.
+        length: places in one epoch.
+
+    Raises:
+        EutecticError: no data set, an empty one, a temperature or weight that is not positive, weights for
+            other data sets, or an epoch of more than 2^40 places.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        temperature: float | int = 2.0,
+        weights: Mapping[str, float | int] | None = None,
+    ) -> None:
+        _check(sizes, temperature, weights)
+        self.names = tuple(sizes)
+        self.sizes, self.temperature, self.weights = dict(sizes), temperature, weights and dict(weights)
+        rows = np.array([sizes[name] for name in self.names], dtype=np.int64)
+        if weights is not None:
+            shares = np.array([weights[name] for name in self.names], dtype=np.float64)
+        else:
+            shares = (rows / rows.max()) ** (1.0 / temperature)
+        factors = shares / rows
+        factors /= factors.min()
+        # sqrt(4)·sqrt(25) is not quite 10 in floating point, and 10.000000001 must not become 11 places.
+        places = [math.ceil(n * f * (1.0 - 1e-12)) for n, f in zip(rows.tolist(), factors, strict=True)]
+        self.places = dict(zip(self.names, places, strict=True))
+        self.length = sum(places)
+        if self.length > MAX_LENGTH:
+            raise EutecticError(
+                "mixture",
+                f"an epoch of {self.length:.3g} places",
+                f"at most {MAX_LENGTH:.3g}",
+                "raise the smallest weight or lower the temperature",
+            )
+        self._rows = rows
+        self._ends = np.cumsum(places)
+
+    def at(
+        self, seed: int, epoch: int, positions: Int[np.ndarray, " n"]
+    ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """What stands at some positions of an epoch.
+
+        Args:
+            seed: of the run.
+            epoch: from 0; each has its own order.
+            positions: (n,) in [0, length).
+
+        Returns:
+            (n,) data set, as a position in `names`, and (n,) row of it. A set with more places than rows
+            repeats its rows in turn: no row is seen twice more often than another.
+
+        Raises:
+            IndexError: a position outside the epoch.
+        """
+        positions = np.asarray(positions, dtype=np.int64)
+        if len(positions) and (positions.min() < 0 or positions.max() >= self.length):
+            raise IndexError(f"positions {positions.min()} to {positions.max()} of an epoch of {self.length} places")
+        place = _permute(positions, self.length, f"{seed}/{epoch}")
+        which = np.searchsorted(self._ends, place, side="right")
+        offset = place - (self._ends[which] - np.array(list(self.places.values()))[which])
+        return which.astype(np.int64), offset % self._rows[which]
+
+
+def _check(sizes: Mapping[str, int], temperature: float | int, weights: Mapping[str, float | int] | None) -> None:
+    if not sizes:
+        raise EutecticError("mixture", "no data set", "at least one", "name the data sets to train on")
+    for name, size in sizes.items():
+        if size < 1:
+            raise EutecticError(
+                f"mixture, {name}", f"{size} training rows", "at least one", "check its split and its filters"
+            )
+    if not temperature > 0:
+        raise EutecticError(
+            "mixture", f"temperature {temperature}", "a positive number", "use 2 (JMP) or 1 (proportional)"
+        )
+    if weights is None:
+        return
+    if set(weights) != set(sizes):
+        raise EutecticError(
+            "mixture",
+            f"weights for {', '.join(weights)}",
+            f"one weight for each of {', '.join(sizes)}",
+            "name every data set once",
+        )
+    for name, weight in weights.items():
+        if not 0 < weight < math.inf:
+            raise EutecticError(
+                f"mixture, {name}", f"weight {weight}", "a positive number", "leave the data set out instead"
+            )
+
+
+def _permute(values: np.ndarray, length: int, key: str) -> np.ndarray:
+    """A keyed permutation of [0, length).
+
+    A Feistel network permutes the 2^(2h) ≥ length numbers of 2h bits, whatever its round function; values
+    that land outside [0, length) are sent through again until they are inside ("cycle walking"; Black and
+    Rogaway, CT-RSA 2002), which keeps it a permutation. Fewer than four passes are needed on average.
+    """
+    half = np.uint64(max(1, math.ceil((length - 1).bit_length() / 2)))
+    mask = np.uint64((1 << int(half)) - 1)
+    keys = np.frombuffer(hashlib.blake2b(key.encode(), digest_size=8 * ROUNDS).digest(), dtype="<u8")
+
+    def network(x: np.ndarray) -> np.ndarray:
+        left, right = x >> half, x & mask
+        for round_key in keys:
+            left, right = right, left ^ (_scramble(right + round_key) & mask)
+        return (left << half) | right
+
+    result = network(values.astype(np.uint64))
+    while (outside := np.flatnonzero(result >= np.uint64(length))).size:
+        result[outside] = network(result[outside])
+    return result.astype(np.int64)
+
+
+def _scramble(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), modulo 2^64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

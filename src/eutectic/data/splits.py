@@ -1,0 +1,317 @@
+"""Who trains, who validates, who tests: rows of a store, decided by rule and never by chance.
+
+Named splits: `group` (the default of most data sets) never parts what belongs together; `random` ignores
+groups; `official_01` … are published with a data set; `paper` repeats what JMP did for QM9 and rMD17.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from eutectic.atoms import EutecticError
+from eutectic.data.store import Store
+
+HELD_OUT = 0.1
+"""Share of validation, and again of testing, where no number is asked for."""
+
+PAPER_SIZES: dict[str, tuple[int | None, int, int | None, int]] = {
+    "qm9": (None, 10_000, 10_000, 130_000),
+    "rmd17": (950, 50, None, 99_000),
+}
+"""JMP (Shoghi et al., arXiv:2310.16802): training, validation, test (None is all the rest), and how many
+structures the whole data set has at least: a shuffle of a part is another split."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Three disjoint sets of rows.
+
+    Attributes:
+        name: which rule made it.
+        train: (n_train,) sorted rows.
+        validation: (n_validation,) sorted rows.
+        test: (n_test,) sorted rows.
+    """
+
+    name: str
+    train: Int[np.ndarray, " n_train"]
+    validation: Int[np.ndarray, " n_validation"]
+    test: Int[np.ndarray, " n_test"]
+
+
+def split(
+    store: Store,
+    name: str | None = None,
+    *,
+    n_train: int | None = None,
+    n_validation: int | None = None,
+    n_test: int | None = None,
+    seed: int = 0,
+    needs: tuple[str, ...] = (),
+) -> Split:
+    """Divide a store.
+
+    `group` and `random` depend on ids, groups and `seed` alone, not on the order of rows, and smaller sets
+    lie within larger ones: with 100 and with 1000 training structures, the test is the same. `official_…`
+    and `paper` take the first of the published order and leave `seed` aside.
+
+    Args:
+        store: what to divide.
+        name: "group", "random", "paper", or a published one; None is the card's default.
+        n_train: training structures; None is all that are left (official: all but validation).
+        n_validation: validation structures; None is a tenth (official: 50 of the training list).
+        n_test: test structures; None is a tenth (official, paper: the whole test list).
+        seed: of the hash behind `group` and `random`.
+        needs: labels a row must have to be counted.
+
+    Raises:
+        EutecticError: no such split; more structures asked for than there are; too few groups; no row with
+            the labels.
+    """
+    name = name or store.card.default_split
+    published = store.published_splits()
+    if name not in ("group", "random", "paper", *published):
+        names = ["group", "random", *published, *(["paper"] * (_family(store) in PAPER_SIZES))]
+        near = difflib.get_close_matches(name, names, 1)
+        raise EutecticError(
+            f"splits of {store.card.name}",
+            f"split {name!r}",
+            f"one of {', '.join(names)}",
+            f"did you mean {near[0]!r}?" if near else "name one of these",
+        )
+    eligible = _eligible(store, needs)
+    asked = (n_train, n_validation, n_test)
+    for part, n in zip(("training", "validation", "test"), asked, strict=True):
+        if n is not None and n < (part == "training"):
+            raise EutecticError(f"split {name!r}", f"{n} {part} structures", "a positive number", "ask for more")
+    if name == "group":
+        parts = _by_group(store, eligible, asked, seed)
+    elif name == "random":
+        parts = _at_random(store, eligible, asked, seed)
+    elif name == "paper":
+        parts = _paper(store, eligible, asked)
+    else:
+        parts = _official(store, name, published[name], eligible, asked)
+    return Split(name, *(np.sort(part).astype(np.int64) for part in parts))
+
+
+_Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Training, validation, test: rows, in the order in which fewer of them would be taken."""
+
+_Asked = tuple[int | None, int | None, int | None]
+"""Training, validation, test: how many are asked for."""
+
+
+def _eligible(store: Store, needs: tuple[str, ...]) -> np.ndarray:
+    """(rows,) whether a row has every label that is needed."""
+    unknown = [name for name in needs if name not in store.card.properties]
+    found = np.ones(len(store), dtype=bool) if not unknown else np.zeros(len(store), dtype=bool)
+    if needs and not unknown:
+        start = 0
+        for batch in store.take(np.arange(len(store)), *needs):
+            for name in needs:
+                found[start : start + batch.num_rows] &= batch.column(name).is_valid().to_numpy(False)
+            start += batch.num_rows
+    if not found.any():
+        raise EutecticError(
+            str(store.path),
+            f"no structure has {' and '.join(unknown or needs)}",
+            f"labels among {', '.join(store.card.properties)}",
+            "name properties that are there (`eutectic data info` lists them)",
+        )
+    return found
+
+
+def _hashes(texts: Iterable[str], seed: int) -> np.ndarray:
+    """A number in [0, 2^64) for each text: the same on every machine and in every order."""
+    key = hashlib.blake2b(f"{seed}".encode(), digest_size=16).digest()
+    digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8, key=key).digest() for t in texts)
+    return np.frombuffer(digests, dtype="<u8")
+
+
+def _in_hash_order(store: Store, seed: int) -> np.ndarray:
+    """(rows,) by the hash of their id, so that the order in the store cannot matter."""
+    return np.argsort(_hashes(store.column("id"), seed), kind="stable")
+
+
+def _targets(n: int, asked: _Asked) -> tuple[int, int]:
+    """How many rows to hold out for validation and for testing, of n.
+
+    A tenth each, whatever is asked of them up to that, so that asking for less never moves a row between
+    parts; more where more is asked; less where training asks for it.
+    """
+    n_train, n_validation, n_test = asked
+    tenth = max(1, round(HELD_OUT * n))
+    least = tuple(0 if a is None else a for a in (n_validation, n_test))
+    targets = [max(tenth, a) for a in least]
+    room = n - (n_train or 1)
+    if sum(targets) > room:
+        spare = max(0, room - sum(least))
+        # Parts nobody gave a number for keep what is left of their tenth.
+        wish = [tenth if a is None else 0 for a in (n_validation, n_test)]
+        targets = [a + spare * w // max(1, sum(wish)) for a, w in zip(least, wish, strict=True)]
+    return targets[0], targets[1]
+
+
+def _first(rows: np.ndarray, n: int | None, part: str, where: str) -> np.ndarray:
+    if n is not None and n > len(rows):
+        raise EutecticError(
+            where, f"{n} {part} structures asked for", f"at most {len(rows)}", f"ask for {len(rows)} or fewer"
+        )
+    return rows[:n]
+
+
+def _cut(parts: _Parts, asked: _Asked, where: str) -> _Parts:
+    train, validation, test = parts
+    return (
+        _first(train, asked[0], "training", where),
+        _first(validation, asked[1], "validation", where),
+        _first(test, asked[2], "test", where),
+    )
+
+
+def _hold_out(
+    divide: Callable[[np.ndarray, _Asked], _Parts],
+    order: np.ndarray,
+    eligible: np.ndarray,
+    asked: _Asked,
+    where: str,
+) -> _Parts:
+    """Divide all rows, then keep the eligible ones: tasks of other labels share their test structures.
+
+    Only where that leaves too few for a part are the eligible rows divided on their own.
+    """
+    n = int(eligible.sum())
+    if sum(a or 0 for a in asked) > n:
+        words = " + ".join(str(a or 0) for a in asked)
+        raise EutecticError(
+            where,
+            f"{words} structures asked for (training + validation + test)",
+            f"at most {n} together, which is all there are",
+            "ask for fewer",
+        )
+    of_all = tuple(None if a is None else math.ceil(a * len(order) / n) for a in asked)
+    train, validation, test = (rows[eligible[rows]] for rows in divide(order, of_all))  # type: ignore[arg-type]
+    if any(len(p) < (a or 0) for p, a in zip((train, validation, test), asked, strict=True)):
+        train, validation, test = divide(order[eligible[order]], asked)
+    return _cut((train, validation, test), asked, where)
+
+
+def _at_random(store: Store, eligible: np.ndarray, asked: _Asked, seed: int) -> _Parts:
+    def divide(rows: np.ndarray, asked: _Asked) -> _Parts:
+        n_validation, n_test = _targets(len(rows), asked)
+        test, validation, train = np.split(rows, [n_test, n_test + n_validation])
+        return train, validation, test
+
+    where = f"split 'random' of {store.card.name}"
+    return _hold_out(divide, _in_hash_order(store, seed), eligible, asked, where)
+
+
+def _by_group(store: Store, eligible: np.ndarray, asked: _Asked, seed: int) -> _Parts:
+    where = f"split 'group' of {store.card.name}"
+    names, group_of_row = np.unique(store.column("group").astype(str), return_inverse=True)
+    order_of_groups = np.argsort(_hashes(names.tolist(), seed), kind="stable")
+
+    def divide(rows: np.ndarray, asked: _Asked) -> _Parts:
+        sizes = np.bincount(group_of_row[rows], minlength=len(names))
+        order = order_of_groups[sizes[order_of_groups] > 0]
+        if len(order) < 3:
+            raise EutecticError(
+                where,
+                f"{len(order)} group{'s' * (len(order) > 1)} of structures that belong together",
+                "at least three, one for each part",
+                "use the split 'random' (structures of one group will be on both sides)",
+            )
+        part = _assign(order, sizes, _targets(len(rows), asked), (asked[1] or 0, asked[2] or 0))[group_of_row[rows]]
+        return rows[part == 0], rows[part == 1], rows[part == 2]
+
+    return _hold_out(divide, _in_hash_order(store, seed), eligible, asked, where)
+
+
+def _assign(order: np.ndarray, sizes: np.ndarray, targets: tuple[int, int], least: tuple[int, int]) -> np.ndarray:
+    """(groups,) 0 training, 1 validation, 2 test.
+
+    In turn, each group goes to the test while that brings the test nearer to its size, then to validation,
+    else to training. A group of more than twice that size never does, and no part stays empty.
+
+    Args:
+        order: (groups,) which group comes when.
+        sizes: (groups,) structures of each.
+        targets: structures wanted for validation and for the test.
+        least: structures they must have.
+    """
+    part = np.zeros(len(sizes), dtype=np.int64)
+    filled = [0, 0]
+    for group in order:
+        for which in (1, 0):
+            half = sizes[group] / 2
+            short = filled[which] < least[which] and half <= targets[which]
+            if short or filled[which] + half <= targets[which]:
+                part[group] = which + 1
+                filled[which] += int(sizes[group])
+                break
+    for which in (1, 0):
+        if not filled[which]:
+            training = order[part[order] == 0]
+            part[training[np.argmin(sizes[training])]] = which + 1
+    return part
+
+
+def _official(store: Store, name: str, lists: dict[str, np.ndarray], eligible: np.ndarray, asked: _Asked) -> _Parts:
+    where = f"split {name!r} of {store.card.name}"
+    train, test = (lists[part][eligible[lists[part]]] for part in ("train", "test"))
+    if "validation" in lists:
+        validation = lists["validation"][eligible[lists["validation"]]]
+        return _cut((train, validation, test), asked, where)
+    n_train, n_validation, n_test = asked
+    if n_validation is None:
+        n_validation = min(50, len(train) - (n_train or 1))
+    if n_train is None:
+        n_train = len(train) - n_validation
+    if n_train < 1 or n_validation < 0 or n_train + n_validation > len(train):
+        raise EutecticError(
+            where,
+            f"{n_train} training and {n_validation} validation structures asked for",
+            f"at most {len(train)} together, the published training list",
+            "ask for fewer, or use the split 'random'",
+        )
+    validation = train[n_train : n_train + n_validation]
+    return train[:n_train], validation, _first(test, n_test, "test", where)
+
+
+def _family(store: Store) -> str:
+    return store.card.name.partition(":")[0]
+
+
+def _paper(store: Store, eligible: np.ndarray, asked: _Asked) -> _Parts:
+    where, n = f"split 'paper' of {store.card.name}", len(store)
+    if _family(store) not in PAPER_SIZES:
+        raise EutecticError(
+            where,
+            "JMP did not use this data set",
+            " or ".join(PAPER_SIZES),
+            "use the split 'group' or 'random'",
+        )
+    n_train, n_validation, n_test, whole = PAPER_SIZES[_family(store)]
+    if n_train is None:
+        n_train = n - n_validation - (n_test or 0)
+    if n < whole:
+        raise EutecticError(
+            where,
+            f"{n} structures",
+            f"the whole data set, {whole} or more",
+            "prepare it from the complete files, or use the split 'random'",
+        )
+    # NumPy promises that this generator's stream never changes.
+    order = np.arange(n)
+    np.random.RandomState(42).shuffle(order)
+    bounds = [n_train, n_train + n_validation]
+    train, validation, test = (rows[eligible[rows]] for rows in np.split(order, bounds))
+    return _cut((train, validation, test), asked, where)

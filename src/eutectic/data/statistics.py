@@ -1,0 +1,243 @@
+"""What is fitted to training labels before training: energies of elements, and the scale of what they leave.
+
+Everything is float64 and streamed: a total energy in float32 is already off by more than models are, and a
+data set need not fit in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+from ase.data import chemical_symbols
+from jaxtyping import Float, Int
+
+from eutectic.atoms import PROPERTIES, EutecticError, Property
+from eutectic.data.store import Store
+
+N_ELEMENTS = 119
+
+
+@dataclass(frozen=True, kw_only=True)
+class References:
+    """One value per element; summed over atoms, they are what composition alone explains.
+
+    Attributes:
+        property: what was fitted ("energy", "u0", …).
+        values: atomic number → value in the property's unit, for the elements of the training structures.
+    """
+
+    property: str
+    values: Mapping[int, float]
+
+    def table(self) -> Float[np.ndarray, " 119"]:
+        """Values by atomic number; NaN where an element was absent from training."""
+        table = np.full(N_ELEMENTS, np.nan)
+        table[list(self.values)] = list(self.values.values())
+        return table
+
+    def of(self, numbers: Int[np.ndarray, " atoms"]) -> float:
+        """Sum over the atoms of a structure, in the property's unit.
+
+        Raises:
+            EutecticError: an element that was absent from training.
+        """
+        return float(self._of_compositions(np.bincount(numbers, minlength=N_ELEMENTS)[None].astype(float))[0])
+
+    def subtract(self, numbers: Int[np.ndarray, " atoms"], value: float) -> float:
+        """A structure's value less the sum over its atoms.
+
+        Raises:
+            EutecticError: an element that was absent from training.
+        """
+        return float(value) - self.of(numbers)
+
+    def unseen(self) -> tuple[str, ...]:
+        """Symbols of the elements, H to Og, that have no reference."""
+        return tuple(chemical_symbols[z] for z in range(1, N_ELEMENTS) if z not in self.values)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON, elements by symbol."""
+        return {
+            "property": self.property,
+            "values": {chemical_symbols[z]: v for z, v in self.values.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> References:
+        """The inverse of `to_dict`."""
+        table: Mapping[str, float] = values["values"]  # type: ignore[assignment]
+        return cls(
+            property=str(values["property"]),
+            values={chemical_symbols.index(symbol): float(v) for symbol, v in table.items()},
+        )
+
+    def _of_compositions(self, counts: Float[np.ndarray, "n 119"]) -> Float[np.ndarray, " n"]:
+        table = self.table()
+        missing = np.isnan(table) & (counts > 0).any(axis=0)
+        if missing.any():
+            symbols = ", ".join(chemical_symbols[z] for z in np.flatnonzero(missing))
+            raise EutecticError(
+                f"reference values of {self.property}",
+                f"element {symbols} has no reference: absent from training",
+                f"only {', '.join(chemical_symbols[z] for z in sorted(self.values))}",
+                "leave these structures out, or train on structures with this element",
+            )
+        return counts @ np.nan_to_num(table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What turns a label into a number near one: (label − mean) / std.
+
+    Attributes:
+        mean: in the property's unit; 0 for vectors and tensors, whose mean direction means nothing.
+        std: the spread around `mean` (population), in the property's unit; 1 where labels do not differ.
+    """
+
+    mean: float
+    std: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, float]) -> Scale:
+        """The inverse of `to_dict`."""
+        return cls(mean=float(values["mean"]), std=float(values["std"]))
+
+
+def fit_references(store: Store, indices: Int[np.ndarray, " n"], property: str = "energy") -> References:
+    """Least squares, without an intercept, of a property on the numbers of atoms of each element.
+
+    As JMP, and before it OC20, fit their linear references. Where the training structures cannot tell
+    elements apart (one molecule only: just the sum is known), the shares are those of least norm, and sums
+    over any structure of the same kind are exact all the same.
+
+    Args:
+        store: where the labels are.
+        indices: (n,) training rows; rows without the label are passed over.
+        property: an extensive property of structures.
+
+    Raises:
+        EutecticError: the property is not extensive, or no row has it.
+    """
+    prop = _known(store, property)
+    if not prop.extensive or prop.level != "structure" or prop.rank > 0:
+        raise EutecticError(
+            f"references of {property}",
+            f"{property} does not add up over atoms",
+            f"one of {', '.join(p.name for p in PROPERTIES.values() if p.extensive)}",
+            "fit its mean and spread alone",
+        )
+    normal, right = np.zeros((N_ELEMENTS, N_ELEMENTS)), np.zeros(N_ELEMENTS)
+    for counts, values in _with_compositions(store, indices, property):
+        here = np.flatnonzero(counts.any(axis=0))
+        some = counts[:, here]
+        # Sums of products of whole numbers: exact in float64 up to 2^53. The matrices are small, and einsum
+        # starts no threads for them (on a busy machine those made this forty times slower).
+        normal[np.ix_(here, here)] += np.einsum("ni,nj->ij", some, some)
+        right[here] += np.einsum("ni,n->i", some, values)
+    seen = np.flatnonzero(normal.diagonal())
+    if not len(seen):
+        raise _no_label(store, property)
+    # Columns of unit length, so that an element seen once in a million is not taken for a null direction.
+    length = np.sqrt(normal[seen, seen])
+    eigenvalues, vectors = np.linalg.eigh(normal[np.ix_(seen, seen)] / np.outer(length, length))
+    known = eigenvalues > 1e-10 * eigenvalues[-1]
+    parts = vectors[:, known].T @ (right[seen] / length)
+    solution = (vectors[:, known] @ (parts / eigenvalues[known])) / length
+    return References(property=property, values=dict(zip(seen.tolist(), solution.tolist(), strict=True)))
+
+
+def fit_scale(
+    store: Store, indices: Int[np.ndarray, " n"], property: str, references: References | None = None
+) -> Scale:
+    """Mean and population standard deviation of a property over training rows.
+
+    Args:
+        store: where the labels are.
+        indices: (n,) training rows; rows without the label are passed over.
+        property: for vectors and tensors the root mean square of components, with mean 0.
+        references: subtracted first.
+
+    Raises:
+        EutecticError: no row has the label; an element without a reference.
+    """
+    prop = _known(store, property)
+    count, mean, squares = 0, 0.0, 0.0
+    for values in _residuals(store, indices, prop, references):
+        if not values.size:
+            continue
+        # Parts of a sum of squares about a mean, joined as in Chan, Golub and LeVeque (1983).
+        part_mean = float(values.mean()) if prop.rank == 0 else 0.0
+        part_squares = float(((values - part_mean) ** 2).sum())
+        total = count + values.size
+        squares += part_squares + (part_mean - mean) ** 2 * count * values.size / total
+        mean += (part_mean - mean) * values.size / total
+        count = total
+    if not count:
+        raise _no_label(store, property)
+    std = math.sqrt(squares / count)
+    # Labels that are all alike, but for rounding, have no scale of their own.
+    return Scale(mean=mean, std=std if std > 1e-12 * max(1.0, abs(mean)) else 1.0)
+
+
+def mean_atoms(store: Store, indices: Int[np.ndarray, " n"]) -> float:
+    """Mean number of atoms of some structures."""
+    atoms = structures = 0
+    for batch in store.take(indices, "n_atoms"):
+        atoms += int(batch.column("n_atoms").to_numpy().sum(dtype=np.int64))
+        structures += batch.num_rows
+    return atoms / max(structures, 1)
+
+
+def _residuals(
+    store: Store, indices: np.ndarray, prop: Property, references: References | None
+) -> Iterator[np.ndarray]:
+    if prop.rank > 0 or prop.level == "atom":
+        for batch in store.take(indices, prop.name):
+            yield batch.column(prop.name).flatten().to_numpy().astype(np.float64)
+    elif references is None:
+        for batch in store.take(indices, prop.name):
+            yield batch.column(prop.name).drop_null().to_numpy()
+    else:
+        for counts, values in _with_compositions(store, indices, prop.name):
+            yield values - references._of_compositions(counts)
+
+
+def _with_compositions(
+    store: Store, indices: np.ndarray, name: str
+) -> Iterator[tuple[Float[np.ndarray, "n 119"], Float[np.ndarray, " n"]]]:
+    """Atoms of each element, and the label, of the rows that have it."""
+    for batch in store.take(indices, "numbers", name):
+        rows = batch.filter(batch.column(name).is_valid())
+        numbers = rows.column("numbers")
+        which = np.repeat(np.arange(rows.num_rows), pc.list_value_length(numbers).to_numpy())
+        cells = which * N_ELEMENTS + numbers.flatten().to_numpy().astype(np.int64)
+        counts = np.bincount(cells, minlength=rows.num_rows * N_ELEMENTS).reshape(-1, N_ELEMENTS)
+        yield counts.astype(np.float64), rows.column(name).to_numpy()
+
+
+def _known(store: Store, property: str) -> Property:
+    if property not in store.card.properties:
+        raise EutecticError(
+            str(store.path),
+            f"property {property!r}",
+            f"one of {', '.join(store.card.properties)}",
+            "name one",
+        )
+    return PROPERTIES[property]
+
+
+def _no_label(store: Store, property: str) -> EutecticError:
+    return EutecticError(
+        str(store.path),
+        f"no training structure has {property}",
+        "at least one",
+        "check the split, or name a property that is there (`eutectic data info`)",
+    )

@@ -1,0 +1,603 @@
+"""What a comparison of two starts is: the numbers behind `results.json`, the report and the terminal's table.
+
+Everything here is plain data that survives a round trip through JSON; nothing here needs torch. "Error" is
+always in the task's physical unit, "step" is one update of the weights.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from eutectic.atoms import EutecticError, Structure
+from eutectic.data.card import Card
+from eutectic.data.store import Store
+
+Start = Literal["pretrained", "scratch"]
+STARTS: tuple[Start, Start] = ("scratch", "pretrained")
+PARITY_POINTS = 500
+EXAMPLES = 6
+
+HOW = (
+    "scratch, pretrained: test error, mean over seeds (spread: standard deviation over seeds, ddof 1). "
+    "improvement_percent: 100 (1 - pretrained / scratch). "
+    "speedup: steps of the budget divided by the first step at which the seed-mean validation curve of the "
+    "pre-trained start reaches the final value of the seed-mean validation curve of the start from scratch, "
+    "linear between evaluations; where it never does, the first step at which the curve from scratch reaches "
+    "the final value of the pre-trained one, divided by the steps of the budget (below 1: pre-training "
+    "was slower). "
+    "mean_improvement_percent: arithmetic mean over tasks. mean_speedup: geometric mean over tasks."
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Validation error along one training run.
+
+    Attributes:
+        steps: updates of the weights done at each evaluation, ascending; 0 is before the first.
+        seconds: training time at each evaluation.
+        errors: validation error, in the task's physical unit.
+    """
+
+    steps: list[int]
+    seconds: list[float]
+    errors: list[float]
+
+    def __post_init__(self) -> None:
+        if not len(self.steps) == len(self.seconds) == len(self.errors) > 0:
+            raise ValueError(
+                f"a curve of {len(self.steps)} steps, {len(self.seconds)} times, {len(self.errors)} errors"
+            )
+        if any(b <= a for a, b in zip(self.steps, self.steps[1:], strict=False)):
+            raise ValueError(f"the steps of a curve must ascend, got {self.steps}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Curve:
+        """The inverse of `dataclasses.asdict`, through JSON."""
+        return cls(
+            steps=[int(s) for s in values["steps"]],
+            seconds=_floats(values["seconds"]),
+            errors=_floats(values["errors"]),
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning run.
+
+    Attributes:
+        start: the weights it started from.
+        seed: of everything random in it; two starts with one seed are a pair.
+        learning_rate: the peak.
+        curve: validation error along the way.
+        test_error: in the task's unit, of the weights chosen on validation data.
+        truth, prediction: at most 500 test points, in the task's unit, for a parity plot.
+        seconds: wall time.
+    """
+
+    start: Start
+    seed: int
+    learning_rate: float
+    curve: Curve
+    test_error: float
+    truth: list[float]
+    prediction: list[float]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if len(self.truth) != len(self.prediction):
+            raise ValueError(f"{len(self.truth)} true values, {len(self.prediction)} predictions")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Run:
+        """The inverse of `dataclasses.asdict`, through JSON."""
+        return cls(
+            start=values["start"],
+            seed=int(values["seed"]),
+            learning_rate=float(values["learning_rate"]),
+            curve=Curve.from_dict(values["curve"]),
+            test_error=_float(values["test_error"]),
+            truth=_floats(values["truth"]),
+            prediction=_floats(values["prediction"]),
+            seconds=float(values["seconds"]),
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One short run made only to choose a learning rate, on validation data."""
+
+    start: Start
+    learning_rate: float
+    validation_error: float
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Trial:
+        """The inverse of `dataclasses.asdict`, through JSON."""
+        return cls(values["start"], float(values["learning_rate"]), _float(values["validation_error"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskComparison:
+    """One property of one data set, learned from scratch, from pre-trained weights, or both.
+
+    Attributes:
+        name: what the command line calls the task.
+        title: one line for people.
+        dataset, property, symbol, unit, theory: what is predicted, and how the labels were made.
+        n_train, n_validation, n_test: structures.
+        steps: the budget of every run.
+        runs: all runs that count, any order.
+        trials: runs made to choose the learning rates, if any.
+        metric: what the errors are.
+    """
+
+    name: str
+    title: str
+    dataset: str
+    property: str
+    symbol: str
+    unit: str
+    theory: str
+    n_train: int
+    n_validation: int
+    n_test: int
+    steps: int
+    runs: list[Run]
+    trials: list[Trial] = field(default_factory=list)
+    metric: str = "mean absolute error"
+
+    # `property` is a field here, and the decorator is `builtins.property`.
+
+    def of(self, start: Start) -> list[Run]:
+        """The runs from one start, by seed."""
+        return sorted((r for r in self.runs if r.start == start), key=lambda r: r.seed)
+
+    def starts(self) -> tuple[Start, ...]:
+        """The starts that have runs, scratch first."""
+        return tuple(s for s in STARTS if self.of(s))
+
+    def seeds(self) -> list[int]:
+        """Every seed used."""
+        return sorted({r.seed for r in self.runs})
+
+    def mean(self, start: Start) -> float | None:
+        """Test error, mean over seeds."""
+        errors = [r.test_error for r in self.of(start)]
+        return float(np.mean(errors)) if errors else None
+
+    def spread(self, start: Start) -> float | None:
+        """Standard deviation of the test error over seeds (ddof 1); None with fewer than two."""
+        return _spread([r.test_error for r in self.of(start)])
+
+    @builtins.property
+    def scratch(self) -> float | None:
+        """Test error from scratch, mean over seeds."""
+        return self.mean("scratch")
+
+    @builtins.property
+    def pretrained(self) -> float | None:
+        """Test error from pre-trained weights, mean over seeds."""
+        return self.mean("pretrained")
+
+    @builtins.property
+    def improvement_percent(self) -> float | None:
+        """100 (1 − pretrained / scratch), of the means over seeds; positive is better."""
+        return _improvement(self.scratch, self.pretrained)
+
+    def improvement_by_seed(self) -> dict[int, float]:
+        """The same for each seed that both starts have: a pair shares everything but its first weights."""
+        scratch = {r.seed: r.test_error for r in self.of("scratch")}
+        pairs = {r.seed: _improvement(scratch.get(r.seed), r.test_error) for r in self.of("pretrained")}
+        return {seed: value for seed, value in pairs.items() if value is not None}
+
+    @builtins.property
+    def improvement_spread(self) -> float | None:
+        """Standard deviation of the paired improvements over seeds (ddof 1), in percent points."""
+        return _spread(list(self.improvement_by_seed().values()))
+
+    def mean_curve(self, start: Start) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and validation error, mean over seeds, on every step that all seeds cover (linear "
+        "between)."""
+        curves = [r.curve for r in self.of(start)]
+        first, last = max(c.steps[0] for c in curves), min(c.steps[-1] for c in curves)
+        grid = np.array(sorted({s for c in curves for s in c.steps if first <= s <= last}), dtype=float)
+        return grid, np.mean([np.interp(grid, c.steps, c.errors) for c in curves], axis=0)
+
+    def crossing(self) -> tuple[Start, float, float] | None:
+        """Where the better start reaches the other's final validation error: (start, step, error).
+
+        "Reaches" is the first time at or below, linear between evaluations. A curve that begins at or below
+        counts as there at its first evaluation after step 0: what happened before was not measured.
+        """
+        if len(self.starts()) < 2:
+            return None
+        pairs: tuple[tuple[Start, Start], ...] = (("pretrained", "scratch"), ("scratch", "pretrained"))
+        for start, other in pairs:
+            target = float(self.mean_curve(other)[1][-1])
+            step = _first_at_or_below(*self.mean_curve(start), target)
+            if step is not None:
+                return start, step, target
+        return None
+
+    @builtins.property
+    def speedup(self) -> float | None:
+        """How many times fewer steps pre-training needs for what the start from scratch reaches in the end.
+
+        The budget `steps` divided by the first step at which the seed-mean validation curve of the
+        pre-trained start reaches the final value of the seed-mean curve from scratch (see `crossing`). Where
+        it never does, the question is turned round: the first step at which the curve from scratch reaches
+        the pre-trained final value, divided by the budget, which is at most 1. None without both starts, or
+        where a curve ends in no number.
+        """
+        crossing = self.crossing()
+        if crossing is None:
+            return None
+        start, step, _ = crossing
+        return self.steps / step if start == "pretrained" else step / self.steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, what follows from the runs included."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "dataset": self.dataset,
+            "property": self.property,
+            "symbol": self.symbol,
+            "unit": self.unit,
+            "theory": self.theory,
+            "metric": self.metric,
+            "scratch": self.scratch,
+            "scratch_spread": self.spread("scratch"),
+            "pretrained": self.pretrained,
+            "pretrained_spread": self.spread("pretrained"),
+            "improvement_percent": self.improvement_percent,
+            "improvement_spread_percent": self.improvement_spread,
+            "improvement_percent_by_seed": {str(k): v for k, v in self.improvement_by_seed().items()},
+            "speedup": self.speedup,
+            "n_train": self.n_train,
+            "n_validation": self.n_validation,
+            "n_test": self.n_test,
+            "steps": self.steps,
+            "trials": [asdict(t) for t in self.trials],
+            "runs": [asdict(r) for r in self.runs],
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TaskComparison:
+        """The inverse of `to_dict`; what follows from the runs is computed anew."""
+        plain = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        plain["runs"] = [Run.from_dict(r) for r in values["runs"]]
+        plain["trials"] = [Trial.from_dict(t) for t in values.get("trials", [])]
+        return cls(**plain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetSummary:
+    """One pre-training set at a glance.
+
+    Attributes:
+        card: what the set says of itself.
+        n_structures, n_groups, n_atoms: sizes; a group is never split between training and testing.
+        elements: atomic number → atoms in the whole set.
+        sizes: number of atoms → structures of that size.
+        n_drawn: structures drawn from it during training, repeats counted.
+        examples: up to six structures chosen for variety, as `structure_to_dict` writes them.
+    """
+
+    card: Card
+    n_structures: int
+    n_groups: int
+    n_atoms: int
+    elements: dict[int, int]
+    sizes: dict[int, int]
+    n_drawn: int
+    examples: list[dict[str, Any]]
+
+    @builtins.property
+    def name(self) -> str:
+        """What the command line calls the set."""
+        return self.card.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON (whose keys are strings)."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SetSummary:
+        """The inverse of `to_dict`, through JSON."""
+        return cls(
+            **values
+            | {
+                "card": Card.from_dict(values["card"]),
+                "elements": {int(z): int(n) for z, n in values["elements"].items()},
+                "sizes": {int(s): int(n) for s, n in values["sizes"].items()},
+            }
+        )
+
+
+def summarise(store: Store, n_drawn: int) -> SetSummary:
+    """A store at a glance.
+
+    Args:
+        store: read through once by column; a few hundred rows are looked at for the examples.
+        n_drawn: structures drawn from it during training.
+    """
+    n_atoms = store.column("n_atoms")
+    sizes, counts = np.unique(n_atoms, return_counts=True)
+    return SetSummary(
+        card=store.card,
+        n_structures=len(store),
+        n_groups=len(set(store.column("group").tolist())),
+        n_atoms=int(n_atoms.sum()),
+        elements=store.composition(),
+        sizes={int(s): int(n) for s, n in zip(sizes, counts, strict=True)},
+        n_drawn=int(n_drawn),
+        examples=[structure_to_dict(store[i].structure) for i in varied(store)],
+    )
+
+
+def varied(store: Store, count: int = EXAMPLES, looked_at: int = 400) -> list[int]:
+    """Rows that differ most in composition and size: each next one is the farthest from those chosen.
+
+    Deterministic: begins at the row of median size, among `looked_at` rows evenly spread over the store.
+    """
+    rows = np.unique(np.linspace(0, len(store) - 1, min(looked_at, len(store))).astype(int))
+    features, groups = [], []
+    for row in rows:
+        item = store[int(row)]
+        # Square roots: one carbon of an adsorbate should weigh something against forty metal atoms.
+        amounts = np.sqrt(np.bincount(item.structure.numbers, minlength=119) / len(item.structure))
+        features.append(np.append(amounts, 0.5 * math.log(len(item.structure))))
+        groups.append(item.group)
+    table = np.array(features)
+    chosen = [int(np.argsort(table[:, -1], kind="stable")[len(rows) // 2])]
+    while len(chosen) < min(count, len(rows)):
+        distance = np.linalg.norm(table[:, None] - table[None, chosen], axis=-1).min(axis=1)
+        seen = {groups[i] for i in chosen}
+        distance[[g in seen for g in groups]] *= 0.1
+        distance[chosen] = -1.0
+        chosen.append(int(distance.argmax()))
+    return [int(rows[i]) for i in sorted(chosen, key=lambda i: (table[i, -1], rows[i]))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingSummary:
+    """What pre-training saw and how it went.
+
+    Attributes:
+        sets: the data sets.
+        journal: `{step, seconds, loss, learning_rate, loss_by_set: {set: loss}}` for each time it was noted.
+        validation: `{step, seconds, by_set: {set: {energy_mae (meV/atom), forces_mae (meV/Å),
+            energy_baseline, forces_baseline}}}`; the baselines are the errors of predicting the reference
+            energy and zero force.
+        drawn: set → structures drawn, repeats counted.
+        seconds: wall time.
+        n_parameters: of the whole model.
+        backbone: what the command line calls it.
+    """
+
+    sets: list[SetSummary]
+    journal: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+    drawn: dict[str, int]
+    seconds: float
+    n_parameters: int
+    backbone: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PretrainingSummary:
+        """The inverse of `to_dict`, through JSON."""
+        return cls(
+            **values | {"sets": [SetSummary.from_dict(s) for s in values["sets"]], "seconds": float(values["seconds"])}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResults:
+    """A whole demonstration: pre-training once, then every task from both starts.
+
+    Attributes:
+        tasks: the comparisons.
+        pretraining: what the pre-trained start had learned from; None where the weights came from elsewhere.
+        settings: the resolved settings of the run, plain JSON.
+        times: part of the work → seconds.
+        environment: versions and hardware, plain JSON.
+    """
+
+    tasks: list[TaskComparison]
+    pretraining: PretrainingSummary | None
+    settings: dict[str, Any]
+    times: dict[str, Any]
+    environment: dict[str, Any]
+
+    @builtins.property
+    def mean_improvement_percent(self) -> float | None:
+        """Arithmetic mean of the tasks' improvements."""
+        values = [t.improvement_percent for t in self.tasks]
+        known = [v for v in values if v is not None]
+        return float(np.mean(known)) if known else None
+
+    @builtins.property
+    def mean_improvement_spread(self) -> float | None:
+        """Standard deviation over seeds (ddof 1) of the mean paired improvement, in percent points."""
+        by_task = [t.improvement_by_seed() for t in self.tasks if t.improvement_percent is not None]
+        shared = set.intersection(*(set(b) for b in by_task)) if by_task else set()
+        return _spread([float(np.mean([b[seed] for b in by_task])) for seed in sorted(shared)])
+
+    @builtins.property
+    def mean_speedup(self) -> float | None:
+        """Geometric mean of the tasks' speed-ups: they are ratios, and 2× with ½× is no gain."""
+        known = [s for s in (t.speedup for t in self.tasks) if s is not None]
+        return float(np.exp(np.mean(np.log(known)))) if known else None
+
+    def seeds(self) -> list[int]:
+        """Every seed used in fine-tuning."""
+        return sorted({s for t in self.tasks for s in t.seeds()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON: what `results.json` holds."""
+        return {
+            "mean_improvement_percent": self.mean_improvement_percent,
+            "mean_improvement_spread_percent": self.mean_improvement_spread,
+            "mean_speedup": self.mean_speedup,
+            "how": HOW,
+            "seeds": self.seeds(),
+            "times": self.times,
+            "settings": self.settings,
+            "environment": self.environment,
+            "tasks": [t.to_dict() for t in self.tasks],
+            "pretraining": None if self.pretraining is None else self.pretraining.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DemoResults:
+        """The inverse of `to_dict`; means are computed anew."""
+        pretraining = values.get("pretraining")
+        return cls(
+            tasks=[TaskComparison.from_dict(t) for t in values["tasks"]],
+            pretraining=None if pretraining is None else PretrainingSummary.from_dict(pretraining),
+            settings=values["settings"],
+            times=values["times"],
+            environment=values["environment"],
+        )
+
+    def write(self, path: Path) -> None:
+        """Write `results.json`, whole or not at all."""
+        text = json.dumps(_plain(self.to_dict()), indent=1, ensure_ascii=False, allow_nan=False)
+        # A list of numbers reads better, and is smaller, on one line.
+        text = re.sub(r"\[\n([^\[\]{}\"]*)\]", lambda m: "[" + " ".join(m[1].split()) + "]", text)
+        write_whole(path, text + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> DemoResults:
+        """Read what `write` wrote.
+
+        Raises:
+            EutecticError: not there, not JSON, or not such a file.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EutecticError(
+                str(path),
+                f"cannot be read ({type(error).__name__}: {error})",
+                "a results.json written by `eutectic demo`",
+                "check the path, or run the demonstration again",
+            ) from error
+
+
+def structure_to_dict(structure: Structure) -> dict[str, Any]:
+    """A structure as plain JSON, to 1e-3 Å: enough to draw it."""
+    return {
+        "numbers": structure.numbers.tolist(),
+        "positions": np.round(structure.positions, 3).tolist(),
+        "cell": np.round(structure.cell, 3).tolist(),
+        "pbc": structure.pbc.tolist(),
+        "tags": structure.tags.tolist(),
+    }
+
+
+def structure_from_dict(values: dict[str, Any]) -> Structure:
+    """The inverse of `structure_to_dict`."""
+    return Structure(
+        numbers=np.asarray(values["numbers"], dtype=np.int64),
+        positions=np.asarray(values["positions"], dtype=np.float64).reshape(-1, 3),
+        cell=np.asarray(values["cell"], dtype=np.float64),
+        pbc=np.asarray(values["pbc"], dtype=bool),
+        tags=np.asarray(values["tags"], dtype=np.int64),
+    )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file beside its place and put it there in one step, so that no reader sees half of it.
+
+    Raises:
+        EutecticError: the folder cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    half: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, half = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".writing")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(half).chmod(0o644)
+        os.replace(half, path)
+        half = None
+    except OSError as error:
+        raise EutecticError(
+            str(path),
+            f"could not be written ({error.strerror or error})",
+            "a folder with room to write in",
+            "free some space or choose another folder, then run the same command again",
+        ) from error
+    finally:
+        if half is not None:
+            Path(half).unlink(missing_ok=True)
+
+
+def _first_at_or_below(steps: np.ndarray, errors: np.ndarray, target: float) -> float | None:
+    reached = np.flatnonzero(errors <= target)
+    if len(reached) == 0:
+        return None
+    i = int(reached[0])
+    if i > 0 and not math.isfinite(errors[i - 1]):
+        return float(steps[i])
+    if i > 0:
+        share = (errors[i - 1] - target) / (errors[i - 1] - errors[i])
+        return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
+    later = steps[steps > 0]
+    return float(later[0]) if len(later) else None
+
+
+def _improvement(scratch: float | None, pretrained: float | None) -> float | None:
+    if scratch is None or pretrained is None or scratch <= 0:
+        return None
+    value = 100.0 * (1.0 - pretrained / scratch)
+    return value if math.isfinite(value) else None
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _float(value: float | None) -> float:
+    """JSON has no NaN: a run that diverged is null there."""
+    return math.nan if value is None else float(value)
+
+
+def _floats(values: Sequence[float | None]) -> list[float]:
+    return [_float(v) for v in values]
+
+
+def _plain(value: Any) -> Any:
+    """The same with plain Python numbers, and null for what is not finite."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str) else str(value)

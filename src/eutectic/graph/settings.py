@@ -1,0 +1,48 @@
+"""How a structure becomes a graph."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class GraphSettings(BaseModel):
+    """Which atoms see which. Travels with a model: a model is only right on the graphs it was trained on.
+
+    The caps of the three secondary graphs follow from `max_neighbours` (k) unless given: 20k/30, 8k/30 and
+    1000k/30, truncated (the published ratios of JMP, Shoghi et al. 2024, for k = 30, 100, 10 and 5).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cutoff: float = Field(default=12.0, gt=0, description="largest distance of an edge, Å")
+    max_neighbours: int = Field(default=30, ge=1, description="main graph: nearest incoming edges kept per atom")
+    atom_edge_neighbours: int | None = Field(default=None, description="atom-edge graph; 20k/30 if not given")
+    quadruplet_neighbours: int | None = Field(default=None, description="quadruplet graph; 8k/30 if not given")
+    atom_atom_neighbours: int | None = Field(default=None, description="atom-atom graph; 1000k/30 if not given")
+    quadruplet_tags: tuple[int, ...] = Field(
+        default=(1, 2),
+        description="a quadruplet edge needs its source or its target to carry one of these tags",
+    )
+    symmetry: Literal["union", "lower_source"] = Field(
+        default="union",
+        description="main graph: 'union' keeps a pair if either end has the other among its nearest, whatever "
+        "the order of the atoms; 'lower_source' is the published rule, which drops pairs seen only from the "
+        "atom of lower index",
+    )
+
+    @property
+    def caps(self) -> dict[str, int]:
+        """Graph name → incoming edges kept per atom."""
+        k = self.max_neighbours
+
+        def given(cap: int | None, ratio: int) -> int:
+            return max(1, ratio * k // 30) if cap is None else cap
+
+        return {
+            "main": k,
+            "atom_edge": given(self.atom_edge_neighbours, 20),
+            "quadruplet": given(self.quadruplet_neighbours, 8),
+            "atom_atom": given(self.atom_atom_neighbours, 1000),
+        }

@@ -1,0 +1,56 @@
+"""GemNet-OC as JMP uses it (Gasteiger et al. 2022; Shoghi et al., ICLR 2024)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from eutectic.graph import Graph
+from eutectic.graph.indices import layout
+from eutectic.models.backbone import Features
+from eutectic.models.gemnet_oc.basis import BasisProjections
+from eutectic.models.gemnet_oc.interaction import EdgeFromAtoms, InteractionBlock, Where
+from eutectic.models.gemnet_oc.output import OutputBlock, Readout
+from eutectic.models.gemnet_oc.settings import GemNetOCSettings
+
+
+class GemNetOC(nn.Module):
+    """Atoms and directed edges with features, and messages between them along pairs, triplets and quadruplets.
+
+    Args:
+        settings: JMP-S if not given. `edge_features=False` leaves out the branch that direct forces need.
+    """
+
+    def __init__(self, settings: GemNetOCSettings | None = None) -> None:
+        super().__init__()
+        s = GemNetOCSettings() if settings is None else settings
+        self.settings = s
+        self.atom_width = s.atom_width
+        self.edge_width = s.edge_width
+        self.atom_embedding = nn.Embedding(s.num_elements, s.atom_width)
+        self.bases = BasisProjections(s)
+        self.edge_embedding = EdgeFromAtoms(s.atom_width, s.num_radial, s.edge_width)
+        self.blocks = nn.ModuleList(InteractionBlock(s) for _ in range(s.blocks))
+        self.outputs = nn.ModuleList(OutputBlock(s) for _ in range(s.blocks + 1))
+        self.atom_readout = Readout(s.blocks, s.atom_width, s.residuals_readout)
+        self.edge_readout = Readout(s.blocks, s.edge_width, s.residuals_readout) if s.edge_features else None
+
+    def forward(self, graph: Graph) -> Features:
+        where = Where(graph, layout(graph, quadruplets=self.settings.quadruplet))
+        bases = self.bases(graph, where.layout)
+        h = self.atom_embedding(graph.numbers - 1)
+        m = self.edge_embedding(h, bases.main, where)
+        atoms: list[Tensor] = []
+        edges: list[Tensor] = []
+        for i, output in enumerate(self.outputs):
+            assert isinstance(output, OutputBlock)
+            if i:
+                h, m = self.blocks[i - 1](h, m, bases, where)
+            x, e = output.output(h, m, bases.output, where)
+            atoms.append(x)
+            if e is not None:
+                edges.append(e)
+        return Features(
+            atoms=self.atom_readout(atoms),
+            edges=None if self.edge_readout is None else self.edge_readout(edges),
+            directions=bases.directions,
+        )

@@ -1,0 +1,277 @@
+"""Distances, angles and dihedrals as numbers that layers can use, and everything about them that all blocks share.
+
+A triplet layer sums, over the edges b→a that meet an edge e = c→a (GemNet-OC eq. 5, "efficient bilinear"),
+
+    Z[e, i, f] = Σ_b Σ_s W[e, i, s] · Y_s(cos φ_cab) · x[b→a, f],
+
+W from the length of e, x the features passed on. Everything but x is geometry, so it is multiplied out here once
+per forward pass into one `mix` matrix per atom, and each block is left with a single batched product mix @ x.
+
+Shapes: atoms N; edges E; slots D (see `graph.indices`); radial functions K; angular functions S; projected
+radial R, circular C and spherical B; middle edges Q.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from eutectic.graph import Graph
+from eutectic.graph.indices import Incoming, Layout
+from eutectic.models.gemnet_oc.layers import he_orthogonal_
+from eutectic.models.gemnet_oc.settings import GemNetOCSettings
+
+
+class RadialBasis(nn.Module):
+    """Gaussians under a polynomial envelope (DimeNet, Gasteiger et al. 2020, eq. 8).
+
+    Args:
+        count: Gaussians, evenly spread from 0 to the cutoff; their width is their distance.
+        cutoff: Å, where the envelope reaches zero.
+        exponent: of the envelope.
+    """
+
+    centres: Tensor
+    sharpness: Tensor
+
+    def __init__(self, count: int, cutoff: float, exponent: int) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.exponent = exponent
+        centres = torch.linspace(0, 1, count)
+        # Buffers that are saved: published weights carry theirs, rounded to float32.
+        self.register_buffer("centres", centres)
+        self.register_buffer("sharpness", torch.full((count,), 0.5 * (count - 1) ** 2))
+
+    def forward(self, distance: Float[Tensor, " edges"]) -> Float[Tensor, "edges radial"]:
+        x = distance / self.cutoff
+        p = self.exponent
+        a, b, c = -(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2
+        envelope = torch.where(x < 1, 1 + x**p * (a + x * (b + x * c)), 0)
+        gaussians = torch.exp(-self.sharpness * (x[:, None] - self.centres) ** 2)
+        return envelope[:, None] * gaussians
+
+
+def legendre(z: Tensor, start: Tensor, count: int) -> Tensor:
+    """start · Y_l(z), l = 0 … count-1, on a new axis before the last.
+
+    Y_l(z) = √((2l+1)/4π) P_l(z), spherical harmonics of order zero. `start` is 1 or 0: the recurrence
+    carries it to every degree, so a masked place costs nothing extra.
+    """
+    norm = [math.sqrt((2 * degree + 1) / (4 * math.pi)) for degree in range(count)]
+    y = [start * norm[0]]
+    if count > 1:
+        y.append(z * start * norm[1])
+    for degree in range(1, count - 1):
+        rise = (2 * degree + 1) / (degree + 1) * norm[degree + 1] / norm[degree]
+        fall = degree / (degree + 1) * norm[degree + 1] / norm[degree - 1]
+        y.append(torch.addcmul(y[degree - 1] * -fall, z, y[degree], value=rise))
+    return torch.stack(y, dim=-2)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TripletBasis:
+    """Attributes:
+    radial: (edges passed on from, R).
+    mix: (n_atoms, out · C, in): what a layer multiplies its spread-out features by.
+    """
+
+    radial: Tensor
+    mix: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuadrupletBasis:
+    """Attributes:
+    radial: (n_main, R), of d→b.
+    circular: (centres · Q · D, C), of d→b→a.
+    dihedral: (centres · Q, D · S, D), of d→b→a←c, by c and then d.
+    spherical: (centres · D, Q · S, B), of b→a←c, S the functions of the dihedral.
+    """
+
+    radial: Tensor
+    circular: Tensor
+    dihedral: Tensor
+    spherical: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bases:
+    """All that blocks need to know of the geometry; None where no layer wants it.
+
+    Attributes:
+        main: (n_main, K) unprojected radial basis, for the first edge features.
+        directions: (n_main, 3).
+        update, output: (n_main, R).
+        edge_edge, atom_edge, edge_atom, quadruplet: see there.
+        atom_atom: (n_atoms, R, slots).
+    """
+
+    main: Tensor
+    directions: Tensor
+    update: Tensor
+    output: Tensor
+    edge_edge: TripletBasis
+    atom_edge: TripletBasis | None
+    edge_atom: TripletBasis | None
+    quadruplet: QuadrupletBasis | None
+    atom_atom: Tensor | None
+
+
+class BasisProjections(nn.Module):
+    """Radial and angular bases and their projections, which all blocks share (GemNet-OC section 3)."""
+
+    def __init__(self, settings: GemNetOCSettings) -> None:
+        super().__init__()
+        s = settings
+        self.settings = s
+        self.radial = RadialBasis(s.num_radial, s.radial_cutoff, s.envelope_exponent)
+
+        def radial() -> nn.Parameter:
+            return _filled(s.radial_width, s.num_radial)
+
+        def angular(functions: int, width: int) -> nn.Parameter:
+            return _filled(s.num_radial, functions, width)
+
+        # In the order of the published weights.
+        if s.quadruplet:
+            self.quadruplet_radial = radial()
+            self.quadruplet_circular = angular(s.num_spherical, s.circular_width)
+            self.quadruplet_spherical = angular(s.num_spherical**2, s.spherical_width)
+        if s.atom_edge:
+            self.atom_edge_radial = radial()
+            self.atom_edge_angular = angular(s.num_spherical, s.circular_width)
+        if s.edge_atom:
+            self.edge_atom_radial = radial()
+            self.edge_atom_angular = angular(s.num_spherical, s.circular_width)
+        if s.atom_atom:
+            self.atom_atom_radial = radial()
+        self.edge_edge_radial = radial()
+        self.edge_edge_angular = angular(s.num_spherical, s.circular_width)
+        self.update_radial = radial()
+        self.output_radial = radial()
+
+    def forward(self, graph: Graph, layout: Layout) -> Bases:
+        s = self.settings
+        distance, direction = graph.vectors(graph.main)
+        basis = self.radial(distance)
+        radial = self._radial(basis)
+        main = layout.main.spread(direction)
+        cosine = main @ main.mT
+        mix = self._mix(basis, self.edge_edge_angular, layout.main, cosine, layout.edge_edge)
+        edge_edge = TripletBasis(radial=radial["edge_edge"], mix=mix)
+
+        atom_edge = edge_atom = None
+        if s.atom_edge or s.edge_atom:
+            near_distance, near_direction = graph.vectors(graph.atom_edge)
+            near = self.radial(near_distance)
+            cosine = main @ layout.atom_edge.spread(near_direction).mT
+            if s.atom_edge:
+                mix = self._mix(basis, self.atom_edge_angular, layout.main, cosine, layout.atom_edge_table)
+                atom_edge = TripletBasis(radial=F.linear(near, self.atom_edge_radial), mix=mix)
+            if s.edge_atom:
+                # Outputs of one atom are summed, so the sum over out edges is done here as well.
+                real = layout.atom_edge_table.mT.to(cosine.dtype)
+                angular = legendre(cosine.mT, real, s.num_spherical).flatten(1, 2)
+                weights = near @ _relabelled(self.edge_atom_angular).mT.flatten(1)
+                weights = layout.atom_edge.spread(weights).view(*angular.shape[:2], s.circular_width)
+                edge_atom = TripletBasis(radial=radial["edge_atom"], mix=weights.mT @ angular)
+
+        return Bases(
+            main=basis,
+            directions=direction,
+            update=radial["update"],
+            output=radial["output"],
+            edge_edge=edge_edge,
+            atom_edge=atom_edge,
+            edge_atom=edge_atom,
+            quadruplet=self._quadruplet(graph, layout, basis, radial, main) if s.quadruplet else None,
+            atom_atom=self._atom_atom(graph, layout) if s.atom_atom else None,
+        )
+
+    def _radial(self, basis: Tensor) -> dict[str, Tensor]:
+        """{use: (n_main, R)}, all from one matrix product."""
+        names = ["edge_edge", "update", "output"]
+        names += ["quadruplet"] if self.settings.quadruplet else []
+        names += ["edge_atom"] if self.settings.edge_atom else []
+        weights = torch.cat([getattr(self, f"{name}_radial") for name in names])
+        parts = F.linear(basis, weights).split(self.settings.radial_width, dim=1)
+        return dict(zip(names, parts, strict=True))
+
+    def _mix(self, basis: Tensor, weight: Tensor, out: Incoming, cosine: Tensor, real: Tensor) -> Tensor:
+        """(N, D_out · C, D_in) of an angle between edges into the same atom.
+
+        Args:
+            basis: (edges, K) of the out edges.
+            weight: (K, S, C).
+            out: the out edges' slots.
+            cosine, real: (N, D_out, D_in).
+        """
+        angular = legendre(cosine, real.to(cosine.dtype), self.settings.num_spherical)
+        weights = out.spread(basis @ weight.flatten(1)).view(*angular.shape[:2], *_relabelled(weight).shape[1:])
+        return (weights @ angular).flatten(1, 2)
+
+    def _atom_atom(self, graph: Graph, layout: Layout) -> Tensor:
+        radial = F.linear(self.radial(graph.vectors(graph.atom_atom)[0]), self.atom_atom_radial)
+        slots = layout.atom_atom
+        return (slots.spread(radial) * slots.filled[:, :, None]).mT
+
+    def _quadruplet(
+        self, graph: Graph, layout: Layout, basis: Tensor, radial: dict[str, Tensor], main: Tensor
+    ) -> QuadrupletBasis:
+        s, q = self.settings, layout.quadruplets
+        assert q is not None
+        n_centres, n_middle, n_slots = q.angle_in.shape
+        distance, direction = graph.vectors(graph.quadruplet)
+        middle = q.middle.reshape(-1)
+        ba = direction.index_select(0, middle).view(n_centres, n_middle, 1, 3)
+        # Directions d→b and c→a: (centres, Q, D, 3), and (centres, 1, D, 3).
+        db = main.index_select(0, q.source.reshape(-1)).view(n_centres, n_middle, n_slots, 3)
+        ca = main.index_select(0, q.centre)[:, None]
+
+        angle = legendre((db * ba).sum(-1), q.angle_in.to(ba.dtype), s.num_spherical)  # (centres, Q, S, D)
+        weights = self.radial(distance) @ _relabelled(self.quadruplet_circular).flatten(1)
+        weights = weights.index_select(0, middle).view(len(middle), s.circular_width, s.num_spherical)
+        circular = torch.bmm(angle.flatten(0, 1).mT, weights.mT).view(-1, s.circular_width)
+
+        # The dihedral is the angle between the normals of the planes cab and abd.
+        cosine = self._normal(ca, ba) @ self._normal(db, ba).mT
+        dihedral = legendre(cosine, q.table.to(ba.dtype), s.num_spherical)  # (centres, Q, D, S, D)
+        # Both angles' functions times a weight of c→a: here over the first, in each block over the second.
+        cosine = (ca * ba).sum(-1).mT  # (centres, D, Q)
+        angle = legendre(cosine, torch.ones_like(cosine), s.num_spherical).flatten(0, 1)
+        weight = _relabelled(self.quadruplet_spherical)  # (K, B, S · S)
+        weights = (basis @ weight.mT.flatten(1)).index_select(0, layout.main.edge[q.centre].reshape(-1))
+        spherical = torch.bmm(angle.mT, weights.view(len(angle), s.num_spherical, s.num_spherical * s.spherical_width))
+        return QuadrupletBasis(
+            radial=radial["quadruplet"],
+            circular=circular,
+            dihedral=dihedral.view(n_centres * n_middle, n_slots * s.num_spherical, n_slots),
+            spherical=spherical.view(len(angle), n_middle * s.num_spherical, s.spherical_width),
+        )
+
+    def _normal(self, first: Tensor, second: Tensor) -> Tensor:
+        """Unit normal of the plane of two unit vectors; shorter where they are nearly in line, to stay smooth."""
+        cross = torch.linalg.cross(first, second)
+        floor = max(self.settings.sine_floor**2, torch.finfo(cross.dtype).eps)
+        return cross * torch.rsqrt((cross * cross).sum(-1, keepdim=True) + floor)
+
+
+def _filled(*shape: int) -> nn.Parameter:
+    weight = nn.Parameter(torch.empty(*shape))
+    he_orthogonal_(weight)
+    return weight
+
+
+def _relabelled(weight: Tensor) -> Tensor:
+    """(K, angular, interaction) → (K, interaction, angular) without moving a number.
+
+    The published code stores the one and reads the product as if it had stored the other. Released weights were
+    trained so; it is a relabelling of parameters, and this must be the same one.
+    """
+    return weight.reshape(weight.shape[0], weight.shape[2], weight.shape[1])

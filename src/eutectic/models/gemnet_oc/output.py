@@ -1,0 +1,48 @@
+"""What each block says, and what is made of it (GemNet-OC, Gasteiger et al. 2022, section 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from eutectic.models.gemnet_oc.interaction import AtomUpdate, Where
+from eutectic.models.gemnet_oc.layers import HALF, Dense, Linear, ScaleFactor, residuals
+from eutectic.models.gemnet_oc.settings import GemNetOCSettings
+
+
+class OutputBlock(AtomUpdate):
+    """Atom features from edges and atoms and, if wanted, edge features."""
+
+    def __init__(self, settings: GemNetOCSettings) -> None:
+        super().__init__(settings)
+        s = settings
+        self.after = residuals(s.residuals_output, s.atom_width)
+        # Graphs of training lack a share of their edges; this is the published place, and the only one, to make
+        # up for it.
+        self.boost = 1 / (1 - s.edge_dropout)
+        self.has_edges = s.edge_features
+        if s.edge_features:
+            self.scale_edge = ScaleFactor()
+            self.edge_residuals = residuals(s.residuals_atom, s.edge_width)
+            self.edge_radial = Linear(s.radial_width, s.edge_width)
+
+    def output(self, h: Tensor, m: Tensor, radial: Tensor, where: Where) -> tuple[Tensor, Tensor | None]:
+        """((n_atoms, atom_width), (n_main, edge_width) or None)."""
+        g = self(m, radial, where, boost=self.boost if self.training else 1.0)
+        atoms = self.after((g + h) * HALF)
+        if not self.has_edges:
+            return atoms, None
+        x = self.edge_residuals(m)
+        return atoms, self.scale_edge(x * self.edge_radial(radial), reference=x)
+
+
+class Readout(nn.Module):
+    """One set of features from those of all output blocks."""
+
+    def __init__(self, blocks: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.dense = Dense((blocks + 1) * width, width)
+        self.residuals = residuals(layers, width)
+
+    def forward(self, parts: list[Tensor]) -> Tensor:
+        return self.residuals(self.dense(torch.cat(parts, dim=1)))

@@ -1,0 +1,141 @@
+"""PaiNN, the short backbone: the one to read first, and to copy when writing another.
+
+Schütt, Unke, Gastegger, "Equivariant message passing for the prediction of tensorial properties and
+molecular spectra", ICML 2021 (arXiv:2102.03150); "eq." below counts in that paper. Every atom carries `width`
+scalars s, which do not change under rotation, and `width` vectors v, which turn with the structure. A layer
+sums messages from the neighbours (eq. 7 and 8), then each atom mixes its own scalars and vectors (9 and 10).
+
+Two things differ from the paper. The envelope is polynomial instead of a cosine, so that forces, and the
+gradients of a loss on forces, have no kink at the cutoff. And every edge gets features as well, as
+`eutectic.models.backbone.Features` asks, so that heads for forces f_e · direction work here too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from eutectic.atoms.structure import MAX_ATOMIC_NUMBER
+from eutectic.graph import Edges, Graph
+from eutectic.models.backbone import Features
+
+
+class PaiNNSettings(BaseModel):
+    """Sizes of a PaiNN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    width: int = Field(default=64, ge=1, description="scalars, and vectors, per atom")
+    layers: int = Field(default=3, ge=1, description="rounds of messages")
+    radial_functions: int = Field(default=20, ge=1, description="functions that describe a distance")
+    cutoff: float = Field(default=5.0, gt=0, description="distance at which messages vanish, Å; not above the graph's")
+    edge_width: int = Field(default=64, ge=0, description="features per edge; 0 for a backbone without edge features")
+
+
+class RadialBasis(nn.Module):
+    """A distance as sin(n π d / c) / d, n = 1, 2, …, times an envelope that ends smoothly at the cutoff c.
+
+    The sines are Gasteiger et al. 2020 (DimeNet, arXiv:2003.03123), eq. 7; the envelope is its eq. 8:
+    u(x) = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2).
+    Its value, slope and curvature are zero at x = d/c = 1.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, n_functions: int, cutoff: float, p: int = 5) -> None:
+        super().__init__()
+        self.cutoff, self.p = cutoff, p
+        self.register_buffer("frequencies", math.pi * torch.arange(1, n_functions + 1), persistent=False)
+
+    def forward(
+        self, distance: Float[Tensor, edges]
+    ) -> tuple[Float[Tensor, "edges functions"], Float[Tensor, "edges 1"]]:
+        p, x = self.p, (distance / self.cutoff)[:, None]  # (edges, 1)
+        inside = 1 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1) - p * (p + 1) / 2 * x ** (p + 2)
+        envelope = torch.where(x < 1, inside, 0.0)  # (edges, 1)
+        waves = math.sqrt(2 / self.cutoff) * torch.sin(self.frequencies * x) / distance[:, None]
+        return waves * envelope, envelope  # (edges, functions), (edges, 1)
+
+
+def perceptron(width_in: int, width: int, width_out: int) -> nn.Sequential:
+    """Two linear layers with a SiLU between them."""
+    return nn.Sequential(nn.Linear(width_in, width), nn.SiLU(), nn.Linear(width, width_out))
+
+
+def sum_over_neighbours(messages: Tensor, edges: Edges, n_atoms: int) -> Tensor:
+    """Each atom's sum of what arrives along its edges: (edges, …) → (atoms, …)."""
+    return messages.new_zeros((n_atoms, *messages.shape[1:])).index_add(0, edges.target, messages)
+
+
+class PaiNNLayer(nn.Module):
+    """One message block and one update block."""
+
+    def __init__(self, width: int, radial_functions: int) -> None:
+        super().__init__()
+        self.width = width
+        self.phi = perceptron(width, width, 3 * width)  # φ of eq. 7 and 8
+        self.filters = nn.Linear(radial_functions, 3 * width)  # 𝓦 of eq. 7 and 8
+        self.mix = nn.Linear(width, 2 * width, bias=False)  # U and V of eq. 9 and 10
+        self.gates = perceptron(2 * width, width, 3 * width)  # a of eq. 9 and 10
+
+    def forward(
+        self,
+        s: Float[Tensor, "atoms width"],
+        v: Float[Tensor, "atoms 3 width"],
+        edges: Edges,
+        direction: Float[Tensor, "edges 3"],
+        radial: Float[Tensor, "edges functions"],
+        envelope: Float[Tensor, "edges 1"],
+    ) -> tuple[Float[Tensor, "atoms width"], Float[Tensor, "atoms 3 width"]]:
+        # The filter's bias must vanish at the cutoff as well: hence the envelope around the whole of it.
+        message = self.phi(s)[edges.source] * (self.filters(radial) * envelope)  # (edges, 3 width)
+        scalar, along, carried = message.split(self.width, dim=-1)  # (edges, width) each
+        vector = v[edges.source] * carried[:, None] + direction[:, :, None] * along[:, None]  # (edges, 3, width)
+        s = s + sum_over_neighbours(scalar, edges, len(s))  # eq. 7
+        v = v + sum_over_neighbours(vector, edges, len(v))  # eq. 8
+
+        u, w = self.mix(v).split(self.width, dim=-1)  # (atoms, 3, width) each: U v and V v
+        # A norm has no derivative at zero, where every vector starts; 1e-8 keeps both derivatives finite.
+        norm = (w.square().sum(1) + 1e-8).sqrt()  # (atoms, width)
+        gates = self.gates(torch.cat([s, norm], dim=-1))  # (atoms, 3 width)
+        gate_s, gate_sv, gate_v = gates.split(self.width, dim=-1)
+        s = s + gate_s + gate_sv * (u * w).sum(1)  # eq. 9
+        v = v + gate_v[:, None] * u  # eq. 10
+        return s, v
+
+
+class PaiNN(nn.Module):
+    """The backbone: a `Graph` in, `Features` out, from the edges of `graph.main` alone."""
+
+    def __init__(self, settings: PaiNNSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.atom_width, self.edge_width = settings.width, settings.edge_width
+        self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, settings.width)
+        self.basis = RadialBasis(settings.radial_functions, settings.cutoff)
+        self.layers = nn.ModuleList(
+            PaiNNLayer(settings.width, settings.radial_functions) for _ in range(settings.layers)
+        )
+        if settings.edge_width:
+            known = 4 * settings.width + settings.radial_functions
+            self.edge_features = perceptron(known, settings.width, settings.edge_width)
+
+    def forward(self, graph: Graph) -> Features:
+        edges = graph.main
+        distance, direction = graph.vectors(edges)  # (edges,), (edges, 3)
+        radial, envelope = self.basis(distance)  # (edges, functions), (edges, 1)
+        s = self.embedding(graph.numbers)  # (atoms, width)
+        v = s.new_zeros(len(s), 3, s.shape[1])  # (atoms, 3, width)
+        for layer in self.layers:
+            s, v = layer(s, v, edges, direction, radial, envelope)
+        if not self.edge_width:
+            return Features(atoms=s, edges=None, directions=direction)
+        # Scalars of both ends, their vectors' parts along the edge (invariant too), and the distance.
+        known = [s[edges.source], s[edges.target]]  # (edges, width) each
+        known += [(v[end] * direction[:, :, None]).sum(1) for end in (edges.source, edges.target)]
+        f = self.edge_features(torch.cat([*known, radial], dim=-1)) * envelope  # (edges, edge_width)
+        return Features(atoms=s, edges=f, directions=direction)

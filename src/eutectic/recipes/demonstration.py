@@ -1,0 +1,225 @@
+"""The demonstration: four domains, one backbone, five tasks it never saw, each from two starts.
+
+    eutectic demo --out demo-output
+
+About ten minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from eutectic.data.catalogue import open_store
+from eutectic.evaluate.comparison import DemoResults, PretrainingSummary, summarise
+from eutectic.graph import GraphSettings
+from eutectic.models.heads import HeadSettings
+from eutectic.recipes.comparison import compare, environment, target_of
+from eutectic.tasks import TargetSettings
+from eutectic.train.pretrain import PretrainResult, pretrain
+from eutectic.train.settings import (
+    BackboneChoice,
+    DataSettings,
+    FinetuneSettings,
+    OptimiserSettings,
+    PretrainSettings,
+    SetSettings,
+    TrainSettings,
+)
+
+SEEDS = (0, 1, 2)
+
+
+def demo(*, steps: int = 2000, processes: int = 2, seed: int = 0) -> PretrainSettings:
+    """Joint pre-training of a small GemNet-OC on the four embedded domains.
+
+    Command: `eutectic pretrain demo --out runs/demo`.
+    """
+    return PretrainSettings(
+        sets={
+            name: SetSettings(
+                store=name,
+                targets={
+                    "energy": TargetSettings(head=HeadSettings(layers=1)),
+                    "forces": TargetSettings(head=HeadSettings(kind="direct_forces", layers=1), weight_by_size=True),
+                },
+                validation=64,
+            )
+            for name in ("metal_slabs", "oxide_slabs", "molecules", "reactions")
+        },
+        backbone=BackboneChoice(name="gemnet_oc", settings={}),
+        graph=GraphSettings(cutoff=6.0, max_neighbours=10),
+        optimiser=OptimiserSettings(learning_rate=2e-3, warmup_steps=100, weight_decay=0.01, clip_norm=5.0),
+        train=TrainSettings(steps=steps, batch_size=32, evaluate_every=250, seed=seed, processes=processes, threads=1),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoTask:
+    """One fine-tuning task of the demonstration. The list was fixed before any of its results was seen.
+
+    Attributes:
+        name, title: for tables.
+        store: an embedded set that pre-training never sees.
+        property: what is learned and judged.
+        train, validation, test: structures.
+        steps, batch_size: the budget, the same for both starts.
+        learning_rates: start → peak, chosen beforehand on validation data (`docs/results/demo-sweep.json`).
+    """
+
+    name: str
+    title: str
+    store: str
+    property: str
+    train: int
+    validation: int
+    test: int
+    steps: int
+    batch_size: int
+    learning_rates: dict[str, float]
+
+
+TASKS: tuple[DemoTask, ...] = (
+    DemoTask(
+        name="aspirin",
+        title="Aspirin, molecular dynamics at 500 K",
+        store="md_aspirin",
+        property="forces",
+        train=100,
+        validation=50,
+        test=200,
+        steps=250,
+        batch_size=8,
+        learning_rates={"pretrained": 1e-3, "scratch": 2e-3},
+    ),
+    DemoTask(
+        name="alanine_dipeptide",
+        title="Alanine dipeptide, molecular dynamics at 500 K",
+        store="md_alanine_dipeptide",
+        property="forces",
+        train=100,
+        validation=50,
+        test=200,
+        steps=250,
+        batch_size=8,
+        learning_rates={"pretrained": 1e-3, "scratch": 2e-3},
+    ),
+    DemoTask(
+        name="qm9_gap",
+        title="QM9, HOMO-LUMO gap",
+        store="qm9_sample",
+        property="gap",
+        train=1000,
+        validation=200,
+        test=500,
+        steps=250,
+        batch_size=16,
+        learning_rates={"pretrained": 1e-3, "scratch": 2e-3},
+    ),
+    DemoTask(
+        name="qm9_u0",
+        title="QM9, atomisation energy at 0 K",
+        store="qm9_sample",
+        property="u0",
+        train=1000,
+        validation=200,
+        test=500,
+        steps=250,
+        batch_size=16,
+        learning_rates={"pretrained": 1e-3, "scratch": 2e-3},
+    ),
+    DemoTask(
+        name="crystals",
+        title="Crystals, formation energy",
+        store="crystals",
+        property="formation_energy",
+        train=300,
+        validation=60,
+        test=100,
+        steps=250,
+        batch_size=16,
+        learning_rates={"pretrained": 1e-3, "scratch": 2e-3},
+    ),
+)
+
+
+def finetuning(task: DemoTask) -> FinetuneSettings:
+    """Settings shared by all runs of a task; `variant` adds start, seed and learning rate."""
+    return FinetuneSettings(
+        name=task.name,
+        data=DataSettings(store=task.store, train=task.train, validation=task.validation, test=task.test),
+        targets={task.property: target_of(task.property)},
+        start="scratch",
+        optimiser=OptimiserSettings(warmup_steps=20, weight_decay=0.01, clip_norm=5.0),
+        train=TrainSettings(
+            steps=task.steps,
+            batch_size=task.batch_size,
+            evaluate_every=max(1, task.steps // 10),
+            threads=1,
+            accelerator="cpu",
+        ),
+    )
+
+
+def pretraining_summary(settings: PretrainSettings, result: PretrainResult) -> PretrainingSummary:
+    """A pre-training as the report shows it."""
+    journal = [json.loads(line) for line in (result.folder / "journal.jsonl").read_text().splitlines()]
+    every = max(1, len(journal) // 200)
+    summary = result.summary
+    return PretrainingSummary(
+        sets=[summarise(open_store(chosen.store), summary["drawn"][name]) for name, chosen in settings.sets.items()],
+        journal=journal[::every],
+        validation=summary["validation"],
+        drawn=summary["drawn"],
+        seconds=summary["seconds"],
+        n_parameters=summary["n_parameters"],
+        backbone=summary["backbone"],
+    )
+
+
+def run_demo(
+    out: Path,
+    *,
+    settings: PretrainSettings,
+    seeds: Sequence[int],
+    tasks: Sequence[DemoTask],
+    workers: int | None,
+    console: Console,
+) -> DemoResults:
+    """Pre-train, fine-tune, compare. Interrupted, the same call goes on where it stopped."""
+    began = time.monotonic()
+    pretrained = pretrain(settings, out / "pretrain", console=console)
+    middle = time.monotonic()
+    compared = compare(
+        [(finetuning(task), task.title) for task in tasks],
+        pretrained.model,
+        {task.name: task.learning_rates for task in tasks},
+        out / "finetune",
+        seeds=seeds,
+        workers=workers,
+        console=console,
+    )
+    ended = time.monotonic()
+    return DemoResults(
+        tasks=compared,
+        pretraining=pretraining_summary(settings, pretrained),
+        settings={
+            "pretrain": settings.model_dump(mode="json"),
+            "finetune": {
+                task.name: {**finetuning(task).model_dump(mode="json"), "learning_rates": task.learning_rates}
+                for task in tasks
+            },
+        },
+        times={
+            "pretraining_seconds": round(pretrained.summary["seconds"], 1),
+            "pretraining_wall_seconds": round(middle - began, 1),
+            "finetuning_wall_seconds": round(ended - middle, 1),
+            "total_wall_seconds": round(ended - began, 1),
+        },
+        environment=environment(),
+    )

@@ -1,0 +1,18 @@
+"""What is asked of a model: tasks, normalisers, losses, metrics."""
+
+from eutectic.tasks.batch import Batch, Item, make_batch
+from eutectic.tasks.fit import fit_task
+from eutectic.tasks.loss import structure_losses
+from eutectic.tasks.task import Normaliser, Target, TargetSettings, Task
+
+__all__ = [
+    "Batch",
+    "Item",
+    "Normaliser",
+    "Target",
+    "TargetSettings",
+    "Task",
+    "fit_task",
+    "make_batch",
+    "structure_losses",
+]

@@ -1,0 +1,89 @@
+"""Structures and their labels, side by side but apart: the graph goes to the model, the labels to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eutectic.atoms import PROPERTIES
+from eutectic.graph import Graph, StructureGraph, collate
+from eutectic.models.multitask import Part
+from eutectic.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Item:
+    """One structure ready to be batched.
+
+    Attributes:
+        task: index of its task.
+        graph: built with that task's settings.
+        labels: property → normalised value; absent where not known.
+    """
+
+    task: int
+    graph: StructureGraph
+    labels: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A batch ordered by task.
+
+    Attributes:
+        graph: what the model sees.
+        parts: one for each task of the model, in the model's order.
+        labels: task → property → values in normalised units, NaN where not known.
+        n_structures: of this process; the loss divides by the number of the whole batch.
+    """
+
+    graph: Graph
+    parts: tuple[Part, ...]
+    labels: Mapping[str, Mapping[str, Tensor]]
+    n_structures: int
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch elsewhere."""
+        labels = {
+            task: {k: v.to(device, non_blocking=True) for k, v in values.items()}
+            for task, values in self.labels.items()
+        }
+        return Batch(self.graph.to(device), self.parts, labels, self.n_structures)
+
+
+def make_batch(items: Sequence[Item], tasks: Sequence[Task], dtype: torch.dtype = torch.float32) -> Batch:
+    """Order items by task, join their graphs, and lay their labels beside them.
+
+    Args:
+        items: in any order; at least one.
+        tasks: all tasks of the model.
+        dtype: of geometry and labels.
+    """
+    ordered = sorted(items, key=lambda item: item.task)
+    graph = collate([item.graph for item in ordered], dtype)
+    parts, labels = [], {}
+    s = a = e = 0
+    for index, task in enumerate(tasks):
+        mine = [item for item in ordered if item.task == index]
+        n_atoms = sum(len(item.graph.structure) for item in mine)
+        n_edges = sum(len(item.graph.main) for item in mine)
+        parts.append(Part(task.name, (s, s + len(mine)), (a, a + n_atoms), (e, e + n_edges)))
+        s, a, e = s + len(mine), a + n_atoms, e + n_edges
+        labels[task.name] = {name: _column(mine, name, dtype) for name in task.targets}
+    return Batch(graph, tuple(parts), labels, len(items))
+
+
+def _column(items: Sequence[Item], name: str, dtype: torch.dtype) -> Tensor:
+    prop = PROPERTIES[name]
+    values = [
+        item.labels.get(name, np.full(prop.shape(len(item.graph.structure)), np.nan)).reshape(
+            (-1, *prop.shape(0)[1:]) if prop.level == "atom" else (1, *prop.shape(0))
+        )
+        for item in items
+    ]
+    empty = np.zeros((0, *(prop.shape(0)[1:] if prop.level == "atom" else prop.shape(0))))
+    return torch.from_numpy(np.concatenate([empty, *values])).to(dtype)

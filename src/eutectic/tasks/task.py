@@ -1,0 +1,152 @@
+"""What is asked of a model: a task is one data set's properties, each with a head, a loss and a normaliser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property
+from eutectic.data.statistics import References
+from eutectic.graph import GraphSettings
+from eutectic.models.heads import HeadSettings
+
+
+class TargetSettings(BaseModel):
+    """One property to learn."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    head: HeadSettings = HeadSettings()
+    weight: float = Field(default=1.0, ge=0, description="of this property in the loss")
+    weight_by_size: bool = Field(
+        default=False,
+        description="multiply the weight by the mean number of atoms of a training structure (JMP's force weight)",
+    )
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """label → (label − Σ references − mean) / scale, in float64 until the last step.
+
+    Attributes:
+        references: per-element energies, or None for a property without any.
+        mean, scale: in the property's unit.
+    """
+
+    references: References | None
+    mean: float
+    scale: float
+
+    def normalise(self, value: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """A label in model units."""
+        reference = self.references.of(numbers) if self.references is not None else 0.0
+        return np.asarray((np.asarray(value, dtype=np.float64) - reference - self.mean) / self.scale)
+
+    def denormalise(self, value: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """A prediction in the property's unit."""
+        reference = self.references.of(numbers) if self.references is not None else 0.0
+        return np.asarray(np.asarray(value, dtype=np.float64) * self.scale + self.mean + reference)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON."""
+        references = None if self.references is None else self.references.to_dict()
+        return {"references": references, "mean": self.mean, "scale": self.scale}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Normaliser:
+        """The inverse of `to_dict`."""
+        references = values["references"]
+        return cls(
+            references=None if references is None else References.from_dict(references),  # type: ignore[arg-type]
+            mean=float(values["mean"]),  # type: ignore[arg-type]
+            scale=float(values["scale"]),  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """A property with everything needed to learn it."""
+
+    settings: TargetSettings
+    normaliser: Normaliser
+    weight: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set as a model sees it.
+
+    Attributes:
+        name: names its heads.
+        theory: level of theory of the labels.
+        targets: property name → target.
+        graph: how this task's structures become graphs.
+    """
+
+    name: str
+    theory: str
+    targets: Mapping[str, Target]
+    graph: GraphSettings
+
+    @property
+    def heads(self) -> dict[str, HeadSettings]:
+        """Property → head, as `MultitaskModel` takes them."""
+        return {name: target.settings.head for name, target in self.targets.items()}
+
+    def property(self, name: str) -> Property:
+        """The physical quantity behind a target."""
+        return PROPERTIES[name]
+
+    def normalised_labels(self, row: LabelledStructure) -> dict[str, np.ndarray]:
+        """The labels this task learns, in model units; those the row lacks are absent.
+
+        Raises:
+            EutecticError: an element that was absent when the references were fitted.
+        """
+        numbers = row.structure.numbers
+        try:
+            return {
+                name: target.normaliser.normalise(row.labels[name], numbers)
+                for name, target in self.targets.items()
+                if name in row.labels
+            }
+        except EutecticError as error:
+            raise EutecticError(f"{self.name}, {row.id}", error.given, error.expected, error.fix) from error
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON."""
+        return {
+            "name": self.name,
+            "theory": self.theory,
+            "graph": self.graph.model_dump(mode="json"),
+            "targets": {
+                name: {
+                    "settings": target.settings.model_dump(mode="json"),
+                    "normaliser": target.normaliser.to_dict(),
+                    "weight": target.weight,
+                    "unit": self.property(name).unit,
+                }
+                for name, target in self.targets.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Task:
+        """The inverse of `to_dict`."""
+        targets: Mapping[str, Mapping[str, object]] = values["targets"]  # type: ignore[assignment]
+        return cls(
+            name=str(values["name"]),
+            theory=str(values["theory"]),
+            graph=GraphSettings.model_validate(values["graph"]),
+            targets={
+                name: Target(
+                    settings=TargetSettings.model_validate(target["settings"]),
+                    normaliser=Normaliser.from_dict(target["normaliser"]),  # type: ignore[arg-type]
+                    weight=float(target["weight"]),  # type: ignore[arg-type]
+                )
+                for name, target in targets.items()
+            },
+        )

@@ -1,0 +1,70 @@
+"""Live progress in a terminal; a line at each validation elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+def progress_bar(console: Console, *, disable: bool = False) -> Progress:
+    """Description, bar, count, elapsed, left, and a free text."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=disable,
+    )
+
+
+class Display:
+    """Shows one run.
+
+    Args:
+        title: what is running.
+        steps: how many steps it has.
+        hidden: show nothing (other processes, quiet runs).
+    """
+
+    def __init__(self, title: str, steps: int, *, hidden: bool = False) -> None:
+        self.console = Console(quiet=hidden)
+        self.progress = progress_bar(self.console, disable=hidden or not self.console.is_terminal)
+        self.bar = self.progress.add_task(title, total=steps, note="")
+        self.title, self.steps = title, steps
+
+    def __enter__(self) -> Display:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def stepped(self, entry: Mapping[str, Any]) -> None:
+        """One step is done."""
+        self.progress.update(self.bar, completed=entry["step"], note=f"loss {entry['loss']:.2f}")
+
+    def validated(self, step: int, by_set: Mapping[str, Mapping[str, float]]) -> None:
+        """The errors on held-out structures, by set."""
+        parts = []
+        for name, errors in by_set.items():
+            key = "forces_mae" if "forces_mae" in errors else next(iter(errors))
+            base = errors[key.replace("_mae", "_baseline")]
+            parts.append(f"{name} {errors[key]:.0f}/{base:.0f}")
+        self.console.print(f"{self.title}, step {step}/{self.steps}: " + ", ".join(parts), highlight=False)

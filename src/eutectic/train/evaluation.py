@@ -1,0 +1,89 @@
+"""Errors of a model on held-out structures, in physical units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from eutectic.atoms import PROPERTIES
+from eutectic.tasks import Item, Task, make_batch
+from eutectic.tasks.metrics import ErrorSum
+
+Errors = dict[str, dict[str, ErrorSum]]
+"""Task → property → error."""
+
+
+def evaluate(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    items: Sequence[Item],
+    *,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    keep: bool = False,
+    per_atom: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Errors:
+    """Predict every labelled value of every item and compare.
+
+    Args:
+        model: a `MultitaskModel`; its mode is restored afterwards.
+        tasks: all tasks of the model.
+        items: in any order.
+        keep: hold truth and prediction of every value.
+        per_atom: divide extensive properties by the number of atoms before comparing.
+        progress: called with the number of structures done so far.
+    """
+    errors: Errors = {task.name: {name: ErrorSum() for name in task.targets} for task in tasks}
+    training = model.training
+    model.eval()
+    try:
+        # Like sizes together: no batch is much larger than the others.
+        ordered = sorted(items, key=lambda item: len(item.graph.structure))
+        for first in range(0, len(ordered), batch_size):
+            chunk = sorted(ordered[first : first + batch_size], key=lambda item: item.task)
+            batch = make_batch(chunk, tasks, dtype).to(device)
+            with torch.no_grad():
+                predictions = model(batch.graph, batch.parts)
+            for index, task in enumerate(tasks):
+                mine = [item for item in chunk if item.task == index]
+                if mine:
+                    _compare(errors[task.name], task, mine, predictions[task.name], keep, per_atom)
+            if progress is not None:
+                progress(min(first + batch_size, len(ordered)))
+    finally:
+        model.train(training)
+    return errors
+
+
+def _compare(
+    errors: dict[str, ErrorSum],
+    task: Task,
+    items: Sequence[Item],
+    predicted: dict[str, torch.Tensor],
+    keep: bool,
+    per_atom: bool,
+) -> None:
+    for name, target in task.targets.items():
+        values = predicted[name].detach().to("cpu", torch.float64).numpy()
+        of_atoms = PROPERTIES[name].level == "atom"
+        start = 0
+        for item in items:
+            numbers = item.graph.structure.numbers
+            length = len(numbers) if of_atoms else 1
+            value = values[start : start + length] if of_atoms else np.asarray(values[start])
+            start += length
+            if name not in item.labels:
+                continue
+            # OC20's convention, and the only fair one: an atom held fixed has no force to be judged by.
+            free = ~item.graph.structure.fixed if of_atoms else ...
+            size = len(numbers) if per_atom and PROPERTIES[name].extensive else 1
+            truth, guess, trivial = (
+                np.asarray(target.normaliser.denormalise(v, numbers)[free] / size)
+                for v in (item.labels[name], value, np.zeros_like(item.labels[name]))
+            )
+            errors[name].add(truth, guess, trivial, keep=keep)

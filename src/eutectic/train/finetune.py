@@ -1,0 +1,300 @@
+"""Fine-tuning: one data set, from a pre-trained backbone or from scratch, judged on its test split."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import lightning_fabric as lf
+import numpy as np
+import torch
+from torch import nn
+
+import eutectic
+from eutectic.atoms import EutecticError
+from eutectic.data.catalogue import open_store
+from eutectic.data.splits import Split, split
+from eutectic.data.store import Store
+from eutectic.graph import GraphSettings
+from eutectic.models.multitask import MultitaskModel
+from eutectic.tasks import Task, fit_task
+from eutectic.tasks.folder import TrainedModel, load_model, save_model, task_named
+from eutectic.tasks.metrics import primary, shown
+from eutectic.train.evaluation import evaluate
+from eutectic.train.launch import share_threads
+from eutectic.train.loop import train
+from eutectic.train.pretrain import claim_folder, initial_model
+from eutectic.train.settings import BackboneChoice, FinetuneSettings
+from eutectic.train.source import Source, TaskRows
+
+PARITY_POINTS = 500
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """One run's outcome; errors are mean absolute errors in `unit`.
+
+    Attributes:
+        start: 'pretrained' or 'scratch'.
+        steps, seconds, errors: the validation curve of the judged property.
+        best_step: whose weights were tested.
+        test_errors: property → error on the test split.
+        trivial_error: of predicting the references and the mean alone.
+        truth, prediction: up to 500 test values of the judged property, in `unit`.
+        trained_on, validated_on, tested_on: numbers of structures.
+    """
+
+    name: str
+    start: str
+    seed: int
+    learning_rate: float
+    property: str
+    unit: str
+    theory: str
+    dataset: str
+    total_steps: int
+    steps: list[int]
+    seconds: list[float]
+    errors: list[float]
+    best_step: int
+    test_error: float
+    test_errors: dict[str, float]
+    trivial_error: float
+    truth: list[float]
+    prediction: list[float]
+    trained_on: int
+    validated_on: int
+    tested_on: int
+    wall_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def finetune(
+    settings: FinetuneSettings,
+    folder: Path | None,
+    *,
+    on_step: Callable[[int], None] = lambda step: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> FinetuneResult:
+    """Run, or resume, or return at once what is finished already.
+
+    Args:
+        settings: the whole run.
+        folder: for the model, the journal and `result.json`; None keeps nothing.
+        on_step: called with the number of steps done.
+        say: told what was read, kept and reset.
+
+    Raises:
+        EutecticError: data, model or settings that cannot be used.
+        Interrupted: stopped by a signal, resumable if there is a folder.
+    """
+    if folder is not None:
+        folder = Path(folder)
+        claim_folder(folder, settings.model_dump(mode="json"), "finetune")
+        if (folder / "result.json").exists():
+            on_step(settings.train.steps)
+            return FinetuneResult(**json.loads((folder / "result.json").read_text()))
+    share_threads(settings.train, 1)
+    store = open_store(settings.data.store)
+    parts = split_of(store, settings)
+    choice, graph, start = _backbone_of(settings)
+    task = fit_task(settings.name, store, parts.train, settings.targets, graph)
+    judged = primary(list(task.targets))
+    source = Source(
+        [TaskRows(0, task, store, parts.train, keep=True)],
+        min(settings.train.batch_size, len(parts.train)),
+        1.0,
+        settings.train.seed,
+    )
+    model = _model(settings, choice, task, source, start, say)
+    fabric = lf.Fabric(accelerator=_accelerator(settings), devices=1, precision=settings.train.precision)
+    fabric.launch()
+
+    held_out = TaskRows(0, task, store, parts.validation).items()
+    steps: list[int] = []
+    seconds: list[float] = []
+    errors: list[float] = []
+    best: dict[str, Any] = {"step": 0, "weights": {k: v.clone() for k, v in model.state_dict().items()}}
+
+    def validate(averaged: MultitaskModel, step: int, elapsed: float) -> None:
+        found = shown(judged, evaluate(averaged, [task], held_out, device=fabric.device)[task.name][judged].mae)[0]
+        if not errors or found < min(errors):
+            best.update(step=step, weights={k: v.detach().cpu().clone() for k, v in averaged.state_dict().items()})
+        steps.append(step)
+        seconds.append(round(elapsed, 3))
+        errors.append(found)
+
+    def extra() -> dict[str, Any]:
+        return {"curve": json.dumps([steps, seconds, errors]), "best": best}
+
+    def restore(state: dict[str, Any]) -> None:
+        steps[:], seconds[:], errors[:] = json.loads(state["curve"])
+        best.update(state["best"])
+
+    trained = train(
+        fabric,
+        model,
+        [task],
+        source,
+        settings.train,
+        settings.optimiser,
+        folder=folder,
+        validate=validate,
+        extra_state=extra,
+        restore_extra=restore,
+        on_step=lambda entry: on_step(entry["step"]),
+    )
+    final = trained.averaged
+    final.load_state_dict(best["weights"])
+    tested = TaskRows(0, task, store, parts.test).items()
+    result = _result(settings, store, parts, task, judged, final, tested, fabric.device)
+    result.update(
+        steps=steps,
+        seconds=seconds,
+        errors=errors,
+        best_step=best["step"],
+        wall_seconds=round(trained.seconds, 2),
+    )
+    finished = FinetuneResult(**result)
+    if folder is not None:
+        provenance = {
+            "eutectic": eutectic.__version__,
+            "finetuned_on": store.card.name,
+            "start": settings.start,
+            "structures": len(parts.train),
+            "steps": settings.train.steps,
+            "seed": settings.train.seed,
+            "elements": sorted(store.composition()),
+        }
+        described = TrainedModel(final, (task,), choice.name, choice.settings, graph, provenance)
+        save_model(folder / "model", described)
+        half = folder / ".result.json.writing"
+        half.write_text(json.dumps(finished.to_dict()))
+        os.replace(half, folder / "result.json")
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return finished
+
+
+def split_of(store: Store, settings: FinetuneSettings) -> Split:
+    """The split a run asks for."""
+    data = settings.data
+    return split(
+        store,
+        data.split or store.card.default_split,
+        n_train=data.train,
+        n_validation=data.validation,
+        n_test=data.test,
+        seed=data.split_seed,
+        needs=tuple(settings.targets),
+    )
+
+
+def _accelerator(settings: FinetuneSettings) -> str:
+    if settings.train.accelerator != "auto":
+        return settings.train.accelerator
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSettings, TrainedModel | None]:
+    """Backbone and graph come from the model started from (or likened to), so that both starts are the same."""
+    model_folder = settings.like if settings.start == "scratch" else settings.start
+    if model_folder is None:
+        return settings.backbone or BackboneChoice(), settings.graph or GraphSettings(), None
+    model = load_model(Path(model_folder))
+    if settings.backbone is not None:
+        raise EutecticError(
+            "backbone",
+            "settings of its own beside a model to start from",
+            "one or the other",
+            "drop `backbone`; it is read from the model",
+        )
+    choice = BackboneChoice(name=model.backbone, settings=dict(model.backbone_settings))
+    return choice, settings.graph or model.graph, None if settings.start == "scratch" else model
+
+
+def _model(
+    settings: FinetuneSettings,
+    choice: BackboneChoice,
+    task: Task,
+    source: Source,
+    start: TrainedModel | None,
+    say: Callable[[str], None],
+) -> MultitaskModel:
+    seed = settings.train.seed
+    if start is None:
+        model = initial_model(choice.name, choice.settings, (task,), source, seed)
+        say(f"{choice.name} from scratch, seed {seed}")
+        return model
+    torch.manual_seed(seed)
+    model = MultitaskModel(start.module.backbone, {task.name: task.heads})
+    kept = sum(p.numel() for p in cast(nn.Module, model.backbone).parameters())
+    said = f"{choice.name} backbone of {settings.start} kept ({kept:,} parameters)"
+    if settings.head_from is not None:
+        theirs = task_named(start.tasks, settings.head_from, f"head_from, {settings.start}")
+        loaded = []
+        for name in task.targets:
+            if name in theirs.targets and theirs.heads[name] == task.heads[name]:
+                both = (start.module.heads[theirs.name], model.heads[task.name])
+                donor, mine = (cast(nn.ModuleDict, heads) for heads in both)
+                if name in donor:
+                    mine[name].load_state_dict(donor[name].state_dict())
+                    loaded.append(name)
+        said += f"; heads kept from {settings.head_from}: {', '.join(loaded) or 'none fits'}"
+    say(said + f"; fresh heads otherwise, references and scales fitted on {task.name}, seed {seed}")
+    unseen = _unseen_elements(start, source)
+    if unseen:
+        say(f"warning: elements never pre-trained on: {', '.join(unseen)}")
+    return model.train()
+
+
+def _unseen_elements(start: TrainedModel, source: Source) -> list[str]:
+    from ase.data import chemical_symbols
+
+    seen: set[int] = set()
+    for entry in dict(start.provenance.get("pretrained_on", {})).values():  # type: ignore[call-overload]
+        seen |= set(entry["elements"])
+    here = set(source.sets[0].store.composition())
+    return [chemical_symbols[z] for z in sorted(here - seen)] if seen else []
+
+
+def _result(
+    settings: FinetuneSettings,
+    store: Store,
+    parts: Split,
+    task: Task,
+    judged: str,
+    model: MultitaskModel,
+    tested: list[Any],
+    device: torch.device,
+) -> dict[str, Any]:
+    found = evaluate(model, [task], tested, device=device, keep=True)[task.name]
+    truth = np.concatenate(found[judged].truth)
+    prediction = np.concatenate(found[judged].prediction)
+    some = np.linspace(0, len(truth) - 1, min(PARITY_POINTS, len(truth))).astype(int)
+    factor, unit = shown(judged, 1.0)
+    return {
+        "name": settings.name,
+        "start": "scratch" if settings.start == "scratch" else "pretrained",
+        "seed": settings.train.seed,
+        "learning_rate": settings.optimiser.learning_rate,
+        "property": judged,
+        "unit": unit,
+        "theory": store.card.theory,
+        "dataset": store.card.name,
+        "total_steps": settings.train.steps,
+        "test_error": found[judged].mae * factor,
+        "test_errors": {name: shown(name, error.mae)[0] for name, error in found.items()},
+        "trivial_error": found[judged].trivial_mae * factor,
+        "truth": (truth[some] * factor).round(6).tolist(),
+        "prediction": (prediction[some] * factor).round(6).tolist(),
+        "trained_on": len(parts.train),
+        "validated_on": len(parts.validation),
+        "tested_on": len(parts.test),
+    }

@@ -1,0 +1,47 @@
+"""The journal of a run: one JSON object per line, one line per step, in `journal.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Append-only, except that a resumed run forgets what came after its checkpoint.
+
+    Args:
+        path: the file; None keeps the journal in memory alone.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.entries: list[dict[str, Any]] = []
+        self._pending: list[str] = []
+
+    def resume(self, step: int) -> None:
+        """Keep what was written up to and including `step`."""
+        if self.path is None or not self.path.exists():
+            return
+        for line in self.path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                break  # a killed writer's last line
+            if entry["step"] <= step:
+                self.entries.append(entry)
+        self.path.write_text("".join(json.dumps(e) + "\n" for e in self.entries))
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Note one step."""
+        self.entries.append(entry)
+        self._pending.append(json.dumps(entry) + "\n")
+        if len(self._pending) >= 20:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is waiting."""
+        if self.path is not None and self._pending:
+            with self.path.open("a") as file:
+                file.writelines(self._pending)
+        self._pending.clear()

@@ -1,0 +1,177 @@
+"""Everything a run can be told, validated whole before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from eutectic.atoms import PROPERTIES, EutecticError
+from eutectic.graph import GraphSettings
+from eutectic.models.heads import HeadSettings
+from eutectic.tasks import TargetSettings
+
+
+class Settings(BaseModel):
+    """Unknown keys are refused; values cannot change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneChoice(Settings):
+    """Which backbone, and its own settings."""
+
+    name: str = Field(default="gemnet_oc", description="gemnet_oc or painn")
+    settings: dict[str, Any] = Field(default_factory=dict, description="see the backbone's settings class")
+
+
+class OptimiserSettings(Settings):
+    """AdamW with warm-up and cosine; defaults are JMP's for pre-training (Shoghi et al. 2024)."""
+
+    learning_rate: float = Field(default=3e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.1, ge=0, description="on all parameters, the embedding included")
+    warmup_steps: int = Field(default=2000, ge=0)
+    warmup_start: float = Field(default=0.2, gt=0, le=1, description="first learning rate, relative")
+    floor: float = Field(default=0.1, ge=0, le=1, description="last learning rate of the cosine, relative")
+    clip_norm: float = Field(default=1.0, gt=0, description="global norm of the gradient")
+    ema_decay: float = Field(default=0.99, ge=0, lt=1, description="exponential moving average of the weights")
+
+
+class TrainSettings(Settings):
+    """How long, how much at a time, on what."""
+
+    steps: int = Field(default=1000, ge=1)
+    batch_size: int = Field(default=32, ge=1, description="structures per step, over all processes")
+    evaluate_every: int = Field(default=200, ge=1, description="steps between validations")
+    checkpoint_every: float = Field(default=60.0, ge=0, description="seconds between checkpoints for resuming")
+    seed: int = 0
+    processes: int = Field(default=1, ge=1, description="on this machine; on a CPU two processes beat two threads")
+    threads: int | None = Field(default=None, description="per process; the cores shared out if not given")
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
+    max_bad_steps: int = Field(default=20, ge=0, description="steps with a non-finite gradient before giving up")
+
+
+class SetSettings(Settings):
+    """One data set of a pre-training."""
+
+    store: str = Field(description="name of an embedded set, or path of a store")
+    targets: dict[str, TargetSettings] = Field(
+        default_factory=lambda: {
+            "energy": TargetSettings(),
+            "forces": TargetSettings(head=HeadSettings(kind="direct_forces"), weight_by_size=True),
+        }
+    )
+    graph: GraphSettings | None = Field(default=None, description="this set's own; the run's if not given")
+    split: str | None = Field(default=None, description="the data set's default if not given")
+    validation: int = Field(default=200, ge=1, description="structures used to watch the training")
+
+    @model_validator(mode="after")
+    def _known(self) -> SetSettings:
+        return _check_targets(self)
+
+
+class PretrainSettings(Settings):
+    """A joint pre-training."""
+
+    sets: dict[str, SetSettings] = Field(min_length=1)
+    backbone: BackboneChoice = BackboneChoice()
+    graph: GraphSettings = GraphSettings()
+    temperature: float = Field(default=2.0, gt=0, description="p_i ∝ n_i^(1/T)")
+    weights: dict[str, float] | None = Field(
+        default=None, description="set → share of what is drawn, instead of the temperature"
+    )
+    optimiser: OptimiserSettings = OptimiserSettings()
+    train: TrainSettings = TrainSettings()
+
+
+class DataSettings(Settings):
+    """What to fine-tune on."""
+
+    store: str = Field(description="name of an embedded set, or path of a store")
+    split: str | None = Field(default=None, description="the data set's default if not given")
+    split_seed: int = 0
+    train: int | None = Field(default=None, ge=1, description="structures; all of the split's if not given")
+    validation: int | None = Field(default=None, ge=1)
+    test: int | None = Field(default=None, ge=1)
+
+
+class FinetuneSettings(Settings):
+    """One fine-tuning run."""
+
+    data: DataSettings
+    targets: dict[str, TargetSettings] = Field(min_length=1)
+    start: str = Field(description="'scratch', or the folder of a pre-trained model")
+    like: str | None = Field(
+        default=None,
+        description="for a start from scratch: a model whose backbone and graph settings are taken",
+    )
+    backbone: BackboneChoice | None = Field(default=None, description="for a start from scratch without `like`")
+    graph: GraphSettings | None = Field(default=None, description="the start's if not given")
+    head_from: str | None = Field(default=None, description="task of the start whose heads are kept; fresh if none")
+    name: str = "finetuned"
+    optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-3, warmup_steps=20, weight_decay=0.01)
+    train: TrainSettings = TrainSettings(steps=500, batch_size=16, evaluate_every=50)
+
+    @model_validator(mode="after")
+    def _known(self) -> FinetuneSettings:
+        return _check_targets(self)
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def _check_targets(settings: T) -> T:
+    for name in settings.targets:  # type: ignore[attr-defined]
+        if name not in PROPERTIES:
+            near = difflib.get_close_matches(name, PROPERTIES, 1)
+            raise ValueError(f"unknown property {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+    return settings
+
+
+def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Validate settings, turning pydantic's report into one error a user can act on.
+
+    Raises:
+        EutecticError: unknown keys (with the nearest known name), wrong types, values out of range.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems, fixes = [], []
+        for item in error.errors():
+            path = ".".join(str(p) for p in item["loc"])
+            if item["type"] == "extra_forbidden":
+                known = _keys_at(kind, item["loc"][:-1])
+                near = difflib.get_close_matches(str(item["loc"][-1]), known, 1)
+                problems.append(f"unknown setting {path!r}")
+                fixes.append(f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}")
+            else:
+                given = "" if item["type"] == "missing" else f" (given {item.get('input')!r})"
+                problems.append(f"{path}: {item['msg']}{given}")
+        raise EutecticError(
+            where,
+            "; ".join(problems),
+            f"settings as in {kind.__name__}",
+            " ".join(fixes) or "correct the value",
+        ) from error
+
+
+def _keys_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Names of the settings at a place in a tree of settings."""
+    here: Any = kind
+    for step in path:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            field = here.model_fields.get(str(step))
+            here = field.annotation if field else None
+        else:
+            # A dict of settings or an optional one: what stands last or first among its arguments.
+            inner = [a for a in getattr(here, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+            here = inner[-1] if inner else None
+        options = [a for a in getattr(here, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if getattr(here, "__origin__", None) is not dict and options:
+            here = options[0]
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []

@@ -1,0 +1,105 @@
+"""What a structure is, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import pytest
+from ase.build import bulk, fcc111, molecule
+from ase.constraints import FixAtoms
+
+from eutectic.atoms import ENERGY, FORCES, PROPERTIES, STRESS, EutecticError, LabelledStructure, Structure
+
+WATER = Structure.from_ase(molecule("H2O"))
+COPPER = Structure.from_ase(bulk("Cu"))
+
+
+def test_a_molecule_has_no_cell() -> None:
+    assert len(WATER) == 3
+    assert not WATER.pbc.any()
+    assert not WATER.cell.any()
+    assert WATER.tags.tolist() == [2, 2, 2]
+    assert not WATER.fixed.any()
+
+
+def test_there_and_back_through_ase() -> None:
+    slab = fcc111("Cu", (1, 1, 3), vacuum=5.0)
+    slab.set_constraint(FixAtoms([0, 1]))
+    structure = Structure.from_ase(slab)
+    assert structure.tags.tolist() == [3, 2, 1]
+    assert structure.fixed.tolist() == [True, True, False]
+    back = Structure.from_ase(structure.to_ase())
+    for name in ("numbers", "positions", "cell", "pbc", "tags", "fixed"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(structure, name))
+
+
+def test_a_structure_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        WATER.numbers = np.array([1])  # type: ignore[misc]
+
+
+def test_good_structures_pass() -> None:
+    WATER.check("here")
+    COPPER.check("here")
+    replace(COPPER, cell=COPPER.cell[[1, 0, 2]]).check("left-handed")
+    replace(WATER, cell=np.diag([5.0, 0, 0]), pbc=np.array([True, False, False])).check("a wire")
+    replace(WATER, cell=np.diag([0, 5.0, 5.0]), pbc=np.array([False, True, True])).check("a slab")
+
+
+def moved(row: int, value: list[float]) -> np.ndarray:
+    positions = WATER.positions.copy()
+    positions[row] = value
+    return positions
+
+
+@pytest.mark.parametrize(
+    ("structure", "said"),
+    [
+        (Structure(numbers=np.zeros(0, dtype=np.int64), positions=np.zeros((0, 3))), "no atoms"),
+        (replace(WATER, positions=moved(1, [0.0, np.nan, 0.0])), "atom 1 has position"),
+        (replace(WATER, positions=moved(2, [0.0, np.inf, 0.0])), "atom 2 has position"),
+        (replace(WATER, numbers=np.array([8, 0, 1])), "atom 1 has atomic number 0"),
+        (replace(WATER, numbers=np.array([8, 1, 119])), "atom 2 has atomic number 119"),
+        (replace(COPPER, cell=np.full((3, 3), np.nan)), "cell"),
+        (replace(COPPER, cell=np.zeros((3, 3))), "no volume"),
+        (replace(COPPER, cell=np.ones((3, 3))), "no volume"),
+        (replace(WATER, pbc=np.array([True, False, False])), "no volume"),
+        (replace(WATER, positions=moved(1, WATER.positions[2].tolist())), "two atoms have the same position"),
+    ],
+)
+def test_unusable_structures_are_refused(structure: Structure, said: str) -> None:
+    with pytest.raises(EutecticError, match=said) as caught:
+        structure.check("some.xyz, structure 7")
+    assert caught.value.where == "some.xyz, structure 7"
+    assert caught.value.fix
+
+
+def labelled(**labels: np.ndarray) -> LabelledStructure:
+    return LabelledStructure(structure=WATER, labels=labels, id="w", group="water")
+
+
+def test_good_labels_pass() -> None:
+    labelled(energy=np.asarray(-1.0), forces=np.zeros((3, 3)), stress=np.zeros((3, 3))).check("here")
+    labelled().check("here")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ({"enrgy": np.asarray(1.0)}, "label 'enrgy'"),
+        ({"energy": np.zeros(1)}, r"energy of shape \(1,\)"),
+        ({"forces": np.zeros((2, 3))}, r"forces of shape \(2, 3\)"),
+        ({"energy": np.asarray(np.nan)}, "energy is not finite"),
+    ],
+)
+def test_unusable_labels_are_refused(labels: dict[str, np.ndarray], said: str) -> None:
+    with pytest.raises(EutecticError, match=said):
+        labelled(**labels).check("here")
+
+
+def test_properties_say_their_shape() -> None:
+    assert ENERGY.shape(5) == ()
+    assert FORCES.shape(5) == (5, 3)
+    assert STRESS.shape(5) == (3, 3)
+    assert all(name == p.name and p.unit for name, p in PROPERTIES.items())

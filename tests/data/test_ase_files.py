@@ -1,0 +1,232 @@
+"""The user's own files: every place a label may be in, and every way a file may be broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase.db
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+
+from eutectic.atoms import EutecticError
+from eutectic.data.datasets import ase_files
+
+FORCES = np.array([[0.0, 0.0, 1.5], [0.0, 0.0, -1.5]])
+
+
+def dimer(energy: float | None = -1.0, **calc: object) -> Atoms:
+    atoms = Atoms("CO", positions=[[0, 0, 0], [0, 0, 1.1]])
+    if energy is not None:
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=FORCES, **calc)
+    return atoms
+
+
+def write(path: Path, *atoms: Atoms) -> Path:
+    ase.io.write(path, list(atoms))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["xyz", "extxyz", "traj", "db", "json"])
+def test_formats(tmp_path: Path, suffix: str) -> None:
+    file = write(tmp_path / f"mine.{suffix}", dimer(-1.0), dimer(-2.0), dimer(-3.0))
+    rows = list(ase_files.read(file))
+    assert [float(r.labels["energy"]) for r in rows] == [-1, -2, -3]
+    np.testing.assert_allclose(rows[0].labels["forces"], FORCES)
+    assert [r.id for r in rows] == [f"mine.{suffix}#{i}" for i in range(3)]
+    assert {r.group for r in rows} == {"CO"}
+
+
+def test_prefixes_come_first_and_predictions_are_ignored(tmp_path: Path) -> None:
+    atoms = dimer(-1.0)
+    atoms.info.update(REF_energy=-5.0, mace_energy=-4.0, gap=2.5)
+    atoms.arrays["dft_forces"] = 2 * FORCES
+    atoms.arrays["mace_forces"] = 3 * FORCES
+    file = write(tmp_path / "mine.xyz", atoms, dimer(-1.0))
+    first, second = ase_files.read(file)
+    assert (float(first.labels["energy"]), float(second.labels["energy"])) == (-5, -1)
+    np.testing.assert_allclose(first.labels["forces"], 2 * FORCES)
+    assert float(first.labels["gap"]) == 2.5
+    found = ase_files.scan(file)
+    assert found.counts == {
+        "energy": {"REF_energy": 1, "energy": 1},
+        "forces": {"dft_forces": 1, "forces": 1},
+        "gap": {"gap": 1},
+    }
+    assert {"mace_energy", "mace_forces"} <= set(found.ignored)
+    assert ("gap", "gap", 1, "eV") in found.rows()
+
+
+def test_chosen_keys(tmp_path: Path) -> None:
+    atoms = dimer(-1.0)
+    atoms.info["mace_energy"] = -9.0
+    file = write(tmp_path / "mine.xyz", atoms)
+    (row,) = ase_files.read(file, {"energy": "mace_energy"})
+    assert float(row.labels["energy"]) == -9
+    with pytest.raises(EutecticError, match="no label under absent"):
+        ase_files.scan(write(tmp_path / "bare.xyz", dimer(None)), {"energy": "absent"})
+    with pytest.raises(EutecticError, match="property 'enrgy'"):
+        ase_files.scan(file, {"enrgy": "energy"})
+
+
+def test_stress_and_virials(tmp_path: Path) -> None:
+    stress = np.array([[1.0, 0.6, 0.5], [0.6, 2.0, 0.4], [0.5, 0.4, 3.0]])
+    cell = np.diag([2.0, 3.0, 4.0])
+    voigt = Atoms("He", cell=cell, pbc=True)
+    voigt.calc = SinglePointCalculator(voigt, energy=0.0, stress=np.array([1.0, 2, 3, 0.4, 0.5, 0.6]))
+    tensor = Atoms("He", cell=cell, pbc=True, info={"REF_stress": stress})
+    virials = Atoms("He", cell=cell, pbc=True, info={"virials": -24.0 * stress})
+    for row in ase_files.read(write(tmp_path / "mine.xyz", voigt, tensor, virials)):
+        np.testing.assert_allclose(row.labels["stress"], stress)
+
+
+def test_forces_on_fixed_atoms_are_kept(tmp_path: Path) -> None:
+    for suffix in ("traj", "db", "xyz"):
+        atoms = dimer()
+        atoms.set_constraint(FixAtoms([0]))
+        (row,) = ase_files.read(write(tmp_path / f"fixed.{suffix}", atoms))
+        np.testing.assert_allclose(row.labels["forces"], FORCES)
+        assert row.structure.fixed.tolist() == [True, False]
+
+
+def test_key_value_pairs_of_a_database(tmp_path: Path) -> None:
+    with ase.db.connect(tmp_path / "mine.db") as db:
+        db.write(dimer(None), gap=1.5, group="rutile", data={"forces": FORCES})
+    (row,) = ase_files.read(tmp_path / "mine.db")
+    assert (float(row.labels["gap"]), row.group) == (1.5, "rutile")
+    np.testing.assert_allclose(row.labels["forces"], FORCES)
+
+
+def test_tags(tmp_path: Path) -> None:
+    slab, layers = dimer(), dimer()
+    slab.set_tags([0, 1])
+    layers.set_tags([4, 3])
+    first, second = ase_files.read(write(tmp_path / "mine.traj", slab, layers))
+    assert first.structure.tags.tolist() == [0, 1]
+    assert second.structure.tags.tolist() == [2, 2]
+
+
+def test_folder_and_groups(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    write(tmp_path / "deep" / "b.traj", dimer(), dimer())
+    write(tmp_path / "a.xyz", dimer())
+    (tmp_path / "README.md").write_text("# how these were made")
+    (tmp_path / "settings.json").write_text('{"functional": "PBE"}')
+    rows = list(ase_files.read(tmp_path))
+    assert [r.id for r in rows] == ["a.xyz#0", "deep/b.traj#0", "deep/b.traj#1"]
+    assert [r.group for r in rows] == ["a.xyz", "deep/b.traj", "deep/b.traj"]
+    found = ase_files.scan(tmp_path)
+    assert (found.structures, found.files, found.groups) == (3, 2, 2)
+    assert set(found.skipped) == {"README.md", "settings.json"}
+
+
+def test_group_key(tmp_path: Path) -> None:
+    one, two = dimer(), dimer()
+    one.info["bulk"], two.info["bulk"] = "Pt", "Cu"
+    file = write(tmp_path / "mine.xyz", one, two)
+    assert [r.group for r in ase_files.read(file, group_key="bulk")] == ["Pt", "Cu"]
+    with pytest.raises(EutecticError, match="structure 0: no entry 'mine'; expected one of bulk"):
+        list(ase_files.read(file, group_key="mine"))
+
+
+def test_card(tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.xyz", dimer())
+    card = ase_files.card(file, ase_files.scan(file), theory="PBE")
+    assert (card.properties, card.theory, card.default_split) == (("energy", "forces"), "PBE", "random")
+    assert "energy from 'energy': 1 structures" in card.notes
+
+
+def test_no_labels(tmp_path: Path) -> None:
+    with pytest.raises(EutecticError, match="no label; expected energy"):
+        ase_files.scan(write(tmp_path / "bare.xyz", dimer(None)))
+    atoms = dimer(None)
+    atoms.info["E_energy"] = 1.0
+    with pytest.raises(EutecticError, match="there are E_energy"):
+        ase_files.scan(write(tmp_path / "named.xyz", atoms))
+
+
+def test_labels_that_are_no_numbers(tmp_path: Path) -> None:
+    file = write(tmp_path / "nan.xyz", dimer(), dimer(), dimer(np.nan))
+    with pytest.raises(EutecticError, match=r"nan\.xyz, structure 2: energy is not finite"):
+        list(ase_files.read(file))
+    atoms = dimer(None)
+    atoms.info["REF_energy"] = "unknown"
+    with pytest.raises(EutecticError, match="structure 0, REF_energy: 'unknown'"):
+        list(ase_files.read(write(tmp_path / "words.xyz", atoms)))
+    atoms.info["REF_energy"] = True
+    with pytest.raises(EutecticError, match="a key without a value"):
+        list(ase_files.read(write(tmp_path / "flag.xyz", atoms)))
+
+
+def test_structures_that_cannot_be_used(tmp_path: Path) -> None:
+    dummy = Atoms("XC", positions=[[0, 0, 0], [0, 0, 1]], info={"REF_energy": 1.0})
+    with pytest.raises(EutecticError, match="structure 1: atom 0 has atomic number 0"):
+        list(ase_files.read(write(tmp_path / "dummy.xyz", dimer(), dummy)))
+    flat = dimer()
+    flat.pbc = True
+    with pytest.raises(EutecticError, match="which has no volume"):
+        list(ase_files.read(write(tmp_path / "flat.traj", flat)))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "empty.xyz").write_text("")
+    with pytest.raises(EutecticError, match="an empty file"):
+        list(ase_files.read(tmp_path / "empty.xyz"))
+    with pytest.raises(EutecticError, match="nothing is here"):
+        list(ase_files.read(tmp_path / "absent.xyz"))
+    (tmp_path / "notes.md").write_text("nothing that ASE knows")
+    with pytest.raises(EutecticError, match="format markdown"):
+        list(ase_files.read(tmp_path / "notes.md"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(EutecticError, match="no file of structures"):
+        list(ase_files.read(tmp_path / "folder"))
+    (tmp_path / "element.xyz").write_text("1\n\nZz 0.0 0.0 0.0\n")
+    with pytest.raises(EutecticError, match="structure 0: could not be read"):
+        list(ase_files.read(tmp_path / "element.xyz"))
+
+
+@pytest.mark.parametrize("suffix", ["xyz", "traj", "db", "json"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_truncated_files(tmp_path: Path, suffix: str, share: float) -> None:
+    whole = write(tmp_path / f"mine.{suffix}", *[dimer(-float(i)) for i in range(6)]).read_bytes()
+    cut = tmp_path / f"cut.{suffix}"
+    # In the middle of a number, not after a whole structure.
+    keep = int(share * len(whole))
+    cut.write_bytes(whole[:keep])
+    with pytest.raises(EutecticError, match=r"cut\.") as caught:
+        list(ase_files.read(cut))
+    assert caught.value.fix
+
+
+def test_a_bundle_of_pickles_is_refused(tmp_path: Path) -> None:
+    # A folder of this name is a "bundletrajectory" for ASE; for us it is a folder like any other.
+    (tmp_path / "x.bundle").mkdir()
+    (tmp_path / "x.bundle" / "frames").write_bytes(b"\x80\x04cposix\nsystem\n.")
+    with pytest.raises(EutecticError):
+        list(ase_files.read(tmp_path / "x.bundle"))
+
+
+REAL = {
+    "md17/aspirin_ccsd-test.xyz": (500, {"energy": 500, "forces": 500}),
+    "mptrj/mptrj-random-1k.xyz": (1000, {"energy": 1000, "forces": 1000, "stress": 1000}),
+    "oc22_like/oxides.db": (295, {"energy": 295, "forces": 295}),
+    "oc20/trajs_small": (124, {"energy": 124, "forces": 124}),
+    "md22_like/ECEMC.xyz": (203, {"energy": 203, "forces": 200, "stress": 200}),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_files(shared_data: Path, name: str) -> None:
+    structures, labels = REAL[name]
+    found = ase_files.scan(shared_data / name)
+    assert found.structures == structures
+    assert {p: sum(keys.values()) for p, keys in found.counts.items()} == labels
+
+
+def test_real_forces_on_fixed_atoms(shared_data: Path) -> None:
+    row = next(ase_files.read(shared_data / "oc20" / "trajs_small"))
+    assert row.structure.fixed.any()
+    assert np.abs(row.labels["forces"][row.structure.fixed]).max() > 0.01

@@ -1,0 +1,213 @@
+"""The catalogue: names, preparing, describing, and looking a data set over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from eutectic.atoms import EutecticError, LabelledStructure, Structure
+from eutectic.data import catalogue
+from eutectic.data.card import Card
+from eutectic.data.store import Store, write_store
+
+
+@pytest.fixture
+def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A package with one embedded data set."""
+    card = Card(
+        name="molecules",
+        title="Molecules",
+        domain="molecules",
+        properties=("energy",),
+        theory="GFN2-xTB",
+        licence="CC0-1.0",
+        citation="nobody",
+        source="made",
+    )
+    water = Structure(numbers=np.array([8, 1, 1]), positions=np.eye(3))
+    rows = [
+        LabelledStructure(structure=water, labels={"energy": np.asarray(-1.0)}, id=str(i), group="H2O")
+        for i in range(3)
+    ]
+    write_store(tmp_path / "package" / "molecules", card, rows)
+    monkeypatch.setattr(catalogue, "embedded_folder", lambda: tmp_path / "package")
+    return Store(tmp_path / "package" / "molecules")
+
+
+def moving(n: int, *, energy: float = -1.0) -> list[Atoms]:
+    made = []
+    for i in range(n):
+        atoms = Atoms("CO", positions=[[0, 0, 0], [0, 0, 1.1 + 0.01 * i]])
+        forces = np.array([[0.0, 0.0, 1.0 + i], [0.0, 0.0, -1.0 - i]])
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+        made.append(atoms)
+    return made
+
+
+def rmd17_files(folder: Path) -> Path:
+    random = np.random.default_rng(0)
+    for part, n in (("train", 6), ("test", 4)):
+        np.savez(
+            folder / f"rmd17_benzene_{part}_01.npz",
+            nuclear_charges=np.array([6] * 6 + [1] * 6, dtype=np.uint8),
+            coords=random.normal(size=(n, 12, 3)),
+            energies=random.normal(size=n),
+            forces=random.normal(size=(n, 12, 3)),
+        )
+    return folder
+
+
+def test_open_by_name_and_by_path(embedded: Store) -> None:
+    assert catalogue.open_store("molecules").path == embedded.path
+    assert len(catalogue.open_store(embedded.path)) == 3
+
+
+def test_names_that_are_not_there(embedded: Store) -> None:
+    with pytest.raises(EutecticError, match="did you mean 'molecules'"):
+        catalogue.open_store("molcules")
+    with pytest.raises(EutecticError, match="eutectic data prepare qm9"):
+        catalogue.open_store("qm9")
+    with pytest.raises(EutecticError, match="did you mean 'rmd17:aspirin'"):
+        catalogue.open_store("rmd17:asprin")
+
+
+def test_listing(embedded: Store) -> None:
+    rows = catalogue.listing()
+    assert [r.name for r in rows] == ["molecules", *catalogue.native()]
+    assert (rows[0].kind, rows[0].structures, rows[0].theory) == ("embedded", 3, "GFN2-xTB")
+    assert rows[0].size_bytes == embedded.bytes() > 0
+    assert all(r.kind == "native" and r.structures is None for r in rows[1:])
+
+
+def test_describe(embedded: Store) -> None:
+    told = catalogue.describe(embedded)
+    assert json.loads(json.dumps(told)) == told
+    assert (told["structures"], told["atoms"], told["mean_atoms"], told["groups"]) == (3, 9, 3.0, 1)
+    assert told["elements"] == {"H": 6, "O": 3}
+    assert told["labels"] == {"energy": {"count": 3, "unit": "eV"}}
+
+
+def test_prepare_rmd17(tmp_path: Path) -> None:
+    source = rmd17_files(tmp_path)
+    for name, molecule in (("rmd17:benzene", None), ("rmd17", "benzene")):
+        path = catalogue.prepare(name, source, tmp_path / name.replace(":", "-"), molecule=molecule)
+        store = Store(path)
+        assert (len(store), store.card.name) == (10, "rmd17:benzene")
+        assert store.published_splits()["official_01"]["test"].tolist() == [6, 7, 8, 9]
+
+
+def test_prepare_qm9(tmp_path: Path) -> None:
+    text = (
+        "2\ngdb 7\t1.\t1.\t1.\t0.\t5.\t-0.4\t0.1\t0.5\t3.\t0.01\t-1.17\t-1.16\t-1.15\t-1.18\t5.\n"
+        "H\t0.\t0.\t0.\t0.\nH\t0.\t0.\t0.74\t0.\n4400.\n[H][H]\t[H][H]\nInChI=1S/H2/h1H\tInChI=1S/H2/h1H\n"
+    )
+    (tmp_path / "dsgdb9nsd_000007.xyz").write_text(text)
+    store = Store(catalogue.prepare("qm9", tmp_path, tmp_path / "store"))
+    assert [row.id for row in store] == ["qm9-000007"]
+    assert float(store[0].labels["u0"]) == pytest.approx((-1.17 + 2 * 0.500273) * 27.21138602)
+
+
+def test_prepare_ase(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "mine.xyz", moving(4))
+    store = Store(catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "store", theory="PBE"))
+    assert (len(store), store.card.theory) == (4, "PBE")
+    assert store.label_counts() == {"energy": 4, "forces": 4}
+    with pytest.raises(EutecticError, match="--overwrite"):
+        catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "store")
+    catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "store", overwrite=True)
+
+
+def test_prepare_refusals(tmp_path: Path, embedded: Store) -> None:
+    with pytest.raises(EutecticError, match="did you mean 'rmd17:ethanol'"):
+        catalogue.prepare("md17:ethanol", tmp_path, tmp_path / "store")
+    with pytest.raises(EutecticError, match="it is embedded"):
+        catalogue.prepare("molecules", tmp_path, tmp_path / "store")
+    with pytest.raises(EutecticError, match="no source"):
+        catalogue.prepare("ase", None, tmp_path / "store")
+    with pytest.raises(EutecticError, match="molecule ''"):
+        catalogue.prepare("rmd17", tmp_path, tmp_path / "store")
+
+
+def test_progress_is_shown_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ase.io.write(tmp_path / "mine.xyz", moving(101))
+    catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "quick")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(catalogue, "SHOW_AFTER", -1.0)
+    catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "piped")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "slow")
+    shown = capsys.readouterr()
+    assert "Reading ase" in shown.err
+    assert not shown.out
+
+
+def test_check_a_good_file(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "mine.xyz", moving(6))
+    report = catalogue.check(tmp_path / "mine.xyz")
+    assert json.loads(json.dumps(report)) == report
+    assert report["ok"]
+    assert report["labels"] == {"energy": 6, "forces": 6}
+    assert report["duplicates"] == 0
+    assert report["largest_force"] == pytest.approx(6.0)
+    assert "Usable" in str(report["verdict"])
+
+
+def test_check_a_doubtful_file(tmp_path: Path) -> None:
+    wild = moving(1)[0]
+    wild.positions[1, 2] = 0.2
+    wild.calc = SinglePointCalculator(wild, energy=99.0, forces=np.full((2, 3), 500.0))
+    bare = Atoms("He")
+    ase.io.write(tmp_path / "mine.xyz", [*moving(5), *moving(2), wild, bare])
+    report = catalogue.check(tmp_path / "mine.xyz")
+    assert report["ok"]
+    assert report["duplicates"] == 2
+    outliers = report["force_outliers"]
+    assert isinstance(outliers, dict)
+    assert [o["id"] for o in outliers["first"]] == ["mine.xyz#7"]
+    assert "lack some labels" in str(report["verdict"])
+
+
+def test_check_a_bad_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.xyz"
+    ase.io.write(file, [*moving(2), *moving(1, energy=np.nan), *moving(4)])
+    report = catalogue.check(file)
+    assert not report["ok"]
+    assert report["structures"] == 7
+    assert report["bad"] == {
+        "count": 1,
+        "first": [f"{file}, structure 2: energy is not finite; " + NOT_FINITE],
+    }
+    file.write_bytes(file.read_bytes()[:-30])
+    bad = catalogue.check(file)["bad"]
+    assert isinstance(bad, dict)
+    assert bad["count"] == 2
+    ase.io.write(file, [Atoms("He")])
+    assert catalogue.check(file)["verdict"] == "Not usable: no labels were found."
+    with pytest.raises(EutecticError):
+        catalogue.check(tmp_path / "absent")
+
+
+NOT_FINITE = "expected finite numbers; a label that is not known must be absent; drop the label or the structure"
+
+
+def test_check_a_store(embedded: Store) -> None:
+    report = catalogue.check("molecules")
+    assert (report["ok"], report["duplicates"]) == (True, 2)
+
+
+def test_what_is_embedded_is_whole() -> None:
+    """Whatever stores lie in the package: they open, and are what they say."""
+    for name, path in catalogue.embedded().items():
+        store = Store(path)
+        assert store.card.name == name
+        store[0].check(name)
+        assert set(store.label_counts()) == set(store.card.properties)

@@ -1,0 +1,350 @@
+"""Making the embedded data, and what is embedded."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eutectic.atoms import EutecticError, LabelledStructure
+from eutectic.data import generate as generate_module
+from eutectic.data.generate import (
+    FINETUNING,
+    GENERATORS,
+    PRETRAINING,
+    dynamics,
+    engine,
+    generate,
+    labels,
+    qm9,
+    reserved_for_finetuning,
+    slabs,
+)
+from eutectic.data.generate.crystals import TYPES, filled
+from eutectic.data.store import Store
+
+EMBEDDED = Path(str(files("eutectic.data"))) / "embedded"
+MAKE_ONE = "import sys; from pathlib import Path; from eutectic.data.generate import generate\n"
+
+
+def needs(name: str) -> None:
+    """Skip where the packages that make a set are not installed."""
+    for package in GENERATORS[name].needs:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install 'eutectic[generate]'")
+
+
+@cache
+def store(name: str) -> Store:
+    return Store(EMBEDDED / name)
+
+
+def same(one: LabelledStructure, other: LabelledStructure) -> None:
+    """Two makings of one structure."""
+    assert (one.id, one.group) == (other.id, other.group)
+    np.testing.assert_array_equal(one.structure.numbers, other.structure.numbers)
+    np.testing.assert_array_equal(one.structure.tags, other.structure.tags)
+    np.testing.assert_allclose(one.structure.positions, other.structure.positions, atol=1e-4)
+    assert one.labels.keys() == other.labels.keys()
+    for label, value in one.labels.items():
+        np.testing.assert_allclose(value, other.labels[label], atol=1e-3 if label == "forces" else 1e-4)
+
+
+# The engine
+
+
+def test_unknown_name_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(EutecticError, match="did you mean 'molecules'"):
+        generate(["molecule"], tmp_path)
+
+
+@pytest.mark.parametrize("setting", [{"scale": 0.0}, {"workers": 0}])
+def test_settings_out_of_range_are_refused(tmp_path: Path, setting: dict[str, float]) -> None:
+    with pytest.raises(EutecticError):
+        generate(["molecules"], tmp_path, **setting)
+
+
+def test_missing_extra_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EutecticError, match=r"pip install 'eutectic\[generate\]'"):
+        generate(["molecules"], tmp_path)
+
+
+def test_import_needs_no_extra() -> None:
+    code = (
+        "import sys, eutectic.data.generate\n"
+        "print([m for m in ('rdkit', 'tblite', 'chgnet', 'pymatgen', 'torch') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_kinds_take_turns_and_none_comes_twice() -> None:
+    places = [engine.in_turn(item, (0, 1, 0, 2)) for item in range(8)]
+    assert places == [(0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (1, 1), (0, 3), (2, 1)]
+
+
+def test_failures_are_counted_and_not_fatal(tmp_path: Path) -> None:
+    row = store("molecules")[0]
+
+    def make(item: int, seed: int) -> list[LabelledStructure]:
+        if item == 0:
+            raise engine.Rejected("no conformer")
+        if item == 1:
+            raise RuntimeError("SCF not converged")
+        if item == 2:
+            while True:
+                time.sleep(0.01)
+        forces = np.full_like(row.labels["forces"], 1e3 if item == 3 else 0.0)
+        return [
+            LabelledStructure(structure=row.structure, labels={**row.labels, "forces": forces}, id=f"{item}", group="")
+        ]
+
+    card = GENERATORS["molecules"].card
+    generator = engine.Generator(card=card, items=5, make=make, needs=(), seconds=0.1)
+    report = engine.make_chunk(generator, 0, range(5), tmp_path / "chunk")
+    assert report == {
+        "no conformer": 1,
+        "RuntimeError: SCF not converged": 1,
+        "took longer than 0.1 s": 1,
+        "a force of 50 eV/Å or more": 1,
+    }
+    assert [r.id for r in Store(tmp_path / "chunk")] == ["4"]
+    assert json.loads((tmp_path / "chunk" / "report.json").read_text()) == report
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_store_for_any_number_of_workers(tmp_path: Path) -> None:
+    needs("qm9_sample")
+    scale = 2.5 / 3  # two chunks
+    code = MAKE_ONE + (
+        "if __name__ == '__main__':\n"
+        f"    generate(['qm9_sample'], Path(sys.argv[1]), scale={scale}, workers=int(sys.argv[2]))\n"
+    )
+    script = tmp_path / "make.py"
+    script.write_text(code)
+    once, killed = tmp_path / "once", tmp_path / "killed"
+    running = subprocess.Popen([sys.executable, str(script), str(killed), "1"], stdout=subprocess.DEVNULL)
+    whole = subprocess.Popen([sys.executable, str(script), str(once), "2"], stdout=subprocess.DEVNULL)
+    work = killed / ".qm9_sample.work"
+    until = time.monotonic() + 60
+    while not list(work.glob("chunk-*/report.json")) and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not (killed / "qm9_sample").exists()
+    # A chunk that was being written when the run was killed has no report.
+    (work / "chunk-00001").mkdir(exist_ok=True)
+    assert whole.wait() == 0
+    subprocess.run([sys.executable, str(script), str(killed), "1"], check=True, stdout=subprocess.DEVNULL)
+    one, two = (folder / "qm9_sample" / "shard-00000.arrow" for folder in (once, killed))
+    assert one.read_bytes() == two.read_bytes()
+    assert not work.exists()
+
+
+def test_another_store_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "molecules").symlink_to(EMBEDDED / "molecules")
+    assert generate(["molecules"], tmp_path) == {"molecules": len(store("molecules"))}
+    with pytest.raises(EutecticError, match="--overwrite"):
+        generate(["molecules"], tmp_path, seed=1)
+
+
+# The labels
+
+
+def test_gfn2_forces_are_the_slope_of_the_energy() -> None:
+    needs("molecules")
+    for row in (store("molecules")[0], store("reactions")[3]):
+        for atom, axis in ((0, 0), (2, 1)):
+            energies = []
+            for step in (2e-3, -2e-3):
+                atoms = row.structure.to_ase()
+                atoms.positions[atom, axis] += step
+                atoms.calc = labels.gfn2(accuracy=0.1)
+                energies.append(atoms.get_potential_energy())
+            slope = (energies[0] - energies[1]) / 4e-3
+            assert -slope == pytest.approx(row.labels["forces"][atom, axis], abs=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_chgnet_forces_are_the_slope_of_the_energy() -> None:
+    needs("metal_slabs")
+    row = store("metal_slabs")[3]
+    atom = len(row.structure) - 1
+    energies = []
+    for step in (1e-2, -1e-2):
+        atoms = row.structure.to_ase()
+        atoms.positions[atom, 2] += step
+        atoms.calc = labels.chgnet()
+        energies.append(atoms.get_potential_energy())
+    # The network computes in float32: its energy is coarse to about 1e-5 eV.
+    assert -(energies[0] - energies[1]) / 2e-2 == pytest.approx(row.labels["forces"][atom, 2], abs=2e-2)
+
+
+# The structures
+
+
+@pytest.mark.parametrize("name", list(slabs.ADSORBATES))
+def test_adsorbates_are_whole_and_stand_on_their_first_atom(name: str) -> None:
+    symbols, positions = slabs.ADSORBATES[name]
+    assert positions[0] == (0, 0, 0)
+    assert min(z for _, _, z in positions) >= 0
+    if name in ("CO", "NO", "CN"):
+        assert symbols[0] in "CN"
+        assert positions[1][2] > 1
+    from ase import Atoms
+
+    atoms = Atoms(list(symbols), positions)
+    radii = slabs.covalent_radii[atoms.numbers]
+    ratio = atoms.get_all_distances() / (radii[:, None] + radii[None, :])
+    bonded = (ratio < 1.25) & ~np.eye(len(atoms), dtype=bool)
+    assert len(atoms) == 1 or bonded.any(axis=1).all()
+    assert (ratio + np.eye(len(atoms)) > 0.75).all()
+
+
+@pytest.mark.parametrize("name", list(TYPES))
+def test_structure_types_are_filled_with_touching_atoms(name: str) -> None:
+    species = ("Mg", "O", "Ti")[: len(TYPES[name][1])]
+    atoms = filled(name, species)
+    assert len(atoms) <= 12
+    several = atoms.repeat(3)
+    radii = slabs.covalent_radii[several.numbers]
+    ratio = several.get_all_distances() / (radii[:, None] + radii[None, :])
+    np.fill_diagonal(ratio, 9)
+    assert ratio.min() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["metal_slabs", "oxide_slabs"])
+def test_slabs_are_as_in_oc20(name: str) -> None:
+    for row in store(name):
+        s = row.structure
+        assert s.pbc.all()
+        np.testing.assert_array_equal(s.fixed, s.tags == 0)
+        z = s.positions[:, 2]
+        assert (s.tags == 1).any()
+        assert z[s.tags == 0].max(initial=-9) < z[s.tags == 1].max()
+        # Vacuum: the cell is higher than what is in it.
+        assert s.cell[2, 2] - np.ptp(z) > 8
+        if (s.tags == 2).any():
+            assert "+" in row.group
+            assert z[s.tags == 2].mean() > z[s.tags == 1].max() - 0.8
+
+
+# What is embedded
+
+
+@pytest.mark.parametrize("name", [*PRETRAINING, *FINETUNING])
+def test_embedded_store(name: str) -> None:
+    generator, shipped = GENERATORS[name], store(name)
+    made = shipped.card
+    assert made.theory == generator.card.theory
+    assert made.notes[: len(generator.card.notes)] == generator.card.notes
+    assert engine.provenance(generator, 1.0, 0) in made.notes
+    least = {"molecules": 9500, "reactions": 3000, "metal_slabs": 1400, "oxide_slabs": 1200, "qm9_sample": 3000}
+    least |= {"md_aspirin": 700, "md_alanine_dipeptide": 700, "crystals": 450}
+    assert len(shipped) >= least[name]
+    assert len(set(shipped.column("id"))) == len(shipped)
+    for row in shipped:
+        row.check(row.id)
+        assert row.labels.keys() == set(made.properties)
+        if "forces" in row.labels:
+            assert np.abs(row.labels["forces"]).max() < engine.MAX_FORCE
+
+
+def test_every_set_is_made_here_and_embedded() -> None:
+    assert set(GENERATORS) == {*PRETRAINING, *FINETUNING}
+    assert sum(store(name).bytes() for name in GENERATORS) <= 12e6
+    assert sorted(p.name for p in EMBEDDED.iterdir()) == sorted(GENERATORS)
+
+
+def test_no_molecule_that_is_fine_tuned_to_is_pretrained_on() -> None:
+    sample = {int(group.removeprefix("qm9-")) for group in store("qm9_sample").column("group")}
+    assert all(reserved_for_finetuning(index) for index in sample)
+    pretrained = [*store("molecules").column("id"), *store("reactions").column("id")]
+    indices = {int(i.removeprefix("qm9-").split("/")[0].split(">>")[0]) for i in pretrained}
+    assert not any(reserved_for_finetuning(index) for index in indices)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_molecule_of_a_benchmark_is_pretrained_on() -> None:
+    needs("reactions")
+    from rdkit import Chem
+
+    def key(smiles: str) -> str:
+        return qm9.without_stereochemistry(Chem.MolToInchi(Chem.MolFromSmiles(smiles)))
+
+    reaction_ends = {
+        part
+        for group in set(store("reactions").column("group"))
+        for end in group.split(">>")
+        for part in end.split(".")
+    }
+    pretrained = {key(s) for s in reaction_ends | set(store("molecules").column("group"))}
+    assert not pretrained & {key(s) for s in qm9.HELD_OUT.values()}
+    assert not pretrained & qm9.forbidden_molecules()
+
+
+def test_reserved_share_is_a_fifth() -> None:
+    share = np.mean([reserved_for_finetuning(index) for index in range(1, 133_886)])
+    assert share == pytest.approx(0.2, abs=0.005)
+
+
+def test_reaction_ends_keep_to_one_composition() -> None:
+    composition: dict[str, tuple[int, ...]] = {}
+    for row in store("reactions"):
+        numbers = tuple(sorted(row.structure.numbers.tolist()))
+        assert composition.setdefault(row.group, numbers) == numbers
+
+
+def test_trajectories_stay_one_molecule() -> None:
+    for card in (dynamics.ASPIRIN, dynamics.ALANINE_DIPEPTIDE):
+        assert len(set(store(card.name).column("group"))) == dynamics.TRAJECTORIES
+        for row in store(card.name):
+            apart = row.structure.to_ase().get_all_distances()
+            assert (np.sort(apart, axis=1)[:, 1] < 1.9).all()
+
+
+def test_qm9_methane_atomises_at_its_known_energy() -> None:
+    # -17.172 eV: U0 of gdb_1 less the free atoms, as in every tabulation of QM9.
+    needs("qm9_sample")
+    rows = qm9.table("InternalEnergy_0K_au")
+    from eutectic.atoms.units import HARTREE
+    from eutectic.data.generate.qm9_sample import FREE_ATOMS_U0
+
+    total = rows["InternalEnergy_0K_au"][0].as_py()
+    assert HARTREE * (total - FREE_ATOMS_U0["C"] - 4 * FREE_ATOMS_U0["H"]) == pytest.approx(-17.172, abs=1e-3)
+    for row in store("qm9_sample"):
+        assert float(row.labels["gap"]) == pytest.approx(float(row.labels["lumo"] - row.labels["homo"]), abs=0.01)
+        assert -150 < float(row.labels["u0"]) < 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "item"), [("molecules", 7), ("reactions", 1), ("qm9_sample", 3)])
+def test_making_an_item_again_gives_what_is_embedded(name: str, item: int) -> None:
+    needs(name)
+    shipped = {row.id: row for row in store(name)}
+    made = GENERATORS[name].make(item, 0)
+    assert made
+    for row in made:
+        same(row, shipped[row.id])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "item"), [("metal_slabs", 0), ("oxide_slabs", 1), ("crystals", 1)])
+def test_making_a_surrogate_item_again_gives_what_is_embedded(name: str, item: int) -> None:
+    test_making_an_item_again_gives_what_is_embedded(name, item)
+
+
+def test_public_names() -> None:
+    assert set(generate_module.__all__) >= {"GENERATORS", "generate", "reserved_for_finetuning"}

@@ -1,0 +1,291 @@
+"""The store: what goes in comes out, and nothing half-written is ever taken for a store."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from eutectic.atoms import EutecticError, LabelledStructure, Structure
+from eutectic.data import store as store_module
+from eutectic.data.card import Card
+from eutectic.data.store import Store, content_hash, is_store, write_store
+
+CARD = Card(
+    name="made up",
+    title="Made up",
+    domain="tests",
+    properties=("energy", "forces", "stress"),
+    theory="none",
+    licence="CC0-1.0",
+    citation="nobody",
+    source="a random generator",
+    notes=("not real",),
+)
+
+
+def made_up(n: int, seed: int = 0) -> Iterator[LabelledStructure]:
+    random = np.random.default_rng(seed)
+    for i in range(n):
+        atoms = int(random.integers(1, 9))
+        labels: dict[str, np.ndarray] = {"energy": np.asarray(-1e5 + random.normal() / 3)}
+        if i % 2:
+            labels["forces"] = random.normal(size=(atoms, 3))
+        if i % 3 == 0:
+            labels["stress"] = random.normal(size=(3, 3))
+        periodic = i % 5 == 0
+        yield LabelledStructure(
+            structure=Structure(
+                numbers=random.integers(1, 119, atoms),
+                positions=random.normal(size=(atoms, 3)) * 5,
+                cell=np.diag(random.uniform(3, 9, 3)) if periodic else np.zeros((3, 3)),
+                pbc=np.array([periodic] * 3),
+                tags=random.integers(0, 3, atoms) if i % 2 else np.full(atoms, 2),
+                fixed=random.integers(0, 2, atoms).astype(bool) if i % 4 == 0 else np.zeros(atoms, dtype=bool),
+            ),
+            labels=labels,
+            id=f"row-{i}",
+            group=f"group-{i % 7}",
+        )
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Store:
+    assert write_store(tmp_path / "store", CARD, made_up(600)) == 600
+    return Store(tmp_path / "store")
+
+
+def assert_same(a: LabelledStructure, b: LabelledStructure) -> None:
+    assert (a.id, a.group) == (b.id, b.group)
+    for name in ("numbers", "pbc", "tags", "fixed"):
+        np.testing.assert_array_equal(getattr(a.structure, name), getattr(b.structure, name))
+    for name in ("positions", "cell"):
+        np.testing.assert_allclose(getattr(a.structure, name), getattr(b.structure, name), atol=2e-6)
+    assert a.labels.keys() == b.labels.keys()
+    for name, value in a.labels.items():
+        if name == "forces":
+            np.testing.assert_allclose(b.labels[name], value, atol=1e-6)
+        else:
+            # To the last digit: energies and stresses are kept in float64.
+            np.testing.assert_array_equal(b.labels[name], value)
+
+
+def test_round_trip(written: Store) -> None:
+    for before, after in zip(made_up(600), written, strict=True):
+        assert_same(before, after)
+    assert written.card == CARD
+
+
+def test_random_access(written: Store) -> None:
+    assert written[-1].id == "row-599"
+    assert written[np.int64(513)].id == "row-513"
+    with pytest.raises(IndexError):
+        written[600]
+
+
+def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "ROWS_PER_BATCH", 4)
+    monkeypatch.setattr(store_module, "ROWS_PER_SHARD", 8)
+    write_store(tmp_path / "store", CARD, made_up(21))
+    store = Store(tmp_path / "store")
+    assert len(list(store.path.glob("shard-*.arrow"))) == 3
+    assert [row.id for row in store] == [f"row-{i}" for i in range(21)]
+    (store.path / "shard-00001.arrow").unlink()
+    with pytest.raises(EutecticError, match=r"shard-00001\.arrow is missing"):
+        Store(store.path)
+
+
+def test_columns(written: Store) -> None:
+    rows = list(made_up(600))
+    np.testing.assert_array_equal(written.column("n_atoms"), [len(r.structure) for r in rows])
+    np.testing.assert_array_equal(written.column("energy"), [float(r.labels["energy"]) for r in rows])
+    assert written.column("group")[8] == "group-1"
+    assert written.label_counts() == {"energy": 600, "forces": 300, "stress": 200}
+    counts = np.bincount(np.concatenate([r.structure.numbers for r in rows]))
+    assert written.composition() == {z: n for z, n in enumerate(counts.tolist()) if n}
+
+
+def test_take(written: Store) -> None:
+    batches = list(written.take(np.array([599, 3, 511, 512]), "id", "n_atoms"))
+    assert [b.column("id").to_pylist() for b in batches] == [["row-3", "row-511"], ["row-512", "row-599"]]
+    assert sum(b.num_rows for b in written.take(np.arange(600), "energy")) == 600
+    assert list(written.take(np.array([], dtype=np.int64), "id")) == []
+    with pytest.raises(IndexError):
+        list(written.take(np.array([600]), "id"))
+
+
+def test_pickles_as_its_path(written: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(written.path.parent)
+    relative = pickle.dumps(Store(Path("store")))
+    assert len(relative) < 1000
+    monkeypatch.chdir(tmp_path.root)
+    assert_same(pickle.loads(relative)[7], written[7])
+
+
+def test_any_arrow_reader_opens_it(written: Store) -> None:
+    table = pa.ipc.open_file(str(written.path / "shard-00000.arrow")).read_all()
+    frame = table.select(["id", "n_atoms", "energy"]).to_pandas()
+    assert len(frame) == 600
+    assert frame["energy"].iloc[5] == float(written[5].labels["energy"])
+    assert table.schema.field("forces").metadata == {b"unit": "eV/Å".encode()}
+
+
+def test_published_splits_travel_with_it(tmp_path: Path) -> None:
+    lists = {"official_01": {"train": np.array([4, 2]), "test": np.array([1])}}
+    write_store(tmp_path / "store", CARD, made_up(5), splits=lists)
+    read = Store(tmp_path / "store").published_splits()
+    np.testing.assert_array_equal(read["official_01"]["train"], [4, 2])
+    (tmp_path / "store" / "splits.json").write_text("{")
+    with pytest.raises(EutecticError, match=r"splits\.json"):
+        Store(tmp_path / "store").published_splits()
+
+
+def test_content_hash_survives_the_store(written: Store) -> None:
+    hashes = {content_hash(written[i].structure) for i in range(60)}
+    assert hashes == {content_hash(row.structure) for row in made_up(60)}
+    assert len(hashes) == 60
+    assert hashes == set(written.column("content")[:60])
+
+
+def test_content_hash_of_ties_and_signed_zeros() -> None:
+    # 0.0005 is a tie in float64, and not in float32.
+    numbers = np.array([1, 1])
+    here = Structure(numbers=numbers, positions=np.array([[0.0005, 0, 0], [1.0025, 0.0, 0]]))
+    stored = Structure(numbers=numbers, positions=here.positions.astype(np.float32).astype(np.float64))
+    assert content_hash(here) == content_hash(stored)
+    minus = Structure(numbers=numbers, positions=here.positions * [1, -1, 1])
+    assert content_hash(here) == content_hash(minus)
+
+
+def test_a_bad_row_leaves_nothing(tmp_path: Path) -> None:
+    def rows() -> Iterator[LabelledStructure]:
+        yield from made_up(3)
+        good = next(made_up(1))
+        yield LabelledStructure(structure=good.structure, labels={"energy": np.asarray(np.nan)}, id="bad", group="g")
+
+    with pytest.raises(EutecticError, match="made up, bad: energy is not finite"):
+        write_store(tmp_path / "store", CARD, rows())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_rows(tmp_path: Path) -> None:
+    with pytest.raises(EutecticError, match="no structures"):
+        write_store(tmp_path / "store", CARD, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
+    def rows() -> Iterator[LabelledStructure]:
+        yield from made_up(600)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_store(tmp_path / "store", CARD, rows())
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from eutectic.atoms import LabelledStructure, Structure
+from eutectic.data.card import Card
+from eutectic.data.store import write_store
+
+def rows():
+    for i in range(2000):
+        if i == 1500:
+            os.kill(os.getpid(), signal.SIGKILL)
+        s = Structure(numbers=np.array([1]), positions=np.zeros((1, 3)))
+        yield LabelledStructure(structure=s, labels={}, id=str(i), group="g")
+
+card = Card(name="k", title="", domain="", properties=(), theory="", licence="", citation="", source="")
+write_store(Path(sys.argv[1]), card, rows(), overwrite=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill a process outright")
+def test_a_killed_writer_leaves_no_store_and_spares_the_old_one(tmp_path: Path) -> None:
+    write_store(tmp_path / "store", CARD, made_up(5))
+    for name in ("store", "new"):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / name)]
+        assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGKILL
+    assert len(Store(tmp_path / "store")) == 5
+    assert not is_store(tmp_path / "new")
+    # What the killed writers left does not stop the next one.
+    assert write_store(tmp_path / "new", CARD, made_up(4)) == 4
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_store(tmp_path / "store", CARD, made_up(5))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EutecticError, match="No space left on device") as caught:
+        write_store(tmp_path / "store", CARD, made_up(600), overwrite=True)
+    assert "free some space" in caught.value.fix
+    assert len(Store(tmp_path / "store")) == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+
+
+def test_trouble_with_the_source_is_not_blamed_on_the_disk(tmp_path: Path) -> None:
+    def rows() -> Iterator[LabelledStructure]:
+        yield from made_up(3)
+        raise OSError("the source went away")
+
+    with pytest.raises(OSError, match="the source went away"):
+        write_store(tmp_path / "store", CARD, rows())
+
+
+def test_a_truncated_shard(written: Store) -> None:
+    shard = written.path / "shard-00000.arrow"
+    whole = shard.read_bytes()
+    for keep in (0, 100, len(whole) // 2, len(whole) - 3):
+        shard.unlink()
+        shard.write_bytes(whole[:keep])
+        with pytest.raises(EutecticError, match="not a whole Arrow file"):
+            Store(written.path)
+
+
+def test_not_a_store(tmp_path: Path) -> None:
+    with pytest.raises(EutecticError, match="nothing is here"):
+        Store(tmp_path / "absent")
+    with pytest.raises(EutecticError, match=r"no shard-\*\.arrow"):
+        Store(tmp_path)
+    table = pa.table({"a": [1]})
+    with pa.ipc.new_file(str(tmp_path / "shard-00000.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(EutecticError, match="format None"):
+        Store(tmp_path)
+
+
+def test_only_a_store_is_overwritten(tmp_path: Path) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter.txt").write_text("years of work")
+    with pytest.raises(EutecticError, match="not a store is there already"):
+        write_store(folder, CARD, made_up(3), overwrite=True)
+    assert (folder / "chapter.txt").read_text() == "years of work"
+    write_store(tmp_path / "store", CARD, made_up(3))
+    with pytest.raises(EutecticError, match="--overwrite"):
+        write_store(tmp_path / "store", CARD, made_up(2))
+    assert write_store(tmp_path / "store", CARD, made_up(2), overwrite=True) == 2
+    assert len(Store(tmp_path / "store")) == 2
+    (tmp_path / "empty").mkdir()
+    assert write_store(tmp_path / "empty", CARD, made_up(2)) == 2
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EutecticError, match="could not be written"):
+        write_store(tmp_path / "file" / "store", CARD, made_up(2))

@@ -1,0 +1,104 @@
+"""Heads, pooling, and a model of several tasks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eutectic.data.store import Store
+from eutectic.graph import GraphSettings, build_graph, collate
+from eutectic.models.heads import HeadSettings, pool
+from eutectic.models.multitask import MultitaskModel, Part
+from eutectic.models.painn import PaiNN, PaiNNSettings
+
+GRAPH = GraphSettings(cutoff=5.0, max_neighbours=50)
+
+
+def _backbone() -> PaiNN:
+    torch.manual_seed(0)
+    return PaiNN(PaiNNSettings(width=16, layers=2, cutoff=5.0)).double()
+
+
+@pytest.mark.parametrize(("how", "expected"), [("sum", [3.0, 5.0]), ("mean", [1.5, 5.0]), ("max", [2.0, 5.0])])
+def test_pooling_by_hand(how: str, expected: list[float]) -> None:
+    values = torch.tensor([1.0, 2.0, 5.0])
+    assert pool(values, torch.tensor([0, 0, 1]), 2, how).tolist() == expected
+
+
+def _two_tasks(molecules: Store, slabs: Store) -> tuple[MultitaskModel, object, list[Part]]:
+    heads = {"energy": HeadSettings(layers=1), "forces": HeadSettings(kind="direct_forces", layers=1)}
+    model = MultitaskModel(_backbone(), {"a": heads, "b": heads}).double()
+    first = [build_graph(molecules[i].structure, GRAPH) for i in range(3)]
+    second = [build_graph(slabs[i].structure, GRAPH) for i in range(2)]
+    graph = collate([*first, *second], torch.float64)
+    atoms, edges = sum(len(g.structure) for g in first), sum(len(g.main) for g in first)
+    parts = [
+        Part("a", (0, 3), (0, atoms), (0, edges)),
+        Part("b", (3, 5), (atoms, len(graph.numbers)), (edges, len(graph.main))),
+    ]
+    return model, graph, parts
+
+
+def test_each_head_sees_its_own_rows_alone(molecules: Store, slabs: Store) -> None:
+    model, graph, parts = _two_tasks(molecules, slabs)
+    predictions = model(graph, parts)
+    assert predictions["a"]["energy"].shape == (3,)
+    assert predictions["b"]["energy"].shape == (2,)
+    assert predictions["b"]["forces"].shape == (parts[1].atoms[1] - parts[1].atoms[0], 3)
+    alone = collate([build_graph(slabs[i].structure, GRAPH) for i in range(2)], torch.float64)
+    whole = Part("b", (0, 2), (0, len(alone.numbers)), (0, len(alone.main)))
+    none = Part("a", (0, 0), (0, 0), (0, 0))
+    again = model(alone, [none, whole])
+    assert again["a"]["energy"].shape == (0,)
+    torch.testing.assert_close(again["b"]["energy"], predictions["b"]["energy"])
+    torch.testing.assert_close(again["b"]["forces"], predictions["b"]["forces"])
+
+
+def test_one_tasks_loss_leaves_the_others_heads_alone(molecules: Store, slabs: Store) -> None:
+    model, graph, parts = _two_tasks(molecules, slabs)
+    predictions = model(graph, parts)
+    (predictions["a"]["energy"].sum() + predictions["a"]["forces"].pow(2).sum()).backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.heads["b"].parameters())
+    assert all(p.grad is not None and p.grad.any() for p in model.heads["a"].parameters())
+
+
+def test_a_task_without_rows_still_has_a_zero_gradient(molecules: Store) -> None:
+    # Data-parallel processes wait for each other's gradients: none may be missing.
+    heads = {"energy": HeadSettings(layers=1), "forces": HeadSettings(kind="direct_forces", layers=1)}
+    model = MultitaskModel(_backbone(), {"a": heads, "b": heads}).double()
+    graph = collate([build_graph(molecules[0].structure, GRAPH)], torch.float64)
+    parts = [
+        Part("a", (0, 0), (0, 0), (0, 0)),
+        Part("b", (0, 1), (0, len(graph.numbers)), (0, len(graph.main))),
+    ]
+    predictions = model(graph, parts)
+    sum(value.sum() for task in predictions.values() for value in task.values()).backward()  # type: ignore[union-attr]
+    for parameter in model.heads["a"].parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
+def test_gradient_forces_agree_with_finite_differences(molecules: Store) -> None:
+    heads = {"energy": HeadSettings(layers=1), "forces": HeadSettings(kind="gradient_forces")}
+    model = MultitaskModel(_backbone(), {"a": heads}).double()
+    graph = collate([build_graph(molecules[3].structure, GRAPH)], torch.float64)
+    part = [Part("a", (0, 1), (0, len(graph.numbers)), (0, len(graph.main)))]
+    forces = model(graph, part)["a"]["forces"]
+    h = 1e-4
+    for atom, axis in ((0, 0), (2, 1), (len(graph.numbers) - 1, 2)):
+        step = torch.zeros_like(graph.positions)
+        step[atom, axis] = h
+        plus = model(graph.with_positions(graph.positions + step), part)["a"]["energy"]
+        minus = model(graph.with_positions(graph.positions - step), part)["a"]["energy"]
+        assert forces[atom, axis].item() == pytest.approx(-(plus - minus).item() / (2 * h), rel=1e-6, abs=1e-8)
+
+
+def test_gradient_forces_can_be_trained_on_and_used_without_grad(molecules: Store) -> None:
+    heads = {"energy": HeadSettings(layers=1), "forces": HeadSettings(kind="gradient_forces")}
+    model = MultitaskModel(_backbone(), {"a": heads}).double()
+    graph = collate([build_graph(molecules[3].structure, GRAPH)], torch.float64)
+    part = [Part("a", (0, 1), (0, len(graph.numbers)), (0, len(graph.main)))]
+    model(graph, part)["a"]["forces"].pow(2).sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.backbone.parameters())
+    with torch.no_grad():
+        assert not model.eval()(graph, part)["a"]["forces"].requires_grad

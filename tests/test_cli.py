@@ -1,0 +1,142 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from eutectic import cli
+from eutectic.atoms import EutecticError
+from eutectic.data.store import Store
+
+RUNNER = CliRunner()
+
+COMMANDS = [
+    ["pretrain"],
+    ["finetune"],
+    ["demo"],
+    ["data", "list"],
+    ["data", "prepare"],
+    ["data", "info"],
+    ["data", "check"],
+    ["data", "generate"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_shows_examples(command: list[str]) -> None:
+    result = RUNNER.invoke(cli.app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert "Example" in result.output
+    assert f"eutectic {' '.join(command)}" in result.output
+
+
+def test_overrides_are_read_as_yaml() -> None:
+    assert cli.overrides(["--train.steps", "60", "--temperature=1", "--optimiser.learning-rate", "1e-3"]) == {
+        "train": {"steps": 60},
+        "temperature": 1,
+        "optimiser": {"learning_rate": 1e-3},
+    }
+    with pytest.raises(EutecticError, match="section"):
+        cli.overrides(["steps", "3"])
+    with pytest.raises(EutecticError, match="section"):
+        cli.overrides(["--train.steps"])
+    assert cli.merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
+
+
+def _error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    monkeypatch.setattr("sys.argv", ["eutectic", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["pretrain", "demo", "--train.stps", "3", "--out", "OUT"], "did you mean 'steps'?"),
+        (["pretrain", "jmp", "--out", "OUT"], "'jmp'"),
+        (["pretrain", "absent.yaml", "--out", "OUT"], "absent.yaml"),
+        (["finetune", "nowhere", "-p", "forces", "--start", "scratch", "--out", "OUT"], "nowhere"),
+        (
+            ["finetune", "qm9_sample", "-p", "gapp", "--start", "scratch", "--out", "OUT"],
+            "did you mean 'gap'?",
+        ),
+        (["finetune", "qm9_sample", "-p", "gap", "--out", "OUT"], "--model"),
+        (["finetune", "qm9_sample", "-p", "gap", "--model", "OUT/none", "--out", "OUT"], "model.json"),
+        (["data", "info", "molecule"], "molecules"),
+    ],
+)
+def test_errors_have_four_parts(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    says: str,
+) -> None:
+    text = _error(monkeypatch, capsys, *(a.replace("OUT", str(tmp_path / "out")) for a in arguments))
+    for part in ("error in", "given", "expected", "what to do", says):
+        assert part in text, text
+
+
+def test_settings_can_be_shown_and_used(tmp_path: Path) -> None:
+    shown = RUNNER.invoke(cli.app, ["pretrain", "demo", "--show-settings", "--out", "-"])
+    assert shown.exit_code == 0
+    (tmp_path / "mine.yaml").write_text(shown.stdout)
+    again = RUNNER.invoke(cli.app, ["pretrain", str(tmp_path / "mine.yaml"), "--show-settings", "--out", "-"])
+    assert again.stdout == shown.stdout
+
+
+def test_finetune_command_compares_two_starts(molecules: Store, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = [
+        "finetune",
+        str(molecules.path),
+        "-p",
+        "energy",
+        "--split",
+        "random",
+        "--train",
+        "40",
+        "--validation",
+        "12",
+        "--test",
+        "12",
+        "--start",
+        "scratch",
+        "--steps",
+        "6",
+        "--rate",
+        "1e-3",
+        "--rate",
+        "3e-3",
+        "--seeds",
+        "2",
+        "--workers",
+        "1",
+        "--out",
+        str(out),
+        "--backbone.name",
+        "painn",
+        "--backbone.settings",
+        "{width: 16, layers: 1, cutoff: 4.0}",
+        "--graph",
+        "{cutoff: 4.0, max_neighbours: 10}",
+    ]
+    result = RUNNER.invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    written = json.loads((out / "results.json").read_text())
+    assert len(written["tasks"][0]["runs"]) == 2
+    assert len(written["tasks"][0]["trials"]) == 2
+    assert "<html" in (out / "report.html").read_text()
+
+
+def test_data_list_and_info_as_json(molecules: Store) -> None:
+    rows = json.loads(RUNNER.invoke(cli.app, ["data", "list", "--json"]).stdout)
+    assert {"molecules", "metal_slabs", "oxide_slabs", "reactions"} <= {row["name"] for row in rows}
+    info = json.loads(RUNNER.invoke(cli.app, ["data", "info", str(molecules.path), "--json"]).stdout)
+    assert info["structures"] == len(molecules)

@@ -1,0 +1,134 @@
+"""Settings, schedule, batches, checkpoints: each alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eutectic.atoms import EutecticError
+from eutectic.data.store import Store
+from eutectic.graph import GraphSettings
+from eutectic.tasks import TargetSettings, fit_task
+from eutectic.train.checkpoint import load_checkpoint, save_checkpoint
+from eutectic.train.journal import Journal
+from eutectic.train.optimisation import learning_rate
+from eutectic.train.settings import FinetuneSettings, OptimiserSettings, PretrainSettings, parse
+from eutectic.train.source import Source, TaskRows, balanced
+
+
+def test_learning_rate_by_hand() -> None:
+    settings = OptimiserSettings(learning_rate=1.0, warmup_steps=5, warmup_start=0.2, floor=0.1)
+    assert [learning_rate(settings, s, 16) for s in (0, 2, 4)] == pytest.approx([0.2, 0.6, 1.0])
+    assert learning_rate(settings, 5, 16) == pytest.approx(1.0)
+    assert learning_rate(settings, 10, 16) == pytest.approx(0.55)  # half way: (1 + 0.1) / 2
+    assert learning_rate(settings, 15, 16) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"sets": {"a": {"store": "molecules"}}, "temprature": 1}, "temperature"),
+        ({"sets": {"a": {"store": "molecules"}}, "train": {"step": 3}}, "steps"),
+        ({"sets": {"a": {"store": "molecules"}}, "graph": {"cutof": 3}}, "cutoff"),
+        ({"sets": {"a": {"stor": "molecules"}}}, "store"),
+        ({"sets": {"a": {"store": "m", "targets": {"force": {}}}}}, "forces"),
+        ({"sets": {"a": {"store": "m"}}, "train": {"steps": -1}}, "steps"),
+        ({"sets": {}}, "sets"),
+    ],
+)
+def test_wrong_settings_are_refused_with_the_nearest_name(values: dict[str, object], says: str) -> None:
+    with pytest.raises(EutecticError, match=says):
+        parse(PretrainSettings, values, "test")
+
+
+def test_settings_survive_json() -> None:
+    from eutectic.recipes import RECIPES
+
+    for recipe in RECIPES.values():
+        settings = recipe()
+        assert PretrainSettings.model_validate(json.loads(settings.model_dump_json())) == settings
+    with pytest.raises(EutecticError, match="data"):
+        parse(FinetuneSettings, {"targets": {"gap": {}}, "start": "scratch"}, "test")
+
+
+def test_balanced_shares() -> None:
+    sizes = np.array([9, 1, 1, 1, 5, 4, 3])
+    shares = balanced(sizes, 2)
+    assert sorted(np.concatenate(shares)) == list(range(7))
+    assert abs(sizes[shares[0]].sum() - sizes[shares[1]].sum()) <= 1
+    assert balanced(np.array([3]), 2)[1].size == 0
+
+
+def test_source_is_a_function_of_the_step(molecules: Store, slabs: Store) -> None:
+    targets = {"energy": TargetSettings()}
+    graph = GraphSettings(cutoff=4.0, max_neighbours=8)
+    sets = [
+        TaskRows(i, fit_task(name, s, np.arange(len(s)), targets, graph), s, np.arange(len(s)))
+        for i, (name, s) in enumerate((("molecules", molecules), ("slabs", slabs)))
+    ]
+    source, again = Source(sets, 16, 2.0, 3), Source(sets, 16, 2.0, 3)
+    for step in (0, 7, 40):
+        np.testing.assert_array_equal(source.chosen(step), again.chosen(step))
+        whole = [i.graph.structure.positions.tobytes() for i in source.items(step, 0, 1)]
+        parts = [i.graph.structure.positions.tobytes() for r in (0, 1) for i in source.items(step, r, 2)]
+        assert sorted(whole) == sorted(parts)
+    assert not np.array_equal(source.chosen(0), Source(sets, 16, 2.0, 4).chosen(0))
+
+
+def test_one_epoch_visits_everything_once(molecules: Store) -> None:
+    task = fit_task("m", molecules, np.arange(96), {"energy": TargetSettings()}, GraphSettings(cutoff=4.0))
+    source = Source([TaskRows(0, task, molecules, np.arange(96))], 16, 1.0, 0)
+    seen = np.concatenate([source.chosen(step)[1] for step in range(6)])
+    assert sorted(seen) == list(range(96))
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 1, "weights": torch.ones(3)})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("eutectic.train.checkpoint.torch.save", full)
+    with pytest.raises(EutecticError, match="No space left"):
+        save_checkpoint(path, {"step": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+    state = load_checkpoint(path)
+    assert state is not None
+    assert state["step"] == 1
+
+
+class _Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("this must never run",))
+
+
+def test_a_hostile_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"step": _Hostile()}, path)
+    with pytest.raises(EutecticError, match="not a readable checkpoint"):
+        load_checkpoint(path)
+    assert "never" not in capsys.readouterr().out
+    path.write_bytes(b"half a fi")
+    with pytest.raises(EutecticError, match="not a readable checkpoint"):
+        load_checkpoint(path)
+    assert load_checkpoint(tmp_path / "absent.pt") is None
+
+
+def test_journal_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    for step in range(1, 31):
+        journal.add({"step": step})
+    journal.flush()
+    with path.open("a") as file:
+        file.write('{"step": 3')  # killed in the middle of a line
+    again = Journal(path)
+    again.resume(25)
+    again.add({"step": 26})
+    again.flush()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, 27))

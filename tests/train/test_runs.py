@@ -1,0 +1,230 @@
+"""Whole runs: resumed, interrupted, spread over processes, started from a model or from scratch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from eutectic.atoms import EutecticError, Interrupted
+from eutectic.data.store import Store
+from eutectic.tasks.folder import load_model
+from eutectic.train import loop
+from eutectic.train.finetune import finetune
+from eutectic.train.pretrain import pretrain
+from eutectic.train.settings import FinetuneSettings, PretrainSettings
+
+PAINN = {"name": "painn", "settings": {"width": 16, "layers": 2, "cutoff": 4.0}}
+GRAPH = {"cutoff": 4.0, "max_neighbours": 12}
+
+
+def settings_for(molecules: Store, slabs: Store, **train: Any) -> PretrainSettings:
+    return PretrainSettings.model_validate(
+        {
+            "sets": {
+                "molecules": {"store": str(molecules.path), "validation": 8, "split": "random"},
+                "slabs": {"store": str(slabs.path), "validation": 8, "split": "random"},
+            },
+            "backbone": PAINN,
+            "graph": GRAPH,
+            "optimiser": {"learning_rate": 1e-3, "warmup_steps": 2},
+            "train": {"steps": 8, "batch_size": 8, "evaluate_every": 4, "threads": 1, "accelerator": "cpu"} | train,
+        }
+    )
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [entry["loss"] for entry in journal(folder)]
+
+
+@pytest.fixture(scope="module")
+def finished(molecules: Store, slabs: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    pretrain(settings_for(molecules, slabs), folder)
+    return folder
+
+
+def test_what_a_run_leaves(finished: Path) -> None:
+    assert len(journal(finished)) == 8
+    assert all(np.isfinite(losses(finished)))
+    summary = json.loads((finished / "summary.json").read_text())
+    assert sum(summary["drawn"].values()) == 64
+    assert [v["step"] for v in summary["validation"]] == [0, 4, 8]
+    model = load_model(finished / "model")
+    assert [task.name for task in model.tasks] == ["molecules", "slabs"]
+    assert set(model.provenance["pretrained_on"]) == {"molecules", "slabs"}  # type: ignore[call-overload]
+    assert (finished / "model" / "raw.safetensors").exists()
+
+
+def test_finished_run_is_not_repeated_and_others_are_refused(
+    finished: Path, molecules: Store, slabs: Store, tmp_path: Path
+) -> None:
+    before = (finished / "journal.jsonl").stat().st_mtime_ns
+    pretrain(settings_for(molecules, slabs), finished)
+    assert (finished / "journal.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(EutecticError, match="train"):
+        pretrain(settings_for(molecules, slabs, steps=9), finished)
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(EutecticError, match="not a run"):
+        pretrain(settings_for(molecules, slabs), tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_resume_repeats_the_losses_bit_by_bit(
+    finished: Path, molecules: Store, slabs: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StopsAt(loop.StopFlag):
+        """A signal in the middle of step 3."""
+
+        calls = 0
+
+        @property
+        def raised(self) -> bool:
+            StopsAt.calls += 1
+            return StopsAt.calls == 3
+
+        @raised.setter
+        def raised(self, value: bool) -> None: ...
+
+    monkeypatch.setattr(loop, "StopFlag", StopsAt)
+    with pytest.raises(Interrupted, match="step 3 of 8"):
+        pretrain(settings_for(molecules, slabs), tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+    monkeypatch.undo()
+    pretrain(settings_for(molecules, slabs), tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(finished)
+    first, second = load_model(finished / "model"), load_model(tmp_path / "run" / "model")
+    for name, value in first.module.state_dict().items():
+        assert torch.equal(value, second.module.state_dict()[name]), name
+
+
+def test_two_processes_train_like_one(finished: Path, molecules: Store, slabs: Store, tmp_path: Path) -> None:
+    pretrain(settings_for(molecules, slabs, processes=2), tmp_path / "two")
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(finished), rtol=2e-4)
+    one, two = (json.loads((f / "summary.json").read_text()) for f in (finished, tmp_path / "two"))
+    assert one["drawn"] == two["drawn"]
+    for a, b in zip(one["validation"], two["validation"], strict=True):
+        for name, errors in a["by_set"].items():
+            for key, value in errors.items():
+                assert b["by_set"][name][key] == pytest.approx(value, rel=1e-2), (name, key)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_and_kill_lose_nothing(
+    finished: Path, molecules: Store, slabs: Store, tmp_path: Path, processes: int
+) -> None:
+    """SIGINT stops a real run cleanly and the same command goes on; SIGKILL costs what came after a checkpoint."""
+    settings = settings_for(molecules, slabs, steps=400, processes=processes, checkpoint_every=0.0, evaluate_every=400)
+    file = tmp_path / "settings.json"
+    file.write_text(settings.model_dump_json())
+    command = [sys.executable, "-m", "eutectic", "pretrain", str(file), "--out", str(tmp_path / "run")]
+    for blow in (signal.SIGINT, signal.SIGKILL):
+        before = len(losses(tmp_path / "run")) if (tmp_path / "run" / "journal.jsonl").exists() else 0
+        process = subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and process.poll() is None:
+            path = tmp_path / "run" / "journal.jsonl"
+            if path.exists() and len(path.read_text().splitlines()) > before + 3:
+                break
+            time.sleep(0.05)
+        os.killpg(process.pid, blow)
+        out, err = process.communicate(timeout=60)
+        if blow == signal.SIGINT:
+            assert process.returncode == 130, (out, err)
+            assert "goes on from step" in err, (out, err)
+            assert "Traceback" not in err
+        assert len(losses(tmp_path / "run")) > before
+        assert not (tmp_path / "run" / "model").exists()
+        assert losses(tmp_path / "run")[:1] != []
+    steps = [entry["step"] for entry in journal(tmp_path / "run")]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_bad_gradients_are_skipped_then_end_the_run(
+    molecules: Store, slabs: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.structure_losses
+
+    def poisoned(*arguments: Any) -> list[torch.Tensor]:
+        return [value * float("nan") for value in real(*arguments)]
+
+    monkeypatch.setattr(loop, "structure_losses", poisoned)
+    with pytest.raises(EutecticError, match="not finite"):
+        pretrain(settings_for(molecules, slabs, max_bad_steps=2), tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["bad_steps"] == 3
+    assert all(torch.isfinite(v).all() for v in state["model"].values())
+
+
+def finetuning(store: Store, start: str, model: Path, **changes: Any) -> FinetuneSettings:
+    values: dict[str, Any] = {
+        "data": {"store": str(store.path), "split": "random", "train": 40, "validation": 12, "test": 20},
+        "targets": {"energy": {}, "forces": {"head": {"kind": "direct_forces", "layers": 1}}},
+        "start": "scratch" if start == "scratch" else str(model),
+        "like": str(model) if start == "scratch" else None,
+        "train": {"steps": 12, "batch_size": 8, "evaluate_every": 4, "threads": 1, "accelerator": "cpu"},
+    }
+    return FinetuneSettings.model_validate(values | changes)
+
+
+@pytest.mark.parametrize("start", ["pretrained", "scratch"])
+def test_finetuning_from_each_start(finished: Path, molecules: Store, tmp_path: Path, start: str) -> None:
+    said: list[str] = []
+    settings = finetuning(molecules, start, finished / "model")
+    result = finetune(settings, tmp_path / "run", say=said.append)
+    assert result.start == start
+    assert result.property == "forces"
+    assert result.steps == [0, 4, 8, 12]
+    assert set(result.test_errors) == {"energy", "forces"}
+    assert result.tested_on == 20
+    assert result.errors[result.steps.index(result.best_step)] == min(result.errors)
+    assert result.test_error == pytest.approx(
+        np.abs(np.array(result.truth) - np.array(result.prediction)).mean(), rel=0.3
+    )
+    assert ("from scratch" in said[0]) == (start == "scratch")
+    again = finetune(settings, tmp_path / "run")
+    assert again == result
+    assert load_model(tmp_path / "run" / "model").tasks[0].name == "finetuned"
+
+
+def test_kept_heads_start_where_pretraining_ended(finished: Path, molecules: Store, tmp_path: Path) -> None:
+    kept = {"energy": {"head": {"layers": 4}}, "forces": {"head": {"kind": "direct_forces", "layers": 4}}}
+    fresh = finetune(finetuning(molecules, "pretrained", finished / "model", targets=kept), None)
+    said: list[str] = []
+    held = finetune(
+        finetuning(molecules, "pretrained", finished / "model", targets=kept, head_from="molecules"),
+        None,
+        say=said.append,
+    )
+    assert "energy, forces" in said[0]
+    assert held.errors[0] != fresh.errors[0]
+    with pytest.raises(EutecticError, match="no task 'ani1x'"):
+        finetune(finetuning(molecules, "pretrained", finished / "model", head_from="ani1x"), None)
+
+
+def test_conservative_finetuning(finished: Path, molecules: Store) -> None:
+    targets = {"energy": {}, "forces": {"head": {"kind": "gradient_forces"}, "weight": 10.0}}
+    result = finetune(finetuning(molecules, "pretrained", finished / "model", targets=targets), None)
+    assert min(result.errors) < result.errors[0]
+
+
+def test_training_learns_something_on_exact_labels(finished: Path, molecules: Store) -> None:
+    train = {"steps": 150, "batch_size": 8, "evaluate_every": 50, "threads": 1, "accelerator": "cpu"}
+    optimiser = {"learning_rate": 5e-3, "warmup_steps": 5, "weight_decay": 0.0}
+    result = finetune(finetuning(molecules, "scratch", finished / "model", train=train, optimiser=optimiser), None)
+    assert result.test_error < 0.6 * result.trivial_error
