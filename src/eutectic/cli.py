@@ -383,11 +383,21 @@ def data_list(as_json: Annotated[bool, typer.Option("--json", help="For machines
     if as_json:
         sys.stdout.write(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
         return
-    table = Table(title="Data sets", title_justify="left")
-    for column in rows[0]:
-        table.add_column(str(column))
+    # One line for the ten molecules of rMD17; licence, citation and the rest are in --json and `data info`.
+    families: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        table.add_row(*(_plain(_cell(value)) for value in row.values()))
+        families.setdefault(row["name"].partition(":")[0], []).append(row)
+    table = Table(box=None, pad_edge=False)
+    for heading, justify in (("name", "left"), ("what", "left"), ("labels", "left"), ("structures", "right")):
+        table.add_column(heading, justify=cast(Literal["left", "right"], justify), overflow="fold")
+    for name, members in families.items():
+        first = members[0]
+        shown = name if len(members) == 1 else f"{name}:MOLECULE"
+        title = first["title"] if len(members) == 1 else f"{first['theory']}, {len(members)} molecules"
+        labels = first["properties"]
+        brief = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
+        count = "to prepare" if first["structures"] is None else f"{first['structures']:,}"
+        table.add_row(f"[bold]{_plain(shown)}[/]", _plain(title), brief or "what it finds", count)
     console.print(table)
 
 
@@ -479,10 +489,14 @@ def data_check(
         raise typer.Exit(1)
 
 
+def _entry(value: Any) -> str:
+    return " ".join(str(v) for v in value.values()) if isinstance(value, dict) else str(value)
+
+
 def _show(values: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     for key, value in values.items():
-        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else _cell(value)
+        text = ", ".join(f"{k} {_entry(v)}" for k, v in value.items()) if isinstance(value, dict) else _cell(value)
         table.add_row(f"[bold]{_plain(key)}[/]", _plain(text))
     console.print(table)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,15 +34,6 @@ FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures" / "gemnet_oc
 needs_fixtures = pytest.mark.skipif(
     not FIXTURES.is_dir(), reason=f"the published implementation's arrays are not at {FIXTURES}"
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small products gain nothing from threads, and lose a hundredfold where the threads have to share a core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------

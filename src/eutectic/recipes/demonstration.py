@@ -18,6 +18,7 @@ from rich.console import Console
 from eutectic.data.catalogue import open_store
 from eutectic.evaluate.comparison import DemoResults, PretrainingSummary, summarise
 from eutectic.graph import GraphSettings
+from eutectic.models.gemnet_oc import GemNetOCSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.recipes.comparison import compare, environment, target_of
 from eutectic.tasks import TargetSettings
@@ -52,9 +53,9 @@ def demo(*, steps: int = 2000, processes: int = 2, seed: int = 0) -> PretrainSet
             )
             for name in ("metal_slabs", "oxide_slabs", "molecules", "reactions")
         },
-        backbone=BackboneChoice(name="gemnet_oc", settings={}),
-        graph=GraphSettings(cutoff=6.0, max_neighbours=10),
-        optimiser=OptimiserSettings(learning_rate=2e-3, warmup_steps=100, weight_decay=0.01, clip_norm=5.0),
+        backbone=BackboneChoice(name="gemnet_oc", settings=GemNetOCSettings.tiny().model_dump()),
+        graph=GraphSettings(cutoff=6.0, max_neighbours=8),
+        optimiser=OptimiserSettings(learning_rate=4e-3, warmup_steps=100, weight_decay=0.01, clip_norm=5.0),
         train=TrainSettings(steps=steps, batch_size=32, evaluate_every=250, seed=seed, processes=processes, threads=1),
     )
 
@@ -155,7 +156,7 @@ def finetuning(task: DemoTask) -> FinetuneSettings:
         data=DataSettings(store=task.store, train=task.train, validation=task.validation, test=task.test),
         targets={task.property: target_of(task.property)},
         start="scratch",
-        optimiser=OptimiserSettings(warmup_steps=20, weight_decay=0.01, clip_norm=5.0),
+        optimiser=OptimiserSettings(warmup_steps=20, weight_decay=0.01, clip_norm=5.0, ema_decay=0.9),
         train=TrainSettings(
             steps=task.steps,
             batch_size=task.batch_size,

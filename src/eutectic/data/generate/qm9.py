@@ -8,6 +8,7 @@ no mirror image or other conformer of a reserved molecule is pre-trained on.
 from __future__ import annotations
 
 import importlib.util
+import re
 import zlib
 from collections.abc import Sequence
 from functools import cache
@@ -40,18 +41,27 @@ HELD_OUT = {
 """Molecules of trajectory benchmarks (MD17, rMD17 and the like): never pre-trained on either."""
 
 
-def reserved_for_finetuning(index: int) -> bool:
-    """Whether a molecule of QM9 is kept from pre-training.
+def reserved(indices: np.ndarray) -> np.ndarray:
+    """Which molecules of QM9 are kept from pre-training.
 
     Args:
-        index: QM9's own, from 1 (`dsgdb9nsd_000001`); a hash decides, since neighbours in QM9 are alike.
+        indices: QM9's own, from 1 (`dsgdb9nsd_000001`); a hash decides, since neighbours in QM9 are alike.
     """
-    return zlib.crc32(f"qm9-{index}".encode()) % RESERVED_SHARE == 0
+    return np.array([zlib.crc32(b"qm9-%d" % index) % RESERVED_SHARE == 0 for index in indices.tolist()])
+
+
+def reserved_for_finetuning(index: int) -> bool:
+    """Whether one molecule of QM9 is kept from pre-training; `reserved` of one index."""
+    return bool(reserved(np.array([index]))[0])
+
+
+STEREOCHEMISTRY = "/[btms][^/]*"
+"""The layers of an InChI that tell stereoisomers apart, as a regular expression."""
 
 
 def without_stereochemistry(inchi: str) -> str:
     """An InChI's formula, connections and hydrogens."""
-    return "/".join(layer for layer in inchi.split("/") if layer[:1] not in "btms")
+    return re.sub(STEREOCHEMISTRY, "", inchi)
 
 
 @cache
@@ -79,7 +89,8 @@ def table(*columns: str) -> pa.Table:
 def _skeletons() -> tuple[np.ndarray, list[str]]:
     """Indices, and the molecules' InChI without stereochemistry."""
     rows = table("InChi")
-    return rows["Index"].to_numpy(), [without_stereochemistry(i) for i in rows["InChi"].to_pylist()]
+    skeletons = pc.replace_substring_regex(rows["InChi"], pattern=STEREOCHEMISTRY, replacement="")
+    return rows["Index"].to_numpy(), skeletons.to_pylist()
 
 
 @cache
@@ -89,8 +100,9 @@ def forbidden_molecules() -> frozenset[str]:
 
     rdBase.DisableLog("rdApp.*")
     held_out = {without_stereochemistry(Chem.MolToInchi(Chem.MolFromSmiles(s))) for s in HELD_OUT.values()}
-    reserved = {key for index, key in zip(*_skeletons(), strict=True) if reserved_for_finetuning(int(index))}
-    return frozenset(held_out | reserved)
+    indices, skeletons = _skeletons()
+    kept = {key for key, is_kept in zip(skeletons, reserved(indices), strict=True) if is_kept}
+    return frozenset(held_out | kept)
 
 
 @cache

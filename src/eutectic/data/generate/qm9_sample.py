@@ -52,7 +52,7 @@ FREE_ATOMS_U0 = {"H": -0.500273, "C": -37.846772, "N": -54.583861, "O": -75.0645
 def _reserved() -> np.ndarray:
     """Indices in QM9 of the reserved molecules."""
     indices = qm9.table("InChi")["Index"].to_numpy()
-    return indices[[qm9.reserved_for_finetuning(int(i)) for i in indices]]
+    return indices[qm9.reserved(indices)]
 
 
 def make(item: int, seed: int) -> list[LabelledStructure]:
@@ -71,4 +71,4 @@ def make(item: int, seed: int) -> list[LabelledStructure]:
     return [LabelledStructure(structure=structure, labels=labels, id=f"qm9-{index}", group=f"qm9-{index}")]
 
 
-GENERATOR = Generator(card=CARD, items=3000, make=make, needs=("qm9pack",), chunk=1500, seconds=300.0)
+GENERATOR = Generator(card=CARD, items=3000, make=make, needs=("qm9pack",), chunk=500, seconds=300.0)

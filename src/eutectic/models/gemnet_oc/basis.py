@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from eutectic.graph import Graph
-from eutectic.graph.indices import Incoming, Layout
+from eutectic.graph.indices import Layout
 from eutectic.models.gemnet_oc.layers import he_orthogonal_
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
 
@@ -163,7 +163,9 @@ class BasisProjections(nn.Module):
         radial = self._radial(basis)
         main = layout.main.spread(direction)
         cosine = main @ main.mT
-        mix = self._mix(basis, self.edge_edge_angular, layout.main, cosine, layout.edge_edge)
+        # Spread out before it is projected: it is narrower than what it is projected to.
+        spread = layout.main.spread(basis)
+        mix = self._mix(spread, self.edge_edge_angular, cosine, layout.edge_edge)
         edge_edge = TripletBasis(radial=radial["edge_edge"], mix=mix)
 
         atom_edge = edge_atom = None
@@ -172,14 +174,14 @@ class BasisProjections(nn.Module):
             near = self.radial(near_distance)
             cosine = main @ layout.atom_edge.spread(near_direction).mT
             if s.atom_edge:
-                mix = self._mix(basis, self.atom_edge_angular, layout.main, cosine, layout.atom_edge_table)
+                mix = self._mix(spread, self.atom_edge_angular, cosine, layout.atom_edge_table)
                 atom_edge = TripletBasis(radial=F.linear(near, self.atom_edge_radial), mix=mix)
             if s.edge_atom:
                 # Outputs of one atom are summed, so the sum over out edges is done here as well.
                 real = layout.atom_edge_table.mT.to(cosine.dtype)
                 angular = legendre(cosine.mT, real, s.num_spherical).flatten(1, 2)
-                weights = near @ _relabelled(self.edge_atom_angular).mT.flatten(1)
-                weights = layout.atom_edge.spread(weights).view(*angular.shape[:2], s.circular_width)
+                weights = layout.atom_edge.spread(near) @ _relabelled(self.edge_atom_angular).mT.flatten(1)
+                weights = weights.view(*angular.shape[:2], s.circular_width)
                 edge_atom = TripletBasis(radial=radial["edge_atom"], mix=weights.mT @ angular)
 
         return Bases(
@@ -190,7 +192,7 @@ class BasisProjections(nn.Module):
             edge_edge=edge_edge,
             atom_edge=atom_edge,
             edge_atom=edge_atom,
-            quadruplet=self._quadruplet(graph, layout, basis, radial, main) if s.quadruplet else None,
+            quadruplet=self._quadruplet(graph, layout, spread, radial, main) if s.quadruplet else None,
             atom_atom=self._atom_atom(graph, layout) if s.atom_atom else None,
         )
 
@@ -203,17 +205,16 @@ class BasisProjections(nn.Module):
         parts = F.linear(basis, weights).split(self.settings.radial_width, dim=1)
         return dict(zip(names, parts, strict=True))
 
-    def _mix(self, basis: Tensor, weight: Tensor, out: Incoming, cosine: Tensor, real: Tensor) -> Tensor:
+    def _mix(self, spread: Tensor, weight: Tensor, cosine: Tensor, real: Tensor) -> Tensor:
         """(N, D_out · C, D_in) of an angle between edges into the same atom.
 
         Args:
-            basis: (edges, K) of the out edges.
+            spread: (N, D_out, K) radial basis of the out edges.
             weight: (K, S, C).
-            out: the out edges' slots.
             cosine, real: (N, D_out, D_in).
         """
         angular = legendre(cosine, real.to(cosine.dtype), self.settings.num_spherical)
-        weights = out.spread(basis @ weight.flatten(1)).view(*angular.shape[:2], *_relabelled(weight).shape[1:])
+        weights = (spread @ weight.flatten(1)).view(*angular.shape[:2], *_relabelled(weight).shape[1:])
         return (weights @ angular).flatten(1, 2)
 
     def _atom_atom(self, graph: Graph, layout: Layout) -> Tensor:
@@ -222,7 +223,7 @@ class BasisProjections(nn.Module):
         return (slots.spread(radial) * slots.filled[:, :, None]).mT
 
     def _quadruplet(
-        self, graph: Graph, layout: Layout, basis: Tensor, radial: dict[str, Tensor], main: Tensor
+        self, graph: Graph, layout: Layout, spread: Tensor, radial: dict[str, Tensor], main: Tensor
     ) -> QuadrupletBasis:
         s, q = self.settings, layout.quadruplets
         assert q is not None
@@ -235,8 +236,8 @@ class BasisProjections(nn.Module):
         ca = main.index_select(0, q.centre)[:, None]
 
         angle = legendre((db * ba).sum(-1), q.angle_in.to(ba.dtype), s.num_spherical)  # (centres, Q, S, D)
-        weights = self.radial(distance) @ _relabelled(self.quadruplet_circular).flatten(1)
-        weights = weights.index_select(0, middle).view(len(middle), s.circular_width, s.num_spherical)
+        weights = self.radial(distance).index_select(0, middle) @ self.quadruplet_circular.flatten(1)
+        weights = weights.view(len(middle), s.circular_width, s.num_spherical)
         circular = torch.bmm(angle.flatten(0, 1).mT, weights.mT).view(-1, s.circular_width)
 
         # The dihedral is the angle between the normals of the planes cab and abd.
@@ -246,7 +247,7 @@ class BasisProjections(nn.Module):
         cosine = (ca * ba).sum(-1).mT  # (centres, D, Q)
         angle = legendre(cosine, torch.ones_like(cosine), s.num_spherical).flatten(0, 1)
         weight = _relabelled(self.quadruplet_spherical)  # (K, B, S · S)
-        weights = (basis @ weight.mT.flatten(1)).index_select(0, layout.main.edge[q.centre].reshape(-1))
+        weights = spread.index_select(0, q.centre) @ weight.mT.flatten(1)
         spherical = torch.bmm(angle.mT, weights.view(len(angle), s.num_spherical, s.num_spherical * s.spherical_width))
         return QuadrupletBasis(
             radial=radial["quadruplet"],

@@ -43,7 +43,7 @@ class EdgeUpdate(nn.Module):
         self.other = Dense(width_in, width_out)
 
     def forward(self, y: Tensor, where: Where) -> Tensor:
-        return (self.own(y) + self.other(y).index_select(0, where.graph.reverse)) * HALF
+        return (self.own(y) + self.other(y).index_select(0, where.graph.reverse)).mul_(HALF)
 
 
 class TripletMessages(nn.Module):
@@ -235,10 +235,10 @@ class InteractionBlock(nn.Module):
             atom.append(self.atom_atom(h, bases.atom_atom, where))
 
         x = self.before_skip(_merged(edge))
-        m = self.after_skip((m + x) * HALF)
+        m = self.after_skip((m + x).mul_(HALF))
         h = self.atom_residuals(_merged(atom))
-        h = (h + self.atom_update(m, bases.update, where)) * HALF
-        m = (m + self.edge_residuals(self.concat(h, m, where))) * HALF
+        h = (h + self.atom_update(m, bases.update, where)).mul_(HALF)
+        m = (m + self.edge_residuals(self.concat(h, m, where))).mul_(HALF)
         return h, m
 
 

@@ -29,7 +29,7 @@ class OutputBlock(AtomUpdate):
     def output(self, h: Tensor, m: Tensor, radial: Tensor, where: Where) -> tuple[Tensor, Tensor | None]:
         """((n_atoms, atom_width), (n_main, edge_width) or None)."""
         g = self(m, radial, where, boost=self.boost if self.training else 1.0)
-        atoms = self.after((g + h) * HALF)
+        atoms = self.after((g + h).mul_(HALF))
         if not self.has_edges:
             return atoms, None
         x = self.edge_residuals(m)

@@ -82,15 +82,15 @@ class GemNetOCSettings(BaseModel):
 
     @classmethod
     def tiny(cls) -> GemNetOCSettings:
-        """A laptop-sized one with every kind of interaction on, for graphs of about 6 Å and 10 neighbours."""
+        """A laptop-sized one with every kind of interaction on, for graphs of about 6 Å and 8 neighbours."""
         return cls(
             blocks=2,
             atom_width=64,
             edge_width=64,
             triplet_in=16,
             triplet_out=16,
-            quadruplet_in=8,
-            quadruplet_out=8,
+            quadruplet_in=16,
+            quadruplet_out=16,
             pair_in=16,
             pair_out=16,
             radial_width=16,

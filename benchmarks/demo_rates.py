@@ -1,0 +1,53 @@
+"""Choose the demonstration's learning rates, once, on validation data, for each task and each start.
+
+    python benchmarks/demo_rates.py demo-output/pretrain/model --out docs/results/demo-rates.json
+
+Takes the pre-trained model of a demonstration. Every trial has the length of a reported run and a seed that no
+reported run uses; the test split is not looked at when choosing. Interrupted, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from eutectic.recipes.comparison import SWEEP_SEED, best_rates, sweep
+from eutectic.recipes.demonstration import TASKS, finetuning
+
+RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+
+
+def main() -> None:
+    """Run the sweep and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/demo-rates"))
+    parser.add_argument("--workers", type=int)
+    given = parser.parse_args()
+    trials = sweep(
+        [finetuning(task) for task in TASKS],
+        given.model,
+        RATES,
+        given.work,
+        workers=given.workers,
+        console=Console(),
+    )
+    record = {
+        "how": "lowest validation error over the run; the test split is not used",
+        "seed": SWEEP_SEED,
+        "chosen": {name: best_rates(tried) for name, tried in trials.items()},
+        "trials": {name: [asdict(trial) for trial in tried] for name, tried in trials.items()},
+    }
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(record, indent=1) + "\n")
+    for name, chosen in record["chosen"].items():  # type: ignore[attr-defined]
+        print(name, chosen)
+
+
+if __name__ == "__main__":
+    main()
