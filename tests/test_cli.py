@@ -18,6 +18,8 @@ COMMANDS = [
     ["pretrain"],
     ["finetune"],
     ["demo"],
+    ["import-jmp"],
+    ["predict"],
     ["data", "list"],
     ["data", "prepare"],
     ["data", "info"],

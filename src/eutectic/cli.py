@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -226,6 +226,9 @@ def finetune(
         list[float] | None,
         typer.Option("--rate", help="Peak learning rate; several are swept for each start on validation data."),
     ] = None,
+    decay: Annotated[
+        list[float] | None, typer.Option("--decay", help="Weight decay; several are swept together with the rates.")
+    ] = None,
     forces: Annotated[str, typer.Option(help="`direct`, or `gradient` of the energy (conservative).")] = "direct",
     workers: Annotated[int | None, typer.Option(help="Processes; one for each core if not given.")] = None,
 ) -> None:
@@ -246,7 +249,15 @@ def finetune(
     from eutectic.evaluate.comparison import DemoResults, Start, varied
     from eutectic.evaluate.report import write_finetune_report
     from eutectic.evaluate.table import comparison_table
-    from eutectic.recipes.comparison import best_rates, compare, environment, sweep, target_of
+    from eutectic.recipes.comparison import (
+        FINETUNING_OPTIMISER,
+        announce,
+        best_choices,
+        compare,
+        environment,
+        sweep,
+        target_of,
+    )
     from eutectic.train.settings import FinetuneSettings, parse
 
     if start not in ("pretrained", "scratch", "both"):
@@ -288,18 +299,23 @@ def finetune(
             "evaluate_every": max(1, steps // 10),
             "threads": 1,
         },
-        "optimiser": {"warmup_steps": 20, "weight_decay": 0.01, "clip_norm": 5.0},
+        "optimiser": FINETUNING_OPTIMISER.model_dump(),
     }
     base = parse(FinetuneSettings, merged(values, overrides(context.args)), "settings")
     starts: tuple[Start, ...] = ("scratch", "pretrained") if start == "both" else (cast(Start, start),)
-    rates = rate or [1e-3]
+    grid = [
+        {"learning_rate": r, "weight_decay": d}
+        for d in (decay or [base.optimiser.weight_decay])
+        for r in (rate or [base.optimiser.learning_rate])
+    ]
+    announce(base, model, starts, console)
     trials = {}
-    if len(rates) > 1:
-        trials = sweep([base], model, rates, out / "rates", starts=starts, workers=workers, console=console)
-        chosen = best_rates(trials[name])
-        console.print("learning rates chosen on validation data: " + ", ".join(f"{s} {r:g}" for s, r in chosen.items()))
-    else:
-        chosen = dict.fromkeys(starts, rates[0])
+    chosen: dict[str, Mapping[str, float]] = dict.fromkeys(starts, grid[0])
+    if len(grid) > 1:
+        trials = sweep([base], model, grid, out / "choices", starts=starts, workers=workers, console=console)
+        chosen = best_choices(trials[name])
+        for s, c in chosen.items():
+            console.print(f"chosen on validation data, {s}: " + ", ".join(f"{k} {v:g}" for k, v in c.items()))
     title = f"{name}, {' and '.join(property)}"
     tasks = compare(
         [(base, title)],
@@ -315,7 +331,7 @@ def finetune(
     results = DemoResults(
         tasks=tasks,
         pretraining=None,
-        settings={"finetune": {**base.model_dump(mode="json"), "learning_rates": chosen}},
+        settings={"finetune": {**base.model_dump(mode="json"), "chosen": {s: dict(c) for s, c in chosen.items()}}},
         times={"finetuning_seconds": round(sum(r.seconds for t in tasks for r in t.runs), 1)},
         environment=environment(),
     )
@@ -356,6 +372,8 @@ def demo(
 
     `eutectic demo --steps 60 --finetune-steps 20 --seeds 1 --out quick-look`
     """
+    from eutectic.data.catalogue import open_store
+    from eutectic.evaluate.comparison import varied
     from eutectic.evaluate.report import write_demo_report
     from eutectic.evaluate.table import comparison_table
     from eutectic.recipes.demonstration import TASKS, run_demo
@@ -366,9 +384,80 @@ def demo(
     results = run_demo(out, settings=settings, seeds=range(seeds), tasks=tasks, workers=workers, console=console)
     with _whole(out):
         results.write(out / "results.json")
-        write_demo_report(out / "report.html", results)
+        stores = {task.name: open_store(task.store) for task in tasks}
+        examples = {name: [store[i].structure for i in varied(store)] for name, store in stores.items()}
+        write_demo_report(out / "report.html", results, examples)
     console.print(comparison_table(results))
     console.print(f"results: {out / 'results.json'}\nreport: {out / 'report.html'}")
+
+
+@app.command("import-jmp")
+def import_jmp(
+    checkpoint: Annotated[Path, typer.Argument(help="`jmp-s.pt`, `jmp-l.pt`, or another file of that layout.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the model to make; an older one is replaced.")],
+    raw: Annotated[bool, typer.Option("--raw", help="The weights of the last step, not their moving average.")] = False,
+) -> None:
+    """Make a model of the original's pre-trained checkpoint; nothing in that file is run.
+
+    **Examples**
+
+    `eutectic import-jmp jmp-s.pt -o models/jmp-s`
+
+    `eutectic predict models/jmp-s my.xyz --task oc20 -o predicted.xyz`
+    """
+    from eutectic.tasks.folder import save_model
+    from eutectic.tasks.published_checkpoint import read_published_checkpoint
+
+    model, report = read_published_checkpoint(checkpoint, raw=raw)
+    save_model(out, model)
+    console.print(f"{report.size}, {report.parameters:,} parameters")
+    for heading, rows in (("taken", report.taken), ("left", report.left), ("missing", report.missing)):
+        console.print(f"[bold]{heading}[/]")
+        _show(dict(rows))
+    console.print(f"model: {out}")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    structures: Annotated[Path, typer.Argument(help="A file that ASE reads.")],
+    task: Annotated[str, typer.Option(help="Which of the model's tasks: decides heads, graph and level of theory.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Extended xyz to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines, to standard output.")] = False,
+    normalised: Annotated[
+        bool, typer.Option("--normalised", help="Model units, without scales and reference energies.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Structures at a time.")] = 32,
+) -> None:
+    """Energies, forces and whatever else a task has, for structures without labels.
+
+    The written file holds what was read and, beside it, `TASK_energy`, `TASK_forces`, …: labels stay as they are.
+
+    **Examples**
+
+    `eutectic predict models/jmp-s my.xyz --task oc20 -o predicted.xyz`
+
+    `eutectic predict runs/aspirin/model my.xyz --task md_aspirin --json > predicted.json`
+    """
+    from eutectic.evaluate import prediction as made
+    from eutectic.tasks.folder import load_model
+
+    if out is None and not as_json:
+        raise EutecticError("predict", "nowhere to put predictions", "--out FILE.xyz, --json, or both", "give one")
+    trained = load_model(model)
+    asked = made.task_of(trained, task)
+    atoms, inputs = made.read_structures(structures)
+    predictions = made.predict(trained, task, inputs, batch_size=batch_size, normalised=normalised)
+    note = None if normalised else made.relative_energies(trained, task)
+    if out is not None:
+        with _whole(out):
+            made.write_predictions(out, atoms, predictions, asked, normalised=normalised)
+    if as_json:
+        sys.stdout.write(made.as_json(predictions, asked, normalised=normalised, note=note) + "\n")
+    else:
+        console.print(f"{len(predictions)} structures, task {task} ({_plain(asked.theory)}): {out}")
+        if note is not None:
+            console.print(f"[yellow]energies are[/] {_plain(note)}")
 
 
 @data_app.command("list")

@@ -59,7 +59,7 @@ def make_task(name: str, runs: list[Run], steps: int = 400, title: str = "") -> 
         n_test=500,
         steps=steps,
         runs=runs,
-        trials=[Trial("scratch", 1e-3, 0.5), Trial("pretrained", 5e-4, 0.4)],
+        trials=[Trial("scratch", 1e-3, 0.01, 0.5), Trial("pretrained", 5e-4, 0.01, 0.4)],
     )
 
 

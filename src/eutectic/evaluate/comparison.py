@@ -80,6 +80,7 @@ class Run:
         start: the weights it started from.
         seed: of everything random in it; two starts with one seed are a pair.
         learning_rate: the peak.
+        weight_decay: of AdamW.
         curve: validation error along the way.
         test_error: in the task's unit, of the weights chosen on validation data.
         truth, prediction: at most 500 test points, in the task's unit, for a parity plot.
@@ -89,6 +90,7 @@ class Run:
     start: Start
     seed: int
     learning_rate: float
+    weight_decay: float
     curve: Curve
     test_error: float
     truth: list[float]
@@ -106,6 +108,7 @@ class Run:
             start=values["start"],
             seed=int(values["seed"]),
             learning_rate=float(values["learning_rate"]),
+            weight_decay=float(values["weight_decay"]),
             curve=Curve.from_dict(values["curve"]),
             test_error=_float(values["test_error"]),
             truth=_floats(values["truth"]),
@@ -116,16 +119,22 @@ class Run:
 
 @dataclass(frozen=True)
 class Trial:
-    """One short run made only to choose a learning rate, on validation data."""
+    """One run made only to choose the learning rate and weight decay of a start, on validation data."""
 
     start: Start
     learning_rate: float
+    weight_decay: float
     validation_error: float
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Trial:
         """The inverse of `dataclasses.asdict`, through JSON."""
-        return cls(values["start"], float(values["learning_rate"]), _float(values["validation_error"]))
+        return cls(
+            values["start"],
+            float(values["learning_rate"]),
+            float(values["weight_decay"]),
+            _float(values["validation_error"]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

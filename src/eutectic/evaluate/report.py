@@ -437,21 +437,23 @@ def _measured(results: DemoResults) -> str:
 
 
 def _trials(tasks: Sequence[TaskComparison]) -> str:
-    """The runs made to choose learning rates; nothing where there were none."""
+    """The runs made to choose learning rates and weight decays; nothing where there were none."""
     rows = [
         [
             escape(t.title),
             _start(trial.start),
             f"{trial.learning_rate:.2g}",
+            f"{trial.weight_decay:.2g}",
             f"{significant(trial.validation_error)} {escape(t.unit)}",
         ]
         for t in tasks
-        for trial in sorted(t.trials, key=lambda r: (r.start, r.learning_rate))
+        for trial in sorted(t.trials, key=lambda r: (r.start, r.weight_decay, r.learning_rate))
     ]
     if not rows:
         return ""
-    body = page.table(["task", "start", "learning rate", "validation error"], rows, words=2)
-    return f"<details><summary>Runs made to choose the learning rates ({len(rows)})</summary>{body}</details>"
+    body = page.table(["task", "start", "learning rate", "weight decay", "validation error"], rows, words=2)
+    summary = f"Runs made to choose learning rates and weight decays ({len(rows)})"
+    return f"<details><summary>{summary}</summary>{body}</details>"
 
 
 def _facts(settings: Mapping[str, Any], seconds: Mapping[str, Any], environment: Mapping[str, Any]) -> str:

@@ -9,23 +9,31 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from ase.data import chemical_symbols
 from rich.console import Console
 
 import eutectic
 from eutectic.atoms import PROPERTIES
+from eutectic.data.catalogue import open_store
 from eutectic.evaluate.comparison import Curve, Run, Start, TaskComparison, Trial
 from eutectic.models.heads import HeadSettings
 from eutectic.tasks import TargetSettings
-from eutectic.train.finetune import FinetuneResult
+from eutectic.tasks.folder import load_model
+from eutectic.train.finetune import FinetuneResult, split_of
 from eutectic.train.runs import run_all
-from eutectic.train.settings import FinetuneSettings
+from eutectic.train.settings import FinetuneSettings, OptimiserSettings
 
 STARTS: tuple[Start, Start] = ("scratch", "pretrained")
 SWEEP_SEED = 1000
 """Learning rates are chosen with a seed that no reported run uses."""
 
-Rates = Mapping[str, float]
-"""Start → peak learning rate."""
+FINETUNING_OPTIMISER = OptimiserSettings(
+    learning_rate=2e-3, warmup_steps=20, weight_decay=0.01, clip_norm=5.0, ema_decay=0.9
+)
+"""For runs of a few hundred steps: an average of the weights that does not lag behind (see docs/log.md)."""
+
+Choice = Mapping[str, float]
+"""Settings of the optimiser that are chosen for each start: `learning_rate`, and `weight_decay` if swept."""
 
 
 def target_of(name: str, *, layers: int = 1, forces: Literal["direct", "gradient"] = "direct") -> TargetSettings:
@@ -37,13 +45,14 @@ def target_of(name: str, *, layers: int = 1, forces: Literal["direct", "gradient
     return TargetSettings(head=HeadSettings(pooling="sum" if prop.extensive else "mean", layers=layers))
 
 
-def variant(base: FinetuneSettings, start: str, model: Path | None, *, seed: int, rate: float) -> FinetuneSettings:
-    """One run of a comparison: both starts share everything but the first weights and the learning rate.
+def variant(base: FinetuneSettings, start: str, model: Path | None, *, seed: int, choice: Choice) -> FinetuneSettings:
+    """One run of a comparison: both starts share everything but the first weights and what `choice` says.
 
     Args:
         base: everything else.
         start: 'pretrained' or 'scratch'.
         model: the pre-trained model's folder, which also gives the size of a model from scratch.
+        choice: settings of the optimiser, chosen for this start on validation data.
     """
     given = None if model is None else str(model)
     return base.model_copy(
@@ -51,52 +60,82 @@ def variant(base: FinetuneSettings, start: str, model: Path | None, *, seed: int
             "start": "scratch" if start == "scratch" else given,
             "like": given if start == "scratch" else None,
             "head_from": base.head_from if start == "pretrained" else None,
-            "optimiser": base.optimiser.model_copy(update={"learning_rate": rate}),
+            "optimiser": base.optimiser.model_copy(update=dict(choice)),
             "train": base.train.model_copy(update={"seed": seed}),
         }
     )
 
 
+def announce(base: FinetuneSettings, model: Path | None, starts: Sequence[Start], console: Console) -> None:
+    """Before anything runs: what was read, how it is split, what is kept of the model and what starts fresh."""
+    store = open_store(base.data.store)
+    parts = split_of(store, base)
+    counts = store.label_counts()
+    console.print(
+        f"{store.card.name} ({store.card.theory}): {len(store):,} structures, "
+        + ", ".join(f"{name} {counts[name]:,}" for name in base.targets if name in counts)
+        + f"; split {parts.name!r}: {len(parts.train):,} training, {len(parts.validation):,} validation, "
+        f"{len(parts.test):,} test",
+        highlight=False,
+    )
+    if "pretrained" in starts and model is not None:
+        loaded = load_model(model)
+        trained_on = loaded.provenance.get("pretrained_on", {})
+        heads = f"those of {base.head_from}" if base.head_from else "fresh"
+        console.print(
+            f"pretrained: {loaded.backbone} backbone of {model}, trained on {', '.join(trained_on) or 'unknown data'};"  # type: ignore[arg-type]
+            f" heads {heads}; references and scales fitted anew",
+            highlight=False,
+        )
+        seen = {z for entry in trained_on.values() for z in entry["elements"]}  # type: ignore[attr-defined]
+        unseen = [chemical_symbols[z] for z in store.composition() if seen and z not in seen]
+        if unseen:
+            console.print(f"elements the backbone never saw: {', '.join(unseen)}", highlight=False)
+
+
 def sweep(
     bases: Sequence[FinetuneSettings],
     model: Path | None,
-    rates: Sequence[float],
+    choices: Sequence[Choice],
     folder: Path,
     *,
     starts: Sequence[Start] = STARTS,
     workers: int | None,
     console: Console,
 ) -> dict[str, list[Trial]]:
-    """Every start at every learning rate, judged on validation data alone; task → trials."""
-    plan = [(base, start, rate) for base in bases for start in starts for rate in rates]
+    """Every start with every choice, the same for all starts, judged on validation data alone; task → trials."""
+    plan = [(base, start, choice) for base in bases for start in starts for choice in choices]
     results = run_all(
         [
-            (variant(b, start, model, seed=SWEEP_SEED, rate=rate), folder / b.name / f"{start}-{rate:g}")
-            for b, start, rate in plan
+            (
+                variant(b, start, model, seed=SWEEP_SEED, choice=choice),
+                folder / b.name / "-".join([start, *(f"{value:g}" for value in choice.values())]),
+            )
+            for b, start, choice in plan
         ],
-        title="learning rates",
+        title="choosing rates",
         workers=workers,
         console=console,
     )
     trials: dict[str, list[Trial]] = {base.name: [] for base in bases}
-    for (base, start, rate), result in zip(plan, results, strict=True):
-        trials[base.name].append(Trial(start, rate, min(result.errors)))
+    for (base, start, _), result in zip(plan, results, strict=True):
+        trials[base.name].append(Trial(start, result.learning_rate, result.weight_decay, min(result.errors)))
     return trials
 
 
-def best_rates(trials: Sequence[Trial]) -> dict[str, float]:
-    """Start → the learning rate with the lowest validation error."""
-    starts = {trial.start for trial in trials}
-    return {
-        start: min((t for t in trials if t.start == start), key=lambda t: t.validation_error).learning_rate
-        for start in starts
-    }
+def best_choices(trials: Sequence[Trial]) -> dict[str, Choice]:
+    """Start → the learning rate and weight decay with the lowest validation error."""
+    chosen: dict[str, Choice] = {}
+    for start in {trial.start for trial in trials}:
+        best = min((t for t in trials if t.start == start), key=lambda t: t.validation_error)
+        chosen[start] = {"learning_rate": best.learning_rate, "weight_decay": best.weight_decay}
+    return chosen
 
 
 def compare(
     bases: Sequence[tuple[FinetuneSettings, str]],
     model: Path | None,
-    rates: Mapping[str, Rates],
+    choices: Mapping[str, Mapping[str, Choice]],
     folder: Path,
     *,
     seeds: Sequence[int],
@@ -109,16 +148,13 @@ def compare(
 
     Args:
         bases: settings and title of each task.
-        rates: task → start → learning rate.
-        trials: those that chose the rates, for the record.
+        choices: task → start → what was chosen for it.
+        trials: those that led to the choices, for the record.
     """
     plan = [(base, start, seed) for base, _ in bases for start in starts for seed in seeds]
     results = run_all(
         [
-            (
-                variant(b, start, model, seed=seed, rate=rates[b.name][start]),
-                folder / b.name / f"{start}-{seed}",
-            )
+            (variant(b, start, model, seed=seed, choice=choices[b.name][start]), folder / b.name / f"{start}-{seed}")
             for b, start, seed in plan
         ],
         title="fine-tuning",
@@ -152,6 +188,7 @@ def comparison(results: Sequence[FinetuneResult], title: str, trials: Sequence[T
                 start=cast(Start, r.start),
                 seed=r.seed,
                 learning_rate=r.learning_rate,
+                weight_decay=r.weight_decay,
                 curve=Curve(r.steps, r.seconds, r.errors),
                 test_error=r.test_error,
                 truth=r.truth,

@@ -20,7 +20,7 @@ from eutectic.evaluate.comparison import DemoResults, PretrainingSummary, summar
 from eutectic.graph import GraphSettings
 from eutectic.models.gemnet_oc import GemNetOCSettings
 from eutectic.models.heads import HeadSettings
-from eutectic.recipes.comparison import compare, environment, target_of
+from eutectic.recipes.comparison import FINETUNING_OPTIMISER, Choice, compare, environment, target_of
 from eutectic.tasks import TargetSettings
 from eutectic.train.pretrain import PretrainResult, pretrain
 from eutectic.train.settings import (
@@ -36,7 +36,7 @@ from eutectic.train.settings import (
 SEEDS = (0, 1, 2)
 
 
-def demo(*, steps: int = 2000, processes: int = 2, seed: int = 0) -> PretrainSettings:
+def demo(*, steps: int = 2300, processes: int = 2, seed: int = 0) -> PretrainSettings:
     """Joint pre-training of a small GemNet-OC on the four embedded domains.
 
     Command: `eutectic pretrain demo --out runs/demo`.
@@ -55,8 +55,8 @@ def demo(*, steps: int = 2000, processes: int = 2, seed: int = 0) -> PretrainSet
         },
         backbone=BackboneChoice(name="gemnet_oc", settings=GemNetOCSettings.tiny().model_dump()),
         graph=GraphSettings(cutoff=6.0, max_neighbours=8),
-        optimiser=OptimiserSettings(learning_rate=4e-3, warmup_steps=100, weight_decay=0.01, clip_norm=5.0),
-        train=TrainSettings(steps=steps, batch_size=32, evaluate_every=250, seed=seed, processes=processes, threads=1),
+        optimiser=OptimiserSettings(learning_rate=3e-3, warmup_steps=100, weight_decay=0.01, clip_norm=5.0),
+        train=TrainSettings(steps=steps, batch_size=32, evaluate_every=230, seed=seed, processes=processes, threads=1),
     )
 
 
@@ -70,7 +70,8 @@ class DemoTask:
         property: what is learned and judged.
         train, validation, test: structures.
         steps, batch_size: the budget, the same for both starts.
-        learning_rates: start → peak, chosen beforehand on validation data (`docs/results/demo-sweep.json`).
+        choices: start → learning rate and weight decay, chosen beforehand on validation data, the same grid for
+            both starts (`docs/results/demo-choices.json`).
     """
 
     name: str
@@ -82,7 +83,7 @@ class DemoTask:
     test: int
     steps: int
     batch_size: int
-    learning_rates: dict[str, float]
+    choices: dict[str, Choice]
 
 
 TASKS: tuple[DemoTask, ...] = (
@@ -94,9 +95,9 @@ TASKS: tuple[DemoTask, ...] = (
         train=100,
         validation=50,
         test=200,
-        steps=250,
+        steps=180,
         batch_size=8,
-        learning_rates={"pretrained": 1e-3, "scratch": 2e-3},
+        choices={"pretrained": {"learning_rate": 1e-3}, "scratch": {"learning_rate": 2e-3}},
     ),
     DemoTask(
         name="alanine_dipeptide",
@@ -106,9 +107,9 @@ TASKS: tuple[DemoTask, ...] = (
         train=100,
         validation=50,
         test=200,
-        steps=250,
+        steps=180,
         batch_size=8,
-        learning_rates={"pretrained": 1e-3, "scratch": 2e-3},
+        choices={"pretrained": {"learning_rate": 1e-3}, "scratch": {"learning_rate": 2e-3}},
     ),
     DemoTask(
         name="qm9_gap",
@@ -116,11 +117,11 @@ TASKS: tuple[DemoTask, ...] = (
         store="qm9_sample",
         property="gap",
         train=1000,
-        validation=200,
+        validation=120,
         test=500,
-        steps=250,
+        steps=180,
         batch_size=16,
-        learning_rates={"pretrained": 1e-3, "scratch": 2e-3},
+        choices={"pretrained": {"learning_rate": 1e-3}, "scratch": {"learning_rate": 2e-3}},
     ),
     DemoTask(
         name="qm9_u0",
@@ -128,11 +129,11 @@ TASKS: tuple[DemoTask, ...] = (
         store="qm9_sample",
         property="u0",
         train=1000,
-        validation=200,
+        validation=120,
         test=500,
-        steps=250,
+        steps=180,
         batch_size=16,
-        learning_rates={"pretrained": 1e-3, "scratch": 2e-3},
+        choices={"pretrained": {"learning_rate": 1e-3}, "scratch": {"learning_rate": 2e-3}},
     ),
     DemoTask(
         name="crystals",
@@ -142,9 +143,9 @@ TASKS: tuple[DemoTask, ...] = (
         train=300,
         validation=60,
         test=100,
-        steps=250,
+        steps=180,
         batch_size=16,
-        learning_rates={"pretrained": 1e-3, "scratch": 2e-3},
+        choices={"pretrained": {"learning_rate": 1e-3}, "scratch": {"learning_rate": 2e-3}},
     ),
 )
 
@@ -156,7 +157,7 @@ def finetuning(task: DemoTask) -> FinetuneSettings:
         data=DataSettings(store=task.store, train=task.train, validation=task.validation, test=task.test),
         targets={task.property: target_of(task.property)},
         start="scratch",
-        optimiser=OptimiserSettings(warmup_steps=20, weight_decay=0.01, clip_norm=5.0, ema_decay=0.9),
+        optimiser=FINETUNING_OPTIMISER,
         train=TrainSettings(
             steps=task.steps,
             batch_size=task.batch_size,
@@ -199,7 +200,7 @@ def run_demo(
     compared = compare(
         [(finetuning(task), task.title) for task in tasks],
         pretrained.model,
-        {task.name: task.learning_rates for task in tasks},
+        {task.name: task.choices for task in tasks},
         out / "finetune",
         seeds=seeds,
         workers=workers,
@@ -212,8 +213,7 @@ def run_demo(
         settings={
             "pretrain": settings.model_dump(mode="json"),
             "finetune": {
-                task.name: {**finetuning(task).model_dump(mode="json"), "learning_rates": task.learning_rates}
-                for task in tasks
+                task.name: {**finetuning(task).model_dump(mode="json"), "choices": task.choices} for task in tasks
             },
         },
         times={

@@ -64,11 +64,15 @@ def save_model(path: Path, model: TrainedModel, *, raw: Mapping[str, torch.Tenso
     """Write a model folder; an older one at `path` is replaced only once the new one is whole.
 
     Args:
-        path: the folder.
+        path: the folder; anything there that is not a model is left alone.
         model: its weights are what predictions are made with (the EMA, after training).
         raw: the weights without averaging, kept as `raw.safetensors`.
     """
     path = Path(path)
+    if path.exists() and not (path / "model.json").is_file():
+        raise EutecticError(
+            str(path), "something that is no model is there", "a new folder, or a model's", "choose another folder"
+        )
     description = {
         "format": FORMAT,
         "backbone": {"name": model.backbone, "settings": dict(model.backbone_settings)},

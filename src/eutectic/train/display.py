@@ -46,6 +46,7 @@ class Display:
         self.progress = progress_bar(self.console, disable=hidden or not self.console.is_terminal)
         self.bar = self.progress.add_task(title, total=steps, note="")
         self.title, self.steps = title, steps
+        self._explained = False
 
     def __enter__(self) -> Display:
         self.progress.start()
@@ -62,9 +63,14 @@ class Display:
 
     def validated(self, step: int, by_set: Mapping[str, Mapping[str, float]]) -> None:
         """The errors on held-out structures, by set."""
+        if not self._explained:
+            self.console.print(
+                f"{self.title}: held-out error / error of knowing nothing (forces: meV/Å)", highlight=False
+            )
+            self._explained = True
         parts = []
         for name, errors in by_set.items():
             key = "forces_mae" if "forces_mae" in errors else next(iter(errors))
             base = errors[key.replace("_mae", "_baseline")]
             parts.append(f"{name} {errors[key]:.0f}/{base:.0f}")
-        self.console.print(f"{self.title}, step {step}/{self.steps}: " + ", ".join(parts), highlight=False)
+        self.console.print(f"step {step:>{len(str(self.steps))}}/{self.steps}  " + "  ".join(parts), highlight=False)

@@ -52,6 +52,7 @@ class FinetuneResult:
     start: str
     seed: int
     learning_rate: float
+    weight_decay: float
     property: str
     unit: str
     theory: str
@@ -248,20 +249,7 @@ def _model(
                     loaded.append(name)
         said += f"; heads kept from {settings.head_from}: {', '.join(loaded) or 'none fits'}"
     say(said + f"; fresh heads otherwise, references and scales fitted on {task.name}, seed {seed}")
-    unseen = _unseen_elements(start, source)
-    if unseen:
-        say(f"warning: elements never pre-trained on: {', '.join(unseen)}")
     return model.train()
-
-
-def _unseen_elements(start: TrainedModel, source: Source) -> list[str]:
-    from ase.data import chemical_symbols
-
-    seen: set[int] = set()
-    for entry in dict(start.provenance.get("pretrained_on", {})).values():  # type: ignore[call-overload]
-        seen |= set(entry["elements"])
-    here = set(source.sets[0].store.composition())
-    return [chemical_symbols[z] for z in sorted(here - seen)] if seen else []
 
 
 def _result(
@@ -284,6 +272,7 @@ def _result(
         "start": "scratch" if settings.start == "scratch" else "pretrained",
         "seed": settings.train.seed,
         "learning_rate": settings.optimiser.learning_rate,
+        "weight_decay": settings.optimiser.weight_decay,
         "property": judged,
         "unit": unit,
         "theory": store.card.theory,

@@ -17,7 +17,7 @@ from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, make_batch, structure_losses
 from eutectic.train.checkpoint import load_checkpoint, save_checkpoint
 from eutectic.train.journal import Journal
-from eutectic.train.optimisation import learning_rate, make_optimiser
+from eutectic.train.optimisation import learning_rate, make_optimiser, set_rate
 from eutectic.train.settings import OptimiserSettings, TrainSettings
 from eutectic.train.source import Source
 from eutectic.train.stop import StopFlag
@@ -76,7 +76,7 @@ def train(
     model = model.to(dtype)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optimiser_settings.ema_decay)).to(fabric.device)
     averaged = cast(MultitaskModel, average.module)
-    optimiser = make_optimiser(model.parameters(), optimiser_settings)
+    optimiser = make_optimiser(model, optimiser_settings)
     wrapped, optimiser = fabric.setup(model, optimiser)
     journal = Journal(folder / "journal.jsonl" if folder and fabric.global_rank == 0 else None)
     checkpoint = None if folder is None else folder / "checkpoint.pt"
@@ -119,8 +119,7 @@ def train(
         while step < settings.steps:
             began = time.monotonic()
             rate = learning_rate(optimiser_settings, step, settings.steps)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+            set_rate(optimiser, rate)
             items = source.items(step, fabric.global_rank, fabric.world_size)
             batch = make_batch(items, tasks, dtype).to(fabric.device)
             losses = structure_losses(wrapped(batch.graph, batch.parts), batch, tasks)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
-from torch import nn
 
+from eutectic.models.multitask import MultitaskModel
 from eutectic.train.settings import OptimiserSettings
 
 
@@ -27,12 +26,19 @@ def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
     return settings.learning_rate * relative
 
 
-def make_optimiser(parameters: Iterable[nn.Parameter], settings: OptimiserSettings) -> torch.optim.AdamW:
-    """AdamW over all parameters in one group, updated in one fused kernel."""
+def make_optimiser(model: MultitaskModel, settings: OptimiserSettings) -> torch.optim.AdamW:
+    """AdamW over all parameters, updated in one fused kernel; `set_rate` gives backbone and heads their rates."""
+    heads = {id(parameter) for parameter in model.heads.parameters()}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) not in heads], "relative": settings.backbone_rate},
+        {"params": list(model.heads.parameters()), "relative": 1.0},
+    ]
     return torch.optim.AdamW(
-        parameters,
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-        fused=True,
+        groups, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
     )
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of the learning rate of a step."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["relative"]

@@ -160,32 +160,21 @@ def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared)
         settings.train.seed,
         settings.weights,
     )
-    table = Table(title="What is learned from", title_justify="left")
-    for heading in (
-        "set",
-        "level of theory",
-        "labels",
-        "training",
-        "validation",
-        "epochs",
-        "σ energy",
-        "σ force",
-    ):
-        table.add_column(heading, justify="left" if heading in ("set", "level of theory", "labels") else "right")
+    table = Table(title="What is learned from", title_justify="left", box=None, pad_edge=False)
+    for heading in ("set", "level of theory", "training", "held out", "epochs", "σ energy", "σ force"):
+        table.add_column(heading, justify="left" if heading in ("set", "level of theory") else "right")
     drawn = settings.train.steps * settings.train.batch_size
-    for task, store, parts in zip(*_columns(prepared), strict=True):
+    for task, _, parts in zip(*_columns(prepared), strict=True):
         share = source.mixture.places[task.name] / source.mixture.length
-        counts = store.label_counts()
         scale = {k: t.normaliser.scale for k, t in task.targets.items()}
         table.add_row(
             task.name,
-            task.theory,
-            ", ".join(f"{k} {counts[k]}" for k in task.targets),
-            str(len(parts.train)),
+            task.theory.partition(" (")[0],
+            f"{len(parts.train):,}",
             str(len(parts.validation)),
-            f"{drawn * share / len(parts.train):.2f}",
-            f"{scale['energy']:.3f} eV" if "energy" in scale else "–",
-            f"{scale['forces']:.3f} eV/Å" if "forces" in scale else "–",
+            f"{drawn * share / len(parts.train):.1f}",
+            f"{scale['energy']:.2f} eV" if "energy" in scale else "–",
+            f"{scale['forces']:.2f} eV/Å" if "forces" in scale else "–",
         )
     console.print(table)
 

@@ -31,6 +31,9 @@ class OptimiserSettings(Settings):
     """AdamW with warm-up and cosine; defaults are JMP's for pre-training (Shoghi et al. 2024)."""
 
     learning_rate: float = Field(default=3e-4, gt=0)
+    backbone_rate: float = Field(
+        default=1.0, gt=0, description="learning rate of the backbone, relative to that of the heads"
+    )
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0, description="on all parameters, the embedding included")
     warmup_steps: int = Field(default=2000, ge=0)

@@ -1,6 +1,6 @@
-"""Choose the demonstration's learning rates, once, on validation data, for each task and each start.
+"""Choose the demonstration's learning rates and weight decays, once, on validation data, for each task and each start.
 
-    python benchmarks/demo_rates.py demo-output/pretrain/model --out docs/results/demo-rates.json
+    python benchmarks/demo_choices.py demo-output/pretrain/model --out docs/results/demo-choices.json
 
 Takes the pre-trained model of a demonstration. Every trial has the length of a reported run and a seed that no
 reported run uses; the test split is not looked at when choosing. Interrupted, it goes on where it stopped.
@@ -15,10 +15,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from eutectic.recipes.comparison import SWEEP_SEED, best_rates, sweep
+from eutectic.recipes.comparison import SWEEP_SEED, best_choices, sweep
 from eutectic.recipes.demonstration import TASKS, finetuning
 
-RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 2e-3, 4e-3)
+DECAYS = (0.01, 3.0)
+GRID = [{"learning_rate": rate, "weight_decay": decay} for decay in DECAYS for rate in RATES]
 
 
 def main() -> None:
@@ -26,13 +28,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("runs/demo-rates"))
+    parser.add_argument("--work", type=Path, default=Path("runs/demo-choices"))
     parser.add_argument("--workers", type=int)
     given = parser.parse_args()
     trials = sweep(
         [finetuning(task) for task in TASKS],
         given.model,
-        RATES,
+        GRID,
         given.work,
         workers=given.workers,
         console=Console(),
@@ -40,7 +42,9 @@ def main() -> None:
     record = {
         "how": "lowest validation error over the run; the test split is not used",
         "seed": SWEEP_SEED,
-        "chosen": {name: best_rates(tried) for name, tried in trials.items()},
+        "chosen": {
+            name: {start: dict(c) for start, c in sorted(best_choices(tried).items())} for name, tried in trials.items()
+        },
         "trials": {name: [asdict(trial) for trial in tried] for name, tried in trials.items()},
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
