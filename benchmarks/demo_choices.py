@@ -18,7 +18,7 @@ from rich.console import Console
 from eutectic.recipes.comparison import SWEEP_SEED, best_choices, sweep
 from eutectic.recipes.demonstration import TASKS, finetuning
 
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 DECAYS = (0.01, 3.0)
 GRID = [{"learning_rate": rate, "weight_decay": decay} for decay in DECAYS for rate in RATES]
 

