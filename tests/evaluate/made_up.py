@@ -36,6 +36,7 @@ def make_run(start: Start, seed: int, errors: list[float], test_error: float, st
         start=start,
         seed=seed,
         learning_rate=1e-3 if start == "scratch" else 5e-4,
+        weight_decay=0.01,
         curve=Curve(steps=steps, seconds=[0.1 * s for s in steps], errors=errors),
         test_error=test_error,
         truth=truth.tolist(),

@@ -155,6 +155,32 @@ def test_ctrl_c_and_kill_lose_nothing(
     assert steps == list(range(1, len(steps) + 1))
 
 
+def test_interrupted_comparison_goes_on(molecules: Store, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of several runs at once: none is lost, and none that waited begins."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "eutectic", "finetune", str(molecules.path), "-p", "energy", "--out", str(out)]
+    command += ["--split", "random", "--train", "40", "--validation", "8", "--test", "8", "--start", "scratch"]
+    command += ["--seeds", "4", "--workers", "2", "--steps", "150", "--backbone.name", "painn"]
+    command += ["--backbone.settings", "{width: 16, layers: 1, cutoff: 4.0}", "--graph", "{cutoff: 4.0}"]
+    command += ["--train.checkpoint_every", "0"]
+    process = subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None and not list(out.glob("runs/*/*/checkpoint.pt")):
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)  # the parent alone, which passes it on
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, (stdout, stderr)
+    assert "goes on where it stopped" in stderr
+    assert "Traceback" not in stderr
+    assert len(list(out.glob("runs/*/*/result.json"))) < 4
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list(out.glob("runs/*/*/result.json"))) == 4
+    assert (out / "results.json").exists()
+
+
 def test_bad_gradients_are_skipped_then_end_the_run(
     molecules: Store, slabs: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -385,7 +385,8 @@ def _measured(results: DemoResults) -> str:
             "same number of "
             "steps. They differ in the first weights"
             + (
-                " and in the peak learning rate, which was chosen for each start on its own."
+                ", in the peak learning rate and in the weight decay, which were chosen for each start on its own, "
+                "on validation data."
                 if any(_rate(t, "scratch") != _rate(t, "pretrained") for t in results.tasks)
                 else "."
             ),
@@ -425,7 +426,7 @@ def _measured(results: DemoResults) -> str:
         rows.append(cells)
     headings = ["task", "training", "validation", "test", "steps"]
     for start in starts:
-        headings += [f"learning rate, {START_WORDS[start]}", f"time a run, {START_WORDS[start]}"]
+        headings += [f"learning rate / decay, {START_WORDS[start]}", f"time a run, {START_WORDS[start]}"]
     return (
         "<ul>"
         + "".join(f"<li>{p}</li>" for p in points)
@@ -470,8 +471,9 @@ def _facts(settings: Mapping[str, Any], seconds: Mapping[str, Any], environment:
 
 
 def _rate(task: TaskComparison, start: Start) -> str:
-    """The learning rates of a start's runs, usually one."""
-    return ", ".join(f"{r:.2g}" for r in sorted({r.learning_rate for r in task.of(start)})) or "–"
+    """Learning rate and weight decay of a start's runs, usually one pair."""
+    pairs = sorted({(r.learning_rate, r.weight_decay) for r in task.of(start)})
+    return ", ".join(f"{rate:.2g} / {decay:.2g}" for rate, decay in pairs) or "–"
 
 
 def _pair(text: str) -> str:

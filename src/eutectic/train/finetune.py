@@ -30,6 +30,7 @@ from eutectic.train.loop import train
 from eutectic.train.pretrain import claim_folder, initial_model
 from eutectic.train.settings import BackboneChoice, FinetuneSettings
 from eutectic.train.source import Source, TaskRows
+from eutectic.train.stop import StopFlag
 
 PARITY_POINTS = 500
 
@@ -83,6 +84,7 @@ def finetune(
     *,
     on_step: Callable[[int], None] = lambda step: None,
     say: Callable[[str], None] = lambda text: None,
+    stop: StopFlag | None = None,
 ) -> FinetuneResult:
     """Run, or resume, or return at once what is finished already.
 
@@ -91,6 +93,7 @@ def finetune(
         folder: for the model, the journal and `result.json`; None keeps nothing.
         on_step: called with the number of steps done.
         say: told what was read, kept and reset.
+        stop: one that is listening already, if there is one.
 
     Raises:
         EutecticError: data, model or settings that cannot be used.
@@ -151,6 +154,7 @@ def finetune(
         extra_state=extra,
         restore_extra=restore,
         on_step=lambda entry: on_step(entry["step"]),
+        stop=stop,
     )
     final = trained.averaged
     final.load_state_dict(best["weights"])

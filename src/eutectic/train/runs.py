@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,23 +19,29 @@ from eutectic.atoms import EutecticError, Interrupted
 from eutectic.train.display import progress_bar
 from eutectic.train.finetune import FinetuneResult, finetune
 from eutectic.train.settings import FinetuneSettings
+from eutectic.train.stop import StopFlag
 
 _done: Any = None
 """In a worker process: shared array of steps done, by run."""
+
+_stop = StopFlag()
+"""In a worker process: raised by a signal, for this run and any that it had already been handed."""
 
 
 def _begin(done: Any) -> None:
     global _done
     _done = done
-    # A terminal's Ctrl-C reaches every process; each run then stops at its next step and saves.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # From here on a signal is noted, never fatal: the run at hand stops at its next step and saves.
+    _stop.listen()
 
 
 def _one(index: int, settings: FinetuneSettings, folder: Path) -> FinetuneResult:
     def note(step: int) -> None:
         _done[index] = step
 
-    return finetune(settings, folder, on_step=note)
+    if _stop:
+        raise Interrupted("not begun")
+    return finetune(settings, folder, on_step=note, stop=_stop)
 
 
 def run_all(
@@ -58,6 +65,9 @@ def run_all(
     # Long runs first: the last to finish is then a short one.
     order = sorted(range(len(runs)), key=lambda i: -runs[i][0].train.steps)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(done,))
+    # A job scheduler's SIGTERM is a wish to stop, like Ctrl-C.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
     with progress_bar(console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(title, total=total, note="")
         try:
@@ -76,6 +86,10 @@ def run_all(
                     break
                 time.sleep(0.2)
         except (KeyboardInterrupt, Interrupted) as error:
+            # A terminal's Ctrl-C has reached the workers already; a signal sent to this process alone has not.
+            for worker in multiprocessing.active_children():
+                if worker.pid is not None:
+                    os.kill(worker.pid, signal.SIGINT)
             pool.shutdown(wait=True, cancel_futures=True)
             raise Interrupted(f"stopped during {title}; the same command goes on where it stopped") from error
         except BrokenProcessPool as error:
@@ -87,4 +101,6 @@ def run_all(
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
     return [futures[i].result() for i in range(len(runs))]

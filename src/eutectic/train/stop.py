@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -27,9 +29,8 @@ class StopFlag:
     def __bool__(self) -> bool:
         return self.raised
 
-    @contextmanager
-    def listening(self) -> Iterator[StopFlag]:
-        """Catch the signals for as long as the block runs (in a main thread; elsewhere nothing is caught)."""
+    def listen(self) -> dict[signal.Signals, Any]:
+        """Catch the signals from now on (in a main thread; elsewhere nothing is caught); what caught them before."""
 
         def note(number: int, frame: FrameType | None) -> None:
             if self.raised and time.monotonic() - self._when > self.PATIENCE:
@@ -38,11 +39,14 @@ class StopFlag:
             if not self.raised:
                 self.raised, self._when = True, time.monotonic()
 
-        try:
-            before = {number: signal.signal(number, note) for number in SIGNALS}
-        except ValueError:  # not the main thread
-            yield self
-            return
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, note) for number in SIGNALS}
+
+    @contextmanager
+    def listening(self) -> Iterator[StopFlag]:
+        """`listen`, for as long as the block runs."""
+        before = self.listen()
         try:
             yield self
         finally:
