@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -40,14 +41,30 @@ def main() -> None:
     try:
         app()
     except EutecticError as error:
-        out = Console(stderr=True)
-        out.print(f"[bold red]error[/] in {_plain(error.where)}")
-        for label, text in (("given", error.given), ("expected", error.expected), ("what to do", error.fix)):
-            out.print(f"  [bold]{label:<11}[/]{_plain(text)}", soft_wrap=True, highlight=False)
-        sys.exit(1)
+        _fail(error)
+    except OSError as error:
+        # A full or read-only disk can strike at any write; finished work is on disk and resumes.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        _fail(
+            EutecticError(
+                str(error.filename or "a file"),
+                f"could not be written ({error.strerror})",
+                "a place with room, and the right to write",
+                "free some space or choose another --out, then run the same command again: finished work is kept",
+            )
+        )
     except Interrupted as stop:
         Console(stderr=True).print(f"[yellow]stopped[/] {_plain(stop.resume)}")
         sys.exit(130)
+
+
+def _fail(error: EutecticError) -> NoReturn:
+    out = Console(stderr=True)
+    out.print(f"[bold red]error[/] in {_plain(error.where)}")
+    for label, text in (("given", error.given), ("expected", error.expected), ("what to do", error.fix)):
+        out.print(f"  [bold]{label:<11}[/]{_plain(text)}", soft_wrap=True, highlight=False)
+    sys.exit(1)
 
 
 def _plain(text: str) -> str:

@@ -102,6 +102,15 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest
     assert state["step"] == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_full_disk_under_the_journal(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").symlink_to("/dev/full")
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.add({"step": 1})
+    with pytest.raises(EutecticError, match="No space left"):
+        journal.flush()
+
+
 class _Hostile:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (print, ("this must never run",))

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from eutectic.atoms import EutecticError
+
 
 class Journal:
     """Append-only, except that a resumed run forgets what came after its checkpoint.
@@ -40,8 +42,20 @@ class Journal:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write what is waiting.
+
+        Raises:
+            EutecticError: the disk is full; the run resumes from its last checkpoint.
+        """
         if self.path is not None and self._pending:
-            with self.path.open("a") as file:
-                file.writelines(self._pending)
+            try:
+                with self.path.open("a") as file:
+                    file.writelines(self._pending)
+            except OSError as error:
+                raise EutecticError(
+                    str(self.path),
+                    f"could not be written ({error.strerror or error})",
+                    "room on the disk",
+                    "free some space, then run the same command again: it resumes from the last checkpoint",
+                ) from error
         self._pending.clear()
