@@ -614,6 +614,7 @@ def data_generate(
     scale: Annotated[float, typer.Option(help="1 makes the sets shipped with the package.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes; one for each core if not given.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace stores that are there.")] = False,
 ) -> None:
     """Make the embedded data sets again, or larger ones (needs `pip install 'eutectic[generate]'`).
 
@@ -627,6 +628,6 @@ def data_generate(
     """
     from eutectic.data.generate import generate
 
-    made = generate(names or None, out, scale=scale, seed=seed, workers=workers)
+    made = generate(names or None, out, scale=scale, seed=seed, workers=workers, overwrite=overwrite)
     for name, count in made.items():
         console.print(f"{name}: {count} structures in {out / name}")

@@ -151,6 +151,7 @@ def test_a_killed_run_goes_on_and_ends_with_what_two_workers_made(tmp_path: Path
 
 
 def test_another_store_is_not_written_over(tmp_path: Path) -> None:
+    needs("molecules")
     (tmp_path / "molecules").symlink_to(EMBEDDED / "molecules")
     assert generate(["molecules"], tmp_path) == {"molecules": len(store("molecules"))}
     with pytest.raises(EutecticError, match="--overwrite"):

@@ -132,6 +132,7 @@ def test_pickles_as_its_path(written: Store, monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_any_arrow_reader_opens_it(written: Store) -> None:
+    pytest.importorskip("pandas", reason="pandas is not installed; it comes with the extra `generate`")
     table = pa.ipc.open_file(str(written.path / "shard-00000.arrow")).read_all()
     frame = table.select(["id", "n_atoms", "energy"]).to_pandas()
     assert len(frame) == 600

@@ -29,7 +29,7 @@ def test_short_demo_writes_results_and_report(tmp_path: Path) -> None:
             "sets": {k: s.model_copy(update={"validation": 4}) for k, s in settings.sets.items()},
         }
     )
-    tasks = [dataclasses.replace(t, steps=4, train=16, validation=4, test=8, batch_size=4) for t in TASKS]
+    tasks = [dataclasses.replace(t, steps=4, validation=4, test=8, batch_size=4) for t in TASKS]
     results = run_demo(tmp_path, settings=settings, seeds=(0,), tasks=tasks, workers=2, console=Console(quiet=True))
     results.write(tmp_path / "results.json")
     write_demo_report(tmp_path / "report.html", results)

@@ -65,13 +65,18 @@ def run_all(
     # Long runs first: the last to finish is then a short one.
     order = sorted(range(len(runs)), key=lambda i: -runs[i][0].train.steps)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(done,))
-    # A job scheduler's SIGTERM is a wish to stop, like Ctrl-C.
+    # A job scheduler's SIGTERM is a wish to stop, like Ctrl-C; and a shell may have started this in the background,
+    # where Ctrl-C is ignored unless it is asked for.
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
+    stopping = (signal.SIGINT, signal.SIGTERM) if main else ()
+    # Workers inherit this and come up deaf, until `_begin` lets them note a signal instead of dying of it.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in stopping}
     with progress_bar(console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(title, total=total, note="")
         try:
             futures = {i: pool.submit(_one, i, *runs[i]) for i in order}
+            for number in stopping:
+                signal.signal(number, signal.default_int_handler)
             told = 0
             while True:
                 finished = [i for i, future in futures.items() if future.done()]
@@ -101,6 +106,6 @@ def run_all(
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
     return [futures[i].result() for i in range(len(runs))]
