@@ -93,7 +93,12 @@ def launch(fabric: lf.Fabric, work: Callable[[lf.Fabric], None]) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     if not raised.empty():
-        raise raised.get()
+        ended = raised.get()
+        if ended is None:
+            # The first process came to its end, and it cannot without the others: a process that was killed by
+            # its own libraries while exiting (gloo's threads can do that) took nothing with it.
+            return
+        raise ended
     if signalled:
         raise Interrupted("stopped before the first step; the same command starts again") from failure
     if failure is not None:
@@ -113,6 +118,12 @@ class _Guarded:
     def __call__(self, fabric: lf.Fabric) -> None:
         try:
             self.work(fabric)
+            if fabric.global_rank == 0:
+                self.raised.put(None)
         except (Interrupted, EutecticError) as error:
             if fabric.global_rank == 0 or isinstance(error, EutecticError):
                 self.raised.put(error)
+        finally:
+            if torch.distributed.is_initialized():
+                # Leaving it to the interpreter's exit races with gloo's threads.
+                torch.distributed.destroy_process_group()
