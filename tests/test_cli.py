@@ -85,6 +85,18 @@ def test_errors_have_four_parts(
         assert part in text, text
 
 
+def test_a_full_disk_anywhere_has_a_way_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "results.json"))
+
+    monkeypatch.setattr("eutectic.data.catalogue.listing", full)
+    text = _error(monkeypatch, capsys, "data", "list")
+    for part in ("results.json", "No space left", "what to do", "finished work is kept"):
+        assert part in text, text
+
+
 def test_settings_can_be_shown_and_used(tmp_path: Path) -> None:
     shown = RUNNER.invoke(cli.app, ["pretrain", "demo", "--show-settings", "--out", "-"])
     assert shown.exit_code == 0

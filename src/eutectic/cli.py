@@ -6,8 +6,8 @@ import dataclasses
 import errno
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, cast
 
@@ -49,8 +49,8 @@ def main() -> None:
         _fail(
             EutecticError(
                 str(error.filename or "a file"),
-                f"could not be written ({error.strerror})",
-                "a place with room, and the right to write",
+                f"{error.strerror}",
+                "a place with room, and the right to read and write there",
                 "free some space or choose another --out, then run the same command again: finished work is kept",
             )
         )
@@ -149,20 +149,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-@contextmanager
-def _whole(out: Path) -> Iterator[None]:
-    """A full disk while writing results becomes an error a user can act on."""
-    try:
-        yield
-    except OSError as error:
-        raise EutecticError(
-            str(out),
-            f"could not be written ({error.strerror or error})",
-            "a folder with room to write in",
-            "free some space or choose another --out, then run the same command again: finished work is kept",
-        ) from error
-
-
 @app.command(context_settings=OVERRIDES)
 def pretrain(
     context: typer.Context,
@@ -209,12 +195,11 @@ def pretrain(
         sys.stdout.write(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
         return
     result = run(settings, out, console=console)
-    with _whole(out):
-        summary = pretraining_summary(settings, result)
-        write_pretrain_report(
-            out / "report.html", summary, settings=settings.model_dump(mode="json"), environment=environment()
-        )
-        (out / "results.json").write_text(json.dumps(dict(result.summary), indent=1))
+    summary = pretraining_summary(settings, result)
+    write_pretrain_report(
+        out / "report.html", summary, settings=settings.model_dump(mode="json"), environment=environment()
+    )
+    (out / "results.json").write_text(json.dumps(dict(result.summary), indent=1))
     console.print(f"model: {result.model}\nreport: {out / 'report.html'}")
 
 
@@ -352,17 +337,16 @@ def finetune(
         times={"finetuning_seconds": round(sum(r.seconds for t in tasks for r in t.runs), 1)},
         environment=environment(),
     )
-    with _whole(out):
-        results.write(out / "results.json")
-        examples = open_store(store)
-        write_finetune_report(
-            out / "report.html",
-            tasks[0],
-            settings=results.settings,
-            times=results.times,
-            environment=results.environment,
-            examples=[examples[i].structure for i in varied(examples)],
-        )
+    results.write(out / "results.json")
+    examples = open_store(store)
+    write_finetune_report(
+        out / "report.html",
+        tasks[0],
+        settings=results.settings,
+        times=results.times,
+        environment=results.environment,
+        examples=[examples[i].structure for i in varied(examples)],
+    )
     console.print(comparison_table(results))
     console.print(f"models: {out / 'runs' / name}\nreport: {out / 'report.html'}")
 
@@ -399,11 +383,10 @@ def demo(
     settings = recipe(processes=workers) if steps is None else recipe(steps=steps, processes=workers)
     tasks = TASKS if finetune_steps is None else [dataclasses.replace(t, steps=finetune_steps) for t in TASKS]
     results = run_demo(out, settings=settings, seeds=range(seeds), tasks=tasks, workers=workers, console=console)
-    with _whole(out):
-        results.write(out / "results.json")
-        stores = {task.name: open_store(task.store) for task in tasks}
-        examples = {name: [store[i].structure for i in varied(store)] for name, store in stores.items()}
-        write_demo_report(out / "report.html", results, examples)
+    results.write(out / "results.json")
+    stores = {task.name: open_store(task.store) for task in tasks}
+    examples = {name: [store[i].structure for i in varied(store)] for name, store in stores.items()}
+    write_demo_report(out / "report.html", results, examples)
     console.print(comparison_table(results))
     console.print(f"results: {out / 'results.json'}\nreport: {out / 'report.html'}")
 
@@ -467,8 +450,7 @@ def predict(
     predictions = made.predict(trained, task, inputs, batch_size=batch_size, normalised=normalised)
     note = None if normalised else made.relative_energies(trained, task)
     if out is not None:
-        with _whole(out):
-            made.write_predictions(out, atoms, predictions, asked, normalised=normalised)
+        made.write_predictions(out, atoms, predictions, asked, normalised=normalised)
     if as_json:
         sys.stdout.write(made.as_json(predictions, asked, normalised=normalised, note=note) + "\n")
     else:
