@@ -58,6 +58,17 @@ PROPERTIES: dict[str, Property] = {
         Property(name="g", level="structure", unit="eV", extensive=True, symbol="G"),
         Property(name="heat_capacity", level="structure", unit="cal/(mol K)", extensive=True, symbol="c_v"),
         Property(name="formation_energy", level="structure", unit="eV/atom", symbol="E_f"),
+        Property(name="charge", level="structure", unit="e", extensive=True, symbol="Q"),
+        Property(name="charges", level="atom", unit="e", symbol="q"),
+        Property(name="dipole", level="structure", rank=1, unit="e Å", symbol="µ"),
+        Property(name="band_gap", level="structure", unit="eV", symbol="E_gap"),
+        Property(name="is_metal", level="structure", unit="", symbol="metal"),
+        Property(name="cell_formation_energy", level="structure", unit="eV", extensive=True, symbol="E_f"),
+        Property(name="exfoliation_energy", level="structure", unit="meV/atom", symbol="E_exf"),
+        Property(name="last_phdos_peak", level="structure", unit="1/cm", symbol="ω_max"),
+        Property(name="refractive_index", level="structure", unit="", symbol="n"),
+        Property(name="log10_bulk_modulus", level="structure", unit="log₁₀ GPa", symbol="log K"),
+        Property(name="log10_shear_modulus", level="structure", unit="log₁₀ GPa", symbol="log G"),
     )
 }
 """Every property the library knows, by name."""

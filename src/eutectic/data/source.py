@@ -1,0 +1,80 @@
+"""What a data set's module gives to the commands: the names of `Dataset`.
+
+Files are read in `Piece`s, so that any number of processes can share the work and a preparation that was stopped
+goes on with the pieces that are not done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from eutectic.atoms import LabelledStructure
+from eutectic.data.card import Card
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One file that a publisher offers.
+
+    Attributes:
+        name: what it is called on disk.
+        url: where it is fetched from.
+        size_bytes: as published; None where it is not known.
+        checksum: "sha256:…" or "md5:…" as the publisher gives it; empty where none is given.
+    """
+
+    name: str
+    url: str
+    size_bytes: int | None = None
+    checksum: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A part of a data set's files that any process can read alone.
+
+    Attributes:
+        path: the file.
+        first, count: records of it; a count of None is all that follow.
+        member: the part of the file the records are in (a group of HDF5, a member of an archive).
+    """
+
+    path: Path
+    first: int = 0
+    count: int | None = None
+    member: str = ""
+
+
+class Dataset(Protocol):
+    """A module of `eutectic.data.datasets`. Units, signs and levels of theory are settled in it, once."""
+
+    def names(self) -> tuple[str, ...]:
+        """What `prepare` calls the data sets of this module: "oc22", or "md22:AT-AT", "md22:stachyose", …"""
+
+    def card(self, name: str) -> Card:
+        """Of one of them."""
+
+    def files(self, name: str) -> tuple[File, ...]:
+        """What `prepare` downloads where no source is given; empty where the publisher wants a form filled in."""
+
+    def pieces(self, source: Path, name: str) -> list[Piece]:
+        """The parts of what the user has, in the order of the data set; headers are read, not records.
+
+        Raises:
+            EutecticError: not there, or not this data set's files.
+        """
+
+    def read(self, piece: Piece, name: str) -> Iterator[LabelledStructure]:
+        """The structures of a piece, in order.
+
+        Raises:
+            EutecticError: damaged, cut short, or records of another shape.
+        """
+
+    def published_splits(self, source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
+        """Name → part → positions in the order of all pieces; empty where none was published."""
