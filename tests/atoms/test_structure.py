@@ -102,4 +102,5 @@ def test_properties_say_their_shape() -> None:
     assert ENERGY.shape(5) == ()
     assert FORCES.shape(5) == (5, 3)
     assert STRESS.shape(5) == (3, 3)
-    assert all(name == p.name and p.unit for name, p in PROPERTIES.items())
+    dimensionless = {"refractive_index", "is_metal"}
+    assert all(name == p.name and (p.unit or name in dimensionless) for name, p in PROPERTIES.items())
