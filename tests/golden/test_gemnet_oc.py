@@ -367,7 +367,8 @@ def test_every_block(batch: Batch, reduced: tuple[GemNetOC, dict[str, Tensor]]) 
         def keep(_module: torch.nn.Module, _args: object, out: object) -> None:
             values = out if isinstance(out, tuple) else (out,)
             names = name.split(",")
-            seen.update(dict(zip(names, values, strict=True)))
+            # As it is now: later layers add to it in place.
+            seen.update({name: value.clone() for name, value in zip(names, values, strict=True)})
 
         hooks.append(module.register_forward_hook(keep))
 

@@ -83,7 +83,10 @@ class MultitaskModel(nn.Module):
         predicted: dict[str, Tensor] = {}
         for name, head in self.heads[part.task].items():  # type: ignore[operator]
             if isinstance(head, ScalarHead):
-                predicted[name] = head(features.atoms[a0:a1], graph.structure[a0:a1] - s0, s1 - s0)
+                # In full precision always: atoms are few, and sums over many of them are what is asked for.
+                with torch.autocast(graph.positions.device.type, enabled=False):
+                    atoms = features.atoms[a0:a1].to(graph.positions.dtype)
+                    predicted[name] = head(atoms, graph.structure[a0:a1] - s0, s1 - s0)
             else:
                 assert features.edges is not None, "direct forces need a backbone with edge features"
                 predicted[name] = head(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from eutectic.graph import Graph
@@ -36,7 +37,9 @@ class GemNetOC(nn.Module):
 
     def forward(self, graph: Graph) -> Features:
         where = Where(graph, layout(graph, quadruplets=self.settings.quadruplet))
-        bases = self.bases(graph, where.layout)
+        with torch.autocast(graph.positions.device.type, enabled=False):
+            bases = self.bases(graph, where.layout)
+        bases = bases.mixed()
         h = self.atom_embedding(graph.numbers - 1)
         m = self.edge_embedding(h, bases.main, where)
         atoms: list[Tensor] = []

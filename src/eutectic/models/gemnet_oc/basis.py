@@ -14,7 +14,8 @@ radial R, circular C and spherical B; middle edges Q.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +122,23 @@ class Bases:
     edge_atom: TripletBasis | None
     quadruplet: QuadrupletBasis | None
     atom_atom: Tensor | None
+
+    def mixed(self) -> Bases:
+        """In the precision of matrix products where that is a lower one (autocast), but for directions.
+
+        Geometry is worked out in full precision; here its results are turned once, not in every block.
+        """
+        device = self.main.device.type
+        if not torch.is_autocast_enabled(device):
+            return self
+        return _turned(self, torch.get_autocast_dtype(device), keep=("directions",))
+
+
+def _turned(basis: Any, dtype: torch.dtype, keep: tuple[str, ...] = ()) -> Any:
+    def turn(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) else None if value is None else _turned(value, dtype)
+
+    return replace(basis, **{f.name: turn(getattr(basis, f.name)) for f in fields(basis) if f.name not in keep})
 
 
 class BasisProjections(nn.Module):

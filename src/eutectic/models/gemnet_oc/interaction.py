@@ -16,10 +16,12 @@ from eutectic.graph import Graph
 from eutectic.graph.indices import Layout
 from eutectic.models.gemnet_oc.basis import Bases, QuadrupletBasis, TripletBasis
 from eutectic.models.gemnet_oc.layers import (
-    HALF,
     Dense,
+    Filter,
     Linear,
     ScaleFactor,
+    joined,
+    remade,
     residuals,
     scaled_silu,
     sum_to_atoms,
@@ -43,25 +45,49 @@ class EdgeUpdate(nn.Module):
         self.other = Dense(width_in, width_out)
 
     def forward(self, y: Tensor, where: Where) -> Tensor:
-        return (self.own(y) + self.other(y).index_select(0, where.graph.reverse)).mul_(HALF)
+        return joined(self.own(y), self.other(y).index_select(0, where.graph.reverse))
 
 
-class TripletMessages(nn.Module):
-    """What triplet layers share: features times a radial filter, made small, before they are passed on."""
+class Messages(nn.Module):
+    """What triplets and quadruplets share: features times a radial filter, made small, before they are passed on."""
+
+    def __init__(self, width: int, width_passed: int, settings: GemNetOCSettings) -> None:
+        super().__init__()
+        self.dense = Linear(width, width)
+        self.radial = Filter(settings.radial_width, width)
+        self.scale_radial = ScaleFactor()
+        self.down = Dense(width, width_passed)
+
+    def messages(self, x: Tensor, radial: Tensor, source: Tensor | None = None) -> Tensor:
+        """(rows, width) → (edges, width_passed); `source` is the row of each edge, if rows are not edges."""
+        before = self.dense(x)
+
+        def features() -> Tensor:
+            x = scaled_silu(before)
+            return x if source is None else x.index_select(0, source)
+
+        x = features()
+        radial = self.scale_radial.radial(self.radial, x, radial)
+        passed = self.radial(x, radial, again=features)
+        with remade((passed, lambda: features() * F.linear(radial, self.radial.weight))):
+            return self.down(passed)
+
+
+class TripletMessages(Messages):
+    """And what triplets share with each other: the sum over those of an edge or an atom."""
 
     def __init__(self, width: int, settings: GemNetOCSettings) -> None:
-        super().__init__()
         s = settings
-        self.dense = Dense(width, width)
-        self.radial = Linear(s.radial_width, width)
-        self.scale_radial = ScaleFactor()
-        self.down = Dense(width, s.triplet_in)
+        super().__init__(width, s.triplet_in, s)
         self.bilinear = Linear(s.circular_width * s.triplet_in, s.triplet_out)
         self.scale_sum = ScaleFactor()
 
-    def messages(self, x: Tensor, radial: Tensor) -> Tensor:
-        """(edges, width) → (edges, triplet_in)."""
-        return self.down(self.scale_radial(x * self.radial(radial), reference=x))
+    def sums(self, x: Tensor, mix: Tensor, where: Where) -> Tensor:
+        """(edges, triplet_out) from what is in the slots that `mix` takes."""
+        slots = where.layout.main
+        # Made small in the slots, empty ones as well: rows are then gathered that are a sixteenth as wide.
+        z = self.bilinear((mix @ x).view(slots.edge.numel(), self.bilinear.weight.shape[1]))
+        return slots.collect(z)
 
 
 class EdgeToEdge(TripletMessages):
@@ -72,10 +98,9 @@ class EdgeToEdge(TripletMessages):
         self.up = EdgeUpdate(settings.triplet_out, settings.edge_width)
 
     def forward(self, m: Tensor, basis: TripletBasis, where: Where) -> Tensor:
-        x = self.messages(self.dense(m), basis.radial)
-        slots = where.layout.main
-        z = (basis.mix @ slots.spread(x)).view(slots.edge.numel(), self.bilinear.weight.shape[1])
-        return self.up(self.scale_sum(self.bilinear(slots.collect(z)), reference=x), where)
+        x = self.messages(m, basis.radial)
+        z = self.sums(where.layout.main.spread(x), basis.mix, where)
+        return self.up(self.scale_sum(z, reference=x), where)
 
 
 class AtomToEdge(TripletMessages):
@@ -86,12 +111,9 @@ class AtomToEdge(TripletMessages):
         self.up = EdgeUpdate(settings.triplet_out, settings.edge_width)
 
     def forward(self, h: Tensor, basis: TripletBasis, where: Where) -> Tensor:
-        x = self.dense(h).index_select(0, where.graph.atom_edge.source)
-        x = self.messages(x, basis.radial)
-        slots = where.layout.main
-        z = basis.mix @ where.layout.atom_edge.spread(x)
-        z = slots.collect(z.view(slots.edge.numel(), self.bilinear.weight.shape[1]))
-        return self.up(self.scale_sum(self.bilinear(z), reference=x), where)
+        x = self.messages(h, basis.radial, where.graph.atom_edge.source)
+        z = self.sums(where.layout.atom_edge.spread(x), basis.mix, where)
+        return self.up(self.scale_sum(z, reference=x), where)
 
 
 class EdgeToAtom(TripletMessages):
@@ -102,21 +124,17 @@ class EdgeToAtom(TripletMessages):
         self.up = Dense(settings.triplet_out, settings.atom_width)
 
     def forward(self, m: Tensor, basis: TripletBasis, where: Where) -> Tensor:
-        x = self.messages(self.dense(m), basis.radial)
+        x = self.messages(m, basis.radial)
         z = (basis.mix @ where.layout.main.spread(x)).flatten(1)
         return self.up(self.scale_sum(self.bilinear(z), reference=x))
 
 
-class QuadrupletInteraction(nn.Module):
+class QuadrupletInteraction(Messages):
     """d→b tells c→a, by way of b→a."""
 
     def __init__(self, settings: GemNetOCSettings) -> None:
-        super().__init__()
         s = settings
-        self.dense = Dense(s.edge_width, s.edge_width)
-        self.radial = Linear(s.radial_width, s.edge_width)
-        self.scale_radial = ScaleFactor()
-        self.down = Dense(s.edge_width, s.quadruplet_in)
+        super().__init__(s.edge_width, s.quadruplet_in, s)
         self.circular = Linear(s.circular_width, s.quadruplet_in)
         self.scale_circular = ScaleFactor()
         self.bilinear = Linear(s.spherical_width * s.quadruplet_in, s.quadruplet_out)
@@ -126,8 +144,7 @@ class QuadrupletInteraction(nn.Module):
     def forward(self, m: Tensor, basis: QuadrupletBasis, where: Where) -> Tensor:
         q, slots = where.layout.quadruplets, where.layout.main
         assert q is not None
-        x = self.dense(m)
-        x = self.down(self.scale_radial(x * self.radial(basis.radial), reference=x))
+        x = self.messages(m, basis.radial)
         # Each middle edge b→a takes all edges into b: rows of the table of slots.
         x = slots.spread(x).index_select(0, q.source.reshape(-1)).view(len(basis.circular), x.shape[1])
         real = q.angle_in.flatten()
@@ -173,13 +190,13 @@ class AtomUpdate(nn.Module):
 
     def __init__(self, settings: GemNetOCSettings) -> None:
         super().__init__()
-        self.radial = Linear(settings.radial_width, settings.edge_width)
+        self.radial = Filter(settings.radial_width, settings.edge_width)
         self.scale_sum = ScaleFactor()
         self.dense = Dense(settings.edge_width, settings.atom_width)
         self.residuals = residuals(settings.residuals_atom, settings.atom_width)
 
     def forward(self, m: Tensor, radial: Tensor, where: Where, boost: float = 1.0) -> Tensor:
-        g = sum_to_atoms(m * self.radial(radial), where.graph.main.target, len(where.graph.numbers))
+        g = sum_to_atoms(self.radial(m, radial), where.graph.main.target, len(where.graph.numbers))
         if boost != 1.0:
             g = g * boost
         return self.residuals(self.dense(self.scale_sum(g, reference=m)))
@@ -190,17 +207,14 @@ class EdgeFromAtoms(nn.Module):
 
     def __init__(self, atom_width: int, width_in: int, width_out: int) -> None:
         super().__init__()
-        self.atom_width = atom_width
         self.dense = Dense(2 * atom_width + width_in, width_out)
 
     def forward(self, h: Tensor, x: Tensor, where: Where) -> Tensor:
         # The atoms' part of the product is done on atoms, of which there are fewer.
-        a = self.atom_width
-        weight = self.dense.weight
         edges = where.graph.main
-        source = F.linear(h, weight[:, :a]).index_select(0, edges.source)
-        target = F.linear(h, weight[:, a : 2 * a]).index_select(0, edges.target)
-        return scaled_silu(F.linear(x, weight[:, 2 * a :]) + source + target)
+        of_source, of_target, of_edge = self.dense.weight.split([h.shape[1], h.shape[1], x.shape[1]], dim=1)
+        before = F.linear(x, of_edge).add_(F.linear(h, of_source).index_select(0, edges.source))
+        return scaled_silu(before.add_(F.linear(h, of_target).index_select(0, edges.target)))
 
 
 class InteractionBlock(nn.Module):
@@ -235,16 +249,18 @@ class InteractionBlock(nn.Module):
             atom.append(self.atom_atom(h, bases.atom_atom, where))
 
         x = self.before_skip(_merged(edge))
-        m = self.after_skip((m + x).mul_(HALF))
+        m = self.after_skip(joined(x, m))
         h = self.atom_residuals(_merged(atom))
-        h = (h + self.atom_update(m, bases.update, where)).mul_(HALF)
-        m = (m + self.edge_residuals(self.concat(h, m, where))).mul_(HALF)
+        h = joined(self.atom_update(m, bases.update, where), h)
+        m = joined(self.edge_residuals(self.concat(h, m, where)), m)
         return h, m
 
 
 def _merged(parts: list[Tensor]) -> Tensor:
-    """Sum of independent features, at the variance of one."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total * (1 / math.sqrt(len(parts)))
+    """Sum of independent features, at the variance of one; in the place of the second, where it fits there."""
+    if len(parts) == 1:
+        return parts[0]
+    total = parts[1].add_(parts[0]) if parts[0].dtype == parts[1].dtype else parts[0] + parts[1]
+    for part in parts[2:]:
+        total.add_(part)
+    return total.mul_(1 / math.sqrt(len(parts)))

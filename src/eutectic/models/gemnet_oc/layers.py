@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ HALF = 1 / math.sqrt(2)
 
 def scaled_silu(x: Tensor) -> Tensor:
     """SiLU(x) / 0.6, differentiable twice."""
+    if torch.compiler.is_compiling():
+        return F.silu(x) * SILU_GAIN
     return _ScaledSiLU.apply(x)
 
 
@@ -94,11 +98,49 @@ class Linear(nn.Module):
         return F.linear(x, self.weight)
 
 
+Maker = Callable[[], Tensor]
+"""Makes a tensor's values once more, from others that are kept anyway."""
+
+
+def remade(*cheap: tuple[Tensor, Maker | None]) -> AbstractContextManager[object]:
+    """Operations inside do not keep these tensors for their backward pass: each is made again when it is needed.
+
+    A third of the memory of a training step, for a few passes of cheap arithmetic.
+
+    Args:
+        cheap: a tensor and its maker; without one it is kept.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return nullcontext()  # A compiler decides for itself what to keep.
+    makers = {(tensor.data_ptr(), tensor.shape, tensor.dtype): maker for tensor, maker in cheap if maker is not None}
+    device = cheap[0][0].device.type
+    # Made again in the precision it was first made in, whatever holds in the backward pass.
+    mixed = torch.is_autocast_enabled(device)
+    precision = torch.get_autocast_dtype(device)
+
+    def keep(tensor: Tensor) -> Tensor | Maker:
+        return makers.get((tensor.data_ptr(), tensor.shape, tensor.dtype), tensor)
+
+    def give(kept: Tensor | Maker) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        with torch.no_grad(), torch.autocast(device, precision, mixed, cache_enabled=False) if mixed else nullcontext():
+            return kept()
+
+    return torch.autograd.graph.saved_tensors_hooks(keep, give)
+
+
 class Dense(Linear):
     """A matrix product, then the activation."""
 
     def forward(self, x: Tensor) -> Tensor:
         return scaled_silu(F.linear(x, self.weight))
+
+
+def joined(fresh: Tensor, x: Tensor) -> Tensor:
+    """(fresh + x) / √2, in the place of `fresh`, which nobody else may know."""
+    # In mixed precision the wider of the two wins.
+    return (fresh.add_(x) if fresh.dtype == x.dtype else fresh + x).mul_(HALF)
 
 
 class Residual(nn.Module):
@@ -110,12 +152,52 @@ class Residual(nn.Module):
         self.second = Dense(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x + self.second(self.first(x))).mul_(HALF)
+        return self.with_maker(x)[0]
+
+    def with_maker(self, x: Tensor, again: Maker | None = None) -> tuple[Tensor, Maker]:
+        """The sum, and what makes it once more; `again` does that for x."""
+        with remade((x, again)):
+            before = F.linear(x, self.first.weight)
+        inner = scaled_silu(before)
+        with remade((inner, lambda: scaled_silu(before))):
+            after = F.linear(inner, self.second.weight)
+
+        def total(x: Tensor) -> Tensor:
+            return joined(scaled_silu(after), x)
+
+        # Only an x that is made again may be forgotten.
+        maker = (lambda: total(x)) if again is None else (lambda: total(again()))
+        return total(x), maker
 
 
-def residuals(count: int, width: int) -> nn.Sequential:
+class Residuals(nn.Sequential):
+    """Residual layers in a row, each keeping for its backward pass only what it cannot make again from the first x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.with_maker(x)[0]
+
+    def with_maker(self, x: Tensor) -> tuple[Tensor, Maker | None]:
+        """The features, and what makes them once more (None for no layers)."""
+        maker: Maker | None = None
+        for layer in self:
+            x, maker = layer.with_maker(x, maker)  # type: ignore[operator]
+        return x, maker
+
+
+class Filter(Linear):
+    """A distance's say in what is passed on: x · W r, r the projected radial basis of an edge."""
+
+    def forward(self, x: Tensor, radial: Tensor, again: Maker | None = None) -> Tensor:  # type: ignore[override]
+        """(rows, width); `again` makes x once more, so that it need not be kept."""
+        weight = self.weight
+        numbers = F.linear(radial, weight)
+        with remade((numbers, lambda: F.linear(radial, weight)), (x, again)):
+            return x * numbers
+
+
+def residuals(count: int, width: int) -> Residuals:
     """`count` residual layers in a row; none gives the identity."""
-    return nn.Sequential(*(Residual(width) for _ in range(count)))
+    return Residuals(*(Residual(width) for _ in range(count)))
 
 
 class ScaleFactor(nn.Module):
@@ -153,6 +235,12 @@ class ScaleFactor(nn.Module):
             )
         return x * self.value
 
+    def radial(self, filtered: Filter, x: Tensor, radial: Tensor) -> Tensor:
+        """The radial numbers with which `filtered(x, radial)` comes out scaled: they are fewer than the products."""
+        if self.observed is not None:
+            self._fit(filtered(x, radial), x)
+        return radial * self.value
+
     def _fit(self, x: Tensor, reference: Tensor) -> None:
         assert self.observed is not None
         if min(len(x), len(reference)) > 1:
@@ -165,5 +253,22 @@ class ScaleFactor(nn.Module):
 def sum_to_atoms(
     x: Float[Tensor, "edges width"], target: Int[Tensor, edges], n_atoms: int
 ) -> Float[Tensor, "atoms width"]:
-    """Sum over the edges into each atom."""
-    return x.new_zeros(n_atoms, x.shape[1]).index_add(0, target, x)
+    """Sum over the edges into each atom, in float32 or better."""
+    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    if torch.compiler.is_compiling():
+        return x.new_zeros(n_atoms, x.shape[1]).index_add(0, target, x)
+    return _SumToAtoms.apply(x, target, n_atoms)
+
+
+class _SumToAtoms(torch.autograd.Function):
+    """PyTorch's own keeps x, for its shape."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, target: Tensor, n_atoms: int) -> Tensor:
+        ctx.save_for_backward(target)
+        return x.new_zeros(n_atoms, x.shape[1]).index_add_(0, target, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (target,) = ctx.saved_tensors
+        return grad.index_select(0, target), None, None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from eutectic.models.gemnet_oc.interaction import AtomUpdate, Where
-from eutectic.models.gemnet_oc.layers import HALF, Dense, Linear, ScaleFactor, residuals
+from eutectic.models.gemnet_oc.layers import Dense, Filter, ScaleFactor, joined, residuals, scaled_silu
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
 
 
@@ -24,16 +24,16 @@ class OutputBlock(AtomUpdate):
         if s.edge_features:
             self.scale_edge = ScaleFactor()
             self.edge_residuals = residuals(s.residuals_atom, s.edge_width)
-            self.edge_radial = Linear(s.radial_width, s.edge_width)
+            self.edge_radial = Filter(s.radial_width, s.edge_width)
 
     def output(self, h: Tensor, m: Tensor, radial: Tensor, where: Where) -> tuple[Tensor, Tensor | None]:
         """((n_atoms, atom_width), (n_main, edge_width) or None)."""
         g = self(m, radial, where, boost=self.boost if self.training else 1.0)
-        atoms = self.after((g + h).mul_(HALF))
+        atoms = self.after(joined(g, h))
         if not self.has_edges:
             return atoms, None
-        x = self.edge_residuals(m)
-        return atoms, self.scale_edge(x * self.edge_radial(radial), reference=x)
+        x, maker = self.edge_residuals.with_maker(m)
+        return atoms, self.edge_radial(x, self.scale_edge.radial(self.edge_radial, x, radial), again=maker)
 
 
 class Readout(nn.Module):
@@ -45,4 +45,9 @@ class Readout(nn.Module):
         self.residuals = residuals(layers, width)
 
     def forward(self, parts: list[Tensor]) -> Tensor:
-        return self.residuals(self.dense(torch.cat(parts, dim=1)))
+        # As one product of all parts side by side, without laying them there.
+        weights = self.dense.weight.mT.split([part.shape[1] for part in parts])
+        before = parts[0] @ weights[0]
+        for part, weight in zip(parts[1:], weights[1:], strict=True):
+            before = torch.addmm(before, part, weight)
+        return self.residuals(scaled_silu(before))
