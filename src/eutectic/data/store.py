@@ -739,6 +739,4 @@ def _shard_sizes(folder: Path) -> dict[str, int]:
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
-        return {
-            e.name: e.stat().st_size for e in entries if e.name.startswith("shard-") and e.name.endswith(".arrow")
-        }
+        return {e.name: e.stat().st_size for e in entries if e.name.startswith("shard-") and e.name.endswith(".arrow")}
