@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import ase.io
@@ -16,6 +17,7 @@ from eutectic.data import catalogue
 from eutectic.data import prepare as prepare_module
 from eutectic.data.card import Card
 from eutectic.data.datasets import rmd17
+from eutectic.data.source import File
 from eutectic.data.store import Store, write_store
 
 
@@ -131,6 +133,21 @@ def test_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert catalogue.data_folder() == tmp_path / "xdg" / "eutectic"
     monkeypatch.delenv("XDG_DATA_HOME")
     assert catalogue.data_folder() == Path.home() / ".local" / "share" / "eutectic"
+
+
+def test_files_are_fetched_when_no_source_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetched(file: File, folder: Path, *, progress: bool) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(folder / file.name, "w:bz2") as tar:
+            (folder / "npz").mkdir()
+            (npz,) = (p for p in rmd17_files(folder / "npz").iterdir() if "train" in p.name)
+            tar.add(npz, "rmd17/npz_data/rmd17_benzene.npz")
+        return folder / file.name
+
+    monkeypatch.setattr(catalogue, "fetch", fetched)
+    store = Store(catalogue.prepare("rmd17:benzene"))
+    assert (len(store), store.card.default_split) == (6, "random")
+    assert (tmp_path / "home" / "downloads" / "rmd17" / "rmd17.tar.bz2").exists()
 
 
 def test_a_set_that_no_program_can_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -567,10 +567,7 @@ class Store(Sequence[LabelledStructure]):
             )
         self._mapped: list[_Mapped | None] = [None] * len(sizes)
         manifest = self._manifest()
-        if manifest is None:
-            rows = self._look_into_shards(sizes)
-        else:
-            rows = self._compare(sizes, manifest)
+        rows = self._look_into_shards(sizes) if manifest is None else self._compare(sizes, manifest)
         self._starts: list[int] = [0, *itertools.accumulate(rows)]
         self._bounds = np.array(self._starts)
 

@@ -156,8 +156,8 @@ class AseFiles:
         """The structures of a file, or of a part of it; unchecked."""
         files = list(self.found.of_file)
         several = len(files) > 1
-        for where, row in _rows(piece.path, _root(files), several, self.keys, self.group_key, piece.first, piece.count):
-            yield row
+        rows = _rows(piece.path, _root(files), several, self.keys, self.group_key, piece.first, piece.count)
+        yield from (row for _, row in rows)
 
     def published_splits(self, source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
         """None."""
