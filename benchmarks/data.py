@@ -115,7 +115,7 @@ def scaling(say: Callable[[str], None], count: int = 40_000) -> dict[str, object
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         source.mkdir()
-        frame = "21\nProperties=species:S:1:pos:R:3:forces:R:3 energy={:.6f} pbc=\"F F F\"\n{}\n"
+        frame = '21\nProperties=species:S:1:pos:R:3:forces:R:3 energy={:.6f} pbc="F F F"\n{}\n'
         for k in range(8):
             with (source / f"{k}.xyz").open("w") as file:
                 for _ in range(count // 8):
@@ -132,7 +132,9 @@ def scaling(say: Callable[[str], None], count: int = 40_000) -> dict[str, object
             for workers in (1, 2)
         }
     ratio = seconds[1] / seconds[2]
-    say(f"two processes: {ratio:.2f} times as fast as one ({count:,} frames, {seconds[1]:.1f} s and {seconds[2]:.1f} s)")
+    say(
+        f"two processes: {ratio:.2f} times as fast as one ({count:,} frames, {seconds[1]:.1f} s and {seconds[2]:.1f} s)"
+    )
     return {"structures": count, "seconds": seconds, "speed_up": round(ratio, 2)}
 
 

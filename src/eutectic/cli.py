@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn, cast
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 import eutectic
@@ -480,28 +481,24 @@ def data_list(as_json: Annotated[bool, typer.Option("--json", help="For machines
     families: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         families.setdefault(row["name"].partition(":")[0], []).append(row)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
-    for heading in ("name", "what it is", "labels", "structures"):
-        table.add_column(heading, justify="right" if heading == "structures" else "left", overflow="fold")
     for name, members in families.items():
-        first = members[0]
-        parts = [member["name"].partition(":")[2] for member in members]
-        what = [first["title"], f"{first['domain']} · {first['theory']} · {first['licence']}", first["source"]]
-        shown = [f"[bold]{_plain(name)}[/]"]
-        if len(members) > 1:
-            # One line for the molecules of rMD17, and the like.
-            what[0] = f"{len(members)} data sets: {', '.join(parts)}"
-            shown.append(":…")
+        first, several = members[0], len(members) > 1
+        ready = [member for member in members if member["structures"] is not None]
+        if several:
+            # One entry for the molecules of rMD17, and the like.
+            state = f"{len(ready)} of {len(members)} prepared"
+        elif ready:
+            state = f"{first['structures']:,} structures, {first['size_bytes'] / 1e6:,.1f} MB"
+        else:
+            state = "to prepare"
         labels = first["properties"]
         brief = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
-        ready = [m for m in members if m["structures"] is not None]
-        count = "\n".join(f"{m['structures']:,}\n{m['size_bytes'] / 1e6:,.1f} MB" for m in ready[:1])
-        if len(members) > 1 and ready:
-            count = f"{len(ready)} prepared"
-        table.add_row(
-            "".join(shown), _plain("\n".join(filter(None, what))), brief or "what it finds", count or "to prepare"
-        )
-    console.print(table)
+        parts = " | ".join(member["name"].partition(":")[2] for member in members)
+        title = f"{name}:<{parts}>" if several else first["title"]
+        about = (first["domain"], first["theory"], first["licence"], first["source"])
+        console.print(f"[bold]{_plain(name)}[/]  {state}  {brief or 'the labels it finds'}", highlight=False)
+        for line in (title, " · ".join(filter(None, about))):
+            console.print(Padding(_plain(line), (0, 0, 0, 4)), highlight=False)
 
 
 def _cell(value: Any) -> str:

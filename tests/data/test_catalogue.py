@@ -117,7 +117,7 @@ def test_prepare_rmd17(tmp_path: Path) -> None:
 def test_what_is_prepared_is_found_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(EutecticError, match="eutectic data prepare rmd17:benzene"):
         catalogue.open_store("rmd17:benzene")
-    with pytest.raises(EutecticError, match="aspirin | azobenzene"):
+    with pytest.raises(EutecticError, match=r"rmd17:<aspirin \| azobenzene"):
         catalogue.open_store("rmd17")
     path = catalogue.prepare("rmd17:benzene", rmd17_files(tmp_path))
     assert path == tmp_path / "home" / "stores" / "rmd17" / "benzene"
