@@ -29,7 +29,6 @@ from typing import Any
 
 import lmdb
 import numpy as np
-import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db.row import AtomsRow
@@ -134,7 +133,7 @@ def scaling(say: Callable[[str], None], count: int = 40_000) -> dict[str, object
             work[workers] = _cpu_seconds() - before
     ratio, more = seconds[1] / seconds[2], work[2] / work[1]
     say(
-        f"two processes: {ratio:.2f} times as fast as one ({count:,} frames, {seconds[1]:.1f} s and {seconds[2]:.1f} s),"
+        f"two processes: {ratio:.2f} times as fast as one ({count:,} frames, {seconds[1]:.1f} and {seconds[2]:.1f} s),"
         f" for {more:.2f} times the processor time, which other programs disturb less"
     )
     return {"structures": count, "seconds": seconds, "speed_up": round(ratio, 2), "processor_time": round(more, 2)}
@@ -161,6 +160,8 @@ class _Nested(pickle.Unpickler):
     without anything but storages."""
 
     def find_class(self, module: str, name: str) -> Any:
+        import torch  # here: a worker process that prepares starts from this file, and has no use for it
+
         if module == "torch" and name.endswith("Storage"):
             return getattr(torch, name)
         raise pickle.UnpicklingError(f"{module}.{name} is refused")
@@ -177,6 +178,8 @@ class _Pickling:
 
 
 def _storage(raw: bytes) -> Any:
+    import torch
+
     return torch.load(io.BytesIO(raw), pickle_module=_Pickling, weights_only=False)
 
 
@@ -184,6 +187,8 @@ class _Restricted(pickle.Unpickler):
     """Rebuilds graphs and tensors, and refuses whatever else a file may ask for."""
 
     def find_class(self, module: str, name: str) -> Any:
+        import torch
+
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return torch._utils._rebuild_tensor_v2
         if (module, name) == ("torch.storage", "_load_from_bytes"):
@@ -264,6 +269,9 @@ def reads(shared: Path, say: Callable[[str], None], seconds: float) -> dict[str,
     """Random reads per second of one process: the pickled LMDB, the ASE rows, the store."""
     import zlib
 
+    import torch
+
+    torch.set_num_threads(1)
     found: dict[str, object] = {}
     for name, place in PICKLED.items():
         if not (shared / place).exists():
@@ -398,7 +406,6 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="for machines, to standard output")
     parser.add_argument("--only", nargs="*", choices=["preparing", "scaling", "reads", "sizes", "opening"])
     given = parser.parse_args()
-    torch.set_num_threads(1)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr if given.json else sys.stdout, flush=True)
