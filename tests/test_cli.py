@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -149,8 +150,38 @@ def test_finetune_command_compares_two_starts(molecules: Store, tmp_path: Path) 
     assert "<html" in (out / "report.html").read_text()
 
 
+def test_data_list_for_people() -> None:
+    shown = " ".join(RUNNER.invoke(cli.app, ["data", "list"]).stdout.split())
+    for part in ("9,916 structures", "GFN2-xTB · CC0-1.0", "rmd17:<aspirin | azobenzene", "PBE/def2-SVP", "figshare"):
+        assert part in shown, shown
+
+
+def test_data_prepare_finds_its_place_and_says_what_it_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EUTECTIC_DATA", str(tmp_path / "home"))
+    for part, n in (("train", 4), ("test", 3)):
+        arrays = {"coords": np.random.default_rng(n).normal(size=(n, 12, 3)), "energies": np.arange(n, dtype=float)}
+        arrays["forces"] = np.full((n, 12, 3), np.nan if part == "test" else 0.5)
+        charges = np.array([6] * 6 + [1] * 6)
+        np.savez(tmp_path / f"rmd17_benzene_{part}_01.npz", nuclear_charges=charges, **arrays)
+    command = ["data", "prepare", "rmd17:benzene", "--source", str(tmp_path)]
+    refused = RUNNER.invoke(cli.app, command)
+    assert isinstance(refused.exception, EutecticError)
+    assert "benzene-000004" in str(refused.exception)
+    assert "--skip-bad" in refused.exception.fix
+    made = RUNNER.invoke(cli.app, [*command, "--skip-bad"])
+    assert made.exit_code == 0, made.output
+    assert "3 records could not be used" in " ".join(made.output.split())
+    info = json.loads(RUNNER.invoke(cli.app, ["data", "info", "rmd17:benzene", "--json"]).stdout)
+    assert (info["structures"], info["left_out"]["count"]) == (4, 3)
+    assert "forces is not finite" in info["left_out"]["first"][0]
+
+
 def test_data_list_and_info_as_json(molecules: Store) -> None:
     rows = json.loads(RUNNER.invoke(cli.app, ["data", "list", "--json"]).stdout)
+    assert all(row["citation"] and row["source"] for row in rows if row["name"] != "ase")
+    assert next(row for row in rows if row["name"] == "qm9")["files"][0]["checksum"].startswith("md5:")
     assert {"molecules", "metal_slabs", "oxide_slabs", "reactions"} <= {row["name"] for row in rows}
     info = json.loads(RUNNER.invoke(cli.app, ["data", "info", str(molecules.path), "--json"]).stdout)
     assert info["structures"] == len(molecules)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn, cast
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 import eutectic
@@ -460,10 +461,16 @@ def predict(
 
 
 @data_app.command("list")
-def data_list(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
-    """Every data set the commands know.
+def data_list(as_json: Annotated[bool, typer.Option("--json", help="For machines: everything.")] = False) -> None:
+    """Every data set the commands know: those that come with the package, and those that `prepare` makes.
 
-    **Example:** `eutectic data list`
+    `--json` has also citations, and the files that `prepare` fetches.
+
+    **Examples**
+
+    `eutectic data list`
+
+    `eutectic data list --json`
     """
     from eutectic.data.catalogue import listing
 
@@ -471,22 +478,27 @@ def data_list(as_json: Annotated[bool, typer.Option("--json", help="For machines
     if as_json:
         sys.stdout.write(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
         return
-    # One line for the ten molecules of rMD17; licence, citation and the rest are in --json and `data info`.
     families: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         families.setdefault(row["name"].partition(":")[0], []).append(row)
-    table = Table(box=None, pad_edge=False)
-    for heading, justify in (("name", "left"), ("what", "left"), ("labels", "left"), ("structures", "right")):
-        table.add_column(heading, justify=cast(Literal["left", "right"], justify), overflow="fold")
     for name, members in families.items():
-        first = members[0]
-        shown = name if len(members) == 1 else f"{name}:MOLECULE"
-        title = first["title"] if len(members) == 1 else f"{first['theory']}, {len(members)} molecules"
+        first, several = members[0], len(members) > 1
+        ready = [member for member in members if member["structures"] is not None]
+        if several:
+            # One entry for the molecules of rMD17, and the like.
+            state = f"{len(ready)} of {len(members)} prepared"
+        elif ready:
+            state = f"{first['structures']:,} structures, {first['size_bytes'] / 1e6:,.1f} MB"
+        else:
+            state = "to prepare"
         labels = first["properties"]
         brief = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
-        count = "to prepare" if first["structures"] is None else f"{first['structures']:,}"
-        table.add_row(f"[bold]{_plain(shown)}[/]", _plain(title), brief or "what it finds", count)
-    console.print(table)
+        parts = " | ".join(member["name"].partition(":")[2] for member in members)
+        title = f"{name}:<{parts}>" if several else first["title"]
+        about = (first["domain"], first["theory"], first["licence"], first["source"])
+        console.print(f"[bold]{_plain(name)}[/]  {state}  {brief or 'the labels it finds'}", highlight=False)
+        for line in (title, " · ".join(filter(None, about))):
+            console.print(Padding(_plain(line), (0, 0, 0, 4)), highlight=False)
 
 
 def _cell(value: Any) -> str:
@@ -495,10 +507,18 @@ def _cell(value: Any) -> str:
 
 @data_app.command("prepare")
 def data_prepare(
-    name: Annotated[str, typer.Argument(help="Data set, as `eutectic data list` names it.")],
-    store: Annotated[Path, typer.Option(help="Folder of the store to make.")],
-    source: Annotated[Path | None, typer.Option(help="Published files: a file, folder or archive.")] = None,
-    molecule: Annotated[str | None, typer.Option(help="Of rmd17: which molecule.")] = None,
+    name: Annotated[str, typer.Argument(help="Data set, as `eutectic data list` names it; `ase` for your own files.")],
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the store to make; without it, a place where its name finds it again."),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help="Published files: a file, folder or archive; downloaded if not given, where that is allowed."
+        ),
+    ] = None,
+    molecule: Annotated[str | None, typer.Option(help="Of rmd17: which molecule; the same as rmd17:MOLECULE.")] = None,
     key: Annotated[
         list[str] | None, typer.Option(help="Of ase: which entry holds a property, as property=key; repeat.")
     ] = None,
@@ -506,15 +526,24 @@ def data_prepare(
         str | None, typer.Option(help="Of ase: entry that names what must not be split (a molecule, a trajectory).")
     ] = None,
     theory: Annotated[str, typer.Option(help="Of ase: level of theory of the labels.")] = "not stated",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out records that cannot be used, and say how many.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; one for each core if not given.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is there.")] = False,
 ) -> None:
     """Turn a data set's published files into a store.
 
+    Interrupted, it goes on where it was when the same command is given again. Downloads and stores lie in
+    `$EUTECTIC_DATA` (else `~/.local/share/eutectic`) when no place is given.
+
     **Examples**
+
+    `eutectic data prepare rmd17:aspirin` (then `eutectic finetune rmd17:aspirin …`)
 
     `eutectic data prepare rmd17 --molecule aspirin --source rmd17.tar.bz2 --store stores/aspirin`
 
-    `eutectic data prepare qm9 --store stores/qm9` (needs `pip install 'eutectic[qm9]'`)
+    `eutectic data prepare qm9 --store stores/qm9` (from the package of `pip install 'eutectic[qm9]'` if it is there)
 
     `eutectic data prepare ase --source my.xyz --store stores/mine`
     """
@@ -534,6 +563,8 @@ def data_prepare(
         keys=keys or None,
         group_key=group_key,
         theory=theory,
+        skip_bad=skip_bad,
+        workers=workers,
         overwrite=overwrite,
     )
     _show(describe(open_store(str(made))))
@@ -541,7 +572,7 @@ def data_prepare(
 
 @data_app.command("info")
 def data_info(
-    store: Annotated[str, typer.Argument(help="Name of an embedded set, or a store.")],
+    store: Annotated[str, typer.Argument(help="Name of an embedded or prepared set, or a store.")],
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """What a store holds.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import ase.io
@@ -13,8 +14,16 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.data import catalogue
+from eutectic.data import prepare as prepare_module
 from eutectic.data.card import Card
+from eutectic.data.datasets import rmd17
+from eutectic.data.source import File
 from eutectic.data.store import Store, write_store
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUTECTIC_DATA", str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -83,6 +92,9 @@ def test_listing(embedded: Store) -> None:
     assert (rows[0].kind, rows[0].structures, rows[0].theory) == ("embedded", 3, "GFN2-xTB")
     assert rows[0].size_bytes == embedded.bytes() > 0
     assert all(r.kind == "native" and r.structures is None for r in rows[1:])
+    aspirin = next(r for r in rows if r.name == "rmd17:aspirin")
+    assert aspirin.files[0].url.startswith("https://")
+    assert "Christensen" in aspirin.citation
 
 
 def test_describe(embedded: Store) -> None:
@@ -100,6 +112,48 @@ def test_prepare_rmd17(tmp_path: Path) -> None:
         store = Store(path)
         assert (len(store), store.card.name) == (10, "rmd17:benzene")
         assert store.published_splits()["official_01"]["test"].tolist() == [6, 7, 8, 9]
+
+
+def test_what_is_prepared_is_found_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(EutecticError, match="eutectic data prepare rmd17:benzene"):
+        catalogue.open_store("rmd17:benzene")
+    with pytest.raises(EutecticError, match=r"rmd17:<aspirin \| azobenzene"):
+        catalogue.open_store("rmd17")
+    path = catalogue.prepare("rmd17:benzene", rmd17_files(tmp_path))
+    assert path == tmp_path / "home" / "stores" / "rmd17" / "benzene"
+    assert catalogue.open_store("rmd17:benzene").path == path
+    (row,) = (r for r in catalogue.listing() if r.name == "rmd17:benzene")
+    assert (row.structures, row.store) == (10, str(path))
+
+
+def test_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert catalogue.data_folder() == tmp_path / "home"
+    monkeypatch.delenv("EUTECTIC_DATA")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
+    assert catalogue.data_folder() == tmp_path / "xdg" / "eutectic"
+    monkeypatch.delenv("XDG_DATA_HOME")
+    assert catalogue.data_folder() == Path.home() / ".local" / "share" / "eutectic"
+
+
+def test_files_are_fetched_when_no_source_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetched(file: File, folder: Path, *, progress: bool) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(folder / file.name, "w:bz2") as tar:
+            (folder / "npz").mkdir()
+            (npz,) = (p for p in rmd17_files(folder / "npz").iterdir() if "train" in p.name)
+            tar.add(npz, "rmd17/npz_data/rmd17_benzene.npz")
+        return folder / file.name
+
+    monkeypatch.setattr(catalogue, "fetch", fetched)
+    store = Store(catalogue.prepare("rmd17:benzene"))
+    assert (len(store), store.card.default_split) == (6, "random")
+    assert (tmp_path / "home" / "downloads" / "rmd17" / "rmd17.tar.bz2").exists()
+
+
+def test_a_set_that_no_program_can_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rmd17, "files", lambda name: ())
+    with pytest.raises(EutecticError, match=r"doi:10\.6084/m9\.figshare\.12672038.*--source"):
+        catalogue.prepare("rmd17:benzene", None, tmp_path / "store")
 
 
 def test_prepare_qm9(tmp_path: Path) -> None:
@@ -130,8 +184,12 @@ def test_prepare_refusals(tmp_path: Path, embedded: Store) -> None:
         catalogue.prepare("molecules", tmp_path, tmp_path / "store")
     with pytest.raises(EutecticError, match="no source"):
         catalogue.prepare("ase", None, tmp_path / "store")
-    with pytest.raises(EutecticError, match="molecule ''"):
+    with pytest.raises(EutecticError, match="--store"):
+        catalogue.prepare("ase", tmp_path)
+    with pytest.raises(EutecticError, match=r"name one: rmd17:<aspirin\|azobenzene"):
         catalogue.prepare("rmd17", tmp_path, tmp_path / "store")
+    with pytest.raises(EutecticError, match="did you mean 'rmd17:benzene'"):
+        catalogue.prepare("rmd17", tmp_path, tmp_path / "store", molecule="benzen")
 
 
 def test_progress_is_shown_after_a_while(
@@ -140,7 +198,7 @@ def test_progress_is_shown_after_a_while(
     ase.io.write(tmp_path / "mine.xyz", moving(101))
     catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "quick")
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(catalogue, "SHOW_AFTER", -1.0)
+    monkeypatch.setattr(prepare_module, "SHOW_AFTER", -1.0)
     catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "piped")
     assert capsys.readouterr() == ("", "")
     monkeypatch.setenv("FORCE_COLOR", "1")

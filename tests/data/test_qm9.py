@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from eutectic.atoms import EutecticError
+from eutectic.atoms import EutecticError, LabelledStructure
 from eutectic.data.datasets import qm9
 
 METHANE = (
@@ -27,6 +28,11 @@ METHANE = (
 )
 
 
+def read(source: Path) -> Iterator[LabelledStructure]:
+    for piece in qm9.pieces(source, "qm9"):
+        yield from qm9.read(piece, "qm9")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for index in (1, 58, 61):
@@ -36,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_methane_by_hand(folder: Path) -> None:
-    row = next(qm9.read(folder))
+    row = next(read(folder))
     row.check("methane")
     assert (row.id, row.group) == ("qm9-000001", "CH4/h1H4")
     assert row.structure.numbers.tolist() == [6, 1, 1, 1, 1]
@@ -65,18 +71,13 @@ def test_folder_and_archive(folder: Path, tmp_path: Path) -> None:
         for path in sorted(folder.glob("*.xyz")):
             tar.add(path, path.name)
     for source in (folder, packed):
-        assert [m.id for m in qm9.read(source)] == ["qm9-000001", "qm9-000058", "qm9-000061"]
+        assert [m.id for m in read(source)] == ["qm9-000001", "qm9-000058", "qm9-000061"]
 
 
-def test_uncharacterized_molecules_are_left_out(folder: Path, tmp_path: Path) -> None:
+def test_uncharacterized_molecules_are_left_out(folder: Path) -> None:
     text = "3054 molecules\n   Index  SMILES\n   ------\n     58  C=C  1.0\n"
     (folder / "uncharacterized.txt").write_text(text)
-    assert [m.id for m in qm9.read(folder)] == ["qm9-000001", "qm9-000061"]
-    other = tmp_path / "list.txt"
-    other.write_text("61\n")
-    assert [m.id for m in qm9.read(folder, uncharacterized=other)] == ["qm9-000001", "qm9-000058"]
-    with pytest.raises(EutecticError, match=r"uncharacterized\.txt of QM9"):
-        list(qm9.read(folder, uncharacterized=tmp_path / "absent.txt"))
+    assert [m.id for m in read(folder)] == ["qm9-000001", "qm9-000061"]
 
 
 def test_stereoisomers_share_a_group() -> None:
@@ -89,23 +90,24 @@ def test_stereoisomers_share_a_group() -> None:
 def test_a_file_cut_short(folder: Path, keep: int) -> None:
     (folder / "dsgdb9nsd_000058.xyz").write_text(METHANE[:keep])
     with pytest.raises(EutecticError, match=r"dsgdb9nsd_000058\.xyz: not a whole QM9 file"):
-        list(qm9.read(folder))
+        list(read(folder))
 
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(EutecticError, match="nothing is here"):
-        list(qm9.read(tmp_path / "absent"))
+        list(read(tmp_path / "absent"))
     with pytest.raises(EutecticError, match=r"no dsgdb9nsd_\*\.xyz here"):
-        list(qm9.read(tmp_path))
+        list(read(tmp_path))
     (tmp_path / "file.tar.bz2").write_bytes(b"BZh9 and nothing more")
     with pytest.raises(EutecticError, match="not a whole tar archive"):
-        list(qm9.read(tmp_path / "file.tar.bz2"))
+        list(read(tmp_path / "file.tar.bz2"))
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EutecticError, match=r"eutectic\[qm9\]"):
-        next(qm9.read())
+        qm9.package_files()
+    assert qm9.package_folder() is None
 
 
 def test_the_layout_of_the_package(folder: Path) -> None:
@@ -122,14 +124,16 @@ def test_the_layout_of_the_package(folder: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("qm9pack") is None, reason="qm9pack is not installed")
 def test_the_package_agrees_with_the_files(folder: Path) -> None:
-    here, there = next(qm9.read()), next(qm9.read(folder))
+    package = qm9.package_folder()
+    assert package is not None
+    here, there = next(read(package)), next(read(folder))
     assert (here.id, here.group, here.labels) == (there.id, there.group, there.labels)
 
 
 def test_real_subset(shared_data: Path) -> None:
     """500 molecules in the published layout, against arrays made from another source."""
     archive = shared_data / "qm9" / "dsgdb9nsd_subset500.xyz.tar.bz2"
-    rows = list(qm9.read(archive))
+    rows = list(read(archive))
     assert len(rows) == 500
     with np.load(shared_data / "qm9" / "qm9_full.npz", allow_pickle=False) as full:
         index, n_atoms, numbers, values = (full[k] for k in ("index", "n_atoms", "Z", "properties"))

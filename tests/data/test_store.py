@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
+import multiprocessing
 import os
 import pickle
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ import pytest
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.data import store as store_module
 from eutectic.data.card import Card
-from eutectic.data.store import Store, content_hash, is_store, write_store
+from eutectic.data.store import Store, Summary, content_hash, is_store, write_store
 
 CARD = Card(
     name="made up",
@@ -102,6 +105,91 @@ def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (store.path / "shard-00001.arrow").unlink()
     with pytest.raises(EutecticError, match=r"shard-00001\.arrow is missing"):
         Store(store.path)
+
+
+def test_what_is_missing_or_too_much_is_noticed_without_opening_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "ROWS_PER_BATCH", 4)
+    monkeypatch.setattr(store_module, "ROWS_PER_SHARD", 8)
+    write_store(tmp_path / "store", CARD, made_up(21))
+    with monkeypatch.context() as closed:
+        closed.setattr(pa.ipc, "open_file", lambda *_: pytest.fail("a shard was opened"))
+        store = Store(tmp_path / "store")
+        assert (len(store), store.card) == (21, CARD)
+        assert store.label_counts() == {"energy": 21, "forces": 10, "stress": 7}
+        assert sum(store.composition().values()) == sum(len(row.structure) for row in made_up(21))
+    last = store.path / "shard-00002.arrow"
+    other = last.rename(store.path / "shard-00003.arrow")
+    with pytest.raises(EutecticError, match=r"shard-00002\.arrow is missing"):
+        Store(store.path)
+    other.rename(last)
+    (store.path / "shard-00003.arrow").write_bytes(last.read_bytes())
+    with pytest.raises(EutecticError, match=r"shard-00003\.arrow does not belong"):
+        Store(store.path)
+
+
+def test_a_store_without_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "ROWS_PER_BATCH", 4)
+    monkeypatch.setattr(store_module, "ROWS_PER_SHARD", 8)
+    write_store(tmp_path / "store", CARD, made_up(21))
+    new = Store(tmp_path / "store")
+    rows, told = list(new), new.summary()
+    (tmp_path / "store" / "manifest.json").unlink()
+    old = Store(tmp_path / "store")
+    assert (len(old), old.card, old.summary()) == (21, CARD, told)
+    for a, b in zip(rows, old, strict=True):
+        assert_same(a, b)
+    assert [b.num_rows for b in old.batches()] == [4, 4, 4, 4, 4, 1]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "eutectic-store-1"}'])
+def test_a_damaged_manifest(written: Store, text: str) -> None:
+    (written.path / "manifest.json").write_text(text)
+    with pytest.raises(EutecticError, match=r"manifest\.json: not readable"):
+        Store(written.path)
+
+
+def test_the_number_of_groups_is_about_right() -> None:
+    def with_groups(names: range) -> pa.RecordBatch:
+        ones = pa.array([[1]] * len(names), pa.list_(pa.uint8()))
+        columns = {"n_atoms": pa.array([1] * len(names), pa.int32()), "numbers": ones}
+        return pa.record_batch({**columns, "group": pa.array([str(i) for i in names])})
+
+    few = Summary.of(with_groups(range(900)), ()) + Summary.of(with_groups(range(500, 1000)), ())
+    assert (few.n_groups(), few.structures) == (1000, 1400)
+    many = Summary()
+    for start in range(0, 20_000, 500):
+        many += Summary.of(with_groups(range(start, start + 1000)), ())
+    assert many.n_groups() == pytest.approx(20_500, rel=0.1)
+    assert Summary.from_dict(json.loads(json.dumps(many.to_dict()))) == many
+
+
+def test_rows_are_copies(written: Store) -> None:
+    row = written[0]
+    for values in (row.structure.positions, row.structure.numbers, row.structure.pbc, row.structure.fixed):
+        values[...] = 0
+    assert_same(written[0], next(made_up(1)))
+
+
+def _ids(store: Store, first: int) -> list[str]:
+    return [store[i].id for i in range(first, 600, 3)]
+
+
+def test_many_processes_read_at_once(written: Store) -> None:
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
+        shares = list(pool.map(_ids, [written] * 3, range(3)))
+    assert sorted(name for share in shares for name in share) == sorted(row.id for row in made_up(600))
+
+
+def test_a_compressed_shard_is_refused(written: Store) -> None:
+    shard = written.path / "shard-00000.arrow"
+    table = pa.ipc.open_file(shard.read_bytes()).read_all()
+    (written.path / "manifest.json").unlink()
+    with pa.ipc.new_file(str(shard), table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table, max_chunksize=512)
+    with pytest.raises(EutecticError, match="it is compressed"):
+        Store(written.path)[0]
 
 
 def test_columns(written: Store) -> None:

@@ -1,13 +1,13 @@
 """The data sets that the commands know by name, and what the commands do with them.
 
-Embedded ones lie in the package as stores; native ones (`rmd17:<molecule>`, `qm9`, `ase`) are read once from
-their published files, by `prepare`.
+Embedded ones lie in the package as stores; native ones (`rmd17:<molecule>`, `qm9`, …) are read once from their
+published files, by `prepare`, which puts them where their name finds them again; `ase` stands for the user's own.
 """
 
 from __future__ import annotations
 
 import difflib
-import time
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,16 +16,20 @@ from pathlib import Path
 
 import numpy as np
 from ase.data import chemical_symbols
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure
 from eutectic.data.card import Card
 from eutectic.data.datasets import ase_files, qm9, rmd17
-from eutectic.data.store import PublishedSplits, Store, check_place, content_hash, is_store, write_store
+from eutectic.data.download import fetch
+from eutectic.data.prepare import prepare_store
+from eutectic.data.source import Dataset, File
+from eutectic.data.store import Store, check_place, content_hash, is_store
 
-SHOW_AFTER = 5.0
-"""Seconds after which `prepare` shows how long it will still take."""
+DATASETS: tuple[Dataset, ...] = (
+    rmd17,
+    qm9,
+)
+"""Every module of `eutectic.data.datasets` that reads published files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,10 @@ class Row:
         properties: labels.
         theory: of the labels.
         licence: of the data.
+        citation: who to cite.
+        source: where it comes from.
+        files: what `prepare` downloads; empty where the publisher does not offer that.
+        store: where it lies, when it is ready.
         structures: how many; None until it is prepared.
         size_bytes: on disk; None until it is prepared.
     """
@@ -51,6 +59,10 @@ class Row:
     properties: tuple[str, ...]
     theory: str
     licence: str
+    citation: str = ""
+    source: str = ""
+    files: tuple[File, ...] = ()
+    store: str | None = None
     structures: int | None = None
     size_bytes: int | None = None
 
@@ -68,17 +80,33 @@ def embedded() -> dict[str, Path]:
 
 def native() -> tuple[str, ...]:
     """Names that `prepare` knows."""
-    return (*(f"rmd17:{molecule}" for molecule in rmd17.MOLECULES), "qm9", "ase")
+    return (*_modules(), "ase")
+
+
+def _modules() -> dict[str, Dataset]:
+    return {name: module for module in DATASETS for name in module.names()}
+
+
+def data_folder() -> Path:
+    """The user's folder of stores and downloads: `EUTECTIC_DATA`, else `$XDG_DATA_HOME/eutectic`, else
+    `~/.local/share/eutectic`."""
+    if chosen := os.environ.get("EUTECTIC_DATA"):
+        return Path(chosen).expanduser().absolute()
+    shared = os.environ.get("XDG_DATA_HOME")
+    return (Path(shared) if shared else Path.home() / ".local" / "share") / "eutectic"
+
+
+def prepared(name: str) -> Path:
+    """Where `prepare` puts a data set when no place is given."""
+    return data_folder().joinpath("stores", *name.split(":"))
 
 
 def listing() -> list[Row]:
     """Every data set there is: embedded ones, then those that `prepare` makes."""
-    rows = []
-    for name, path in embedded().items():
-        store = Store(path)
-        rows.append(replace(_row(name, "embedded", store.card), structures=len(store), size_bytes=store.bytes()))
-    rows += [_row(f"rmd17:{molecule}", "native", rmd17.card(molecule)) for molecule in rmd17.MOLECULES]
-    rows.append(_row("qm9", "native", qm9.CARD))
+    rows = [_row(name, "embedded", store.card, store) for name, store in _embedded_stores()]
+    for name, module in _modules().items():
+        ready = Store(prepared(name)) if is_store(prepared(name)) else None
+        rows.append(replace(_row(name, "native", module.card(name), ready), files=module.files(name)))
     rows.append(
         Row(
             name="ase",
@@ -93,23 +121,29 @@ def listing() -> list[Row]:
     return rows
 
 
+def _embedded_stores() -> list[tuple[str, Store]]:
+    return [(name, Store(path)) for name, path in embedded().items()]
+
+
 def open_store(name_or_path: str | Path) -> Store:
-    """The store of an embedded data set, or the one at a path.
+    """The store of an embedded data set, the one at a path, or one that was prepared under its own name.
 
     Raises:
-        EutecticError: neither; or the store is damaged.
+        EutecticError: none of these; or the store is damaged.
     """
     known, text = embedded(), str(name_or_path)
     if text in known:
         return Store(known[text])
+    if text in _modules() and not is_store(Path(text)) and is_store(prepared(text)):
+        return Store(prepared(text))
     if Path(text).exists():
         return Store(Path(text))
-    if text in native() or text == "rmd17":
+    if text in native() or any(name.startswith(f"{text}:") for name in native()):
         raise EutecticError(
             text,
-            "this data set is not embedded",
-            f"an embedded one ({', '.join(known)}) or the path of a store",
-            f"make a store first: eutectic data prepare {text} --source <its files> --store <folder>",
+            "this data set is not embedded, and not prepared",
+            f"an embedded one ({', '.join(known)}), a prepared one, or the path of a store",
+            f"make a store first: eutectic data prepare {text}" + _choices(text),
         )
     near = difflib.get_close_matches(text, [*known, *native()], 1)
     raise EutecticError(
@@ -120,88 +154,129 @@ def open_store(name_or_path: str | Path) -> Store:
     )
 
 
+def _choices(family: str) -> str:
+    """What may follow the name of a family, in words."""
+    members = [name.partition(":")[2] for name in _modules() if name.startswith(f"{family}:")]
+    return f":<{' | '.join(members)}>" if members else ""
+
+
 def prepare(
     name: str,
-    source: Path | None,
-    store: Path,
+    source: Path | None = None,
+    store: Path | None = None,
     *,
     molecule: str | None = None,
     keys: Mapping[str, str] | None = None,
     group_key: str | None = None,
     theory: str = "not stated",
+    skip_bad: bool = False,
+    workers: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Read a data set's own files into a store.
+    """Read a data set's own files into a store; an interrupted call goes on where it was when repeated.
 
     Args:
-        name: "rmd17:<molecule>" (or "rmd17" with `molecule`), "qm9" or "ase".
-        source: its files; None only for QM9 from the package qm9pack.
-        store: the folder to make.
-        molecule: of rMD17, where `name` does not say it.
+        name: "rmd17:<molecule>" (or "rmd17" with `molecule`), "qm9", … as `listing` has it, or "ase".
+        source: its files; None downloads them where the publisher allows it (QM9: takes the package qm9pack if it
+            is installed).
+        store: the folder to make; None is the place where `open_store` finds it by name.
+        molecule: of a family such as rMD17, where `name` does not say it.
         keys: of "ase": property → key in the files.
         group_key: of "ase": entry that names the group of a structure.
         theory: of "ase": level of theory of the labels.
+        skip_bad: leave out records that cannot be used; the store and its card say how many.
+        workers: processes; None is one for each core.
         overwrite: replace a store that is there.
-        progress: show count and time left when it takes more than a few seconds.
+        progress: show count, rate and time left when it takes more than a few seconds.
 
     Returns:
-        `store`.
+        Where the store is.
 
     Raises:
-        EutecticError: an unknown name; no source; files that cannot be read; a place that cannot be written.
+        EutecticError: an unknown name; no source; files that cannot be read or fetched; a place that cannot be
+            written.
+        Interrupted: Ctrl-C; what was done is kept.
     """
-    family, _, given = name.partition(":")
-    source = None if source is None else Path(source)
-    splits: PublishedSplits | None = None
-    total: int | None = None
-    if family not in ("rmd17", "qm9", "ase") or (given and family != "rmd17"):
-        near = difflib.get_close_matches(name, native(), 1)
+    if molecule is not None and ":" not in name:
+        name = f"{name}:{molecule}"
+    modules = _modules()
+    if name != "ase" and name not in modules:
+        raise _unknown(name)
+    if store is None and name == "ase":
+        raise EutecticError("ase", "no place for the store", "a new folder", "pass --store with the folder to make")
+    store = prepared(name) if store is None else Path(store)
+    check_place(store, overwrite=overwrite)
+    dataset: Dataset
+    if name == "ase":
+        if source is None:
+            raise EutecticError(name, "no source", "its files", "pass --source with the file or folder")
+        found = ase_files.scan(Path(source), keys, group_key, skip_bad=skip_bad)
+        dataset = ase_files.AseFiles(
+            source=Path(source), found=found, keys=dict(keys or {}), group_key=group_key, theory=theory
+        )
+    else:
+        dataset = modules[name]
+        source = _fetched(dataset, name, progress=progress) if source is None else Path(source)
+    prepare_store(
+        dataset,
+        name,
+        Path(source),
+        store,
+        skip_bad=skip_bad,
+        workers=workers,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    return store
+
+
+def _unknown(name: str) -> EutecticError:
+    if choices := _choices(name):
+        return EutecticError(
+            name, "a family of data sets", "the name of one of them", f"name one: {name}{choices.replace(' ', '')}"
+        )
+    near = difflib.get_close_matches(name, native(), 1)
+    return EutecticError(
+        name,
+        "no data set that is made from files" + (" (it is embedded)" if name in embedded() else ""),
+        f"one of {', '.join(native())}",
+        f"did you mean {near[0]!r}?" if near else "choose one of these",
+    )
+
+
+def _fetched(dataset: Dataset, name: str, *, progress: bool) -> Path:
+    """The published files, which are downloaded once for a whole family."""
+    if dataset is qm9 and (package := qm9.package_folder()) is not None:
+        return package
+    files = dataset.files(name)
+    if not files:
         raise EutecticError(
             name,
-            "no data set that is made from files" + (" (it is embedded)" if name in embedded() else ""),
-            f"one of {', '.join(native())}",
-            f"did you mean {near[0]!r}?" if near else "choose one of these",
+            "no source, and files that cannot be fetched by a program",
+            "its files",
+            f"fetch them ({dataset.card(name).source}) and pass --source with the file or folder",
         )
-    if source is None and family != "qm9":
-        raise EutecticError(name, "no source", "its files", "pass --source with the file or folder")
-    check_place(Path(store), overwrite=overwrite)
-    if family == "rmd17":
-        assert source is not None
-        molecule = given or molecule or ""
-        card, rows = rmd17.card(molecule), rmd17.read(source, molecule)
-        splits = rmd17.official_splits(source, molecule)
-        if not splits:
-            card = replace(card, default_split="random", notes=(*card.notes, "No official splits beside it."))
-        # An archive would be decompressed once more, only to count.
-        total = rmd17.count(source, molecule) if source.is_dir() or source.suffix == ".npz" else None
-    elif family == "qm9":
-        card, rows = qm9.CARD, qm9.read(source)
-    else:
-        assert source is not None
-        found = ase_files.scan(source, keys, group_key)
-        card, rows = ase_files.card(source, found, theory=theory), ase_files.read(source, keys, group_key)
-        total = found.structures
-    shown = _shown(rows, name, total) if progress else rows
-    write_store(Path(store), card, shown, overwrite=overwrite, splits=splits)
-    return Path(store)
+    folder = data_folder() / "downloads" / name.partition(":")[0]
+    paths = [fetch(file, folder, progress=progress) for file in files]
+    return paths[0] if len(paths) == 1 else folder
 
 
 def describe(store: Store) -> dict[str, object]:
-    """What `eutectic data info` shows, as plain JSON."""
-    counts, atoms = store.label_counts(), store.composition()
-    n_atoms = sum(atoms.values())
-    return {
+    """What `eutectic data info` shows, as plain JSON; in constant memory, and at once where there is a manifest."""
+    found = store.summary()
+    told: dict[str, object] = {
         "name": store.card.name,
         "title": store.card.title,
         "domain": store.card.domain,
         "path": str(store.path),
         "structures": len(store),
-        "atoms": n_atoms,
-        "mean_atoms": n_atoms / max(len(store), 1),
-        "groups": len(set(store.column("group"))),
-        "elements": {chemical_symbols[z]: n for z, n in atoms.items()},
-        "labels": {name: {"count": n, "unit": PROPERTIES[name].unit} for name, n in counts.items()},
+        "atoms": found.atoms,
+        "mean_atoms": found.atoms / max(len(store), 1),
+        "largest": found.largest,
+        "groups": found.n_groups(),
+        "elements": {chemical_symbols[z]: n for z, n in found.elements.items()},
+        "labels": {name: {"count": n, "unit": PROPERTIES[name].unit} for name, n in found.labels.items()},
         "theory": store.card.theory,
         "licence": store.card.licence,
         "citation": store.card.citation,
@@ -210,7 +285,9 @@ def describe(store: Store) -> dict[str, object]:
         "default_split": store.card.default_split,
         "notes": list(store.card.notes),
         "size_bytes": store.bytes(),
+        "bytes_per_structure": round(store.bytes() / max(len(store), 1), 1),
     }
+    return {**told, "left_out": store.left_out} if store.left_out else told
 
 
 def check(store_or_file: str | Path) -> dict[str, object]:
@@ -301,7 +378,7 @@ def _rows_to_check(store_or_file: str | Path) -> Iterator[tuple[str, LabelledStr
         yield from ase_files.rows(path)
 
 
-def _row(name: str, kind: str, card: Card) -> Row:
+def _row(name: str, kind: str, card: Card, store: Store | None) -> Row:
     return Row(
         name=name,
         kind=kind,
@@ -310,26 +387,9 @@ def _row(name: str, kind: str, card: Card) -> Row:
         properties=card.properties,
         theory=card.theory,
         licence=card.licence,
+        citation=card.citation,
+        source=card.source,
+        store=None if store is None else str(store.path),
+        structures=None if store is None else len(store),
+        size_bytes=None if store is None else store.bytes(),
     )
-
-
-def _shown(rows: Iterator[LabelledStructure], label: str, total: int | None) -> Iterator[LabelledStructure]:
-    """The same rows, with a progress bar once it is clear that they take a while."""
-    start = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Beside the answer, not in it: a command may write JSON to its standard output.
-    console = Console(stderr=True)
-    bar = Progress(*columns, transient=True, console=console, disable=not console.is_terminal)
-    task = bar.add_task(f"Reading {label}", total=total)
-    started = False
-    try:
-        for done, row in enumerate(rows, start=1):
-            if not done % 100:
-                bar.update(task, completed=done)
-                if not started and time.monotonic() - start > SHOW_AFTER:
-                    bar.start()
-                    started = True
-            yield row
-    finally:
-        if started:
-            bar.stop()

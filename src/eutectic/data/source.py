@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -40,7 +40,8 @@ class Piece:
 
     Attributes:
         path: the file.
-        first, count: records of it; a count of None is all that follow.
+        first, count: records of it; a count of None is all that follow. A piece with a count may be cut further, so
+            that it is only given where a range costs about as much as its share of the whole.
         member: the part of the file the records are in (a group of HDF5, a member of an archive).
     """
 
@@ -50,6 +51,7 @@ class Piece:
     member: str = ""
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """A module of `eutectic.data.datasets`. Units, signs and levels of theory are settled in it, once."""
 
@@ -60,7 +62,10 @@ class Dataset(Protocol):
         """Of one of them."""
 
     def files(self, name: str) -> tuple[File, ...]:
-        """What `prepare` downloads where no source is given; empty where the publisher wants a form filled in."""
+        """What `prepare` downloads where no source is given; empty where the publisher wants a form filled in.
+
+        One file is then the source; of several, the folder they are in.
+        """
 
     def pieces(self, source: Path, name: str) -> list[Piece]:
         """The parts of what the user has, in the order of the data set; headers are read, not records.
@@ -70,7 +75,7 @@ class Dataset(Protocol):
         """
 
     def read(self, piece: Piece, name: str) -> Iterator[LabelledStructure]:
-        """The structures of a piece, in order.
+        """The structures of a piece, in order; a record gives one or (left out by rule) none.
 
         Raises:
             EutecticError: damaged, cut short, or records of another shape.

@@ -21,12 +21,15 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure
 from eutectic.data.card import Card
+from eutectic.data.source import File, Piece
 
 PREFIXES = ("REF_", "dft_", "")
 VIRIALS = ("REF_virials", "REF_virial", "virials", "virial")
 LABEL_LIKE = ("energy", "energies", "force", "forces", "stress", "virial", "virials")
 # Opening one of these would unpickle it, and a pickle runs whatever code its author put in it.
 REFUSED = ("bundletrajectory",)
+# Formats of which ASE reads a range without making structures of all that comes before it.
+SEEKABLE = ("extxyz", "traj", "db")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,7 @@ class LabelsFound:
         ignored: key that looks like a label and is not taken for one → number of structures.
         groups: number of groups.
         skipped: files of a folder that hold no structures.
+        of_file: structures in each file, in the order of the files; None for one that could not be read to its end.
     """
 
     structures: int
@@ -48,19 +52,23 @@ class LabelsFound:
     ignored: Mapping[str, int] = field(default_factory=dict)
     groups: int = 0
     skipped: tuple[str, ...] = ()
+    of_file: Mapping[Path, int | None] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[str, str, int, str]]:
         """Property, key, structures, unit: one line of a table each."""
         return [(name, key, n, PROPERTIES[name].unit) for name, keys in self.counts.items() for key, n in keys.items()]
 
 
-def scan(source: Path, keys: Mapping[str, str] | None = None, group_key: str | None = None) -> LabelsFound:
+def scan(
+    source: Path, keys: Mapping[str, str] | None = None, group_key: str | None = None, *, skip_bad: bool = False
+) -> LabelsFound:
     """Read a source once and count its labels.
 
     Args:
         source: a file or a folder.
         keys: property → key in `info`, `arrays` or the results, instead of the usual ones.
         group_key: entry of `info` that names a structure's group.
+        skip_bad: pass over what cannot be read.
 
     Raises:
         EutecticError: as `read`; or there is no label at all.
@@ -68,15 +76,33 @@ def scan(source: Path, keys: Mapping[str, str] | None = None, group_key: str | N
     counts: dict[str, Counter[str]] = {}
     ignored: Counter[str] = Counter()
     groups: set[str] = set()
-    structures = 0
     files, skipped = _files(Path(source))
-    for name, where, atoms, info in _all_atoms(files):
-        structures += 1
-        used = _find(atoms, info, keys or {}, where)
-        for label, (key, _) in used.items():
-            counts.setdefault(label, Counter())[key] += 1
-        ignored.update(_unused(atoms, info, {key for key, _ in used.values()}))
-        groups.add(_group(name, atoms, info, group_key, len(files) > 1, where))
+    root = _root(files)
+    of_file: dict[Path, int | None] = {}
+    structures = 0
+    for file in files:
+        number = 0
+        try:
+            for name, where, atoms, info in _all_atoms(file, root):
+                number += 1
+                try:
+                    used = _find(atoms, info, keys or {}, where)
+                    group = _group(name, atoms, info, group_key, len(files) > 1, where)
+                except EutecticError as error:
+                    # A property of no such name is the command's mistake, not the file's.
+                    if not skip_bad or error.where == "keys":
+                        raise
+                    continue
+                for label, (key, _) in used.items():
+                    counts.setdefault(label, Counter())[key] += 1
+                ignored.update(_unused(atoms, info, {key for key, _ in used.values()}))
+                groups.add(group)
+            of_file[file] = number
+        except EutecticError as error:
+            if not skip_bad or error.where == "keys":
+                raise
+            of_file[file] = None
+        structures += number
     if not counts:
         raise _no_labels(Path(source), keys, ignored)
     return LabelsFound(
@@ -86,7 +112,56 @@ def scan(source: Path, keys: Mapping[str, str] | None = None, group_key: str | N
         ignored=dict(ignored),
         groups=len(groups),
         skipped=tuple(skipped),
+        of_file=of_file,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AseFiles:
+    """A source as a `Dataset`: what the other modules of this folder are, with the user's choices.
+
+    Attributes:
+        source: a file or a folder.
+        found: of it, by `scan`.
+        keys, group_key: as for `read`.
+        theory: level of theory of the labels; no file says it.
+    """
+
+    source: Path
+    found: LabelsFound
+    keys: Mapping[str, str] = field(default_factory=dict)
+    group_key: str | None = None
+    theory: str = "not stated"
+
+    def names(self) -> tuple[str, ...]:
+        """One data set."""
+        return ("ase",)
+
+    def card(self, name: str) -> Card:
+        """What was found, and the user's word on the theory."""
+        return card(self.source, self.found, theory=self.theory)
+
+    def files(self, name: str) -> tuple[File, ...]:
+        """None: the files are the user's own."""
+        return ()
+
+    def pieces(self, source: Path, name: str) -> list[Piece]:
+        """The files; those that can be entered anywhere with their number of structures."""
+        return [
+            Piece(path=file, count=count if _format(file) in SEEKABLE else None)
+            for file, count in self.found.of_file.items()
+        ]
+
+    def read(self, piece: Piece, name: str) -> Iterator[LabelledStructure]:
+        """The structures of a file, or of a part of it; unchecked."""
+        files = list(self.found.of_file)
+        several = len(files) > 1
+        rows = _rows(piece.path, _root(files), several, self.keys, self.group_key, piece.first, piece.count)
+        yield from (row for _, row in rows)
+
+    def published_splits(self, source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
+        """None."""
+        return {}
 
 
 def card(
@@ -157,9 +232,22 @@ def rows(
 ) -> Iterator[tuple[str, LabelledStructure]]:
     """As `read`, unchecked: where a structure is, and the structure."""
     files, _ = _files(Path(source))
-    for name, where, atoms, info in _all_atoms(files):
-        labels = {label: value for label, (_, value) in _find(atoms, info, keys or {}, where).items()}
-        group = _group(name, atoms, info, group_key, len(files) > 1, where)
+    for file in files:
+        yield from _rows(file, _root(files), len(files) > 1, keys or {}, group_key)
+
+
+def _rows(
+    file: Path,
+    root: Path,
+    several_files: bool,
+    keys: Mapping[str, str],
+    group_key: str | None,
+    first: int = 0,
+    count: int | None = None,
+) -> Iterator[tuple[str, LabelledStructure]]:
+    for name, where, atoms, info in _all_atoms(file, root, first, count):
+        labels = {label: value for label, (_, value) in _find(atoms, info, keys, where).items()}
+        group = _group(name, atoms, info, group_key, several_files, where)
         tags = np.asarray(atoms.get_tags())
         if not np.isin(tags, (0, 1, 2)).all():
             atoms.set_tags(np.full(len(atoms), 2))
@@ -304,41 +392,46 @@ def _format(file: Path) -> str:
     return name
 
 
-def _all_atoms(files: list[Path]) -> Iterator[tuple[str, str, Atoms, Mapping[str, Any]]]:
+def _root(files: list[Path]) -> Path:
+    return Path(os.path.commonpath([file.parent for file in files]))
+
+
+def _all_atoms(
+    file: Path, root: Path, first: int = 0, count: int | None = None
+) -> Iterator[tuple[str, str, Atoms, Mapping[str, Any]]]:
     """Id, where it is in words, structure, and all its entries."""
-    root = os.path.commonpath([file.parent for file in files])
-    for file in files:
-        index, stream = 0, _atoms(file)
-        while True:
-            where = f"{file}, structure {index}"
-            try:
-                atoms, info = next(stream)
-            except StopIteration:
-                break
-            # Every format of ASE fails in its own way; what they share is that the file is not whole.
-            except Exception as error:
-                raise EutecticError(
-                    where,
-                    f"could not be read ({type(error).__name__}: {error})",
-                    f"a whole file of the format {_format(file)}",
-                    "it may be cut short or damaged: write it again, or remove what is not whole",
-                ) from error
-            yield f"{file.relative_to(root).as_posix()}#{index}", where, atoms, info
-            index += 1
-        if index == 0:
-            raise EutecticError(str(file), "no structures", "at least one", "write it again, or remove it")
+    index, stream = first, _atoms(file, first, count)
+    while True:
+        where = f"{file}, structure {index}"
+        try:
+            atoms, info = next(stream)
+        except StopIteration:
+            break
+        # Every format of ASE fails in its own way; what they share is that the file is not whole.
+        except Exception as error:
+            raise EutecticError(
+                where,
+                f"could not be read ({type(error).__name__}: {error})",
+                f"a whole file of the format {_format(file)}",
+                "it may be cut short or damaged: write it again, or remove what is not whole",
+            ) from error
+        yield f"{file.relative_to(root).as_posix()}#{index}", where, atoms, info
+        index += 1
+    if index == 0 and count != 0:
+        raise EutecticError(str(file), "no structures", "at least one", "write it again, or remove it")
 
 
-def _atoms(file: Path) -> Iterator[tuple[Atoms, Mapping[str, Any]]]:
+def _atoms(file: Path, first: int, count: int | None) -> Iterator[tuple[Atoms, Mapping[str, Any]]]:
+    end = None if count is None else first + count
     if _format(file) in ("db", "json"):
         from ase.db import connect
 
         # ase.io drops the key-value pairs of a database, and those may be the labels.
-        for row in connect(str(file), type=_format(file)).select():
+        for row in connect(str(file), type=_format(file)).select(offset=first, limit=count):
             atoms = row.toatoms()
             yield atoms, {**atoms.info, **row.data, **row.key_value_pairs}
     else:
         from ase.io import iread
 
-        for atoms in iread(str(file), index=":", format=_format(file)):
+        for atoms in iread(str(file), index=f"{first}:{'' if end is None else end}", format=_format(file)):
             yield atoms, atoms.info

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import itertools
+import os
 import sys
 import tarfile
 import zlib
@@ -26,6 +28,7 @@ from jaxtyping import Int
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.atoms.units import HARTREE
 from eutectic.data.card import Card
+from eutectic.data.source import File, Piece
 
 CARD = Card(
     name="qm9",
@@ -119,26 +122,81 @@ def properties_from_row(numbers: Int[np.ndarray, " atoms"], row: Sequence[float]
     return {name: np.asarray(value, dtype=np.float64) for name, value in values.items()}
 
 
-def read(source: Path | None = None, *, uncharacterized: Path | None = None) -> Iterator[LabelledStructure]:
-    """Every molecule, in the order of the files.
+FILES = (
+    File(
+        name="dsgdb9nsd.xyz.tar.bz2",
+        url="https://ndownloader.figshare.com/files/3195389",
+        size_bytes=86_144_227,
+        checksum="md5:ad1ebd51ee7f5b3a6e32e974e5d54012",
+    ),
+    File(
+        name="uncharacterized.txt",
+        url="https://ndownloader.figshare.com/files/3195404",
+        size_bytes=486_752,
+        checksum="md5:a361887bacb427b8a0ce7903d92a53b4",
+    ),
+)
+
+
+def names() -> tuple[str, ...]:
+    """One data set."""
+    return ("qm9",)
+
+
+def card(name: str) -> Card:
+    """The card, whatever the layout."""
+    return CARD
+
+
+def files(name: str) -> tuple[File, ...]:
+    """The archive, and the list of what to leave out of it."""
+    return FILES
+
+
+def pieces(source: Path, name: str) -> list[Piece]:
+    """The archive, or the molecules' own files in the order of their names, or the parts of qm9pack.
 
     Args:
-        source: `dsgdb9nsd.xyz.tar.bz2`, or a folder of `dsgdb9nsd_*.xyz`; None for the package qm9pack.
-        uncharacterized: the list of molecules to leave out; None takes `uncharacterized.txt` beside (or in)
-            `source` where there is one.
+        source: `dsgdb9nsd.xyz.tar.bz2`; a folder of it or of `dsgdb9nsd_*.xyz`; or the folder of qm9pack.
 
     Raises:
-        EutecticError: nothing is at `source`; qm9pack is not installed; a file that cannot be read.
+        EutecticError: none of these.
     """
-    if source is None:
-        yield from _from_package()
-        return
     source = Path(source)
-    left_out = _uncharacterized(source, uncharacterized)
-    for name, text in _texts(source):
-        molecule = _from_xyz(text, f"{source}, {name}")
+    if source.is_file():
+        return [Piece(path=source)]
+    for pattern in ("dsgdb9nsd_*.xyz", "dsgdb9nsd*.xyz.tar.bz2", "qm9_part*.csv"):
+        if found := sorted(source.rglob(pattern)):
+            # A molecule has a file of its own: the folder is the piece, and its files are the records.
+            if pattern == "dsgdb9nsd_*.xyz":
+                return [Piece(path=source, count=len(found))]
+            return [Piece(path=path) for path in found]
+    raise _nothing(source)
+
+
+def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
+    """The molecules of a piece, in the order of the files.
+
+    Molecules listed in an `uncharacterized.txt` that lies in the folder, or beside the archive, are left out.
+
+    Raises:
+        EutecticError: a file that cannot be read.
+    """
+    end = None if piece.count is None else piece.first + piece.count
+    if piece.path.suffix == ".csv":
+        with piece.path.open(newline="") as handle:
+            yield from _from_csv(handle, str(piece.path), piece.first, end)
+        return
+    left_out = _uncharacterized(piece.path)
+    for member, text in _texts(piece.path, piece.first, end):
+        molecule = _from_xyz(text, f"{piece.path}, {member}")
         if int(molecule.id.removeprefix("qm9-")) not in left_out:
             yield molecule
+
+
+def published_splits(source: Path, name: str) -> dict[str, dict[str, np.ndarray]]:
+    """None: every paper draws its own."""
+    return {}
 
 
 def _molecule(
@@ -188,45 +246,47 @@ def _from_xyz(text: str, where: str) -> LabelledStructure:
         ) from error
 
 
-def _texts(source: Path) -> Iterator[tuple[str, str]]:
-    """Names and texts of the molecules' files in a folder or an archive; nothing is unpacked to disk."""
-    found = False
+def _texts(source: Path, first: int, end: int | None) -> Iterator[tuple[str, str]]:
+    """Names and texts of some molecules' files in a folder or an archive; nothing is unpacked to disk."""
     if source.is_dir():
-        for path in sorted(source.rglob("dsgdb9nsd_*.xyz")):
-            found = True
+        for path in sorted(source.rglob("dsgdb9nsd_*.xyz"))[first:end]:
             yield path.name, path.read_text()
-    elif source.is_file():
-        try:
-            with tarfile.open(source) as archive:
-                for member in archive:
-                    if member.isfile() and Path(member.name).match("dsgdb9nsd_*.xyz"):
-                        found = True
+        return
+    found = 0
+    try:
+        with tarfile.open(source) as archive:
+            for member in archive:
+                if member.isfile() and Path(member.name).match("dsgdb9nsd_*.xyz"):
+                    found += 1
+                    if first < found <= (found if end is None else end):
                         handle = archive.extractfile(member)
                         assert handle is not None
                         yield Path(member.name).name, handle.read().decode()
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            raise EutecticError(
-                str(source),
-                f"not a whole tar archive ({error})",
-                "dsgdb9nsd.xyz.tar.bz2, or a folder of dsgdb9nsd_*.xyz",
-                "fetch the archive again (doi:10.6084/m9.figshare.c.978904)",
-            ) from error
-    if not found:
+                    elif found > first:
+                        return
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise EutecticError(
             str(source),
-            "no dsgdb9nsd_*.xyz here" if source.exists() else "nothing is here",
+            f"not a whole tar archive ({error})",
             "dsgdb9nsd.xyz.tar.bz2, or a folder of dsgdb9nsd_*.xyz",
-            "check the path, or give none to use the package qm9pack",
-        )
+            "fetch the archive again (doi:10.6084/m9.figshare.c.978904)",
+        ) from error
+    if not found:
+        raise _nothing(source)
 
 
-def _uncharacterized(source: Path, given: Path | None) -> set[int]:
+def _nothing(source: Path) -> EutecticError:
+    return EutecticError(
+        str(source),
+        "no dsgdb9nsd_*.xyz here" if source.exists() else "nothing is here",
+        "dsgdb9nsd.xyz.tar.bz2, or a folder of dsgdb9nsd_*.xyz",
+        "check the path, or give none to use the package qm9pack",
+    )
+
+
+def _uncharacterized(source: Path) -> set[int]:
     """Indices of the molecules that became another when relaxed (none where the list is not there)."""
-    path = given or (source if source.is_dir() else source.parent) / "uncharacterized.txt"
-    if given is not None and not given.is_file():
-        raise EutecticError(
-            str(given), "nothing is here", "uncharacterized.txt of QM9", "check the path, or leave it out"
-        )
+    path = (source if source.is_dir() else source.parent) / "uncharacterized.txt"
     if not path.is_file():
         return set()
     firsts = (line.split()[0] for line in path.read_text().splitlines() if line.strip())
@@ -253,15 +313,18 @@ def package_files() -> list[Path]:
     return files
 
 
-def _from_package() -> Iterator[LabelledStructure]:
+def package_folder() -> Path | None:
+    """Where the files of the package qm9pack lie; None where it is not installed."""
+    try:
+        return Path(os.path.commonpath([path.parent for path in package_files()]))
+    except EutecticError:
+        return None
+
+
+def _from_csv(lines: Iterable[str], where: str, first: int = 0, end: int | None = None) -> Iterator[LabelledStructure]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    for path in package_files():
-        with path.open(newline="") as handle:
-            yield from _from_csv(handle, str(path))
-
-
-def _from_csv(lines: Iterable[str], where: str) -> Iterator[LabelledStructure]:
-    for line, row in enumerate(csv.DictReader(lines, restval=""), start=2):
+    numbered = enumerate(csv.DictReader(lines, restval=""), start=2)
+    for line, row in itertools.islice(numbered, first, end):
         try:
             symbols = row["Elements"].strip("[]").replace("'", "").replace(" ", "").split(",")
             flat = row["XYZ_Ang"].replace("[", "").replace("]", "").split(",")

@@ -4,7 +4,7 @@ Christensen and von Lilienfeld, Mach. Learn.: Sci. Technol. 1, 045018 (2020), do
 files at doi:10.6084/m9.figshare.12672038. Layouts read, by what `source` is:
 
 * the published archive `rmd17.tar.bz2`, or the folder it unpacks to (`npz_data/`, `splits/`), which is
-  quicker: an archive is decompressed again for each look;
+  quicker: an archive is decompressed twice, once for the splits;
 * one `rmd17_<molecule>.npz`, or a folder with it;
 * the pair `rmd17_<molecule>_train_01.npz`, `rmd17_<molecule>_test_01.npz` (either file, or their folder):
   the 2000 structures of official split 1.
@@ -28,6 +28,7 @@ from ase.formula import Formula
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.atoms.units import KCAL_PER_MOL
 from eutectic.data.card import Card
+from eutectic.data.source import File, Piece
 
 CARD = Card(
     name="rmd17",
@@ -63,76 +64,113 @@ MOLECULES: dict[str, str] = {
 _FETCH = "fetch rmd17.tar.bz2 again (doi:10.6084/m9.figshare.12672038)"
 
 
-def card(molecule: str) -> Card:
+ARCHIVE = File(
+    name="rmd17.tar.bz2",
+    url="https://ndownloader.figshare.com/files/23950376",
+    size_bytes=1_066_301_513,
+    checksum="md5:cb1a927628d96f2e966025da4fb63d18",
+)
+
+
+def names() -> tuple[str, ...]:
+    """ "rmd17:aspirin", …"""
+    return tuple(f"rmd17:{molecule}" for molecule in MOLECULES)
+
+
+def card(name: str) -> Card:
     """The card of one molecule's data set, `rmd17:<molecule>`."""
-    _known(molecule)
+    molecule = _molecule(name)
     return replace(CARD, name=f"rmd17:{molecule}", title=f"Revised MD17, {molecule}: molecular dynamics at 500 K")
 
 
-def read(source: Path, molecule: str) -> Iterator[LabelledStructure]:
-    """Every structure of one molecule, in the order of its file (of the pair: training, then test).
+def files(name: str) -> tuple[File, ...]:
+    """The archive, which holds all molecules."""
+    _molecule(name)
+    return (ARCHIVE,)
+
+
+def pieces(source: Path, name: str) -> list[Piece]:
+    """The npz of one molecule: whole, or (of the pair) training, then test.
 
     Args:
         source: archive, folder or file, as the head of this module says.
-        molecule: one of `MOLECULES`.
-
-    Yields:
-        energy in eV, forces in eV/Å; `id` is "<molecule>-<position in the file>".
+        name: "rmd17:<molecule>".
 
     Raises:
-        EutecticError: an unknown molecule; no file of it; a file cut short, of other arrays, or of another
-            molecule.
+        EutecticError: an unknown molecule; no file of it; a file cut short.
     """
-    _known(molecule)
-    position = 0
-    for where, data in _files(Path(source), molecule):
-        numbers, coords, energies, forces = _arrays(where, data, molecule)
-        for i in range(len(coords)):
-            yield LabelledStructure(
-                structure=Structure(numbers=numbers, positions=coords[i]),
-                labels={"energy": np.asarray(energies[i] * KCAL_PER_MOL), "forces": forces[i] * KCAL_PER_MOL},
-                id=f"{molecule}-{position:06d}",
-                group=molecule,
-            )
-            position += 1
+    molecule, source = _molecule(name), Path(source)
+    if source.is_file() and source.suffix != ".npz":
+        # In one piece: an archive would be decompressed once more for each.
+        return [Piece(path=source, member=_whole(molecule))]
+    return [Piece(path=path, count=_length(path)) for path in _files(source, molecule)]
 
 
-def count(source: Path, molecule: str) -> int:
-    """How many structures `read` will give, from the headers of the arrays."""
-    return sum(_length(where, data) for where, data in _files(Path(source), molecule))
+def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
+    """The structures of a piece, in the order of its file.
+
+    Yields:
+        energy in eV, forces in eV/Å; `id` is "<molecule>-<position among all>".
+
+    Raises:
+        EutecticError: a file cut short, of other arrays, or of another molecule.
+    """
+    molecule = _molecule(name)
+    data: io.BytesIO | Path = piece.path
+    if piece.member:
+        # Read where it lies: nothing of an archive is ever unpacked to disk.
+        content = next((content for _, content in _members(piece.path, piece.member)), None)
+        if content is None:
+            raise _nothing(piece.path, molecule)
+        data = io.BytesIO(content)
+    where = f"{piece.path}, {piece.member}" if piece.member else str(piece.path)
+    numbers, coords, energies, forces = _arrays(where, data, molecule)
+    # Test structures of the pair come after the training ones.
+    train, test = _pair(molecule)
+    before = _length(piece.path.with_name(train)) if piece.path.name == test else 0
+    end = len(coords) if piece.count is None else min(piece.first + piece.count, len(coords))
+    for i in range(piece.first, end):
+        yield LabelledStructure(
+            structure=Structure(numbers=numbers, positions=coords[i]),
+            labels={"energy": np.asarray(energies[i] * KCAL_PER_MOL), "forces": forces[i] * KCAL_PER_MOL},
+            id=f"{molecule}-{before + i:06d}",
+            group=molecule,
+        )
 
 
-def official_splits(source: Path, molecule: str) -> dict[str, dict[str, np.ndarray]]:
+def published_splits(source: Path, name: str) -> dict[str, dict[str, np.ndarray]]:
     """The splits published with the data.
 
     Args:
-        source: as for `read`.
+        source: as for `pieces`.
 
     Returns:
         "official_01" … "official_05" (those that are there) → "train" and "test" → positions in the order of
-        `read`, in the published order. Empty for a lone npz.
+        all pieces, in the published order. Empty for a lone npz.
 
     Raises:
-        EutecticError: as `read`; a split of another data set.
+        EutecticError: as `pieces`; a split of another data set.
     """
-    _known(molecule)
-    source = Path(source)
-    lengths = [_length(where, data) for where, data in _files(source, molecule)]
+    molecule, source = _molecule(name), Path(source)
+    if source.is_file() and source.suffix != ".npz":
+        lengths, listed = _inside(source, molecule)
+    else:
+        lengths, listed = [_length(path) for path in _files(source, molecule)], list(_split_files(source))
     if len(lengths) == 2:
         train = np.arange(lengths[0])
         return {"official_01": {"train": train, "test": lengths[0] + np.arange(lengths[1])}}
     splits: dict[str, dict[str, np.ndarray]] = {}
-    for part, number, text in _split_files(source):
-        name = f"index_{part}_{number}.csv"
+    for part, number, text in listed:
+        file = f"index_{part}_{number}.csv"
         try:
             positions = np.array([int(line) for line in text.split()], dtype=np.int64)
         except ValueError as error:
-            raise EutecticError(f"{source}, {name}", f"{error}", "one position on each line", _FETCH) from error
+            raise EutecticError(f"{source}, {file}", f"{error}", "one position on each line", _FETCH) from error
         inside = (positions >= 0) & (positions < lengths[0])
         # One list serves all molecules, and azobenzene has 12 structures fewer: a handful may fall outside.
         if inside.mean() < 0.99:
             raise EutecticError(
-                f"{source}, {name}",
+                f"{source}, {file}",
                 f"{int((~inside).sum())} of {len(inside)} positions are beyond the {lengths[0]} structures",
                 f"positions within rmd17_{molecule}.npz",
                 "use the splits and the npz of the same archive",
@@ -141,24 +179,32 @@ def official_splits(source: Path, molecule: str) -> dict[str, dict[str, np.ndarr
     return {name: parts for name, parts in sorted(splits.items()) if {"train", "test"} <= parts.keys()}
 
 
-def _known(molecule: str) -> None:
+def _molecule(name: str) -> str:
+    molecule = name.removeprefix("rmd17:")
     if molecule not in MOLECULES:
         raise EutecticError("rmd17", f"molecule {molecule!r}", f"one of {', '.join(MOLECULES)}", "name one of these")
+    return molecule
 
 
-def _files(source: Path, molecule: str) -> Iterator[tuple[str, io.BytesIO | Path]]:
-    """The npz files of one molecule: one, or the pair of official split 1."""
-    whole, pair = f"rmd17_{molecule}.npz", [f"rmd17_{molecule}_{part}_01.npz" for part in ("train", "test")]
+def _whole(molecule: str) -> str:
+    return f"rmd17_{molecule}.npz"
+
+
+def _pair(molecule: str) -> tuple[str, str]:
+    return f"rmd17_{molecule}_train_01.npz", f"rmd17_{molecule}_test_01.npz"
+
+
+def _files(source: Path, molecule: str) -> list[Path]:
+    """The npz files of one molecule outside an archive: one, or the pair of official split 1."""
+    pair = _pair(molecule)
     if source.is_dir():
         for folder in (source, source / "npz_data", source / "rmd17" / "npz_data"):
-            if (folder / whole).is_file():
-                yield str(folder / whole), folder / whole
-                return
+            if (folder / _whole(molecule)).is_file():
+                return [folder / _whole(molecule)]
             if all((folder / name).is_file() for name in pair):
-                yield from ((str(folder / name), folder / name) for name in pair)
-                return
-    elif source.suffix == ".npz" and source.is_file():
-        names = pair if source.name in pair else [source.name]
+                return [folder / name for name in pair]
+    elif source.is_file():
+        names = pair if source.name in pair else (source.name,)
         for name in names:
             if not (source.parent / name).is_file():
                 raise EutecticError(
@@ -167,42 +213,55 @@ def _files(source: Path, molecule: str) -> Iterator[tuple[str, io.BytesIO | Path
                     "both files of the pair",
                     "fetch the other one, or give a whole rmd17_<molecule>.npz",
                 )
-            yield str(source.parent / name), source.parent / name
-        return
-    elif source.is_file():
-        for name, content in _members(source, whole):
-            # Read where it lies: nothing of an archive is ever unpacked to disk.
-            yield f"{source}, {name}", io.BytesIO(content)
-            return
-    raise EutecticError(
+        return [source.parent / name for name in names]
+    raise _nothing(source, molecule)
+
+
+def _nothing(source: Path, molecule: str) -> EutecticError:
+    train, test = _pair(molecule)
+    return EutecticError(
         str(source),
-        f"no {whole} here" if source.exists() else "nothing is here",
-        f"rmd17.tar.bz2, its folder, {whole}, or {pair[0]} with {pair[1]}",
+        f"no {_whole(molecule)} here" if source.exists() else "nothing is here",
+        f"rmd17.tar.bz2, its folder, {_whole(molecule)}, or {train} with {test}",
         "check the path and the molecule (fetch: doi:10.6084/m9.figshare.12672038)",
     )
 
 
+def _inside(archive: Path, molecule: str) -> tuple[list[int], list[tuple[str, str, str]]]:
+    """Number of structures, and lists, in an archive, which is decompressed once for both."""
+    lengths: list[int] = []
+    listed = []
+    for name, content in _members(archive, _whole(molecule), "index_*.csv"):
+        if name.endswith(".npz"):
+            lengths.append(_length(io.BytesIO(content), f"{archive}, {name}"))
+        else:
+            listed.append((*_part_and_number(name), content.decode()))
+    if not lengths:
+        raise _nothing(archive, molecule)
+    return lengths, listed
+
+
+def _part_and_number(name: str) -> tuple[str, str]:
+    _, part, number = Path(name).name.removesuffix(".csv").split("_")
+    return part, number
+
+
 def _split_files(source: Path) -> Iterator[tuple[str, str, str]]:
-    """Part ("train", "test"), number ("01") and text of every published list that goes with `source`."""
-    found: list[tuple[str, str]] = []
-    if source.is_file() and source.suffix != ".npz":
-        found = [(Path(n).name, text.decode()) for n, text in _members(source, "index_*.csv")]
-    else:
-        folder = source.parent if source.is_file() else source
-        for splits in (folder / "splits", folder.parent / "splits", folder / "rmd17" / "splits"):
-            found = [(path.name, path.read_text()) for path in sorted(splits.glob("index_*_*.csv"))]
-            if found:
-                break
-    for name, text in found:
-        _, part, number = name.removesuffix(".csv").split("_")
-        yield part, number, text
+    """Part ("train", "test"), number ("01") and text of every published list beside or in `source`."""
+    folder = source.parent if source.is_file() else source
+    for splits in (folder / "splits", folder.parent / "splits", folder / "rmd17" / "splits"):
+        found = sorted(splits.glob("index_*_*.csv"))
+        for path in found:
+            yield (*_part_and_number(path.name), path.read_text())
+        if found:
+            return
 
 
-def _members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+def _members(archive: Path, *patterns: str) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
-                if member.isfile() and Path(member.name).match(pattern):
+                if member.isfile() and any(Path(member.name).match(pattern) for pattern in patterns):
                     handle = tar.extractfile(member)
                     assert handle is not None
                     yield member.name, handle.read()
@@ -210,8 +269,9 @@ def _members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
         raise EutecticError(str(archive), f"not a whole tar archive ({error})", "rmd17.tar.bz2", _FETCH) from error
 
 
-def _length(where: str, data: io.BytesIO | Path) -> int:
+def _length(data: io.BytesIO | Path, where: str = "") -> int:
     """Number of energies, without reading them."""
+    where = where or str(data)
     try:
         with zipfile.ZipFile(data) as bundle, bundle.open("energies.npy") as handle:
             version = np.lib.format.read_magic(handle)

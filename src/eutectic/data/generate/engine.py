@@ -13,11 +13,8 @@ import importlib.util
 import json
 import math
 import multiprocessing
-import os
 import shutil
 import signal
-import threading
-import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from eutectic.atoms import EutecticError, Interrupted, LabelledStructure
 from eutectic.data.card import Card
 from eutectic.data.store import Store, write_store
+from eutectic.data.workers import end_workers, one_thread_each, start_worker
 
 MAX_FORCE = 50.0
 """Structures with a larger force component (eV/Å) are left out: no path or trajectory goes there."""
@@ -182,37 +180,11 @@ def make_chunk(generator: Generator, seed: int, items: range, folder: Path) -> d
 
 
 def _start_worker() -> None:
-    """A worker uses one thread, leaves Ctrl-C to its parent, ends with it, and passes no warnings on."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore")  # of the label engines: nobody here can act on them
-    parent = multiprocessing.parent_process()
-
-    def leave_with_parent() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    start_worker()
     with contextlib.suppress(ImportError):
         import torch
 
         torch.set_num_threads(1)
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started inside this block use one thread for linear algebra (more made them far slower)."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _plan(generator: Generator, scale: float, seed: int) -> dict[str, object]:
@@ -303,7 +275,7 @@ def _make_all(generator: Generator, seed: int, todo: dict[Path, range], n_items:
     if not todo:
         return
     remaining = sum(len(items) for items in todo.values())
-    with _one_thread_each(), Progress(*columns) as progress:
+    with one_thread_each(), Progress(*columns) as progress:
         shown = progress.add_task(
             generator.card.name, total=n_items, completed=n_items - remaining, rate="", rejected=0
         )
@@ -330,13 +302,7 @@ def _make_all(generator: Generator, seed: int, todo: dict[Path, range], n_items:
                 "run the same command again, with fewer --workers; what was finished is kept",
             ) from error
         except KeyboardInterrupt:
-            _stop(pool)
+            end_workers(pool)
             raise Interrupted("run the same command again; what was finished is kept") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _stop(pool: ProcessPoolExecutor) -> None:
-    """End the workers now: an unfinished chunk is made anew anyway."""
-    for process in list((pool._processes or {}).values()):
-        process.terminate()

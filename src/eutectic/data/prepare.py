@@ -1,0 +1,673 @@
+"""Reading a data set's files into a store: in parallel, resumable, with the same bytes whatever the processes.
+
+The files are divided into parts by a rule that looks at them alone. Each part is read by one process into one
+Arrow file in a hidden folder beside the store (`.<name>.preparing`); the finished parts become the store's shards,
+by name alone. A preparation that was killed goes on with the parts that are not done, as long as a small journal
+says that neither the source nor the reader has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from eutectic import __version__
+from eutectic.atoms import EutecticError, Interrupted, LabelledStructure
+from eutectic.data import store as store_module
+from eutectic.data.card import Card
+from eutectic.data.source import Dataset, Piece
+from eutectic.data.store import (
+    PublishedSplits,
+    Shard,
+    ShardWriter,
+    Summary,
+    check_place,
+    finish_store,
+    move_into_place,
+    shard_name,
+    writing_to,
+)
+from eutectic.data.workers import cores, end_workers, one_thread_each, start_worker
+
+SHOW_AFTER = 5.0
+"""Seconds after which it is shown how far a preparation is."""
+
+PART_RECORDS = 4096
+"""Records of a part, at least: what a kill costs."""
+
+MAX_PARTS = 1024
+"""A data set of a hundred million structures is not cut finer than this."""
+
+RECORD_BYTES = 4096
+"""Guess of a record's length in files that say only how long they are."""
+
+FIRST_MESSAGES = 10
+MOST_IN_A_ROW = 20
+"""After so many records that cannot be read, one after another, the rest of a file without a known length is given
+up: its end may be damaged, and never be met."""
+
+
+@dataclass(kw_only=True)
+class LeftOut:
+    """What `skip_bad` passed over.
+
+    Attributes:
+        count: records.
+        first: messages of the first ten.
+        rows: their places among all rows; None where that is not known.
+    """
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+    rows: list[int] | None = field(default_factory=list)
+
+    def add(self, error: EutecticError, row: int, count: int | None = 1) -> None:
+        """Note some records, one after another, the first of which is a row's place; None is an unknown number."""
+        self.first += [str(error)] * (len(self.first) < FIRST_MESSAGES)
+        if count is None:
+            self.rows = None
+        elif self.rows is not None:
+            self.rows += range(row, row + count)
+        self.count += count or 1
+
+    def __add__(self, other: LeftOut) -> LeftOut:
+        known = self.rows is not None and other.rows is not None
+        return LeftOut(
+            count=self.count + other.count,
+            first=[*self.first, *other.first][:FIRST_MESSAGES],
+            rows=[*(self.rows or ()), *(other.rows or ())] if known else None,
+        )
+
+
+# --- the plan ---------------------------------------------------------------------------------------
+
+
+def plan(pieces: Sequence[Piece]) -> list[tuple[tuple[Piece, ...], float]]:
+    """Divide the work: consecutive pieces, large ones cut, small ones together.
+
+    Looks at the files alone, never at the number of processes.
+
+    Returns:
+        The pieces of each part, in order, and about how many records they are.
+    """
+    of_file = Counter(piece.path for piece in pieces)
+    guess = {path: max(1.0, path.stat().st_size / RECORD_BYTES / n) for path, n in of_file.items()}
+    weights = [guess[p.path] if p.count is None else float(p.count) for p in pieces]
+    most = max(PART_RECORDS, math.ceil(sum(weights) / MAX_PARTS))
+    parts: list[tuple[tuple[Piece, ...], float]] = []
+    together: list[Piece] = []
+    total = 0.0
+    for piece, weight in zip(pieces, weights, strict=True):
+        for some, some_weight in _cut(piece, weight, most):
+            if together and total + some_weight > most:
+                parts.append((tuple(together), total))
+                together, total = [], 0.0
+            together.append(some)
+            total += some_weight
+    return [*parts, (tuple(together), total)] if together else parts
+
+
+def _cut(piece: Piece, weight: float, most: int) -> Iterator[tuple[Piece, float]]:
+    if piece.count is None or piece.count <= most:
+        yield piece, weight
+        return
+    for offset in range(0, piece.count, most):
+        count = min(most, piece.count - offset)
+        yield replace(piece, first=piece.first + offset, count=count), float(count)
+
+
+# --- reading one part -------------------------------------------------------------------------------
+
+
+def _read(dataset: Dataset, piece: Piece, name: str) -> Iterator[LabelledStructure]:
+    """As the data set reads it, with every failure in words."""
+    done = 0
+    try:
+        for row in dataset.read(piece, name):
+            yield row
+            done += 1
+    except (EutecticError, MemoryError):
+        raise
+    # Libraries fail in their own ways on a damaged file; where it was is what a user can act on.
+    except Exception as error:
+        raise EutecticError(
+            f"{_called(piece)}, about record {piece.first + done}",
+            f"could not be read ({type(error).__name__}: {error})",
+            f"a record of {name}",
+            "the file may be cut short or damaged: fetch it again",
+        ) from error
+
+
+def _called(piece: Piece) -> str:
+    return f"{piece.path}, {piece.member}" if piece.member else str(piece.path)
+
+
+def _fails(dataset: Dataset, piece: Piece, name: str) -> bool:
+    try:
+        for _ in _read(dataset, piece, name):
+            pass
+    except EutecticError:
+        return True
+    return False
+
+
+def _bad_record(dataset: Dataset, piece: Piece, name: str, done: int) -> int | None:
+    """Which record of a piece fails first, when its first `done` rows were read; None where it now reads well."""
+    if _fails(dataset, replace(piece, first=piece.first + done, count=1), name):
+        return done
+    # Some records give no row: look for the shortest beginning that fails.
+    good, reach = done, done + 1
+    while not _fails(dataset, replace(piece, count=reach), name):
+        if reach == piece.count or reach > 2**40:
+            return None
+        good, reach = reach, min(2 * reach, piece.count or 2**41)
+    while reach - good > 1:
+        middle = (good + reach) // 2
+        if _fails(dataset, replace(piece, count=middle), name):
+            reach = middle
+        else:
+            good = middle
+    return reach - 1
+
+
+def _rows(dataset: Dataset, piece: Piece, name: str, bad: LeftOut | None, start: int) -> Iterator[LabelledStructure]:
+    """The usable rows of a piece; the others are refused or, with `bad`, noted and passed over.
+
+    Args:
+        start: place of the piece's first row, for `bad`.
+    """
+    rest, place, in_a_row, before = piece, start, 0, ""
+
+    def usable(rows: Iterator[LabelledStructure]) -> Iterator[LabelledStructure]:
+        nonlocal place
+        for row in rows:
+            place += 1
+            try:
+                row.check(f"{_called(piece)}, {row.id}")
+            except EutecticError as error:
+                if bad is None:
+                    raise _or_without(error) from error
+                bad.add(error, place - 1)
+            else:
+                yield row
+
+    while rest.count is None or rest.count > 0:
+        first_place = place
+        try:
+            yield from usable(_read(dataset, rest, name))
+            return
+        except EutecticError as error:
+            if bad is None:
+                raise _or_without(error) from error
+            done = place - first_place
+            in_a_row = 1 if done else in_a_row + 1
+            which = _bad_record(dataset, rest, name, done)
+            if which is None:
+                raise
+            if which > done:
+                # A reader that looks at many records at once gave none of those before the bad one.
+                rows = _read(dataset, replace(rest, count=which), name)
+                yield from usable(row for number, row in enumerate(rows) if number >= done)
+            if str(error) == before or (rest.count is None and in_a_row >= MOST_IN_A_ROW):
+                bad.add(error, place, None if rest.count is None else rest.count - which)
+                return
+            bad.add(error, place)
+            place, before = place + 1, str(error)
+            left = None if rest.count is None else rest.count - which - 1
+            rest = replace(rest, first=rest.first + which + 1, count=left)
+
+
+def _or_without(error: EutecticError) -> EutecticError:
+    if "--skip-bad" in error.fix:
+        return error
+    return EutecticError(
+        error.where, error.given, error.expected, f"{error.fix}; or pass --skip-bad to leave such records out"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every part of a preparation shares. Pickles: a module travels as its name."""
+
+    dataset: Dataset | str
+    name: str
+    card: Card
+    work: Path
+    skip_bad: bool
+
+    def reader(self) -> Dataset:
+        """The data set's module, or object."""
+        return cast(Dataset, importlib.import_module(self.dataset)) if isinstance(self.dataset, str) else self.dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One part that is done."""
+
+    shard: Shard
+    left_out: LeftOut
+
+    def write(self, path: Path) -> None:
+        """Whole or not at all: it says that the part is done."""
+        half = path.with_suffix(".half")
+        shard = {"rows": self.shard.rows, "bytes": self.shard.bytes, "summary": self.shard.summary.to_dict()}
+        half.write_text(json.dumps({"shard": shard, "left_out": vars(self.left_out)}))
+        half.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Report | None:
+        """None where the part is not done, or its file is not what the report says."""
+        try:
+            values = json.loads(path.read_text())
+            shard = Shard(**{**values["shard"], "summary": Summary.from_dict(values["shard"]["summary"])})
+            whole = path.with_suffix(".arrow").stat().st_size == shard.bytes
+            return cls(shard=shard, left_out=LeftOut(**values["left_out"])) if whole else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def _report_of(work: Path, number: int) -> Path:
+    return work / f"part-{number:05d}.json"
+
+
+def make_part(job: Job, number: int, pieces: Sequence[Piece], tell: Callable[[int], None]) -> Report:
+    """Read some pieces into one Arrow file; done only when its report is there, which is written last.
+
+    Args:
+        job: what it belongs to.
+        number: of the part.
+        pieces: in order.
+        tell: called with a number of records, as they are read.
+    """
+    report, dataset = _report_of(job.work, number), job.reader()
+    half = report.with_suffix(".arrow-half")
+    bad = LeftOut() if job.skip_bad else None
+    pending: list[LabelledStructure] = []
+    with writing_to(job.work):
+        writer = ShardWriter(half, job.card)
+    try:
+        told = 0
+        for piece in pieces:
+            start = writer.rows + len(pending) + (bad.count if bad else 0)
+            for row in _rows(dataset, piece, job.name, bad, start):
+                pending.append(row)
+                if len(pending) == store_module.ROWS_PER_BATCH:
+                    with writing_to(job.work):
+                        writer.add(pending)
+                    pending = []
+                read = writer.rows + len(pending) + (bad.count if bad else 0)
+                if not len(pending) % 64:
+                    tell(read - told)
+                    told = read
+        with writing_to(job.work):
+            if pending:
+                writer.add(pending)
+            made = Report(shard=writer.close(), left_out=bad or LeftOut())
+            half.replace(report.with_suffix(".arrow"))
+            made.write(report)
+    except BaseException:
+        writer.abandon()
+        # Its space may be what others need.
+        half.unlink(missing_ok=True)
+        raise
+    tell(made.shard.rows + made.left_out.count - told)
+    return made
+
+
+_counter: Any = None
+
+
+def _start(counter: Any) -> None:
+    global _counter
+    start_worker()
+    _counter = counter
+
+
+def _count(n: int) -> None:
+    with _counter.get_lock():
+        _counter.value += n
+
+
+def _make_part_here(job: Job, number: int, pieces: Sequence[Piece]) -> Report:
+    return make_part(job, number, pieces, _count)
+
+
+# --- the whole --------------------------------------------------------------------------------------
+
+
+def prepare_store(
+    dataset: Dataset,
+    name: str,
+    source: Path,
+    path: Path,
+    *,
+    skip_bad: bool = False,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> LeftOut:
+    """Read a data set's files into a store, or go on doing so.
+
+    Args:
+        dataset: the module that reads them.
+        name: one of its names.
+        source: what the user has.
+        path: the folder to make.
+        skip_bad: leave out records that cannot be used, and say so, instead of refusing the whole.
+        workers: processes; None is one for each core. The store is the same whatever their number.
+        overwrite: replace a store that is there.
+        progress: show how far it is when it takes more than a few seconds.
+
+    Returns:
+        What was left out.
+
+    Raises:
+        EutecticError: a source that cannot be read; a bad record; something at `path`; a disk that is or will be
+            full; another process that prepares the same store.
+        Interrupted: Ctrl-C; finished parts are kept.
+    """
+    path = Path(path).absolute()
+    check_place(path, overwrite=overwrite)
+    if workers is not None and workers < 1:
+        raise EutecticError(f"preparing {name}", f"{workers} workers", "at least 1", "leave it out for one per core")
+    card, pieces = dataset.card(name), dataset.pieces(source, name)
+    splits = dataset.published_splits(source, name)
+    if card.default_split not in ("group", "random", "paper", *splits):
+        card = replace(card, default_split="random", notes=(*card.notes, "No official splits beside it."))
+    parts = plan(pieces)
+    work = path.with_name(f".{path.name}.preparing")
+    with writing_to(path):
+        work.mkdir(parents=True, exist_ok=True)
+    with _locked(work, path):
+        check_place(path, overwrite=overwrite)
+        with writing_to(path):
+            _begin(work, dataset, name, card, pieces)
+        reference = dataset.__name__ if isinstance(dataset, ModuleType) else dataset
+        job = Job(dataset=reference, name=name, card=card, work=work, skip_bad=skip_bad)
+        reports = _make_all(job, parts, workers or cores(), progress)
+        left_out = sum((r.left_out for r in reports), LeftOut())
+        shards = [r.shard for r in reports if r.shard.rows]
+        if not shards:
+            shutil.rmtree(work, ignore_errors=True)
+            raise EutecticError(
+                name, "no structures that can be used", "at least one", "check the source and its filters"
+            )
+        card, splits = _told(card, splits, left_out, reports)
+        with writing_to(path):
+            made = work / "store"
+            made.mkdir()
+            numbers = [number for number, report in enumerate(reports) if report.shard.rows]
+            for at, number in enumerate(numbers):
+                _link(_report_of(work, number).with_suffix(".arrow"), made / shard_name(at))
+            summary = {"count": left_out.count, "first": left_out.first} if left_out.count else None
+            finish_store(made, card, shards, splits=splits, left_out=summary)
+            move_into_place(made, path)
+        shutil.rmtree(work, ignore_errors=True)
+    return left_out
+
+
+def _told(
+    card: Card, splits: PublishedSplits, left_out: LeftOut, reports: Sequence[Report]
+) -> tuple[Card, PublishedSplits]:
+    """Card and splits of a store from which some records are missing."""
+    if not left_out.count:
+        return card, splits
+    notes = [*card.notes, f"{left_out.count} records could not be used and were left out."]
+    if not splits:
+        return replace(card, notes=tuple(notes)), splits
+    if left_out.rows is None:
+        notes.append("The published splits count records that cannot be told apart from those left out: not kept.")
+        default = card.default_split if card.default_split in ("group", "random") else "random"
+        return replace(card, notes=tuple(notes), default_split=default), {}
+    missing, before = [], 0
+    for report in reports:
+        missing += [before + row for row in report.left_out.rows or ()]
+        before += report.shard.rows + report.left_out.count
+    gone = np.array(missing, dtype=np.int64)
+
+    def kept(rows: np.ndarray) -> np.ndarray:
+        rows = np.asarray(rows)[~np.isin(rows, gone)]
+        return rows - np.searchsorted(gone, rows)
+
+    return replace(card, notes=tuple(notes)), {n: {p: kept(r) for p, r in s.items()} for n, s in splits.items()}
+
+
+def _link(part: Path, shard: Path) -> None:
+    """One file under two names, so that a kill at any moment loses nothing; a copy where the disk knows no links."""
+    try:
+        os.link(part, shard)
+    except OSError:
+        shutil.copyfile(part, shard)
+
+
+@contextlib.contextmanager
+def _locked(work: Path, path: Path) -> Iterator[None]:
+    """Hold a folder against other processes; the system lets go when the process ends, however it does."""
+    with writing_to(path):
+        file: BinaryIO = (work / "lock").open("ab")
+    with file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: two processes at once are the user's to avoid
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The other may have finished, and removed the folder, between the two lines above.
+            if not (work / "lock").exists() or os.fstat(file.fileno()).st_ino != (work / "lock").stat().st_ino:
+                raise BlockingIOError
+        except BlockingIOError:
+            raise EutecticError(
+                str(path),
+                "another process is preparing this store",
+                "one at a time",
+                "wait for it, stop it, or choose another --store",
+            ) from None
+        yield
+
+
+def _begin(work: Path, dataset: Dataset, name: str, card: Card, pieces: Sequence[Piece]) -> None:
+    """Keep the parts of an earlier run if they would come out the same now, and nothing else."""
+    now = _journal(dataset, name, card, pieces)
+    try:
+        before = json.loads((work / "journal.json").read_text())
+    except (OSError, ValueError):
+        before = {}
+    for left in work.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left)
+        elif left.name != "lock" and (before != now or left.suffix in (".half", ".arrow-half")):
+            left.unlink()
+    if before != now:
+        if changed := [key for key in now if before and before.get(key) != now[key]]:
+            why = f"{', '.join(changed)} changed since this preparation was interrupted: it starts again"
+            Console(stderr=True).print(why)
+        half = work / "journal.half"
+        half.write_text(json.dumps(now, indent=1))
+        half.replace(work / "journal.json")
+
+
+def _journal(dataset: Dataset, name: str, card: Card, pieces: Sequence[Piece]) -> dict[str, object]:
+    """What a part depends on; files by their size and time, since reading them all again would take as long."""
+
+    def digest(*values: object) -> str:
+        return hashlib.sha256(repr(values).encode()).hexdigest()[:32]
+
+    places = {piece.path.absolute() for piece in pieces}
+    files = sorted({f for place in places for f in (place.rglob("*") if place.is_dir() else (place,)) if f.is_file()})
+    states = [(str(file), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
+    module = dataset if isinstance(dataset, ModuleType) else sys.modules[type(dataset).__module__]
+    sources = [Path(str(m.__file__)) for m in (module, store_module, sys.modules[__name__])]
+    settings = (PART_RECORDS, MAX_PARTS, store_module.ROWS_PER_BATCH)
+    options = "" if isinstance(dataset, ModuleType) else repr(dataset)
+    return {
+        "data set": name,
+        "files": len(files),
+        "the source": digest(states, pieces),
+        "the options": digest(card, options, settings),
+        "the program": digest(__version__, [p.read_bytes() for p in sources if p.is_file()]),
+    }
+
+
+def _make_all(job: Job, parts: Sequence[tuple[tuple[Piece, ...], float]], workers: int, progress: bool) -> list[Report]:
+    """Make the parts that are not done."""
+    reports: dict[int, Report] = {}
+    for number in range(len(parts)):
+        report = Report.read(_report_of(job.work, number))
+        # What was passed over with --skip-bad is refused without it.
+        if report is not None and (job.skip_bad or not report.left_out.count):
+            reports[number] = report
+    todo = [number for number in range(len(parts)) if number not in reports]
+    shown = _Shown(job.name, parts, reports, enabled=progress)
+
+    def finished(number: int, report: Report) -> None:
+        reports[number] = report
+        shown.finished(number, report)
+        _check_room(job.work, parts, reports)
+
+    try:
+        with shown:
+            if workers == 1 or len(todo) <= 1:
+                for number in todo:
+                    finished(number, make_part(job, number, parts[number][0], shown.tell))
+            else:
+                _in_processes(job, parts, todo, min(workers, len(todo)), shown, finished)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"{len(reports)} of {len(parts)} parts of {job.name} are done and kept; run the same command again to go on"
+        ) from None
+    return [reports[number] for number in range(len(parts))]
+
+
+def _in_processes(
+    job: Job,
+    parts: Sequence[tuple[tuple[Piece, ...], float]],
+    todo: Sequence[int],
+    workers: int,
+    shown: _Shown,
+    finished: Callable[[int, Report], None],
+) -> None:
+    # Spawned: a fork of a process with threads (Arrow has some) may hang.
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    with one_thread_each():
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(counter,))
+        try:
+            futures: dict[Future[Report], int] = {
+                pool.submit(_make_part_here, job, number, parts[number][0]): number for number in todo
+            }
+            running, told = set(futures), 0
+            while running:
+                done, running = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
+                shown.tell(counter.value - told)
+                told = counter.value
+                for future in sorted(done, key=futures.__getitem__):
+                    finished(futures[future], future.result())
+        except BrokenProcessPool as error:
+            raise EutecticError(
+                f"preparing {job.name}",
+                "a worker process died (out of memory, or a crash in a compiled library)",
+                "workers that live to the end",
+                "run the same command again, with fewer --workers; what was finished is kept",
+            ) from error
+        except BaseException:
+            end_workers(pool)
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_room(work: Path, parts: Sequence[tuple[tuple[Piece, ...], float]], reports: Mapping[int, Report]) -> None:
+    """Stop early where the disk clearly cannot hold what is still to come, by what the parts so far have taken."""
+    done = sum(parts[number][1] for number in reports)
+    left = sum(weight for _, weight in parts) - done
+    needed = sum(report.shard.bytes for report in reports.values()) / max(done, 1.0) * left
+    free = shutil.disk_usage(work).free
+    if 0.8 * needed > free:
+        raise EutecticError(
+            str(work.parent),
+            f"{free / 1e9:.1f} GB free",
+            f"about {needed / 1e9:.1f} GB more for this store",
+            "free some space and run the same command again (finished parts are kept), or choose another disk",
+        )
+
+
+class _Shown:
+    """How far it is, once it is clear that it takes a while: records, rate, time left.
+
+    Beside the answer, not in it: a command may write JSON to its standard output.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parts: Sequence[tuple[tuple[Piece, ...], float]],
+        reports: Mapping[int, Report],
+        *,
+        enabled: bool,
+    ) -> None:
+        console = Console(stderr=True)
+        self._parts, self._start, self._new = parts, time.monotonic(), 0
+        self._known = all(piece.count is not None for pieces, _ in parts for piece in pieces)
+        self._records = {number: r.shard.rows + r.left_out.count for number, r in reports.items()}
+        self._before = sum(self._records.values())
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("structures · {task.fields[rate]} ·"),
+            TimeRemainingColumn(),
+            transient=True,
+            console=console,
+            disable=not (enabled and console.is_terminal),
+        )
+        self._task = self._progress.add_task(f"Reading {name}", total=None, completed=self._before, rate="")
+        self._started = False
+
+    def __enter__(self) -> _Shown:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._started:
+            self._progress.stop()
+
+    def tell(self, records: int) -> None:
+        """So many more were read."""
+        self._new += records
+        seconds = time.monotonic() - self._start
+        rate = f"{self._new / seconds:,.0f}/s" if seconds > 1 else ""
+        self._progress.update(self._task, completed=self._before + self._new, total=self._total(), rate=rate)
+        if not self._started and seconds > SHOW_AFTER:
+            self._progress.start()
+            self._started = True
+
+    def finished(self, number: int, report: Report) -> None:
+        """A part is done: the guess of the whole gets better."""
+        self._records[number] = report.shard.rows + report.left_out.count
+
+    def _total(self) -> float | None:
+        weight = sum(weight for _, weight in self._parts)
+        if self._known:
+            return weight
+        done = sum(self._parts[number][1] for number in self._records)
+        return sum(self._records.values()) / done * weight if done else None
