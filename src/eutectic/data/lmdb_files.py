@@ -62,9 +62,10 @@ def get(path: Path, transaction: lmdb.Transaction, key: str) -> bytes | None:
         EutecticError: the file is damaged on the way to it.
     """
     try:
-        return transaction.get(key.encode())
+        value = transaction.get(key.encode())
     except lmdb.Error as error:
         raise unreadable(path, error) from error
+    return None if value is None else bytes(value)
 
 
 def unreadable(path: Path, why: object) -> EutecticError:

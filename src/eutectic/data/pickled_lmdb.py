@@ -131,7 +131,7 @@ class _Dtype:
         # Numbers only: an array of objects holds pointers, which nobody else may choose.
         if not isinstance(self.name, str) or self.name not in _NUMBERS:
             raise ValueError("an array of something other than numbers")
-        return np.dtype(self.name).newbyteorder(self.order)
+        return np.dtype(self.order + self.name)
 
 
 class _Array:
@@ -169,9 +169,9 @@ class _Scalar(_Array):
 
 
 class _Encoded:
-    """For `_codecs.encode`, by which protocol 2 writes bytes."""
+    """For `_codecs.encode`, by which protocol 2 writes bytes, and `bytes` for none."""
 
-    def __new__(cls, text: object, *_rest: object) -> object:  # type: ignore[misc]
+    def __new__(cls, text: object = "", *_rest: object) -> object:  # type: ignore[misc]
         if not isinstance(text, str):
             raise pickle.UnpicklingError("bytes that are not made as pickle makes them")
         return text.encode("latin-1")
@@ -203,6 +203,7 @@ class _Object:
 _KNOWN: dict[tuple[str, str], type] = {
     ("collections", "OrderedDict"): _Dictionary,
     ("_codecs", "encode"): _Encoded,
+    ("__builtin__", "bytes"): _Encoded,
     ("torch._utils", "_rebuild_tensor"): _Tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
     ("torch.storage", "_load_from_bytes"): _Bytes,

@@ -81,7 +81,7 @@ _NOTES = {
     ".traj files only, since LMDB files do not have them.",
     "oc20:is2re": "The label of a structure is the adsorption energy after its relaxation, not its own: it goes "
     "with no forces and is no slope of anything. Elsewhere such a label would be a mistake; here it is the task.",
-    "oc20:relaxed": "Relaxed positions with their adsorption energy. Forces there are below 0.03 eV/Å and are not published.",
+    "oc20:relaxed": "Relaxed positions with their adsorption energy. Forces there are not published.",
 }
 _TITLES = {
     "oc20:total": "OC20: adsorbates on surfaces, total energies and forces",
@@ -357,7 +357,7 @@ def _text(path: Path, member: str, file: Path) -> IO[str]:
             raise EutecticError(
                 str(path.parent), f"no {file.name} beside {path.name}", "both of the pair", "unpack the other one too"
             )
-        return lzma.open(file, "rt") if file.suffix == ".xz" else file.open()
+        return io.TextIOWrapper(lzma.open(file)) if file.suffix == ".xz" else file.open()
     places = _members(path)
     if member not in places:
         raise EutecticError(str(path), f"no {member}", "both files of a pair", f"fetch {path.name} again")
@@ -365,7 +365,7 @@ def _text(path: Path, member: str, file: Path) -> IO[str]:
     with path.open("rb") as archive:
         archive.seek(start)
         data = io.BytesIO(archive.read(size))
-    return lzma.open(data, "rt") if member.endswith(".xz") else io.TextIOWrapper(data)
+    return io.TextIOWrapper(lzma.open(data) if member.endswith(".xz") else data)
 
 
 def _members(path: Path) -> Mapping[str, tuple[int, int]]:
