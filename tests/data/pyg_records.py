@@ -55,13 +55,13 @@ def pickled(fields: dict[str, Any], layout: str = "new") -> bytes:
 def write_lmdb(path: Path, records: Sequence[bytes], length: object = "right") -> Path:
     """Records under "0", "1", …, and their number under "length" (None: no such entry)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 24) as environment:
-        with environment.begin(write=True) as transaction:
-            for key, record in enumerate(records):
-                transaction.put(str(key).encode(), record)
-            if length is not None:
-                number = len(records) if length == "right" else length
-                transaction.put(b"length", pickle.dumps(number, protocol=-1))
+    environment = lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 24)
+    with environment, environment.begin(write=True) as transaction:
+        for key, record in enumerate(records):
+            transaction.put(str(key).encode(), record)
+        if length is not None:
+            number = len(records) if length == "right" else length
+            transaction.put(b"length", pickle.dumps(number, protocol=-1))
     return path
 
 
@@ -69,14 +69,14 @@ def write_aselmdb(path: Path, rows: Sequence[dict[str, Any] | None]) -> Path:
     """Rows 1, 2, … (None: a row that was deleted)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     deleted = [number for number, row in enumerate(rows, start=1) if row is None]
-    with lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 24) as environment:
-        with environment.begin(write=True) as transaction:
-            for number, row in enumerate(rows, start=1):
-                if row is not None:
-                    transaction.put(str(number).encode(), zlib.compress(json.dumps(row).encode()))
-            transaction.put(b"nextid", zlib.compress(json.dumps(len(rows) + 1).encode()))
-            if deleted:
-                transaction.put(b"deleted_ids", zlib.compress(json.dumps(deleted).encode()))
+    environment = lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 24)
+    with environment, environment.begin(write=True) as transaction:
+        for number, row in enumerate(rows, start=1):
+            if row is not None:
+                transaction.put(str(number).encode(), zlib.compress(json.dumps(row).encode()))
+        transaction.put(b"nextid", zlib.compress(json.dumps(len(rows) + 1).encode()))
+        if deleted:
+            transaction.put(b"deleted_ids", zlib.compress(json.dumps(deleted).encode()))
     return path
 
 

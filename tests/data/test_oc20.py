@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import pickle
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def test_total_energies_from_lmdb(tmp_path: Path) -> None:
         assert float(first.labels["energy"]) == REFERENCE - 1.5
         np.testing.assert_allclose(first.labels["forces"], FORCES)
         assert set(second.labels) == {"forces"}
-    assert energies(file, "oc20")[:1] == [-1.5] or rows(file, "oc20")[0].labels["energy"] == -1.5
+    assert float(rows(file, "oc20")[0].labels["energy"]) == -1.5
 
 
 def test_references_that_cannot_be_used(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_total_and_adsorption_energies_are_not_mistaken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_is2re(tmp_path: Path, layout: str) -> None:
-    relaxed = POSITIONS + [0, 0, 0.5]
+    relaxed = POSITIONS + np.array([0, 0, 0.5])
     record = frame(y=None, fid=None, y_init=3.0, y_relaxed=-2.0, pos_relaxed=torch.tensor(relaxed), sid=9)
     file = write_lmdb(tmp_path / "data.lmdb", [pickled(record, layout)], None)
     (initial,), (final,) = rows(file, "oc20:is2re"), rows(file, "oc20:relaxed")
@@ -230,6 +231,23 @@ def test_pairs(tmp_path: Path, kind: str) -> None:
     assert energies(source, "oc20")[:2] == pytest.approx([TOTAL - REFERENCE, TOTAL + 1 - REFERENCE + 2])
     assert energies(source, "oc20:total")[:2] == [TOTAL, TOTAL + 1]
     assert energies(source, "oc20:free_energy")[:2] == [FREE, FREE + 1]
+
+
+def test_more_than_nine_atoms(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    large = slab().repeat((3, 1, 1))
+    large.calc = SinglePointCalculator(large, energy=3 * TOTAL, forces=np.tile(FORCES, (3, 1)))
+    ase.io.write(tmp_path / "0.extxyz", [slab(), large])
+    (tmp_path / "0.extxyz.xz").write_bytes(lzma.compress((tmp_path / "0.extxyz").read_bytes()))
+    (tmp_path / "0.extxyz").unlink()
+    assert [len(row.structure) for row in rows(tmp_path, "oc20:total")] == [4, 12]
+
+
+def test_a_shard_that_fills_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pair(tmp_path)
+    monkeypatch.setattr(oc20, "_LARGEST_SHARD", 500)
+    with pytest.raises(EutecticError, match=r"0\.extxyz\.xz.*more than 500 bytes"):
+        rows(tmp_path, "oc20")
 
 
 def test_pairs_that_do_not_fit(tmp_path: Path) -> None:
@@ -271,7 +289,7 @@ def test_relaxations(tmp_path: Path, suffix: str) -> None:
 def test_a_relaxation_without_free_energy_or_cut_short(tmp_path: Path) -> None:
     file = tmp_path / "random77.traj"
     ase.io.write(file, [slab(free=None), slab(free=None)])
-    with pytest.raises(EutecticError, match="no free_energy.*name oc20:total"):
+    with pytest.raises(EutecticError, match=r"no free_energy.*name oc20:total"):
         rows(file, "oc20:free_energy")
     whole = file.read_bytes()
     for keep in (0, 20, 200, len(whole) // 2):
@@ -335,10 +353,10 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
         oc20.pieces(tmp_path, "oc20")
     with tarfile.open(tmp_path / "trajectories.tar", "w") as archive:
         archive.add(__file__, "random1.traj")
-    with pytest.raises(EutecticError, match="tar -xf trajectories.tar"):
+    with pytest.raises(EutecticError, match=r"tar -xf trajectories\.tar"):
         oc20.pieces(tmp_path, "oc20")
     (tmp_path / "trajectories.tar").rename(tmp_path / "lmdbs.tar.gz")
-    with pytest.raises(EutecticError, match="tar -xf lmdbs.tar.gz"):
+    with pytest.raises(EutecticError, match=r"tar -xf lmdbs\.tar\.gz"):
         oc20.pieces(tmp_path, "oc20:is2re")
     write_lmdb(tmp_path / "data.lmdb", [pickled(frame())])
     write_pair(tmp_path / "raw")
@@ -353,8 +371,8 @@ def test_cards_and_files() -> None:
         card = oc20.card(name)
         assert card.name == name
         (file,) = oc20.files(name)
-        assert file.url.startswith("https://") and file.url.endswith(file.name)
-        assert file.checksum.startswith("md5:") and len(file.checksum) == 36
+        assert file.url.endswith(f"opencatalystproject/data/{file.name}")
+        assert len(file.checksum.removeprefix("md5:")) == 32
         assert oc20.published_splits(Path("anywhere"), name) == {}
     assert len({oc20.card(name).title for name in oc20.names()}) == len(oc20.names())
 
@@ -394,7 +412,7 @@ def test_real_relaxations(shared_data: Path, tmp_path: Path) -> None:
     for piece in oc20.pieces(tmp_path, "oc20:free_energy"):
         found = list(oc20.read(piece, "oc20:free_energy"))
         count += len(found)
-        for before, after in zip(found, found[1:], strict=False):
+        for before, after in pairwise(found):
             step = after.structure.positions - before.structure.positions
             step, lengths = find_mic(step, before.structure.cell, before.structure.pbc)
             if lengths.max() < 0.05:

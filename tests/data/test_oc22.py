@@ -46,7 +46,7 @@ def test_s2ef_total(tmp_path: Path, layout: str) -> None:
 
 
 def test_is2re_total(tmp_path: Path) -> None:
-    relaxed = POSITIONS + [0, 0, 0.5]
+    relaxed = POSITIONS + np.array([0, 0, 0.5])
     fields = record(y=None, fid=None, force=None, y_init=-300.0, y_relaxed=-310.5, pos_relaxed=torch.tensor(relaxed))
     file = write_lmdb(tmp_path / "data.lmdb", [pickled(fields)], None)
     (initial,), (final,) = rows(file, "oc22:is2re"), rows(file, "oc22:relaxed")
@@ -62,7 +62,7 @@ def test_is2re_total(tmp_path: Path) -> None:
 
 def test_records_of_oc20_are_refused(tmp_path: Path) -> None:
     file = write_lmdb(tmp_path / "data.lmdb", [pickled(record(oc22=None))])
-    with pytest.raises(EutecticError, match="without the field oc22.*name oc20"):
+    with pytest.raises(EutecticError, match=r"without the field oc22.*name oc20"):
         rows(file)
 
 
@@ -106,7 +106,8 @@ def test_cards_and_files() -> None:
     for name in oc22.names():
         assert oc22.card(name).name == name
         (file,) = oc22.files(name)
-        assert file.url.endswith(f"/oc22/{file.name}") and len(file.checksum) == 36
+        assert file.url.endswith(f"/oc22/{file.name}")
+        assert len(file.checksum.removeprefix("md5:")) == 32
         assert oc22.published_splits(Path("anywhere"), name) == {}
     assert oc22.card("oc22").properties == ("energy", "forces")
     assert oc22.card("oc22:is2re").properties == ("energy",)

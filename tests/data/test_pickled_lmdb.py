@@ -128,7 +128,7 @@ def test_length_is_no_record(tmp_path: Path, length: object) -> None:
 @pytest.mark.parametrize("length", [0, 2, 4, -1, 10**30])
 def test_a_wrong_length(tmp_path: Path, length: int) -> None:
     file = write_lmdb(tmp_path / "data.lmdb", [pickled(frame()) for _ in range(3)], length)
-    with pytest.raises(EutecticError, match="data.lmdb"):
+    with pytest.raises(EutecticError, match=r"data\.lmdb"):
         record_count(file)
 
 
@@ -181,7 +181,7 @@ def test_a_hostile_pickle_within_a_tensor(tmp_path: Path) -> None:
         )
         assert blob in data
         tensor = unpickle(data, "here")
-        with pytest.raises(EutecticError, match="asks for '(posix|nt)\\.system'"):
+        with pytest.raises(EutecticError, match=r"asks for '(posix|nt)\.system'"):
             array(tensor, "here")
     zipped = io.BytesIO()
     torch.save(torch.arange(3.0), zipped)
@@ -362,7 +362,7 @@ def test_aselmdb_files_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(EutecticError, match=why):
             ase_lmdb.row_count(file)
     pickled_records = write_lmdb(tmp_path / "other.aselmdb", [pickled(frame())])
-    with pytest.raises(EutecticError, match="an .aselmdb file"):
+    with pytest.raises(EutecticError, match=r"an \.aselmdb file"):
         ase_lmdb.row_count(pickled_records)
 
 

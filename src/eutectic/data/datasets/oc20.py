@@ -31,7 +31,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -101,6 +101,9 @@ _KINDS: dict[str, tuple[str, ...]] = {
 }
 _LOOKED_AT = 16
 """Structures at the head of a piece whose energies show whether they are adsorption or total energies."""
+
+_LARGEST_SHARD = 1 << 30
+"""Bytes of text. More is no file of OC20, but one made to fill the memory."""
 
 _S2EF = File(
     name="s2ef_train_200K.tar", url=f"{URL}s2ef_train_200K.tar", checksum="md5:f8d0909c2623a393148435dede7d3a46"
@@ -183,9 +186,9 @@ def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.nd
 def _frame(record: Record) -> LabelledStructure:
     """One structure of S2EF."""
     if "oc22" in record:
-        raise _another(record.where, "a record of OC22", "a record of OC20", "name the data set oc22")
+        raise EutecticError(record.where, "a record of OC22", "a record of OC20", "name the data set oc22")
     if "y_init" in record or "y_relaxed" in record:
-        raise _another(record.where, "a record of IS2RE (y_relaxed)", "one of S2EF (y, force)", "name oc20:is2re")
+        raise EutecticError(record.where, "a record of IS2RE (y_relaxed)", "one of S2EF (y, force)", "name oc20:is2re")
     structure = record.structure()
     labels = record.labels(("y", "energy"), ("force", "forces"), len(structure))
     return labelled(structure, labels, record.word("sid"), record.word("fid"))
@@ -194,9 +197,11 @@ def _frame(record: Record) -> LabelledStructure:
 def _relaxation(record: Record, name: str) -> LabelledStructure:
     """One system of IS2RE."""
     if "oc22" in record:
-        raise _another(record.where, "a record of OC22", "a record of OC20", f"name {name.replace('oc20', 'oc22')}")
+        raise EutecticError(
+            record.where, "a record of OC22", "a record of OC20", f"name {name.replace('oc20', 'oc22')}"
+        )
     if "y" in record or "energy" in record:
-        raise _another(record.where, "a record of S2EF (y, force)", "one of IS2RE (y_relaxed)", "name oc20")
+        raise EutecticError(record.where, "a record of S2EF (y, force)", "one of IS2RE (y_relaxed)", "name oc20")
     structure = record.structure("pos_relaxed" if name == "oc20:relaxed" else "pos")
     # `force` and `y_init` are those of the first structure and do not belong to the relaxed energy.
     labels = record.labels(("y_relaxed",), (), len(structure))
@@ -207,7 +212,9 @@ def _ase_rows(piece: Piece, name: str) -> Iterator[LabelledStructure]:
     for atoms, data in read_rows(piece.path, piece.first, piece.count):
         where = f"{piece.path}, row {data['row']}"
         if "sid" not in data:
-            raise _another(where, "no entry sid", "the number of its system", "read it as your own structures: ase")
+            raise EutecticError(
+                where, "no entry sid", "the number of its system", "read it as your own structures: ase"
+            )
         yield _from_ase(atoms, name, str(data["sid"]), str(data.get("fid", data["row"])), 0.0, where)
 
 
@@ -262,7 +269,7 @@ def _from_ase(atoms: Atoms, name: str, system: str, frame: str, reference: float
     results: dict[str, Any] = atoms.calc.results if atoms.calc is not None else {}
     key = "free_energy" if name == "oc20:free_energy" else "energy"
     if key not in results and "energy" in results:
-        raise _another(where, f"no {key}", "a structure with its free energy", "name oc20:total")
+        raise EutecticError(where, f"no {key}", "a structure with its free energy", "name oc20:total")
     labels = {}
     if key in results:
         labels["energy"] = np.asarray(float(results[key]) - reference)
@@ -290,9 +297,9 @@ def _checked(rows: Iterator[LabelledStructure], name: str, where: str) -> Iterat
             # To these `oc20:total` would add the reference a second time.
             lmdb = "use the .extxyz they were made from, or write them again with --ref-energy"
             fix = lmdb if where.endswith(".lmdb") else "name oc20:total"
-            raise _another(where, f"{given}: total energies", "adsorption energies", fix)
+            raise EutecticError(where, f"{given}: total energies", "adsorption energies", fix)
         if name != "oc20" and energy > -20 and per_atom > -0.5:
-            raise _another(where, f"{given}: adsorption energies", "total energies", "name oc20")
+            raise EutecticError(where, f"{given}: adsorption energies", "total energies", "name oc20")
     yield from head
     yield from rows
 
@@ -303,7 +310,7 @@ def _with_reference(
     for row in rows:
         labels = dict(row.labels)
         if "energy" in labels:
-            labels["energy"] = labels["energy"] + _reference(references, row.group, path)
+            labels["energy"] = np.asarray(labels["energy"] + _reference(references, row.group, path))
         yield replace(row, labels=labels)
 
 
@@ -336,7 +343,7 @@ def _reference_file(path: Path, _changed: int) -> Mapping[str, object]:
     if path.suffix == ".pkl":
         found = unpickle(path.read_bytes(), str(path))
         if not isinstance(found, dict):
-            raise _another(str(path), "no dictionary", "random<system> → energy", "fetch oc20_ref.pkl again")
+            raise EutecticError(str(path), "no dictionary", "random<system> → energy", "fetch oc20_ref.pkl again")
         return found
     try:
         return dict(line.strip().split(",")[:2] for line in path.read_text().splitlines() if line.strip())
@@ -344,28 +351,37 @@ def _reference_file(path: Path, _changed: int) -> Mapping[str, object]:
         raise _broken(str(path), error, "lines random<system>,<reference energy>") from error
 
 
-def _frames(text: IO[str]) -> Iterator[Atoms]:
-    from ase.io.extxyz import iread_xyz
+def _frames(text: io.TextIOWrapper | io.StringIO) -> Iterator[Atoms]:
+    from ase.io import iread
 
-    return iter(iread_xyz(text))
+    yield from iread(text, index=":", format="extxyz")
 
 
-def _text(path: Path, member: str, file: Path) -> IO[str]:
+def _text(path: Path, member: str, file: Path) -> io.TextIOWrapper | io.StringIO:
     """A file, or a member of an archive, decompressed where its name says so."""
     if not member:
         if not file.is_file():
             raise EutecticError(
                 str(path.parent), f"no {file.name} beside {path.name}", "both of the pair", "unpack the other one too"
             )
-        return io.TextIOWrapper(lzma.open(file)) if file.suffix == ".xz" else file.open()
+        return _decompressed(file.read_bytes()) if file.suffix == ".xz" else file.open()
     places = _members(path)
     if member not in places:
         raise EutecticError(str(path), f"no {member}", "both files of a pair", f"fetch {path.name} again")
     start, size = places[member]
     with path.open("rb") as archive:
         archive.seek(start)
-        data = io.BytesIO(archive.read(size))
-    return io.TextIOWrapper(lzma.open(data) if member.endswith(".xz") else data)
+        data = archive.read(size)
+    return _decompressed(data) if member.endswith(".xz") else io.StringIO(data.decode())
+
+
+def _decompressed(data: bytes) -> io.StringIO:
+    """In memory, since ASE goes back and forth in a file: 5000 structures are some 30 MB."""
+    with lzma.open(io.BytesIO(data)) as stream:
+        text = stream.read(_LARGEST_SHARD + 1)
+    if len(text) > _LARGEST_SHARD:
+        raise ValueError(f"more than {_LARGEST_SHARD} bytes in one file")
+    return io.StringIO(text.decode())
 
 
 def _members(path: Path) -> Mapping[str, tuple[int, int]]:
@@ -384,10 +400,6 @@ def _places(path: Path, _changed: int) -> Mapping[str, tuple[int, int]]:
 
 def _is_shard(member: str) -> bool:
     return member.endswith((".extxyz", ".extxyz.xz")) and not Path(member).name.startswith((".", "random"))
-
-
-def _another(where: str, given: str, expected: str, fix: str) -> EutecticError:
-    return EutecticError(where, given, expected, fix)
 
 
 def _broken(where: str, error: Exception, expected: str) -> EutecticError:
