@@ -351,20 +351,21 @@ def _reference_file(path: Path, _changed: int) -> Mapping[str, object]:
         raise _broken(str(path), error, "lines random<system>,<reference energy>") from error
 
 
-def _frames(text: io.TextIOWrapper | io.StringIO) -> Iterator[Atoms]:
+def _frames(text: io.StringIO) -> Iterator[Atoms]:
     from ase.io import iread
 
     yield from iread(text, index=":", format="extxyz")
 
 
-def _text(path: Path, member: str, file: Path) -> io.TextIOWrapper | io.StringIO:
-    """A file, or a member of an archive, decompressed where its name says so."""
+def _text(path: Path, member: str, file: Path) -> io.StringIO:
+    """A file, or a member of an archive, in memory, decompressed where its name says so: ASE goes back and forth in
+    it, and 5000 structures are some 30 MB."""
     if not member:
         if not file.is_file():
             raise EutecticError(
                 str(path.parent), f"no {file.name} beside {path.name}", "both of the pair", "unpack the other one too"
             )
-        return _decompressed(file.read_bytes()) if file.suffix == ".xz" else file.open()
+        return _decompressed(file.read_bytes()) if file.suffix == ".xz" else io.StringIO(file.read_text())
     places = _members(path)
     if member not in places:
         raise EutecticError(str(path), f"no {member}", "both files of a pair", f"fetch {path.name} again")
@@ -376,7 +377,6 @@ def _text(path: Path, member: str, file: Path) -> io.TextIOWrapper | io.StringIO
 
 
 def _decompressed(data: bytes) -> io.StringIO:
-    """In memory, since ASE goes back and forth in a file: 5000 structures are some 30 MB."""
     with lzma.open(io.BytesIO(data)) as stream:
         text = stream.read(_LARGEST_SHARD + 1)
     if len(text) > _LARGEST_SHARD:
