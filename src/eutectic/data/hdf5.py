@@ -28,7 +28,7 @@ def files_of(source: Path, published: str, fix: str, *, several: bool = False) -
 
     Args:
         source: a file (of any name), or a folder.
-        published: what the publisher calls the file: preferred in a folder.
+        published: what the publisher calls the file; in a folder of several, it is the one meant.
         fix: of the error.
         several: whether a data set may consist of all the files of a folder.
 
@@ -40,7 +40,7 @@ def files_of(source: Path, published: str, fix: str, *, several: bool = False) -
     expected = f"{published} or the folder it is in"
     if not source.exists():
         raise EutecticError(str(source), "nothing is here", expected, "check the path")
-    if (source / published).is_file():
+    if not several and (source / published).is_file():
         return [source / published]
     found = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
@@ -74,15 +74,23 @@ def opened(path: Path, expected: str, fix: str) -> Iterator[h5py.File]:
         with h5py.File(path, "r", locking="best-effort") as file:
             yield file
     # HDF5's own failures come as any of these, by the part of the file that is damaged.
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, MemoryError, OverflowError) as error:
         raise EutecticError(
             str(path), f"not a whole HDF5 file ({type(error).__name__}: {error})", expected, fix
         ) from error
 
 
 def names(group: h5py.Group) -> list[str]:
-    """What a group holds, sorted: the order of HDF5 itself, unless a writer chose another."""
-    return sorted(group)
+    """What a group holds, sorted: the order of HDF5 itself, unless a writer chose another.
+
+    Raises:
+        EutecticError: a name that is no text.
+    """
+    held = list(group)
+    # h5py hands out bytes where it cannot decode a name.
+    if not all(isinstance(name, str) for name in held):
+        raise EutecticError(place(group), "a name that is no text", "names in UTF-8", "fetch the file again")
+    return sorted(held)
 
 
 def place(node: h5py.Group | h5py.Dataset) -> str:
@@ -96,13 +104,12 @@ def link_to(group: h5py.Group, name: str) -> str | None:
     Raises:
         EutecticError: there is nothing of this name; a link to another file.
     """
-    try:
-        kind = group.id.links.get_info(name.encode()).type
-    except KeyError:
+    if not group.id.links.exists(name.encode()):
         held = ", ".join(names(group)[:8]) or "nothing"
         raise EutecticError(
             place(group), f"no {name!r} here; there is {held}", f"{name!r}", "check that the file is of this data set"
-        ) from None
+        )
+    kind = group.id.links.get_info(name.encode()).type
     if kind == h5py.h5l.TYPE_HARD:
         return None
     value = group.id.links.get_val(name.encode())
@@ -134,6 +141,8 @@ def child(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
                 "fetch the published file",
             )
         node = node[name]
+    if not isinstance(node, h5py.Group | h5py.Dataset):
+        raise EutecticError(place(group), f"{path!r} is a type", "a group or an array", "fetch the published file")
     return node
 
 
@@ -167,11 +176,11 @@ def dataset(group: h5py.Group, name: str, *sizes: int | None) -> h5py.Dataset:
             "fetch the published file; this one could make a reader open any file of yours",
         )
     shape = node.shape or ()
-    if len(shape) != len(sizes) or any(n is not None and n != given for n, given in zip(sizes, shape, strict=True)):
-        wanted = ", ".join("any" if n is None else str(n) for n in sizes)
+    if len(shape) != len(sizes) or any(n is not None and n != m for n, m in zip(sizes, shape, strict=True)):
+        given, wanted = (", ".join("any" if n is None else str(n) for n in s) for s in (shape, sizes))
         raise EutecticError(
             place(node),
-            f"shape {tuple(int(n) for n in shape)}",
+            f"shape ({given})",
             f"shape ({wanted})",
             "the file is damaged or of another data set: fetch it again",
         )

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -159,7 +160,7 @@ def pieces(source: Path, name: str) -> list[Piece]:
         with hdf5.opened(path, layout.file, _FIX) as file:
             groups = _groups(file, name)
             _check_layout(hdf5.subgroup(file, groups[0]), name)
-            found += hdf5.pieces(path, groups, lambda group, file=file: _size(file, group))  # type: ignore[misc]
+            found += hdf5.pieces(path, groups, partial(_size, file))
     return found
 
 
@@ -175,15 +176,15 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
     """
     layout = _LAYOUTS[_known(name)]
     with hdf5.opened(piece.path, layout.file, _FIX) as file:
-        for group, first, last in hdf5.spans(piece, _groups(file, name), lambda group: _size(file, group)):
+        for group, first, last in hdf5.spans(piece, _groups(file, name), partial(_size, file)):
             molecule = hdf5.subgroup(file, group)
             _check_layout(molecule, name)
             numbers = _numbers(molecule, layout)
             where = group if name == "ani1x" else f"{piece.path.stem}/{group}"
-            total, positions, labels = _arrays(molecule, name, len(numbers), first, last)
-            for i in range(total):
-                known = {key: value[i] for key, value in labels.items() if np.isfinite(value[i]).all()}
-                # A molecule has charges; zeros everywhere are how the release says that it has not these.
+            positions, labels = _arrays(molecule, name, len(numbers), first, last)
+            for i in range(len(positions)):
+                known = {key: np.asarray(value[i]) for key, value in labels.items() if np.isfinite(value[i]).all()}
+                # Where the release has no charges it has zeros, and NaN only for its other properties.
                 if "charges" in known and not known["charges"].any():
                     del known["charges"]
                 if "energy" in known or "forces" in known:
@@ -209,10 +210,8 @@ def _known(name: str) -> str:
 
 def _groups(file: h5py.File, name: str) -> list[str]:
     """Paths of the groups that hold conformations."""
-    if name == "ani1x":
-        found = hdf5.names(file)
-    else:
-        found = [path for root in hdf5.names(file) for path in _leaves(file, root)]
+    roots = hdf5.names(file)
+    found = roots if name == "ani1x" else [path for root in roots for path in _leaves(file, root)]
     if not found:
         raise EutecticError(file.filename, "no groups of molecules", _LAYOUTS[name].file, _FIX)
     return found
@@ -268,8 +267,8 @@ def _numbers(molecule: h5py.Group, layout: _Layout) -> np.ndarray:
 
 def _arrays(
     molecule: h5py.Group, name: str, n_atoms: int, first: int, last: int
-) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:
-    """Number of conformations, positions (frames, n_atoms, 3) in Å, labels in the library's units."""
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Positions (frames, n_atoms, 3) in Å, and labels in the library's units."""
     layout = _LAYOUTS[name]
     frames = int(hdf5.dataset(molecule, "coordinates", None, n_atoms, 3).shape[0])
 
@@ -286,4 +285,4 @@ def _arrays(
             labels["dipole"] = values("wb97x_dz.dipole", 3)
         if "wb97x_dz.cm5_charges" in held:
             labels["charges"] = values("wb97x_dz.cm5_charges", n_atoms)
-    return last - first, values("coordinates", n_atoms, 3), labels
+    return values("coordinates", n_atoms, 3), labels
