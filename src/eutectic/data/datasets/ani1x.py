@@ -2,7 +2,7 @@
 
 * "ani1x": `ani1x-release.h5`. Smith et al., Scientific Data 7, 134 (2020), doi:10.1038/s41597-020-0473-z; file at
   doi:10.6084/m9.figshare.c.4712477. One group for each formula: `coordinates` Å, `wb97x_dz.energy` Hartree,
-  `wb97x_dz.forces` Hartree/Å, `wb97x_dz.dipole` e Å (table 2 of the paper).
+  `wb97x_dz.forces` Hartree/Å, `wb97x_dz.dipole` e Å (units: the paper's table of properties).
 * "comp6": any file of COMP6, or a folder of them. Smith et al., J. Chem. Phys. 148, 241733 (2018),
   doi:10.1063/1.5023802; files at github.com/isayev/COMP6. **What is called `forces` there is the gradient**, in
   Hartree/Å (issue 2 of that repository; checked against differences of energies).

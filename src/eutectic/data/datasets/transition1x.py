@@ -1,4 +1,4 @@
-"""Transition1x: 9.6 million structures along 10 000 organic reactions (C, H, N, O), on and off the minimum energy path.
+"""Transition1x: 9.6 million structures along 10 000 organic reactions (C, H, N, O), on and off their paths.
 
 Schreiner, Bhowmik, Vegge, Busk, Winther, Scientific Data 9, 779 (2022), doi:10.1038/s41597-022-01870-w; file at
 doi:10.6084/m9.figshare.19614657 (version 4). Layout of `transition1x.h5`:
@@ -32,9 +32,9 @@ CARD = Card(
     default_split="published",
     notes=(
         "Energies are total energies.",
-        "A group is a reaction. The published split keeps whole formulas together, which is stricter.",
-        "The reactant, transition state and product that each reaction has in folders of their own are not read: "
-        "they belong to the path, whose structures are all read, and would be counted twice.",
+        "A group is a reaction.",
+        "All structures of every path are read. The reactant, transition state and product that each reaction has in "
+        "groups of their own are not (JMP did not read them either): those that are on the path would count twice.",
     ),
 )
 
