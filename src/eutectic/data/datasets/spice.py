@@ -1,0 +1,253 @@
+"""SPICE: drug-like molecules, peptides and their dimers at a high level of theory.
+
+Eastman et al., Scientific Data 10, 11 (2023), doi:10.1038/s41597-022-01882-6 (version 1); Eastman, Pritchard,
+Chodera, Markland, J. Chem. Theory Comput. 20, 8583 (2024), doi:10.1021/acs.jctc.4c00794 (version 2). Files
+`SPICE-1.1.4.hdf5` (doi:10.5281/zenodo.8222043) and `SPICE-2.0.1.hdf5` (doi:10.5281/zenodo.10975225): one group for
+each molecule, every array with its unit as the attribute `units`. `dft_total_gradient` is the gradient of the energy:
+**forces are its negative** (issue 94 of github.com/openmm/spice-dataset).
+
+"spice" is all of a file; "spice:dipeptides", "spice:solvated_amino_acids", … are its subsets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from eutectic.atoms import EutecticError, LabelledStructure, Structure
+from eutectic.atoms.units import BOHR, HARTREE
+from eutectic.data import hdf5
+from eutectic.data.card import Card
+from eutectic.data.source import File, Piece
+
+CARD = Card(
+    name="spice",
+    title="SPICE: drug-like molecules, peptides, dimers and solvated molecules",
+    domain="molecules",
+    properties=("energy", "forces", "dipole", "charges", "charge"),
+    theory="ωB97M-D3(BJ)/def2-TZVPPD",
+    licence="CC0-1.0",
+    citation="Eastman et al., Sci. Data 10, 11 (2023), doi:10.1038/s41597-022-01882-6; "
+    "Eastman et al., J. Chem. Theory Comput. 20, 8583 (2024), doi:10.1021/acs.jctc.4c00794",
+    source="doi:10.5281/zenodo.10975225 (SPICE-2.0.1.hdf5), or any SPICE-1 or SPICE-2 file",
+    notes=(
+        "Energies are total energies (dft_total_energy, float64 in the files; positions, gradients, dipoles and "
+        "charges are float32 there). They span 10⁵ eV: in float32 they would be 6.6 meV coarse.",
+        "The files hold gradients; forces are their negative.",
+        "A group is a molecule. JMP split by conformation: structures of one molecule were on both sides.",
+        "charge is the sum of the formal charges in the SMILES; charges are MBIS charges, absent where MBIS did not "
+        "converge; the dipole of a charged structure is about the files' origin.",
+        "A few structures have very large forces (issue 60 of the publisher): see `eutectic data check`.",
+    ),
+)
+
+SUBSETS: dict[str, tuple[str, int]] = {
+    "dipeptides": ("dipeptides", 1),
+    "solvated_amino_acids": ("amino acids in water", 1),
+    "des_monomers": ("monomers of DES370K", 1),
+    "des370k": ("dimers of DES370K", 1),
+    "pubchem": ("drug-like molecules of PubChem", 1),
+    "pubchem_boron_silicon": ("molecules of PubChem with boron or silicon", 2),
+    "ion_pairs": ("ion pairs", 1),
+    "amino_acid_ligand": ("pairs of an amino acid and a ligand", 2),
+    "solvated_pubchem": ("molecules of PubChem in water", 2),
+    "water_clusters": ("clusters of water", 2),
+}
+"""Subset → what it holds, and the version of SPICE it came with."""
+
+JMP_SUBSETS = ("dipeptides", "solvated_amino_acids")
+"""The subsets JMP was fine-tuned to."""
+
+_LENGTH = {"bohr": BOHR, "angstrom": 1.0}
+_ENERGY = {"hartree": HARTREE, "ev": 1.0}
+_CHARGE = {"elementary_charge": 1.0}
+_GRADIENT = {f"{e}/{x}": _ENERGY[e] / _LENGTH[x] for e in _ENERGY for x in _LENGTH}
+_DIPOLE = {f"elementary_charge*{x}": _LENGTH[x] for x in _LENGTH}
+
+_EXPECTED = "SPICE-2.0.1.hdf5"
+_FIX = "fetch SPICE-2.0.1.hdf5 (doi:10.5281/zenodo.10975225) or SPICE-1.1.4.hdf5 (doi:10.5281/zenodo.8222043)"
+
+
+def names() -> tuple[str, ...]:
+    """All of SPICE, and each of its subsets."""
+    return ("spice", *(f"spice:{subset}" for subset in SUBSETS))
+
+
+def card(name: str) -> Card:
+    """Of SPICE or a subset."""
+    subset = _subset_of(name)
+    return replace(CARD, name=name, title=f"SPICE: {SUBSETS[subset][0]}") if subset else CARD
+
+
+def files(name: str) -> tuple[File, ...]:
+    """What is downloaded: version 2.0.1, or, for the subsets JMP was fine-tuned to, 1.1.4 as there."""
+    if _subset_of(name) in JMP_SUBSETS:
+        url = "https://zenodo.org/records/8222043/files/SPICE-1.1.4.hdf5"
+        return (File(name="SPICE-1.1.4.hdf5", url=url),)
+    return (
+        File(
+            name="SPICE-2.0.1.hdf5",
+            url="https://zenodo.org/records/10975225/files/SPICE-2.0.1.hdf5",
+            size_bytes=37_479_271_148,
+            checksum="md5:bfba2224b6540e1390a579569b475510",
+        ),
+    )
+
+
+def subset_slug(text: str) -> str:
+    """The name here of what a file calls a subset.
+
+    "SPICE PubChem Set 6 Single Points Dataset v1.2" → "pubchem"; versions and numbers of sets do not matter.
+    """
+    text = re.sub(r" v\d[\d.]*$", "", text.strip().removeprefix("SPICE "))
+    text = re.sub(r" (Single Points Dataset|Set \d+|Supplement)\b", "", text)
+    return text.lower().replace(" ", "_")
+
+
+def formal_charge(smiles: str) -> int:
+    """Sum of the formal charges in a SMILES, e: `[N+:9]` 1, `[O-]` −1, `[Ca+2:1]` and `[Ca++]` 2.
+
+    Source: OpenSMILES 1.0, "charge" (only atoms in brackets have one; the map number after ":" is none).
+    """
+    total = 0
+    for atom in re.findall(r"\[([^\]]*)\]", smiles):
+        if found := re.search(r"([+-]+)(\d*)$", atom.partition(":")[0]):
+            signs, digits = found.groups()
+            total += (1 if signs[0] == "+" else -1) * (int(digits) if digits else len(signs))
+    return total
+
+
+def pieces(source: Path, name: str) -> list[Piece]:
+    """Ranges of conformations, by molecule (those of a subset alone, where one is named).
+
+    Raises:
+        EutecticError: nothing is there; not HDF5, cut short, of another layout, or none of the subset.
+    """
+    subset = _subset_of(name)
+    (path,) = hdf5.files_of(Path(source), files(name)[0].name, _FIX)
+    with hdf5.opened(path, _EXPECTED, _fix(path)) as file:
+        molecules = hdf5.names(file)
+        if not molecules:
+            raise EutecticError(str(path), "no molecules", _EXPECTED, _FIX)
+        _check_layout(hdf5.subgroup(file, molecules[0]))
+        found = hdf5.pieces(path, molecules, partial(_size, file, subset))
+        if not found:
+            held = sorted({_subset_in(hdf5.subgroup(file, molecule)) for molecule in molecules[:1000]})
+            raise EutecticError(
+                str(path), f"no structure of {name}; there are {', '.join(held)}", name, "name another subset"
+            )
+        return found
+
+
+def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
+    """The conformations of a piece.
+
+    Yields:
+        energy in eV, forces in eV/Å, charge in e; dipole in e Å and charges in e where they are known. Ids are
+        "<molecule>-<position>", groups "<molecule>", as the file names it.
+
+    Raises:
+        EutecticError: not HDF5, cut short, arrays of other shapes, a unit that is not known.
+    """
+    subset = _subset_of(name)
+    with hdf5.opened(piece.path, _EXPECTED, _fix(piece.path)) as file:
+        for molecule, first, last in hdf5.spans(piece, hdf5.names(file), partial(_size, file, subset)):
+            group = hdf5.subgroup(file, molecule)
+            numbers = hdf5.numbers_in(hdf5.dataset(group, "atomic_numbers", None)).astype(np.int64)
+            n, frames = len(numbers), _frames(group)
+            positions = _values(group, "conformations", _LENGTH, first, last, frames, n, 3)
+            labels = {
+                "energy": _values(group, "dft_total_energy", _ENERGY, first, last, frames),
+                "forces": -_values(group, "dft_total_gradient", _GRADIENT, first, last, frames, n, 3),
+                "charge": np.full(last - first, float(formal_charge(_text(group, "smiles")))),
+            }
+            if _given(group, "scf_dipole"):
+                labels["dipole"] = _values(group, "scf_dipole", _DIPOLE, first, last, frames, 3)
+            if _given(group, "mbis_charges"):
+                labels["charges"] = _values(group, "mbis_charges", _CHARGE, first, last, frames, n, 1)[..., 0]
+            for i in range(last - first):
+                yield LabelledStructure(
+                    structure=Structure(numbers=numbers, positions=positions[i]),
+                    labels={key: np.asarray(value[i]) for key, value in labels.items()},
+                    id=f"{molecule}-{first + i:04d}",
+                    group=molecule,
+                )
+
+
+def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
+    """None was published."""
+    _subset_of(name)
+    return {}
+
+
+def _subset_of(name: str) -> str:
+    """The subset a name means; empty for all."""
+    family, _, subset = name.partition(":")
+    if family != "spice" or (subset not in SUBSETS and name != "spice"):
+        raise EutecticError("spice", f"data set {name!r}", f"one of {', '.join(names())}", "name one of these")
+    return subset
+
+
+def _fix(path: Path) -> str:
+    return "prepare it as the data set `ase`" if path.suffix in (".xyz", ".extxyz") else _FIX
+
+
+def _check_layout(molecule: h5py.Group) -> None:
+    if {"elements", "positions"} <= set(hdf5.names(molecule)):
+        raise EutecticError(
+            hdf5.place(molecule),
+            "a group for each structure, with 'elements' and 'positions': the layout of the package mlip (eV, Å)",
+            "the layout of the publisher, one group for each molecule with 'conformations'",
+            f"{_FIX}; or write it as extended xyz and prepare that as the data set `ase`",
+        )
+
+
+def _frames(molecule: h5py.Group) -> int:
+    """Conformations of a molecule; a few molecules of version 2 have empty arrays."""
+    node = hdf5.child(molecule, "conformations")
+    if isinstance(node, h5py.Dataset) and node.shape == (0,):
+        return 0
+    return int(hdf5.dataset(molecule, "conformations", None, None, 3).shape[0])
+
+
+def _size(file: h5py.File, subset: str, molecule: str) -> int:
+    group = hdf5.subgroup(file, molecule)
+    return _frames(group) if not subset or _subset_in(group) == subset else 0
+
+
+def _subset_in(molecule: h5py.Group) -> str:
+    return subset_slug(_text(molecule, "subset"))
+
+
+def _text(molecule: h5py.Group, key: str) -> str:
+    return hdf5.text_in(hdf5.dataset(molecule, key, 1))
+
+
+def _given(molecule: h5py.Group, key: str) -> bool:
+    """Whether an optional array is there; where a calculation did not converge, it is missing or empty."""
+    if key not in hdf5.names(molecule):
+        return False
+    node = hdf5.child(molecule, key)
+    return not (isinstance(node, h5py.Dataset) and node.size == 0)
+
+
+def _values(
+    molecule: h5py.Group, key: str, units: Mapping[str, float], first: int, last: int, *sizes: int
+) -> np.ndarray:
+    node = hdf5.dataset(molecule, key, *sizes)
+    unit = node.attrs.get("units")
+    unit = unit.decode() if isinstance(unit, bytes) else unit
+    if not isinstance(unit, str) or unit.lower() not in units:
+        raise EutecticError(
+            hdf5.place(node),
+            "no attribute 'units'" if unit is None else f"units {unit!r}",
+            f"units {' or '.join(units)}",
+            _FIX,
+        )
+    return hdf5.numbers_in(node, first, last) * units[unit.lower()]

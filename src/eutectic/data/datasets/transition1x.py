@@ -1,0 +1,189 @@
+"""Transition1x: 9.6 million structures along 10 000 organic reactions (C, H, N, O), on and off their paths.
+
+Schreiner, Bhowmik, Vegge, Busk, Winther, Scientific Data 9, 779 (2022), doi:10.1038/s41597-022-01870-w; file at
+doi:10.6084/m9.figshare.19614657 (version 4). Layout of `transition1x.h5`:
+`/data/<formula>/<reaction>/{atomic_numbers, positions, wB97x_6-31G(d).energy, wB97x_6-31G(d).forces}` in Å, eV and
+eV/Å; `/train`, `/val` and `/test` are links into `/data`, and are the published split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from eutectic.atoms import EutecticError, LabelledStructure, Structure
+from eutectic.data import hdf5
+from eutectic.data.card import Card
+from eutectic.data.source import File, Piece
+
+CARD = Card(
+    name="transition1x",
+    title="Transition1x: structures along organic reactions",
+    domain="reactions",
+    properties=("energy", "forces"),
+    theory="ωB97X/6-31G(d)",
+    licence="CC-BY-4.0",
+    citation="Schreiner et al., Sci. Data 9, 779 (2022), doi:10.1038/s41597-022-01870-w",
+    source="doi:10.6084/m9.figshare.19614657 (transition1x.h5)",
+    default_split="published",
+    notes=(
+        "Energies are total energies.",
+        "A group is a reaction.",
+        "All structures of every path are read. The reactant, transition state and product that each reaction has in "
+        "groups of their own are not (JMP did not read them either): those that are on the path would count twice.",
+    ),
+)
+
+PARTS = {"train": "train", "validation": "val", "test": "test"}
+"""Parts of the published split, and what the file calls them."""
+
+_ENERGY, _FORCES = "wB97x_6-31G(d).energy", "wB97x_6-31G(d).forces"
+_EXPECTED = "transition1x.h5"
+_FIX = "fetch transition1x.h5 again (doi:10.6084/m9.figshare.19614657)"
+
+
+def names() -> tuple[str, ...]:
+    """The data set of this module."""
+    return ("transition1x",)
+
+
+def card(name: str) -> Card:
+    """Of it."""
+    _known(name)
+    return CARD
+
+
+def files(name: str) -> tuple[File, ...]:
+    """What is downloaded; figshare's checksum is not known here."""
+    _known(name)
+    return (
+        File(
+            name="transition1x.h5",
+            url="https://ndownloader.figshare.com/files/36035789",
+            size_bytes=6_623_929_000,
+        ),
+    )
+
+
+def pieces(source: Path, name: str) -> list[Piece]:
+    """Ranges of structures, by formula and reaction.
+
+    Raises:
+        EutecticError: nothing is there; not HDF5, cut short, or of another data set.
+    """
+    _known(name)
+    (path,) = hdf5.files_of(Path(source), _EXPECTED, _FIX)
+    with hdf5.opened(path, _EXPECTED, _FIX) as file:
+        data = hdf5.subgroup(file, "data")
+        return hdf5.pieces(path, _reactions(data), partial(_size, data))
+
+
+def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
+    """The structures of a piece.
+
+    Yields:
+        energy in eV, forces in eV/Å; ids are "<formula>-<reaction>-<position>", groups "<formula>-<reaction>".
+
+    Raises:
+        EutecticError: not HDF5, cut short, or arrays of other shapes.
+    """
+    _known(name)
+    with hdf5.opened(piece.path, _EXPECTED, _FIX) as file:
+        data = hdf5.subgroup(file, "data")
+        for path, first, last in hdf5.spans(piece, _reactions(data), partial(_size, data)):
+            reaction = hdf5.subgroup(data, path)
+            numbers = hdf5.numbers_in(hdf5.dataset(reaction, "atomic_numbers", None)).astype(np.int64)
+            positions = hdf5.dataset(reaction, "positions", None, len(numbers), 3)
+            frames = int(positions.shape[0])
+            coordinates = hdf5.numbers_in(positions, first, last)
+            energies = hdf5.numbers_in(hdf5.dataset(reaction, _ENERGY, frames), first, last)
+            forces = hdf5.numbers_in(hdf5.dataset(reaction, _FORCES, frames, len(numbers), 3), first, last)
+            group = path.replace("/", "-")
+            for i in range(last - first):
+                yield LabelledStructure(
+                    structure=Structure(numbers=numbers, positions=coordinates[i]),
+                    labels={"energy": np.asarray(energies[i]), "forces": forces[i]},
+                    id=f"{group}-{first + i:04d}",
+                    group=group,
+                )
+
+
+def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
+    """The file's own division: "published" → train, validation, test → positions in the order of `pieces`.
+
+    Empty for a file without it.
+
+    Raises:
+        EutecticError: as `pieces`; a part that names what is not in `data`, or that is a link out of it.
+    """
+    _known(name)
+    (path,) = hdf5.files_of(Path(source), _EXPECTED, _FIX)
+    with hdf5.opened(path, _EXPECTED, _FIX) as file:
+        if not set(PARTS.values()) <= set(hdf5.names(file)):
+            return {}
+        data = hdf5.subgroup(file, "data")
+        reactions = _reactions(data)
+        ends = np.cumsum([_size(data, reaction) for reaction in reactions])
+        starts = dict(zip(reactions, zip(ends - np.diff(ends, prepend=0), ends, strict=True), strict=True))
+        parts = {}
+        for part, key in PARTS.items():
+            members = _members(file, key, reactions)
+            ranges = [np.arange(*starts[reaction], dtype=np.int64) for reaction in members]
+            parts[part] = np.concatenate(ranges) if ranges else np.zeros(0, dtype=np.int64)
+    return {"published": parts}
+
+
+def _known(name: str) -> None:
+    if name != "transition1x":
+        raise EutecticError("transition1x", f"data set {name!r}", "transition1x", "name this one")
+
+
+def _reactions(data: h5py.Group) -> list[str]:
+    """Paths of all reactions, "<formula>/<reaction>", in order."""
+    found = [f"{f}/{r}" for f in hdf5.names(data) for r in hdf5.names(hdf5.subgroup(data, f))]
+    if not found:
+        raise EutecticError(hdf5.place(data), "no reactions", "data/<formula>/<reaction>", _FIX)
+    return found
+
+
+def _size(data: h5py.Group, reaction: str) -> int:
+    return int(hdf5.dataset(hdf5.subgroup(data, reaction), _ENERGY, None).shape[0])
+
+
+def _members(file: h5py.File, part: str, reactions: list[str]) -> list[str]:
+    """The reactions of a part: it holds formulas or reactions, as links into `data` or as groups."""
+    known = set(reactions)
+    of_formula: dict[str, list[str]] = {}
+    for reaction in reactions:
+        of_formula.setdefault(reaction.split("/")[0], []).append(reaction)
+    found: list[str] = []
+    group = hdf5.subgroup(file, part)
+    for formula in hdf5.names(group):
+        if (target := hdf5.link_to(group, formula)) is not None:
+            _expect(group, formula, target, f"data/{formula}")
+            if formula not in of_formula:
+                raise _dangling(group, formula)
+            found += of_formula[formula]
+            continue
+        inner = hdf5.subgroup(group, formula)
+        for name in hdf5.names(inner):
+            reaction = f"{formula}/{name}"
+            if (target := hdf5.link_to(inner, name)) is not None:
+                _expect(inner, name, target, f"data/{reaction}")
+            if reaction not in known:
+                raise _dangling(inner, name)
+            found.append(reaction)
+    return found
+
+
+def _expect(group: h5py.Group, name: str, target: str, wanted: str) -> None:
+    if target.strip("/") != wanted:
+        raise EutecticError(hdf5.place(group), f"{name!r} links to {target!r}", f"a link to '/{wanted}'", _FIX)
+
+
+def _dangling(group: h5py.Group, name: str) -> EutecticError:
+    return EutecticError(hdf5.place(group), f"{name!r} is not in data", "formulas and reactions of data", _FIX)
