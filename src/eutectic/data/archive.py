@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import lzma
 import tarfile
 import zipfile
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from eutectic.atoms import EutecticError
+
+Bytes = IO[bytes] | io.BufferedIOBase
+"""An open file or member. A member is the second, and a checker of types at run time says so."""
 
 INSIDE = "!"
 """Parts the members of a path into nested archives: "qmof_database.zip!qmof.json"."""
@@ -40,7 +44,7 @@ def damage_explained(where: str, expected: str, fix: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(path: Path, member: str = "") -> Iterator[IO[bytes]]:
+def opened(path: Path, member: str = "") -> Iterator[Bytes]:
     """A file, or a member of a zip archive (of a zip archive in it: members joined by `INSIDE`), as seekable bytes."""
     with contextlib.ExitStack() as stack:
         handle: IO[bytes] = stack.enter_context(path.open("rb"))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from ase.data import atomic_numbers
 
 from eutectic.atoms import EutecticError, Structure
+from eutectic.data.archive import Bytes
 
 CHUNK = 1 << 20
 """Bytes read at a time. A single item of a list may be longer, up to `LONGEST`."""
@@ -71,7 +72,7 @@ def structure(values: Mapping[str, Any], where: str) -> Structure:
         ) from error
 
 
-def items(handle: IO[bytes]) -> Iterator[tuple[str, Any]]:
+def items(handle: Bytes) -> Iterator[tuple[str, Any]]:
     """The items of every list of the outermost object (with its key), or of the outermost list (with the key "").
 
     Values that are no lists come as they are. What is held in memory is one item and a chunk.
@@ -103,7 +104,7 @@ def items(handle: IO[bytes]) -> Iterator[tuple[str, Any]]:
 class _Text:
     """A file of JSON, seen through a window."""
 
-    def __init__(self, handle: IO[bytes]) -> None:
+    def __init__(self, handle: Bytes) -> None:
         self._chunks = codecs.iterdecode(iter(lambda: handle.read(CHUNK), b""), "utf-8")
         self._decode = json.JSONDecoder().raw_decode
         self._window, self._at = "", 0

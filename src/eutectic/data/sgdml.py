@@ -18,16 +18,15 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from ase.formula import Formula
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from eutectic.atoms import EutecticError
 from eutectic.atoms.units import BOHR, HARTREE, KCAL_PER_MOL
-from eutectic.data.archive import damage_explained, opened
+from eutectic.data.archive import Bytes, damage_explained, opened
 
 FRAMES_PER_PIECE = 50_000
 FRAMES_AT_ONCE = 256
@@ -152,7 +151,7 @@ def frames(head: Trajectory, first: int, count: int | None, fetch: str) -> Itera
                     yield r * head.length_unit, float(e) * head.energy_unit, f * force_unit
 
 
-def _npz_head(where: str, handle: IO[bytes], fetch: str) -> tuple[np.ndarray, int, float, tuple[str, str]]:
+def _npz_head(where: str, handle: Bytes, fetch: str) -> tuple[np.ndarray, int, float, tuple[str, str]]:
     """Atomic numbers, number of frames, first energy, stated units (energy, length)."""
     with zipfile.ZipFile(handle) as bundle:
         names = {Path(n).stem for n in bundle.namelist()}
@@ -190,7 +189,7 @@ def _array_head(bundle: zipfile.ZipFile, key: str) -> tuple[np.dtype, tuple[int,
         return _read_array_head(handle)
 
 
-def _read_array_head(handle: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool]:
+def _read_array_head(handle: Bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
     """Type, shape, and whether the last index runs slowest."""
     version = np.lib.format.read_magic(handle)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -200,7 +199,9 @@ def _read_array_head(handle: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool
     return dtype, shape, fortran
 
 
-def _blocks(bundle: zipfile.ZipFile, key: str, first: int, stop: int, at_once: int = FRAMES_AT_ONCE) -> Iterator[np.ndarray]:
+def _blocks(
+    bundle: zipfile.ZipFile, key: str, first: int, stop: int, at_once: int = FRAMES_AT_ONCE
+) -> Iterator[np.ndarray]:
     """Rows of an array in the archive, some at a time; what comes before them is decompressed but not kept."""
     with bundle.open(f"{key}.npy") as handle:
         dtype, shape, fortran = _read_array_head(handle)
@@ -244,7 +245,8 @@ def _energy_unit(where: str, numbers: np.ndarray, energy: float, stated: float |
             return unit
     raise EutecticError(
         where,
-        f"a first energy of {energy:.8g}" + ("" if stated is None else f" in the unit it states, {energy * stated:.8g} eV"),
+        f"a first energy of {energy:.8g}"
+        + ("" if stated is None else f" in the unit it states, {energy * stated:.8g} eV"),
         f"a total energy: near {atoms / KCAL_PER_MOL:.6g} kcal/mol, which is {atoms:.6g} eV",
         "use the published file; prepare one with other energies as `ase`, stating what they are",
     )
@@ -263,7 +265,7 @@ _ENERGY = re.compile(r'(?:^|\s)energy\s*=\s*"?([^\s"]+)', re.IGNORECASE)
 _PROPERTIES = re.compile(r'Properties\s*=\s*"?([^\s"]+)')
 
 
-def _xyz(where: str, handle: IO[bytes]) -> Iterator[tuple[np.ndarray, np.ndarray, float, np.ndarray]]:
+def _xyz(where: str, handle: Bytes) -> Iterator[tuple[np.ndarray, np.ndarray, float, np.ndarray]]:
     """Numbers, positions, energy, forces of each frame, in the units of the file."""
     lines = io.TextIOWrapper(handle, encoding="utf-8")
     # Left open for whoever opened it.

@@ -254,7 +254,7 @@ def _structure(text: str, where: str) -> Structure:
         with warnings.catch_warnings():
             # ASE warns of settings and dates that say nothing of the atoms.
             warnings.simplefilter("ignore")
-            atoms = ase_read(io.StringIO(text), format="cif")
+            atoms: Any = ase_read(io.StringIO(text), format="cif")
     except Exception as error:
         # ASE's CIF reader raises whatever the text leads it to.
         raise EutecticError(
@@ -285,7 +285,10 @@ def _find(gaps: _Gaps, stem: str) -> tuple[str, float | None] | None:
 def _csv_targets(table: Path) -> _Gaps:
     gaps: _Gaps = {}
     by_refcode: dict[str, set[tuple[str, float | None]]] = {}
-    with damage_explained(str(table), f"columns with {GAP}, or rows of name,gap", _FETCH), table.open(newline="") as file:
+    with (
+        damage_explained(str(table), f"columns with {GAP}, or rows of name,gap", _FETCH),
+        table.open(newline="") as file,
+    ):
         lines = list(csv.reader(file))
     header = lines[0] if lines else []
     at = next((header.index(g) for g in _GAPS if g in header), None)
@@ -340,7 +343,10 @@ def _json_targets(path: Path, member: str) -> dict[str, tuple[str, float | None]
 def _from_json(piece: Piece) -> Iterator[LabelledStructure]:
     gaps = _json_targets(piece.path, piece.member)
     where = f"{piece.path}, {piece.member}" if piece.member else str(piece.path)
-    with damage_explained(where, "a list of structures with qmof_id", _FETCH), opened(piece.path, piece.member) as handle:
+    with (
+        damage_explained(where, "a list of structures with qmof_id", _FETCH),
+        opened(piece.path, piece.member) as handle,
+    ):
         for i, (_, entry) in enumerate(pymatgen_json.items(handle)):
             if not isinstance(entry, Mapping) or not isinstance(entry.get("structure"), Mapping):
                 raise ValueError(f"entry {i} without a structure")
