@@ -15,7 +15,11 @@ import pytest
 from eutectic.atoms import EutecticError, LabelledStructure
 from eutectic.data.datasets import qmof
 
-MATERIALS = [("qmof-0000001", "ABACUF01_FSR", 1.5), ("qmof-0000002", "ABACUF02_FSR", None), ("qmof-0000003", "hypo-1", 2)]
+MATERIALS = [
+    ("qmof-0000001", "ABACUF01_FSR", 1.5),
+    ("qmof-0000002", "ABACUF02_FSR", None),
+    ("qmof-0000003", "hypo-1", 2),
+]
 
 
 def structure(i: int) -> dict[str, Any]:

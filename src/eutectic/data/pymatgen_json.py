@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from ase.data import atomic_numbers
 
 from eutectic.atoms import EutecticError, Structure
-from eutectic.data.archive import Bytes
 
 CHUNK = 1 << 20
 """Bytes read at a time. A single item of a list may be longer, up to `LONGEST`."""
+
+FAR = 1 << 20
+"""Characters: an error further than this from the end of what was read is not for want of the rest."""
 
 LONGEST = 1 << 28
 """Characters of one item: more is not a structure, and must not fill the memory."""
@@ -72,15 +74,18 @@ def structure(values: Mapping[str, Any], where: str) -> Structure:
         ) from error
 
 
-def items(handle: Bytes) -> Iterator[tuple[str, Any]]:
+def items(read: Callable[[int], bytes]) -> Iterator[tuple[str, Any]]:
     """The items of every list of the outermost object (with its key), or of the outermost list (with the key "").
 
     Values that are no lists come as they are. What is held in memory is one item and a chunk.
 
+    Args:
+        read: gives the next so many bytes, as the method of an open file.
+
     Raises:
         ValueError: not JSON, or cut short.
     """
-    text = _Text(handle)
+    text = _Text(read)
     opening = text.after_space()
     if opening == "[":
         yield from (("", value) for value in text.items())
@@ -104,8 +109,8 @@ def items(handle: Bytes) -> Iterator[tuple[str, Any]]:
 class _Text:
     """A file of JSON, seen through a window."""
 
-    def __init__(self, handle: Bytes) -> None:
-        self._chunks = codecs.iterdecode(iter(lambda: handle.read(CHUNK), b""), "utf-8")
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._chunks = codecs.iterdecode(iter(lambda: read(CHUNK), b""), "utf-8")
         self._decode = json.JSONDecoder().raw_decode
         self._window, self._at = "", 0
 
@@ -145,7 +150,7 @@ class _Text:
                     return value
             except json.JSONDecodeError as error:
                 # Long before the end of the window it is an error of the file, not of the window.
-                if len(self._window) - error.pos > CHUNK and chunks > 1:
+                if len(self._window) - error.pos > FAR and chunks > 1:
                     raise
             # Twice as much each time, so that a long item is not scanned again for each chunk.
             if not sum(self._more() for _ in range(chunks)):

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
@@ -267,7 +268,7 @@ _PROPERTIES = re.compile(r'Properties\s*=\s*"?([^\s"]+)')
 
 def _xyz(where: str, handle: Bytes) -> Iterator[tuple[np.ndarray, np.ndarray, float, np.ndarray]]:
     """Numbers, positions, energy, forces of each frame, in the units of the file."""
-    lines = io.TextIOWrapper(handle, encoding="utf-8")
+    lines = io.TextIOWrapper(cast(IO[bytes], handle), encoding="utf-8")
     # Left open for whoever opened it.
     try:
         for i in itertools.count():

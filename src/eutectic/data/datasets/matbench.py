@@ -287,7 +287,7 @@ def _rows(path: Path, name: str) -> Iterator[tuple[Any, Any]]:
     with damage_explained(str(path), _LAYOUT, _FETCH), opened(path) as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        for key, item in pymatgen_json.items(gzip.GzipFile(fileobj=raw) if packed else raw):
+        for key, item in pymatgen_json.items(gzip.GzipFile(fileobj=raw).read if packed else raw.read):
             if key == "columns":
                 columns.append(item)
             elif key == "data":

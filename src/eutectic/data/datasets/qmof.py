@@ -331,7 +331,7 @@ def _json_targets(path: Path, member: str) -> dict[str, tuple[str, float | None]
     where = f"{other[0]}, {other[1]}" if other[1] else str(other[0])
     gaps = {}
     with damage_explained(where, f"a list of materials with qmof_id and {GAP}", _FETCH), opened(*other) as handle:
-        for _, entry in pymatgen_json.items(handle):
+        for _, entry in pymatgen_json.items(handle.read):
             if not isinstance(entry, Mapping) or not isinstance(entry.get("qmof_id"), str):
                 raise ValueError("a material without qmof_id")
             gaps[entry["qmof_id"]] = (str(entry.get("name", entry["qmof_id"])), _gap(entry))
@@ -347,7 +347,7 @@ def _from_json(piece: Piece) -> Iterator[LabelledStructure]:
         damage_explained(where, "a list of structures with qmof_id", _FETCH),
         opened(piece.path, piece.member) as handle,
     ):
-        for i, (_, entry) in enumerate(pymatgen_json.items(handle)):
+        for i, (_, entry) in enumerate(pymatgen_json.items(handle.read)):
             if not isinstance(entry, Mapping) or not isinstance(entry.get("structure"), Mapping):
                 raise ValueError(f"entry {i} without a structure")
             key = str(entry.get("qmof_id"))
