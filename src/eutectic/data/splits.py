@@ -388,19 +388,20 @@ def _counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}" + "s" * (n != 1)
 
 
-def leakage(store: Store, made: Split) -> dict[str, Leakage]:
+def leakage(store: Store, made: Split, near: Bool[np.ndarray, " rows_but_one"] | None = None) -> dict[str, Leakage]:
     """What is on both sides of a split.
 
     Args:
         store: what was divided.
         made: how.
+        near: whether a row and the next are neighbours in time; found here where it is not known yet.
 
     Returns:
         "validation" and "test" → what they share with training.
     """
     groups = store.column("group")
     content = store.column("content")
-    near = _near_the_next(store)
+    near = _near_the_next(store) if near is None else near
     trained = np.zeros(len(store), dtype=bool)
     trained[made.train] = True
     train_groups, train_content = set(groups[made.train]), set(content[made.train])
@@ -444,6 +445,7 @@ def compare_splits(store: Store) -> dict[str, dict[str, object]]:
         `default` and `not_possible`, why.
     """
     report: dict[str, dict[str, object]] = {}
+    near = _near_the_next(store)
     for name in ("group", "random", *store.published_splits(), *(["paper"] * _in_paper(store))):
         default: dict[str, object] = {"default": name == store.card.default_split}
         try:
@@ -451,7 +453,7 @@ def compare_splits(store: Store) -> dict[str, dict[str, object]]:
         except EutecticError as error:
             report[name] = {**default, "not_possible": f"{error.given}; expected {error.expected}"}
             continue
-        leaks = {part: {**asdict(found), "words": str(found)} for part, found in leakage(store, made).items()}
+        leaks = {part: {**asdict(found), "words": str(found)} for part, found in leakage(store, made, near).items()}
         sizes = {"train": len(made.train), "validation": len(made.validation), "test": len(made.test)}
         report[name] = {**default, "sizes": sizes, "leaks": leaks}
     return report
