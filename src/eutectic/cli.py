@@ -644,3 +644,43 @@ def data_generate(
     made = generate(names or None, out, scale=scale, seed=seed, workers=workers, overwrite=overwrite)
     for name, count in made.items():
         console.print(f"{name}: {count} structures in {out / name}")
+
+
+@data_app.command("splits")
+def data_splits(
+    store: Annotated[str, typer.Argument(help="Name of an embedded set, or a store.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Sizes of every split, and what of the held-out structures each has seen in training.
+
+    Counted are structures of groups that are trained on, repeated structures, and neighbours in time.
+
+    **Examples**
+
+    `eutectic data splits md_aspirin`
+
+    `eutectic data splits stores/jdft2d --json`
+    """
+    from eutectic.data.catalogue import open_store
+    from eutectic.data.splits import compare_splits, paper_against_default
+
+    opened = open_store(store)
+    report = compare_splits(opened)
+    if as_json:
+        sys.stdout.write(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("split", "train", "validation", "test"):
+        table.add_column(heading, justify="left" if heading == "split" else "right", no_wrap=True)
+    table.add_column("held out although trained on", overflow="fold")
+    for name, entry in report.items():
+        shown = f"[bold]{_plain(name)}[/]" + (" (default)" if entry["default"] else "")
+        if "not_possible" in entry:
+            table.add_row(shown, "–", "–", "–", f"not possible: {_plain(str(entry['not_possible']))}")
+            continue
+        sizes, leaks = cast(dict[str, int], entry["sizes"]), cast(dict[str, dict[str, Any]], entry["leaks"])
+        words = "\n".join(f"{part}: {leaks[part]['words']}" for part in ("validation", "test"))
+        table.add_row(shown, *(f"{n:,}" for n in sizes.values()), words)
+    console.print(table)
+    if sentence := paper_against_default(opened, report):
+        console.print(_plain(sentence))

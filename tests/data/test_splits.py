@@ -213,3 +213,150 @@ def test_real_official(shared_data: Path, tmp_path: Path) -> None:
     train = [int(i) for i in (lists / "index_train_01.csv").read_text().split()]
     test = [int(i) for i in (lists / "index_test_01.csv").read_text().split()]
     assert parts(made) == (set(train[:950]), set(train[950:]), set(test))
+
+
+MOLECULE = np.array([6, 8])
+
+
+def trajectory(path: Path, steps: list[float], groups: list[str], card: Card = CARD) -> Store:
+    """Carbon monoxide, the oxygen of each frame so far along x."""
+
+    def row(i: int) -> LabelledStructure:
+        positions = np.array([[0.0, 0, 0], [steps[i], 0, 0]])
+        structure = Structure(numbers=MOLECULE, positions=positions)
+        return LabelledStructure(structure=structure, labels={}, id=f"row-{i}", group=groups[i])
+
+    write_store(path, card, (row(i) for i in range(len(steps))))
+    return Store(path)
+
+
+def by_hand(train: list[int], validation: list[int], test: list[int]) -> Split:
+    return Split("by hand", np.array(train), np.array(validation, dtype=np.int64), np.array(test))
+
+
+def test_leakage(tmp_path: Path) -> None:
+    # Rows 0 to 3 are neighbours in time, 4 jumps away, 5 repeats 0.
+    store = trajectory(tmp_path / "store", [1.0, 1.02, 1.04, 1.06, 2.0, 1.0], ["a", "a", "b", "b", "c", "d"])
+    found = splits.leakage(store, by_hand([0, 2], [4], [1, 3, 5]))
+    assert found["test"] == splits.Leakage(
+        structures=3, in_shared_groups=2, shared_groups=2, duplicates=1, neighbours_in_time=2
+    )
+    assert str(found["test"]) == (
+        "2 structures from 2 groups trained on too, 1 structure the same as a training structure, "
+        "2 structures next in time to a training structure"
+    )
+    assert str(found["validation"]) == "nothing"
+    # Neither the jump from 3 to 4 nor that from 4 to 5 makes neighbours.
+    assert splits.leakage(store, by_hand([4], [], [3, 5]))["test"].neighbours_in_time == 0
+    assert splits.leakage(store, by_hand([5], [], [0]))["test"].duplicates == 1
+
+
+def test_neighbours_across_batches_and_other_atoms(tmp_path: Path) -> None:
+    steps = [1.0 + 0.0001 * i for i in range(1200)]
+    store = trajectory(tmp_path / "store", steps, ["a"] * 1200)
+    near = splits._near_the_next(store)
+    assert near.shape == (1199,)
+    assert near.all()
+    # Other atoms in the same places are no neighbours.
+    other = make(tmp_path / "other", GROUPS)
+    assert splits._near_the_next(other).all()
+    rows = [Structure(numbers=np.array([z]), positions=np.zeros((1, 3))) for z in (1, 2, 2, 3)]
+    write_store(
+        tmp_path / "mixed",
+        CARD,
+        (LabelledStructure(structure=s, labels={}, id=str(i), group=str(i)) for i, s in enumerate(rows)),
+    )
+    assert splits._near_the_next(Store(tmp_path / "mixed")).tolist() == [False, True, False]
+
+
+def test_stretches_of_time_leak_less_than_chance(tmp_path: Path) -> None:
+    steps = [1.0 + 0.01 * i for i in range(400)]
+    store = trajectory(tmp_path / "store", steps, [f"stretch-{i // 10:02d}" for i in range(400)])
+    report = splits.compare_splits(store)
+    assert list(report) == ["group", "random"]
+    assert report["group"]["default"]
+    leaks = {name: entry["leaks"]["test"]["neighbours_in_time"] for name, entry in report.items()}  # type: ignore[index]
+    assert leaks["group"] <= 8
+    assert leaks["random"] > 30
+    assert report["group"]["sizes"] == {"train": 320, "validation": 40, "test": 40}
+    assert splits.paper_against_default(store, report) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("md22:made up", (285, 15, 100)), ("qmof", (320, 40, 40)), ("spice:made up", (320, 40, 40))],
+)
+def test_paper_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: tuple[int, int, int]
+) -> None:
+    monkeypatch.setitem(splits.PAPER_SIZES, "md22:made up", (285, 15, None, 400))
+    monkeypatch.setitem(splits.PAPER_SIZES, "spice:made up", (*splits.PAPER_SIZES["spice:dipeptides"][:3], 400))
+    monkeypatch.setitem(splits.PAPER_SIZES, "qmof", (*splits.PAPER_SIZES["qmof"][:3], 400))
+    store = make(tmp_path / "store", GROUPS, card=replace(CARD, name=name))
+    made = split(store, "paper")
+    order = np.random.RandomState(42).permutation(400)
+    a, b = expected[0], expected[0] + expected[1]
+    assert parts(made) == (set(order[:a]), set(order[a:b]), set(order[b:]))
+    report = splits.compare_splits(store)
+    sentence = splits.paper_against_default(store, report)
+    assert "the default, 'group'" in sentence
+    assert f"(of {expected[2]})" in sentence
+
+
+def test_paper_sizes_of_md22_are_its_training_sizes() -> None:
+    training = {"Ac-Ala3-NHMe": 6000, "DHA": 8000, "stachyose": 8000, "AT-AT": 3000, "AT-AT-CG-CG": 2000}
+    training |= {"buckyball-catcher": 600, "double-walled_nanotube": 800}
+    for molecule, n in training.items():
+        train, validation, test, _ = splits.PAPER_SIZES[f"md22:{molecule}"]
+        assert (train, validation, test) == (n - int(0.05 * n), int(0.05 * n), None)
+
+
+def test_paper_of_matbench_is_its_first_fold(tmp_path: Path) -> None:
+    order = np.random.default_rng(4).permutation(400)
+    lists = {"fold_0": {"train": order[:280], "validation": order[280:320], "test": order[320:]}}
+    card = replace(CARD, name="matbench:phonons")
+    store = make(tmp_path / "whole", GROUPS, card=card, published=lists)
+    assert parts(split(store, "paper")) == parts(split(store, "fold_0"))
+    assert parts(split(store, "paper")) == (set(order[:280]), set(order[280:320]), set(order[320:]))
+    part = make(tmp_path / "part", GROUPS, card=card)
+    with pytest.raises(EutecticError, match="without the split 'fold_0'"):
+        split(part, "paper")
+    assert "not_possible" in splits.compare_splits(part)["paper"]
+
+
+def test_real_leaks(shared_data: Path, tmp_path: Path) -> None:
+    from eutectic.data.datasets import matbench, md17
+
+    source = shared_data / "md17" / "md17_ethanol_2000.npz"
+    rows = (r for p in md17.pieces(source, "md17:ethanol") for r in md17.read(p, "md17:ethanol"))
+    write_store(tmp_path / "ethanol", md17.card("md17:ethanol"), rows)
+    report = splits.compare_splits(Store(tmp_path / "ethanol"))
+    leaks = {name: entry["leaks"]["test"]["neighbours_in_time"] for name, entry in report.items()}  # type: ignore[index]
+    # All frames follow each other: by chance, one in a hundred has neither neighbour in training.
+    assert leaks["random"] > 0.9 * 200
+    assert leaks["group"] <= 10
+    name = "matbench:jdft2d"
+    (piece,) = matbench.pieces(shared_data / "matbench", name)
+    published = matbench.published_splits(shared_data / "matbench", name)
+    write_store(tmp_path / "jdft2d", matbench.card(name), matbench.read(piece, name), splits=published)
+    store = Store(tmp_path / "jdft2d")
+    report = splits.compare_splits(store)
+    assert report["paper"]["sizes"] == {"train": 457, "validation": 51, "test": 128}
+    assert report["paper"]["leaks"]["test"]["in_shared_groups"] == 18  # type: ignore[index]
+    assert report["group"]["leaks"]["test"]["words"] == "nothing"  # type: ignore[index]
+    assert "18 structures from 18 groups" in splits.paper_against_default(store, report)
+
+
+def test_command(tmp_path: Path) -> None:
+    import json
+
+    from typer.testing import CliRunner
+
+    from eutectic.cli import app
+
+    store = trajectory(tmp_path / "store", [1.0 + 0.01 * i for i in range(60)], [f"g{i // 6}" for i in range(60)])
+    shown = CliRunner().invoke(app, ["data", "splits", str(store.path)])
+    assert shown.exit_code == 0
+    assert "group (default)" in shown.output
+    machine = CliRunner().invoke(app, ["data", "splits", str(store.path), "--json"])
+    assert json.loads(machine.output) == json.loads(json.dumps(splits.compare_splits(store)))

@@ -1,7 +1,8 @@
 """Who trains, who validates, who tests: rows of a store, decided by rule and never by chance.
 
 Named splits: `group` (the default of most data sets) never parts what belongs together; `random` ignores
-groups; `official_01` … are published with a data set; `paper` repeats what JMP did for QM9 and rMD17.
+groups; `official_01`, `fold_0` … are published with a data set; `paper` repeats what JMP did to fine-tune.
+`leakage` counts what a split puts on both sides.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import difflib
 import hashlib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from eutectic.atoms import EutecticError
 from eutectic.data.store import Store
@@ -21,12 +22,30 @@ from eutectic.data.store import Store
 HELD_OUT = 0.1
 """Share of validation, and again of testing, where no number is asked for."""
 
-PAPER_SIZES: dict[str, tuple[int | None, int, int | None, int]] = {
+PAPER_SIZES: dict[str, tuple[int | float | None, int | float | None, int | float | None, int]] = {
     "qm9": (None, 10_000, 10_000, 130_000),
     "rmd17": (950, 50, None, 99_000),
+    "md22:Ac-Ala3-NHMe": (5700, 300, None, 85_109),
+    "md22:DHA": (7600, 400, None, 69_753),
+    "md22:stachyose": (7600, 400, None, 27_272),
+    "md22:AT-AT": (2850, 150, None, 20_001),
+    "md22:AT-AT-CG-CG": (1900, 100, None, 10_153),
+    "md22:buckyball-catcher": (570, 30, None, 6102),
+    "md22:double-walled_nanotube": (760, 40, None, 5032),
+    "spice:dipeptides": (0.8, None, 0.1, 30_000),
+    "spice:solvated_amino_acids": (0.8, None, 0.1, 1200),
+    "qmof": (0.8, None, 0.1, 20_000),
 }
-"""JMP (Shoghi et al., arXiv:2310.16802): training, validation, test (None is all the rest), and how many
-structures the whole data set has at least: a shuffle of a part is another split."""
+"""JMP (Shoghi et al., arXiv:2310.16802) by the data set's name, or its family's: training, validation, test (a
+share is rounded down, None is all the rest), and how many structures the whole data set has at least: a shuffle
+of a part is another split. MD22: the training sizes of its authors, of which JMP validates on a twentieth."""
+
+PAPER_PUBLISHED: dict[str, str] = {"matbench": "fold_0"}
+"""Families for which JMP took a published split, the first of several; the others are there by name."""
+
+NEAR = 0.1
+"""Å, root mean square over the atoms: rows that follow each other and differ by less are neighbours in time. A
+step of 0.5 fs at 500 K moves atoms by 0.02 Å; independent structures of a molecule differ by tenths."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +97,7 @@ def split(
     name = name or store.card.default_split
     published = store.published_splits()
     if name not in ("group", "random", "paper", *published):
-        names = ["group", "random", *published, *(["paper"] * (_family(store) in PAPER_SIZES))]
+        names = ["group", "random", *published, *(["paper"] * _in_paper(store))]
         near = difflib.get_close_matches(name, names, 1)
         raise EutecticError(
             f"splits of {store.card.name}",
@@ -96,7 +115,7 @@ def split(
     elif name == "random":
         parts = _at_random(store, eligible, asked, seed)
     elif name == "paper":
-        parts = _paper(store, eligible, asked)
+        parts = _paper(store, eligible, asked, published)
     else:
         parts = _official(store, name, published[name], eligible, asked)
     return Split(name, *(np.sort(part).astype(np.int64) for part in parts))
@@ -290,18 +309,30 @@ def _family(store: Store) -> str:
     return store.card.name.partition(":")[0]
 
 
-def _paper(store: Store, eligible: np.ndarray, asked: _Asked) -> _Parts:
+def _in_paper(store: Store) -> bool:
+    return not {store.card.name, _family(store)}.isdisjoint(PAPER_SIZES.keys() | PAPER_PUBLISHED.keys())
+
+
+def _paper(store: Store, eligible: np.ndarray, asked: _Asked, published: dict[str, dict[str, np.ndarray]]) -> _Parts:
     where, n = f"split 'paper' of {store.card.name}", len(store)
-    if _family(store) not in PAPER_SIZES:
+    if not _in_paper(store):
         raise EutecticError(
             where,
             "JMP did not use this data set",
-            " or ".join(PAPER_SIZES),
+            " or ".join([*PAPER_SIZES, *PAPER_PUBLISHED]),
             "use the split 'group' or 'random'",
         )
-    n_train, n_validation, n_test, whole = PAPER_SIZES[_family(store)]
-    if n_train is None:
-        n_train = n - n_validation - (n_test or 0)
+    if _family(store) in PAPER_PUBLISHED:
+        name = PAPER_PUBLISHED[_family(store)]
+        if name not in published:
+            raise EutecticError(
+                where,
+                f"a store without the split {name!r}",
+                "the whole data set, with the splits that are published for it",
+                "prepare it from the complete files, or use the split 'group' or 'random'",
+            )
+        return _official(store, name, published[name], eligible, asked)
+    *sizes, whole = PAPER_SIZES.get(store.card.name) or PAPER_SIZES[_family(store)]
     if n < whole:
         raise EutecticError(
             where,
@@ -309,9 +340,132 @@ def _paper(store: Store, eligible: np.ndarray, asked: _Asked) -> _Parts:
             f"the whole data set, {whole} or more",
             "prepare it from the complete files, or use the split 'random'",
         )
+    counts = [int(size * n) if isinstance(size, float) else size for size in sizes]
+    rest = n - sum(c for c in counts if c is not None)
+    n_train, n_validation, _ = (rest if c is None else c for c in counts)
     # NumPy promises that this generator's stream never changes.
     order = np.arange(n)
     np.random.RandomState(42).shuffle(order)
     bounds = [n_train, n_train + n_validation]
     train, validation, test = (rows[eligible[rows]] for rows in np.split(order, bounds))
     return _cut((train, validation, test), asked, where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leakage:
+    """What a held-out part has in common with the training structures.
+
+    Attributes:
+        structures: of the part.
+        in_shared_groups: of them, those whose group (molecule, compound, trajectory, …) is trained on too.
+        shared_groups: how many groups that is.
+        duplicates: of them, those that are the same as a training structure to 1e-3 Å.
+        neighbours_in_time: of them, those whose row before or after is a training structure of the same atoms,
+            less than `NEAR` away.
+    """
+
+    structures: int
+    in_shared_groups: int
+    shared_groups: int
+    duplicates: int
+    neighbours_in_time: int
+
+    def __str__(self) -> str:
+        """In words."""
+        found = [
+            f"{_counted(count, 'structure')} {words}"
+            for count, words in (
+                (self.in_shared_groups, f"from {_counted(self.shared_groups, 'group')} trained on too"),
+                (self.duplicates, "the same as a training structure"),
+                (self.neighbours_in_time, "next in time to a training structure"),
+            )
+            if count
+        ]
+        return ", ".join(found) if found else "nothing"
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + "s" * (n != 1)
+
+
+def leakage(store: Store, made: Split, near: Bool[np.ndarray, " rows_but_one"] | None = None) -> dict[str, Leakage]:
+    """What is on both sides of a split.
+
+    Args:
+        store: what was divided.
+        made: how.
+        near: whether a row and the next are neighbours in time; found here where it is not known yet.
+
+    Returns:
+        "validation" and "test" → what they share with training.
+    """
+    groups = store.column("group")
+    content = store.column("content")
+    near = _near_the_next(store) if near is None else near
+    trained = np.zeros(len(store), dtype=bool)
+    trained[made.train] = True
+    train_groups, train_content = set(groups[made.train]), set(content[made.train])
+    # Row i is near row i + 1, and one of them is trained on.
+    before, after = near & trained[:-1], near & trained[1:]
+    beside = np.append(after, False) | np.insert(before, 0, False)
+    return {
+        part: Leakage(
+            structures=len(rows),
+            in_shared_groups=sum(g in train_groups for g in groups[rows]),
+            shared_groups=len(train_groups & set(groups[rows])),
+            duplicates=sum(c in train_content for c in content[rows]),
+            neighbours_in_time=int(beside[rows].sum()),
+        )
+        for part, rows in (("validation", made.validation), ("test", made.test))
+    }
+
+
+def _near_the_next(store: Store) -> Bool[np.ndarray, " rows_but_one"]:
+    """Whether a row and the next are the same atoms in nearly the same places."""
+    near = np.zeros(len(store), dtype=bool)
+    start, last = 0, (np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.float32))
+    for batch in store.take(np.arange(len(store)), "numbers", "positions"):
+        ends = np.cumsum(batch.column("numbers").value_lengths().to_numpy())
+        numbers = batch.column("numbers").flatten().to_numpy()
+        positions = batch.column("positions").flatten().to_numpy().reshape(-1, 3)
+        for i, (a, b) in enumerate(zip(np.append(0, ends[:-1]), ends, strict=True), start=start):
+            this = (numbers[a:b], positions[a:b])
+            if i and np.array_equal(last[0], this[0]):
+                near[i - 1] = np.square(this[1] - last[1]).sum(axis=1).mean() < NEAR**2
+            last = this
+        start += batch.num_rows
+    return near[:-1]
+
+
+def compare_splits(store: Store) -> dict[str, dict[str, object]]:
+    """Every split of a store, and what it leaks, as plain JSON.
+
+    Returns:
+        Name → `default`, `sizes` ("train", "validation", "test") and `leaks` (as `leakage`, with `words`); or
+        `default` and `not_possible`, why.
+    """
+    report: dict[str, dict[str, object]] = {}
+    near = _near_the_next(store)
+    for name in ("group", "random", *store.published_splits(), *(["paper"] * _in_paper(store))):
+        default: dict[str, object] = {"default": name == store.card.default_split}
+        try:
+            made = split(store, name)
+        except EutecticError as error:
+            report[name] = {**default, "not_possible": f"{error.given}; expected {error.expected}"}
+            continue
+        leaks = {part: {**asdict(found), "words": str(found)} for part, found in leakage(store, made, near).items()}
+        sizes = {"train": len(made.train), "validation": len(made.validation), "test": len(made.test)}
+        report[name] = {**default, "sizes": sizes, "leaks": leaks}
+    return report
+
+
+def paper_against_default(store: Store, report: dict[str, dict[str, object]]) -> str:
+    """One sentence on what the paper's split leaks and the default one does not; empty where they are one."""
+    default = store.card.default_split
+    words = []
+    for name in ("paper", default):
+        leaks = report.get(name, {}).get("leaks")
+        if default == "paper" or not isinstance(leaks, dict):
+            return ""
+        words.append(f"{leaks['test']['words']} (of {leaks['test']['structures']:,})")
+    return f"The paper's split leaks into its test: {words[0]}; the default, {default!r}: {words[1]}."

@@ -1,0 +1,116 @@
+"""MD22: seven large molecules and complexes in molecular dynamics at 400 and 500 K.
+
+Chmiela et al., Sci. Adv. 9, eadf0873 (2023), doi:10.1126/sciadv.adf0873; files at sgdml.org. A source is
+`md22_<name>.npz`, the same as xyz, or a folder with one of them. Anything that is not one of these molecules with
+total energies is refused: nothing in such files tells a foreign unit or level of theory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from eutectic.atoms import EutecticError, LabelledStructure, Structure
+from eutectic.data import sgdml
+from eutectic.data.card import Card
+from eutectic.data.source import File, Piece
+
+MOLECULES: dict[str, tuple[str, str]] = {
+    "Ac-Ala3-NHMe": ("C12H22N4O4", "tetrapeptide"),
+    "DHA": ("C22H32O2", "docosahexaenoic acid"),
+    "stachyose": ("C24H42O21", "tetrasaccharide"),
+    "AT-AT": ("C20H22N14O4", "two stacked DNA base pairs"),
+    "AT-AT-CG-CG": ("C38H42N30O8", "four stacked DNA base pairs"),
+    "buckyball-catcher": ("C120H28", "supramolecular complex"),
+    "double-walled_nanotube": ("C326H44", "double-walled nanotube"),
+}
+"""Formula and kind, by the names of the files."""
+
+_URL = "http://www.quantum-machine.org/gdml/repo/datasets/"
+_FETCH = "fetch the file again (sgdml.org)"
+
+
+def names() -> tuple[str, ...]:
+    """`md22:<molecule>`."""
+    return tuple(f"md22:{m}" for m in MOLECULES)
+
+
+def card(name: str) -> Card:
+    """Of one molecule."""
+    molecule = _known(name)
+    return Card(
+        name=name,
+        title=f"MD22, {molecule} ({MOLECULES[molecule][1]}): molecular dynamics",
+        domain="large molecules",
+        properties=("energy", "forces"),
+        theory="PBE+MBD",
+        licence="not stated",
+        citation="Chmiela et al., Sci. Adv. 9, eadf0873 (2023), doi:10.1126/sciadv.adf0873",
+        source="sgdml.org",
+        notes=(
+            "Energies are total energies. The files are in kcal/mol and Å.",
+            "A group is a stretch of neighbours in time, one of forty: a random split puts frames that are nearly "
+            "alike on both sides.",
+        ),
+    )
+
+
+def files(name: str) -> tuple[File, ...]:
+    """One npz; no checksums are published."""
+    file = f"md22_{_known(name)}.npz"
+    return (File(name=file, url=_URL + file),)
+
+
+def pieces(source: Path, name: str) -> list[Piece]:
+    """One for each fifty thousand frames."""
+    path = _file(Path(source), name)
+    n = _head(path, name).n_frames
+    step = sgdml.FRAMES_PER_PIECE
+    return [Piece(path=path, first=i, count=min(step, n - i)) for i in range(0, n, step)]
+
+
+def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
+    """The frames of a piece: energy in eV, forces in eV/Å."""
+    molecule, head = _known(name), _head(piece.path, name)
+    frames = sgdml.frames(head, piece.first, piece.count, _FETCH)
+    for i, (positions, energy, forces) in enumerate(frames, start=piece.first):
+        yield LabelledStructure(
+            structure=Structure(numbers=head.numbers, positions=positions),
+            labels={"energy": np.asarray(energy), "forces": forces},
+            id=f"{molecule}-{i:06d}",
+            group=f"{molecule}-stretch-{head.stretch(i):02d}",
+        )
+
+
+def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
+    """None were published: the authors drew their training structures by an algorithm of theirs."""
+    _known(name)
+    return {}
+
+
+def _known(name: str) -> str:
+    if name not in names():
+        raise EutecticError("md22", f"data set {name!r}", f"one of {', '.join(names())}", "name one of these")
+    return name.partition(":")[2]
+
+
+def _head(path: Path, name: str) -> sgdml.Trajectory:
+    molecule = _known(name)
+    return sgdml.trajectory(path, "", MOLECULES[molecule][0], molecule, _FETCH)
+
+
+def _file(source: Path, name: str) -> Path:
+    molecule = _known(name)
+    if source.is_file():
+        return source
+    for suffix in (".npz", ".xyz"):
+        if (source / f"md22_{molecule}{suffix}").is_file():
+            return source / f"md22_{molecule}{suffix}"
+    raise EutecticError(
+        str(source),
+        f"no md22_{molecule}.npz here" if source.exists() else "nothing is here",
+        f"md22_{molecule}.npz, or a folder with it",
+        f"check the path and the molecule (fetch: {files(name)[0].url})",
+    )
