@@ -188,9 +188,7 @@ def _keys(
     return {}, {}
 
 
-def _shown(
-    rows: Iterator[tuple[str, LabelledStructure]], total: int | None
-) -> Iterator[tuple[str, LabelledStructure]]:
+def _shown(rows: Iterator[tuple[str, LabelledStructure]], total: int | None) -> Iterator[tuple[str, LabelledStructure]]:
     """The same rows, with progress on standard error once it is clear that they take a while."""
     start = time.monotonic()
     console = Console(stderr=True)

@@ -87,7 +87,9 @@ class Contents:
     def constant(self) -> list[tuple[str, float]]:
         """Labels that never differ, and their value."""
         return [
-            (name, self.least[name]) for name, n in self.labels.items() if n >= 3 and self.least[name] == self.most[name]
+            (name, self.least[name])
+            for name, n in self.labels.items()
+            if n >= 3 and self.least[name] == self.most[name]
         ]
 
 

@@ -23,7 +23,9 @@ PLACEHOLDER = 40.0
 """Å of emptiness along a periodic vector: more than any slab or molecule in a box needs."""
 
 
-def of_contents(contents: Contents, structures: int, bad: Mapping[str, Any], ignored: Mapping[str, int]) -> list[Finding]:
+def of_contents(
+    contents: Contents, structures: int, bad: Mapping[str, Any], ignored: Mapping[str, int]
+) -> list[Finding]:
     """Labels and structures that cannot be used, are missing, constant or repeated."""
     found: list[Finding] = []
     if bad["count"]:
@@ -89,7 +91,7 @@ def of_contents(contents: Contents, structures: int, bad: Mapping[str, Any], ign
                 message=words[0].upper() + words[1:] + ".",
                 why="There is nothing to learn from a constant; often it stands for 'not computed'.",
                 fix="Drop the label.",
-                numbers={name: value for name, value in constant},
+                numbers=dict(constant),
             )
         )
     repeated = contents.distinct.repeated()
@@ -100,8 +102,8 @@ def of_contents(contents: Contents, structures: int, bad: Mapping[str, Any], ign
                 code="duplicates",
                 severity="warning",
                 title=f"{about}{repeated} structures repeat earlier ones",
-                message=f"{about.capitalize()}{repeated} of {contents.usable} structures are the same as an earlier one "
-                "to 1e-3 Å.",
+                message=f"{about.capitalize()}{repeated} of {contents.usable} structures are the same as an earlier "
+                "one to 1e-3 Å.",
                 why="Where copies are on both sides of a split, the test error measures memory.",
                 fix="Remove them, or give copies one group (`--group-key` of `data prepare`).",
                 numbers={"count": repeated, "exact": contents.distinct.exact},
@@ -125,7 +127,7 @@ def of_energies(energies: Energies, units: Units) -> list[Finding]:
                 code="energy_outliers",
                 severity="warning",
                 title=f"{len(outliers)} energies are far from all others",
-                message=f"{len(outliers)} structures are more than 12 deviations ({number(deviation)} {unit}/atom) from a "
+                message=f"{len(outliers)} structures are over 12 deviations ({number(deviation)} {unit}/atom) from a "
                 f"fit of one energy per element; per atom: {first}.",
                 why="Failed calculations dominate a squared loss, and even an absolute one.",
                 fix="Look at these structures; remove those whose calculation failed.",
@@ -141,7 +143,9 @@ def of_energies(energies: Energies, units: Units) -> list[Finding]:
         mev = precision.step * to_mev
         if mev > 0.05:
             how = (
-                f"float32 in {precision.unit}" if precision.kind == "float32" else f"steps of {number(precision.step)} {unit}"
+                f"float32 in {precision.unit}"
+                if precision.kind == "float32"
+                else f"steps of {number(precision.step)} {unit}"
             )
             found.append(
                 Finding(
@@ -149,7 +153,7 @@ def of_energies(energies: Energies, units: Units) -> list[Finding]:
                     severity="warning" if mev > 1.0 else "note",
                     title=f"energies are rounded to {number(mev)} meV",
                     message=f"All energies are {how}: neighbouring values are {number(mev)} meV apart.",
-                    why="No model's energy error can be judged, and no small energy difference learned, below this step.",
+                    why="Below this step no energy difference can be learned, and no error judged.",
                     fix="Take the energies from the original files in float64; or subtract reference energies first.",
                     numbers={"resolution_meV": mev, "kind": precision.kind, "unit": precision.unit},
                 )
@@ -162,8 +166,8 @@ def of_energies(energies: Energies, units: Units) -> list[Finding]:
                 code="two_populations",
                 severity="warning",
                 title="energies fall into two sets (mixed levels of theory?)",
-                message=f"After the fit, {100 * share:.0f} % of the structures lie {number(apart)} {unit}/atom from the "
-                "others, with nothing between, in the same compositions.",
+                message=f"After the fit, {100 * share:.0f} % of the structures lie {number(apart)} {unit}/atom from "
+                "the others, with nothing between, in the same compositions.",
                 why="Energies of two levels of theory, or of two codes, contradict each other in one task.",
                 fix="Find out where each set comes from; make one store, and one task, of each.",
                 numbers={"apart": apart, "share": share},
@@ -228,7 +232,7 @@ def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[s
                 title=f"{_at_least(empty)} periodic cells are mostly empty (placeholder cells?)",
                 message=f"Empty layers of up to {number(empty[0][0] * length)} Å along a periodic vector, e.g. "
                 f"{', '.join(id for _, id in empty[:3])}.",
-                why="A molecule with a made-up cell is taken for a crystal: stresses, volumes and densities mean nothing.",
+                why="A molecule with a made-up cell is taken for a crystal: its stress and density mean nothing.",
                 fix="Set pbc to False for molecules; a cell is then not needed.",
                 numbers={"count": len(empty), "first": [{"id": id, "gap": gap} for gap, id in empty[:SHOWN]]},
             )
@@ -259,15 +263,14 @@ def _balance(geometry: Geometry, force_unit: float, shown: str) -> list[Finding]
     found: list[Finding] = []
     net = [(share, size) for share, size in geometry.net if share > 0.05 and size * force_unit > 0.02]
     if len(geometry.net) and len(net) > 0.1 * len(geometry.net):
-        share = float(np.median([s for s, _ in net]))
+        share, left = (float(np.median(values)) for values in zip(*net, strict=True))
         found.append(
             Finding(
                 code="net_force",
                 severity="warning",
                 title="forces do not sum to zero",
-                message=f"In {100 * len(net) / len(geometry.net):.0f} % of the structures without fixed atoms the forces "
-                f"leave a net force ({100 * share:.0f} % of their sizes; median {number(float(np.median([n for _, n in net])))} "
-                f"{shown}).",
+                message=f"In {100 * len(net) / len(geometry.net):.0f} % of the structures without fixed atoms the "
+                f"forces leave a net force: {100 * share:.0f} % of their sizes, {number(left)} {shown} (medians).",
                 why="A conservative model cannot fit them; constraints, point charges or missing atoms do this.",
                 fix="Take forces without constraints applied (ASE: get_forces(apply_constraint=False)).",
                 numbers={"share_of_structures": len(net) / len(geometry.net), "median_share": share},
@@ -281,7 +284,7 @@ def _balance(geometry: Geometry, force_unit: float, shown: str) -> list[Finding]
                 severity="warning",
                 title="forces turn molecules as a whole",
                 message=f"In {100 * float(np.mean(turning > 0.05)):.0f} % of the molecules the forces leave a torque.",
-                why="Energy does not change when a molecule turns: coordinates and forces are not in one frame or order.",
+                why="Turning a molecule costs no energy: coordinates and forces are not in one frame or order.",
                 fix="Check that coordinates and forces have the same orientation and order of atoms.",
                 numbers={"share_of_structures": float(np.mean(turning > 0.05))},
             )
@@ -293,7 +296,7 @@ def _balance(geometry: Geometry, force_unit: float, shown: str) -> list[Finding]
                 severity="note",
                 title="forces on fixed atoms are exactly zero",
                 message=f"In {geometry.fixed_without_force} structures all fixed atoms have zero force, others not.",
-                why="The constraint was applied to the labels: they say nothing of these atoms, and must not be learned.",
+                why="The constraint was applied to the labels: these are not forces, and must not be learned.",
                 fix="Leave fixed atoms out of the loss, or take the raw forces of the calculation.",
                 numbers={"count": geometry.fixed_without_force},
             )
@@ -348,7 +351,7 @@ def of_motion(motion: Motion, units: Units) -> list[Finding]:
             code="near_duplicates",
             severity="note",
             title="many frames are nearly the same as another",
-            message=f"{100 * len(near) / len(pairs):.0f} % of {len(pairs)} frames compared have a frame within 0.005 Å.",
+            message=f"{100 * len(near) / len(pairs):.0f} % of {len(pairs)} frames compared are within 0.005 Å.",
             why="They cost training time and add little; split at random, they flatter the test.",
             fix="Keep every tenth, and split by trajectory (`--split group`).",
             numbers={"share": len(near) / len(pairs), "compared": len(pairs), "first": [list(p.ids) for p in near[:3]]},
@@ -379,7 +382,7 @@ def of_splits(leaks: Iterable[Leak]) -> list[Finding]:
                     code="leaked_groups",
                     severity="note",
                     title=f"split {leak.split!r} parts groups",
-                    message=f"{leak.groups} of {leak.reserved} held-out groups of split {leak.split!r} are in training too.",
+                    message=f"{leak.groups} of {leak.reserved} held-out groups of {leak.split!r} are in training.",
                     why="The test is of new frames of known systems, not of new systems.",
                     fix="Split by group to test on new systems, where there are several groups.",
                     numbers=asdict(leak),

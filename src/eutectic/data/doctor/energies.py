@@ -16,6 +16,7 @@ FIRST_FIT = 64
 """Structures before the first fit; it is made again each time their number has doubled."""
 ALL_ELECTRON = np.array([0.0, *(atom_energy(z) for z in range(1, N_ELEMENTS))])
 """Hartree, by atomic number."""
+RELATIVE = "energies relative to pseudo-atoms or atoms"
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,9 +153,9 @@ class Energies:
         entries = list(self.sample)
         ratios = np.array([e.energy / float(e.counts @ ALL_ELECTRON) for e in entries])
         middle, width = spread(ratios)
-        regime = "energies relative to pseudo-atoms or atoms"
         if middle > 0:
-            inverse = {unit: 1 / (value / ENERGY_UNITS["Hartree"]) for unit, value in ENERGY_UNITS.items()}
+            # Rydbergs are of plane-wave codes, which have pseudopotentials; GFN2-xTB in eV would be taken for them.
+            inverse = {u: ENERGY_UNITS["Hartree"] / value for u, value in ENERGY_UNITS.items() if u != "Rydberg"}
             best = min(inverse, key=lambda u: abs(math.log(middle / inverse[u])))
             if abs(math.log(middle / inverse[best])) < 0.1 and width < 0.08 * middle:
                 return EnergyUnit(
@@ -166,15 +167,15 @@ class Energies:
                 )
         # Cohesive, formation and PAW energies lie here; in kcal/mol or kJ/mol atomisation energies may, too.
         likely = "eV" if -40 < self.per_atom() < 20 else None
-        return EnergyUnit(unit=likely, confidence="low", regime=regime, ratio=middle)
+        return EnergyUnit(unit=likely, confidence="low", regime=RELATIVE, ratio=middle)
 
     def _each_element(self, scale: float) -> bool:
-        """Whether each element's energy, on its own, is near that of its all-electron atom."""
+        """Whether no pseudo-atoms could look like this: each element on its own is near its all-electron atom."""
         seen = np.flatnonzero(self._normal.diagonal())
-        # Carbon and heavier cannot be mimicked: a pseudo-atom lacks the core, which is most of the energy.
         if not self.told_apart():
-            heavy = seen[seen >= 6]
-            return len(heavy) >= 2 and len(self.compositions) >= 1
+            # Of C to F the core is most of the energy: without it, no unit brings them here.
+            atoms = np.sqrt(self._normal[seen, seen]) * np.abs(ALL_ELECTRON[seen])
+            return bool(atoms[(seen >= 6) & (seen <= 9)].sum() > 0.5 * atoms.sum())
         ratio = self.fit()[seen] / (ALL_ELECTRON[seen] * scale)
         return bool(np.mean(np.abs(ratio - 1) < 0.25) >= 0.75)
 

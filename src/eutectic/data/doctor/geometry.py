@@ -41,7 +41,7 @@ class Line:
 
     def slope(self) -> tuple[float, float]:
         """Of y against x, with an intercept, and the correlation."""
-        x, y, xx, xy, yy = self.sums / max(self.n, 1)
+        x, y, xx, xy, yy = (self.sums / max(self.n, 1)).tolist()
         across, along, spread = xy - x * y, xx - x * x, yy - y * y
         if along <= 0 or spread <= 0:
             return 0.0, 0.0
@@ -182,7 +182,7 @@ class Geometry:
                 self.torque.add(moment / max(float((np.linalg.norm(arms, axis=1) * sizes).sum()), 1e-300))
 
     def length_unit(self) -> tuple[str, float]:
-        """The unit of coordinates under which nearest neighbours are bonded, and their distance over the radii's sum."""
+        """The unit under which nearest neighbours are bonded, and their distance over the sum of radii."""
         if not len(self.lengths):
             return "Å", math.nan
         middle = float(np.median(self.lengths.kept))

@@ -118,7 +118,7 @@ class Motion:
             self._add(frame, alike, moves, turns)
         near = [f for f in strained if f.stress is not None and _strain(f, frame) is not None]
         if near and frame.stress is not None:
-            sizes = [np.abs(_strain(f, frame)).max() for f in near]  # type: ignore[arg-type]
+            sizes = [float(np.abs(f.content[1] - cell).max()) for f in near]
             self._add_strained(near[int(np.argmin(sizes))], frame)
 
     def _add(self, frame: _Frame, others: list[_Frame], moves: np.ndarray, turns: np.ndarray) -> None:
@@ -154,7 +154,7 @@ class Motion:
         if a.forces is not None and b.forces is not None:
             work = float(-0.5 * ((a.forces + b.forces) * moves).sum())
         volumes = [abs(float(np.linalg.det(f.content[1]))) for f in (a, b)]
-        ends = [v * float((f.stress * strain).sum()) for v, f in zip(volumes, (a, b), strict=True)]  # type: ignore[operator]
+        ends = [v * float((f.stress * strain).sum()) for v, f in zip(volumes, (a, b), strict=True)]
         curvature = abs(ends[1] - ends[0])
         self.strained.add(
             Pair(
@@ -180,7 +180,7 @@ def _moves_in_cell(frame: _Frame, others: list[_Frame]) -> tuple[np.ndarray, np.
 
 
 def _moves_of_molecule(frame: _Frame, others: list[_Frame]) -> tuple[np.ndarray, np.ndarray]:
-    """(others, atoms, 3) displacements once `frame` is laid over each (Kabsch, Acta Cryst. A 32, 922 (1976)), and turns.
+    """(others, atoms, 3) displacements once `frame` is laid over each (Kabsch, Acta Cryst. A 32, 922), and turns.
 
     Neither energy nor the work of forces knows of turning a molecule as a whole, and without it pairs are nearer.
     """
@@ -225,14 +225,14 @@ def slope(change: np.ndarray, work: np.ndarray, curvature: np.ndarray) -> Slope 
     variance = float((w * (y - value * x) ** 2).sum() / max(w.sum(), 1e-300))
     effective = float(w.sum() ** 2 / (w**2).sum())
     spread_of_work = float((w * x * x).sum() / w.sum())
-    w_all = weight
-    correlation = float(
-        (w_all * work * change).sum() / np.sqrt((w_all * work**2).sum() * (w_all * change**2).sum() + 1e-300)
-    )
+    # A few failed calculations do not make the others disagree; many do.
+    if keep.mean() < 0.7:
+        w, x, y = weight, work, change
+    correlation = float((w * x * y).sum() / np.sqrt((w * x * x).sum() * (w * y * y).sum() + 1e-300))
     return Slope(
         pairs=len(work),
         slope=value,
         error=float(np.sqrt(variance / max(spread_of_work, 1e-300) / max(effective - 1, 1))),
         correlation=correlation,
-        nearness=float(np.median(np.abs(work) / (curvature + 1e-300))),
+        nearness=float(np.median(np.abs(work) / (curvature + 1e-300))) + 1e-9,
     )

@@ -6,7 +6,8 @@ per conformation is cut into structures. Pickled arrays are never opened, and li
 
 from __future__ import annotations
 
-import os
+import contextlib
+import itertools
 import re
 import zipfile
 import zlib
@@ -41,7 +42,6 @@ class Arrays:
         keys: "positions", "numbers", "energy", "forces" → name → structures.
         declared: the same → the unit that the file states for it.
         ignored: names that look like energies or forces and were not taken → structures.
-        mean_of_records: structures in each group, for the progress shown.
     """
 
     keys: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -89,14 +89,19 @@ def rows(path: Path, found: Arrays, keys: Mapping[str, str] | None = None) -> It
             str(path),
             "no arrays that look like coordinates (…, atoms, 3) and atomic numbers",
             "names such as coordinates, positions, R; atomic_numbers, species, z",
-            "make a store of it with `eutectic data prepare` where it is a published data set, else convert it to extxyz",
+            "where it is a published data set, make a store of it (`eutectic data prepare`); else convert it to extxyz",
         )
 
 
-def _opened(path: Path) -> Any:
-    if path.suffix.lower() == ".npz":
-        return np.load(path, allow_pickle=False)
-    return h5py.File(path, "r")
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if path.suffix.lower() != ".npz":
+        with h5py.File(path, "r") as file:
+            yield file
+        return
+    # Opened here, since np.load leaves a file open that is not a whole npz.
+    with path.open("rb") as handle, np.load(handle, allow_pickle=False) as bundle:
+        yield bundle
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +159,10 @@ def _records(
     species = _best("numbers", {n: a for n, a in arrays.items() if a.kind in "fiuSU" and len(a.shape) in (1, 2)})
     if coordinates is None or species is None or 0 in coordinates.shape:
         return
+    sizes = _sizes(coordinates, numeric)
+    if sizes is not None:
+        yield from _ragged(path, coordinates, species, sizes, numeric, found, wanted)
+        return
     alone = len(coordinates.shape) == 2
     n_frames, n_atoms = (1, coordinates.shape[0]) if alone else coordinates.shape[-3:-1]
     if len(coordinates.shape) > 3 or species.shape[-1] != n_atoms or species.shape[0] not in (n_frames, n_atoms):
@@ -165,9 +174,7 @@ def _records(
         energies = {n: a for n, a in like["energy"].items() if a.shape in ((n_frames,), (n_frames, 1))}
     same = {n: a for n, a in like["forces"].items() if a.shape == coordinates.shape}
     forces = numeric.get(wanted["forces"]) if "forces" in wanted else _best("forces", same)
-    energy = (
-        numeric.get(wanted["energy"]) if "energy" in wanted else _best("energy", energies, _kind(forces, "forces"))
-    )
+    energy = numeric.get(wanted["energy"]) if "energy" in wanted else _best("energy", energies, _kind(forces, "forces"))
     taken = {"positions": coordinates, "numbers": species, "energy": energy, "forces": forces}
     for role, array in taken.items():
         if array is not None:
@@ -198,6 +205,53 @@ def _records(
             yield where, LabelledStructure(structure=structure, labels=labels, id=name, group=group or path.name)
 
 
+def _sizes(coordinates: _Array, numeric: Mapping[str, _Array]) -> np.ndarray | None:
+    """Atoms of each structure, where the atoms of all structures follow one another in one array."""
+    if len(coordinates.shape) == 2:
+        for name, array in numeric.items():
+            if re.fullmatch(r"n_?atoms|num_?atoms|natoms?_per_.*", name, re.IGNORECASE) and len(array.shape) == 1:
+                sizes = np.asarray(array.read(slice(None))).astype(np.int64)
+                if sizes.sum() == coordinates.shape[0] and (sizes > 0).all():
+                    return sizes
+    return None
+
+
+def _ragged(
+    path: Path,
+    coordinates: _Array,
+    species: _Array,
+    sizes: np.ndarray,
+    numeric: Mapping[str, _Array],
+    found: Arrays,
+    wanted: Mapping[str, str],
+) -> Iterator[tuple[str, LabelledStructure]]:
+    energies = {n: a for n, a in _like("energy", numeric).items() if a.shape in ((len(sizes),), (len(sizes), 1))}
+    same = {n: a for n, a in _like("forces", numeric).items() if a.shape == coordinates.shape}
+    forces = numeric.get(wanted["forces"]) if "forces" in wanted else _best("forces", same)
+    energy = numeric.get(wanted["energy"]) if "energy" in wanted else _best("energy", energies)
+    for role, array in {"positions": coordinates, "numbers": species, "energy": energy, "forces": forces}.items():
+        if array is not None:
+            found.count(role, array.name, len(sizes))
+    if species.shape != coordinates.shape[:1]:
+        return
+    ends = np.cumsum(sizes)
+    e = None if energy is None else np.asarray(energy.read(slice(None)), dtype=np.float64).reshape(-1)
+    for i, (first, last) in enumerate(zip(ends - sizes, ends, strict=True)):
+        part = slice(int(first), int(last))
+        labels = {} if e is None or np.isnan(e[i]) else {"energy": np.asarray(e[i])}
+        if forces is not None:
+            labels["forces"] = np.asarray(forces.read(part), dtype=np.float64)
+        structure = Structure(
+            numbers=_as_numbers(np.asarray(species.read(part))),
+            positions=np.asarray(coordinates.read(part), dtype=np.float64),
+        )
+        group = structure.numbers.tobytes().hex()
+        yield (
+            f"{path}, {path.name}#{i}",
+            LabelledStructure(structure=structure, labels=labels, id=f"{path.name}#{i}", group=group),
+        )
+
+
 def _numbers(array: _Array, part: slice, alone: bool) -> np.ndarray:
     if alone:
         # () reads a scalar, where a slice would not.
@@ -206,14 +260,18 @@ def _numbers(array: _Array, part: slice, alone: bool) -> np.ndarray:
 
 
 def _atomic_numbers(array: _Array, part: slice, n_frames: int, n_atoms: int) -> np.ndarray:
+    """(structures, atoms) of a part of the structures."""
     of_each = len(array.shape) == 2 and array.shape[0] == n_frames
-    raw = np.asarray(array.read(part if of_each else slice(None)))
+    raw = _as_numbers(np.asarray(array.read(part if of_each else slice(None))))
+    n = part.stop - part.start
+    return raw.reshape(n, n_atoms) if of_each else np.broadcast_to(raw.ravel()[:n_atoms], (n, n_atoms))
+
+
+def _as_numbers(raw: np.ndarray) -> np.ndarray:
     if raw.dtype.kind in "SU":
         symbols = [s.decode() if isinstance(s, bytes) else str(s) for s in raw.ravel().tolist()]
         raw = np.array([atomic_numbers.get(s.strip(), 0) for s in symbols]).reshape(raw.shape)
-    raw = raw.astype(np.int64)
-    n = part.stop - part.start
-    return raw.reshape(n, n_atoms) if of_each else np.broadcast_to(raw.ravel()[:n_atoms], (n, n_atoms))
+    return raw.astype(np.int64)
 
 
 def _like(role: str, arrays: Mapping[str, _Array]) -> dict[str, _Array]:
@@ -233,7 +291,7 @@ def _best(role: str, arrays: Mapping[str, _Array], kind: str = "") -> _Array | N
 
     def strange(name: str) -> tuple[bool, bool, int]:
         whole = re.fullmatch(NAMES[role], name, re.IGNORECASE) is not None
-        shared = len(os.path.commonprefix([kind, name]))
+        shared = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(kind, name, strict=False))))
         # "corr_energy" and "formation_energy" are not the energy that forces are the slope of.
         other = re.search(r"corr|formation|atomi[sz]ation|interaction|kinetic|old", name, re.IGNORECASE) is not None
         return other, not whole, -shared

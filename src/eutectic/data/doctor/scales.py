@@ -73,7 +73,9 @@ class Reading:
         return f"energies in {self.energy}, forces in {force}, coordinates in {self.length}"
 
 
-def readings(slope: float, *, energy: str | None, length: str, force: str | None) -> list[Reading]:
+def readings(
+    slope: float, *, energy: str | None, length: str, force: str | None, tolerance: float = TOLERANCE
+) -> list[Reading]:
     """What units give such a slope, the likeliest first; none where no common units do.
 
     Args:
@@ -81,13 +83,16 @@ def readings(slope: float, *, energy: str | None, length: str, force: str | None
         energy: unit of the energies; None where it is not known.
         length: unit of the coordinates.
         force: unit of the energy in the forces, where the stiffness of bonds has told it.
+        tolerance: how far a slope may be off, in logarithms.
     """
     found = []
     for a, b, c in itertools.product(ENERGY_UNITS, ENERGY_UNITS, LENGTH_UNITS):
         reading = Reading(energy=a, length=length, force_energy=b, force_length=c)
         off = abs(math.log(slope / reading.slope))
-        if (energy is None or a == energy) and (force is None or b == force) and off < TOLERANCE:
-            strange = (a != b) + (c != length) + 2 * ("nm" in (c,)) + ("Rydberg" in (a, b)) + ("kJ/mol" in (a, b)) / 2
+        if (energy is None or a == energy) and (force is None or b == force) and off < tolerance:
+            strange = (a != b) + (c != length) + 2 * (c == "nm") + ("Rydberg" in (a, b)) + ("kJ/mol" in (a, b)) / 2
+            # A force per bohr is of an energy in Hartree.
+            strange += (c == "bohr") * (b != "Hartree") / 2
             # Nothing converted from is commoner than the library's own unit.
             found.append((strange + 5 * off + 0.1 * (a != "eV") + 0.1 * (b != "Hartree"), reading))
     return [reading for _, reading in sorted(found, key=lambda entry: entry[0])]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from ase import units as ase_units
 
-from eutectic.data.doctor.energies import Energies, EnergyUnit
+from eutectic.data.doctor.energies import RELATIVE, Energies, EnergyUnit
 from eutectic.data.doctor.geometry import BondTest, Geometry
 from eutectic.data.doctor.motion import Motion, Slope, slope
 from eutectic.data.doctor.report import Finding, Severity, SlopeTest, Units
@@ -78,9 +78,7 @@ def judge(energies: Energies, geometry: Geometry, motion: Motion, declared: dict
     force_test, more = _forces(line, told, reading, solid, units, geometry)
     found += more
     stress_test, more = _stress(motion, told)
-    return Judged(
-        units=units, force_test=force_test, stress_test=stress_test, bonds=bonds, findings=tuple([*found, *more])
-    )
+    return Judged(units=units, force_test=force_test, stress_test=stress_test, bonds=bonds, findings=(*found, *more))
 
 
 def _conclusive(line: Slope) -> bool:
@@ -88,8 +86,8 @@ def _conclusive(line: Slope) -> bool:
 
 
 def _tolerance(line: Slope) -> float:
-    """How far the slope may be from a ratio of units, in logarithms."""
-    return min(0.12, max(TOLERANCE, 3 * line.error / abs(line.slope)))
+    """How far the slope may be from a ratio of units, in logarithms: frames that are not near bend the line."""
+    return min(0.25, max(TOLERANCE, 3 * line.error / abs(line.slope), 0.04 / line.nearness))
 
 
 def _together(
@@ -100,16 +98,26 @@ def _together(
         return None, None
     if line is None:
         agree = bonds is not None and bonds.unit is not None and bonds.unit == guess.unit
-        if guess.confidence != "high" and agree:
+        if guess.unit is None and bonds is not None:
+            guess = replace(guess, unit=bonds.unit)
+        elif guess.confidence != "high" and agree:
             guess = replace(guess, confidence="high" if guess.confidence == "medium" else "medium")
         return guess, None
     stiff = bonds.unit if bonds is not None and bonds.unit is not None else None
     sure = guess.unit if guess.confidence != "low" else None
+    if (
+        stiff is not None
+        and guess.confidence != "high"
+        and stiff != sure
+        and abs(math.log(abs(line.slope))) < TOLERANCE
+    ):
+        # Forces that fit the energies, and bonds, tell more than a chance likeness to all-electron atoms.
+        sure, guess = None, replace(guess, unit=stiff, confidence="low", regime=RELATIVE)
     # Where several combinations give the same slope, the stiffness of bonds decides, then simplicity.
     for energy, force in ((sure, stiff), (sure, None), (None, stiff)):
         if energy is None and force is None:
             continue
-        possible = readings(abs(line.slope), energy=energy, length=length, force=force)
+        possible = readings(abs(line.slope), energy=energy, length=length, force=force, tolerance=_tolerance(line))
         if possible:
             reading = possible[0]
             if energy is None:
@@ -120,7 +128,7 @@ def _together(
     if abs(math.log(abs(line.slope))) < _tolerance(line) and guess.unit is not None:
         return guess, Reading(energy=guess.unit, length=length, force_energy=guess.unit, force_length=length)
     if guess.unit is not None and sure is None:
-        possible = readings(abs(line.slope), energy=None, length=length, force=None)
+        possible = readings(abs(line.slope), energy=None, length=length, force=None, tolerance=_tolerance(line))
         return guess, possible[0] if possible else None
     return guess, None
 
@@ -198,7 +206,7 @@ def _forces(
         return _untested(line, bonds, units, geometry)
     assert line is told
     s = told.slope
-    shown = f"slope {number(s)} ± {number(told.error)}, r {told.correlation:.4f}, {told.pairs} pairs".replace("-", "−")
+    shown = f"slope {number(s)} ± {told.error:.1g}, r {told.correlation:.4f}, {told.pairs} pairs".replace("-", "−")
     near_one = abs(math.log(abs(s))) < _tolerance(told)
     numbers = {"slope": s, "error": told.error, "correlation": told.correlation, "pairs": told.pairs}
     why = "A model is trained on both: contradicting labels teach it neither, and dynamics with it run away."
@@ -235,7 +243,9 @@ def _forces(
             )
         )
     elif bonds is not None and bonds.stiffness < 0:
-        verdict = f"energies and forces both have the wrong sign ({shown}, and stretched bonds are pushed further apart)"
+        verdict = (
+            f"energies and forces both have the wrong sign ({shown}, and stretched bonds are pushed further apart)"
+        )
         found.append(
             Finding(
                 code="both_signs",
