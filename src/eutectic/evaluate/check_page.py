@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -47,7 +48,7 @@ def _findings(findings: Sequence[Finding]) -> str:
     for severity, heading in WEIGHTS.items():
         cards = [
             f'<div class="card"><h3>{escape(_capital(f.title))}</h3><p>{escape(f.message)}</p>'
-            f'<p class="quiet">{escape(f.why)}</p><p><b>What to do:</b> {escape(f.fix)}</p>'
+            f'<p class="quiet">{escape(f.why)}</p><p><b>What to do:</b> {_code(f.fix)}</p>'
             f'<p class="small quiet">{escape(f.code)}</p></div>'
             for f in findings
             if f.severity == severity
@@ -55,6 +56,11 @@ def _findings(findings: Sequence[Finding]) -> str:
         if cards:
             parts.append(f"<h3>{heading}</h3>\n" + "\n".join(cards))
     return "\n".join(parts)
+
+
+def _code(text: str) -> str:
+    """Escaped, with what stands in backticks set as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _capital(text: str) -> str:

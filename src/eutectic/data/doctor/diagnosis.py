@@ -33,7 +33,7 @@ def of_contents(
             Finding(
                 code="unusable_structures",
                 severity="error",
-                title=f"{bad['count']} structures cannot be read or trained on",
+                title=f"structures that cannot be read or trained on: {bad['count']}",
                 message=str(bad["first"][0]),
                 why="One NaN in a batch ruins a training.",
                 fix="Repair or remove these structures.",
@@ -101,9 +101,9 @@ def of_contents(
             Finding(
                 code="duplicates",
                 severity="warning",
-                title=f"{about}{repeated} structures repeat earlier ones",
-                message=f"{about.capitalize()}{repeated} of {contents.usable} structures are the same as an earlier "
-                "one to 1e-3 Å.",
+                title=f"structures that repeat earlier ones: {about}{repeated}",
+                message=f"{about.capitalize()}{repeated} of {contents.usable} structures are the same as an "
+                "earlier one to 1e-3 Å.",
                 why="Where copies are on both sides of a split, the test error measures memory.",
                 fix="Remove them, or give copies one group (`--group-key` of `data prepare`).",
                 numbers={"count": repeated, "exact": contents.distinct.exact},
@@ -126,8 +126,8 @@ def of_energies(energies: Energies, units: Units) -> list[Finding]:
             Finding(
                 code="energy_outliers",
                 severity="warning",
-                title=f"{len(outliers)} energies are far from all others",
-                message=f"{len(outliers)} structures are over 12 deviations ({number(deviation)} {unit}/atom) from a "
+                title=f"energies far from all others: {len(outliers)}",
+                message=f"{len(outliers)} structures: over 12 deviations ({number(deviation)} {unit}/atom) from a "
                 f"fit of one energy per element; per atom: {first}.",
                 why="Failed calculations dominate a squared loss, and even an absolute one.",
                 fix="Look at these structures; remove those whose calculation failed.",
@@ -197,7 +197,7 @@ def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[s
             Finding(
                 code="force_outliers",
                 severity="warning",
-                title=f"{_at_least(wild)} structures have forces far beyond the others",
+                title=f"structures with forces far beyond the others: {_at_least(wild)}",
                 message=f"Largest forces above {number(limit)} {shown}: "
                 + ", ".join(f"{id} ({number(value)})" for value, id in wild[:3])
                 + ".",
@@ -213,7 +213,7 @@ def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[s
             Finding(
                 code="close_atoms",
                 severity="warning",
-                title=f"{_at_least(close)} structures have atoms on top of each other",
+                title=f"structures with atoms on top of each other: {_at_least(close)}",
                 message=f"Distances below half a bond: {words}.",
                 why="Nothing physical is there; energies and forces of such structures are huge or wrong.",
                 fix="Look at them: a wrong cell or unit, or a broken structure.",
@@ -229,7 +229,7 @@ def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[s
             Finding(
                 code="huge_cells",
                 severity="warning",
-                title=f"{_at_least(empty)} periodic cells are mostly empty (placeholder cells?)",
+                title=f"periodic cells that are mostly empty (placeholder cells?): {_at_least(empty)}",
                 message=f"Empty layers of up to {number(empty[0][0] * length)} Å along a periodic vector, e.g. "
                 f"{', '.join(id for _, id in empty[:3])}.",
                 why="A molecule with a made-up cell is taken for a crystal: its stress and density mean nothing.",
@@ -243,7 +243,7 @@ def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[s
             Finding(
                 code="dense_cells",
                 severity="warning",
-                title=f"{_at_least(dense)} cells are denser than any matter",
+                title=f"cells denser than any matter: {_at_least(dense)}",
                 message=f"Volumes of {number(-dense[0][0] * length**3)} Å³ per atom and more, e.g. {dense[0][1]}.",
                 why="A cell in the wrong unit, or with rows for columns, changes every neighbour.",
                 fix="Check the cells: rows are lattice vectors, in Å.",
@@ -368,7 +368,7 @@ def of_splits(leaks: Iterable[Leak]) -> list[Finding]:
                 Finding(
                     code="leaked_structures",
                     severity="warning",
-                    title=f"split {leak.split!r} tests on {leak.structures} training structures",
+                    title=f"training structures that split {leak.split!r} tests on: {leak.structures}",
                     message=f"{leak.structures} of {leak.held_out} held-out structures of split {leak.split!r} are the "
                     "same (to 1e-3 Å) as a training structure.",
                     why="The test error measures memory for them.",

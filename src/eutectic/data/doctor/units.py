@@ -82,7 +82,9 @@ def judge(energies: Energies, geometry: Geometry, motion: Motion, declared: dict
 
 
 def _conclusive(line: Slope) -> bool:
-    return abs(line.correlation) > 0.8 and line.error < 0.1 * abs(line.slope)
+    # Far frames can lie on a line by chance, unless they do so closely.
+    least = 0.8 if line.nearness > 0.3 else 0.95
+    return abs(line.correlation) > least and line.error < 0.1 * abs(line.slope)
 
 
 def _tolerance(line: Slope) -> float:
@@ -103,21 +105,18 @@ def _together(
         elif guess.confidence != "high" and agree:
             guess = replace(guess, confidence="high" if guess.confidence == "medium" else "medium")
         return guess, None
+    # A bent line may pass for one, not for a ratio of units: that would accuse honest labels.
+    near = min(0.1, _tolerance(line))
     stiff = bonds.unit if bonds is not None and bonds.unit is not None else None
     sure = guess.unit if guess.confidence != "low" else None
-    if (
-        stiff is not None
-        and guess.confidence != "high"
-        and stiff != sure
-        and abs(math.log(abs(line.slope))) < TOLERANCE
-    ):
+    if stiff is not None and guess.confidence != "high" and stiff != sure and abs(math.log(abs(line.slope))) < 0.25:
         # Forces that fit the energies, and bonds, tell more than a chance likeness to all-electron atoms.
         sure, guess = None, replace(guess, unit=stiff, confidence="low", regime=RELATIVE)
     # Where several combinations give the same slope, the stiffness of bonds decides, then simplicity.
     for energy, force in ((sure, stiff), (sure, None), (None, stiff)):
         if energy is None and force is None:
             continue
-        possible = readings(abs(line.slope), energy=energy, length=length, force=force, tolerance=_tolerance(line))
+        possible = readings(abs(line.slope), energy=energy, length=length, force=force, tolerance=near)
         if possible:
             reading = possible[0]
             if energy is None:
@@ -128,7 +127,7 @@ def _together(
     if abs(math.log(abs(line.slope))) < _tolerance(line) and guess.unit is not None:
         return guess, Reading(energy=guess.unit, length=length, force_energy=guess.unit, force_length=length)
     if guess.unit is not None and sure is None:
-        possible = readings(abs(line.slope), energy=None, length=length, force=None, tolerance=_tolerance(line))
+        possible = readings(abs(line.slope), energy=None, length=length, force=None, tolerance=near)
         return guess, possible[0] if possible else None
     return guess, None
 
@@ -293,7 +292,7 @@ def _forces(
         found.append(
             Finding(
                 code="forces_unexplained",
-                severity="error" if abs(told.correlation) > 0.95 else "warning",
+                severity="error" if abs(told.correlation) > 0.95 and told.nearness > 0.3 else "warning",
                 title=f"forces do not fit the energies (slope {number(s)})",
                 message=f"Energies change {number(abs(s))} times as much as forces say ({shown}); no units explain it.",
                 why=why,
