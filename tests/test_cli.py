@@ -185,3 +185,17 @@ def test_data_list_and_info_as_json(molecules: Store) -> None:
     assert {"molecules", "metal_slabs", "oxide_slabs", "reactions"} <= {row["name"] for row in rows}
     info = json.loads(RUNNER.invoke(cli.app, ["data", "info", str(molecules.path), "--json"]).stdout)
     assert info["structures"] == len(molecules)
+
+
+def test_data_check_tells_scripts_by_its_status(molecules: Store, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    good = RUNNER.invoke(cli.app, ["data", "check", str(molecules.path), "--json", "--html", str(page)])
+    assert good.exit_code == 0, good.output
+    assert json.loads(good.stdout)["ok"] is True
+    assert "<html" in page.read_text()
+    (tmp_path / "bare.xyz").write_text("1\n\nHe 0 0 0\n")
+    bad = RUNNER.invoke(cli.app, ["data", "check", str(tmp_path / "bare.xyz")])
+    assert bad.exit_code == 1
+    assert "no labels were found" in bad.output
+    for arguments in (["absent.xyz"], [str(molecules.path), "--model", "absent"], ["absent.xyz", "--key", "energy"]):
+        assert RUNNER.invoke(cli.app, ["data", "check", *arguments]).exit_code == 2

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from rich.table import Table
 
 import eutectic
 from eutectic.atoms import EutecticError, Interrupted
+
+if TYPE_CHECKING:
+    from eutectic.data.doctor import Report
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -60,12 +63,12 @@ def main() -> None:
         sys.exit(130)
 
 
-def _fail(error: EutecticError) -> NoReturn:
+def _fail(error: EutecticError, status: int = 1) -> NoReturn:
     out = Console(stderr=True)
     out.print(f"[bold red]error[/] in {_plain(error.where)}")
     for label, text in (("given", error.given), ("expected", error.expected), ("what to do", error.fix)):
         out.print(f"  [bold]{label:<11}[/]{_plain(text)}", soft_wrap=True, highlight=False)
-    sys.exit(1)
+    sys.exit(status)
 
 
 def _plain(text: str) -> str:
@@ -590,22 +593,92 @@ def data_info(
 
 @data_app.command("check")
 def data_check(
-    what: Annotated[str, typer.Argument(help="An embedded set, a store, or any file ASE reads.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    what: Annotated[str, typer.Argument(help="An embedded set, a store, a file or folder ASE reads, HDF5 or npz.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines, to standard output.")] = False,
+    html: Annotated[Path | None, typer.Option(help="A page with plots to write.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Folder of a model: which elements has it never seen?")] = None,
+    key: Annotated[
+        list[str] | None, typer.Option(help="Which entry holds a property, as property=key; repeat.")
+    ] = None,
 ) -> None:
-    """Look for what would spoil a training. Exit status 1 if anything was found.
+    """Look for what would spoil a training: units, signs, outliers, repeats, leaks between splits.
 
-    **Example:** `eutectic data check my.xyz`
+    HDF5 and npz files are taken as they lie, without converting anything. Exit status: 0 usable, 1 trouble was
+    found, 2 it cannot be read.
+
+    **Examples**
+
+    `eutectic data check my.xyz --html check.html`
+
+    `eutectic data check stores/ethanol --model runs/demo/model`
+
+    `eutectic data check ani.h5 --key energy=wb97x_tz.energy --key forces=wb97x_tz.forces --json`
     """
-    from eutectic.data.catalogue import check
+    from eutectic.data.doctor import check
 
-    found = check(what)
+    try:
+        seen = None if model is None else _elements_seen(model)
+        report = check(what, keys=_keys(key), model_elements=seen, progress=True)
+    except EutecticError as error:
+        _fail(error, status=2)
+    if html is not None:
+        from eutectic.evaluate.check_page import write_check_page
+
+        write_check_page(html, report)
     if as_json:
-        sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
     else:
-        _show(found)
-    if not found["ok"]:
+        _show_report(report)
+        if html is not None:
+            console.print(f"page: {html}")
+    if not report.ok:
         raise typer.Exit(1)
+
+
+def _keys(pairs: Sequence[str] | None) -> dict[str, str] | None:
+    keys = {}
+    for pair in pairs or []:
+        prop, equals, named = pair.partition("=")
+        if not equals:
+            raise EutecticError("--key", repr(pair), "property=key, e.g. energy=E_dft", "correct the option")
+        keys[prop] = named
+    return keys or None
+
+
+def _elements_seen(model: Path) -> set[int]:
+    from eutectic.tasks.folder import elements_seen, load_model
+
+    seen = elements_seen(load_model(model))
+    if not seen:
+        raise EutecticError(
+            str(model), "no record of the elements it was trained on", "a model trained here", "leave --model out"
+        )
+    return seen
+
+
+def _show_report(report: Report) -> None:
+    colours = {"error": "red", "warning": "yellow", "note": "blue"}
+    console.print(f"[bold]{_plain(report.verdict)}[/]", soft_wrap=True, highlight=False)
+    for finding in report.findings:
+        console.print(f"\n[{colours[finding.severity]}]{finding.severity}[/] [dim]{finding.code}[/]", highlight=False)
+        for text in (finding.message, finding.why, f"→ {finding.fix}"):
+            console.print(f"  {_plain(text)}", highlight=False)
+    console.print()
+    units = report.units
+    facts = {
+        "structures": report.structures,
+        "labels": ", ".join(
+            f"{name} ({n})" + (f" from {', '.join(report.keys[name])}" if report.keys.get(name) else "")
+            for name, n in report.labels.items()
+        ),
+        "elements": ", ".join(f"{symbol} {n['structures']}" for symbol, n in report.elements.items()),
+        "energies": f"{units.energy or 'unit not told'}, {units.regime} (confidence {units.confidence})"
+        if units.energy_per_atom is not None
+        else "none",
+        "forces": report.force_test.verdict,
+        "stresses": report.stress_test.verdict,
+    }
+    _show(facts)
 
 
 def _entry(value: Any) -> str:

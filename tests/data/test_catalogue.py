@@ -208,60 +208,6 @@ def test_progress_is_shown_after_a_while(
     assert not shown.out
 
 
-def test_check_a_good_file(tmp_path: Path) -> None:
-    ase.io.write(tmp_path / "mine.xyz", moving(6))
-    report = catalogue.check(tmp_path / "mine.xyz")
-    assert json.loads(json.dumps(report)) == report
-    assert report["ok"]
-    assert report["labels"] == {"energy": 6, "forces": 6}
-    assert report["duplicates"] == 0
-    assert report["largest_force"] == pytest.approx(6.0)
-    assert "Usable" in str(report["verdict"])
-
-
-def test_check_a_doubtful_file(tmp_path: Path) -> None:
-    wild = moving(1)[0]
-    wild.positions[1, 2] = 0.2
-    wild.calc = SinglePointCalculator(wild, energy=99.0, forces=np.full((2, 3), 500.0))
-    bare = Atoms("He")
-    ase.io.write(tmp_path / "mine.xyz", [*moving(5), *moving(2), wild, bare])
-    report = catalogue.check(tmp_path / "mine.xyz")
-    assert report["ok"]
-    assert report["duplicates"] == 2
-    outliers = report["force_outliers"]
-    assert isinstance(outliers, dict)
-    assert [o["id"] for o in outliers["first"]] == ["mine.xyz#7"]
-    assert "lack some labels" in str(report["verdict"])
-
-
-def test_check_a_bad_file(tmp_path: Path) -> None:
-    file = tmp_path / "mine.xyz"
-    ase.io.write(file, [*moving(2), *moving(1, energy=np.nan), *moving(4)])
-    report = catalogue.check(file)
-    assert not report["ok"]
-    assert report["structures"] == 7
-    assert report["bad"] == {
-        "count": 1,
-        "first": [f"{file}, structure 2: energy is not finite; " + NOT_FINITE],
-    }
-    file.write_bytes(file.read_bytes()[:-30])
-    bad = catalogue.check(file)["bad"]
-    assert isinstance(bad, dict)
-    assert bad["count"] == 2
-    ase.io.write(file, [Atoms("He")])
-    assert catalogue.check(file)["verdict"] == "Not usable: no labels were found."
-    with pytest.raises(EutecticError):
-        catalogue.check(tmp_path / "absent")
-
-
-NOT_FINITE = "expected finite numbers; a label that is not known must be absent; drop the label or the structure"
-
-
-def test_check_a_store(embedded: Store) -> None:
-    report = catalogue.check("molecules")
-    assert (report["ok"], report["duplicates"]) == (True, 2)
-
-
 def test_what_is_embedded_is_whole() -> None:
     """Whatever stores lie in the package: they open, and are what they say."""
     for name, path in catalogue.embedded().items():

@@ -8,26 +8,46 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
 from ase.data import chemical_symbols
 
-from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure
+from eutectic.atoms import PROPERTIES, EutecticError
 from eutectic.data.card import Card
-from eutectic.data.datasets import ase_files, qm9, rmd17
+from eutectic.data.datasets import (
+    ani1x,
+    ase_files,
+    matbench,
+    md17,
+    md22,
+    oc20,
+    oc22,
+    qm9,
+    qmof,
+    rmd17,
+    spice,
+    transition1x,
+)
 from eutectic.data.download import fetch
 from eutectic.data.prepare import prepare_store
 from eutectic.data.source import Dataset, File
-from eutectic.data.store import Store, check_place, content_hash, is_store
+from eutectic.data.store import Store, check_place, is_store
 
 DATASETS: tuple[Dataset, ...] = (
-    rmd17,
+    oc20,
+    oc22,
+    ani1x,
+    transition1x,
     qm9,
+    rmd17,
+    md17,
+    md22,
+    spice,
+    matbench,
+    qmof,
 )
 """Every module of `eutectic.data.datasets` that reads published files."""
 
@@ -288,94 +308,6 @@ def describe(store: Store) -> dict[str, object]:
         "bytes_per_structure": round(store.bytes() / max(len(store), 1), 1),
     }
     return {**told, "left_out": store.left_out} if store.left_out else told
-
-
-def check(store_or_file: str | Path) -> dict[str, object]:
-    """Look at every structure and say whether it can be trained on.
-
-    Args:
-        store_or_file: an embedded name, a store, or any file or folder that ASE reads.
-
-    Returns:
-        Plain JSON: `ok`; `verdict` in words; `structures`; `labels` (property → count); `bad` (structures or
-        labels that cannot be used: count, and the first messages); `duplicates` (structures that are the same
-        as an earlier one to 1e-3 Å); `force_outliers` (ids and largest force, eV/Å, of structures beyond ten
-        times the median and 10 eV/Å); `largest_force`.
-
-    Raises:
-        EutecticError: there is nothing to look at.
-    """
-    labels: Counter[str] = Counter()
-    bad: list[str] = []
-    n_bad = n_structures = 0
-    seen: set[bytes] = set()
-    ids: list[str] = []
-    largest: list[float] = []
-    try:
-        for where, row in _rows_to_check(store_or_file):
-            n_structures += 1
-            try:
-                row.check(where)
-            except EutecticError as error:
-                n_bad += 1
-                bad += [str(error)] * (len(bad) < 10)
-                continue
-            labels.update(row.labels.keys())
-            seen.add(content_hash(row.structure))
-            if "forces" in row.labels:
-                ids.append(row.id)
-                largest.append(float(np.linalg.norm(row.labels["forces"], axis=1).max()))
-    except EutecticError as error:
-        # The file ends here for ASE; what came before it is still worth a report.
-        if not n_structures:
-            raise
-        n_bad += 1
-        bad.append(str(error))
-    forces = np.array(largest)
-    limit = max(10.0, 10 * float(np.median(forces))) if len(forces) else 0.0
-    outliers = [int(i) for i in np.argsort(-forces) if forces[i] > limit]
-    report: dict[str, object] = {
-        "structures": n_structures,
-        "labels": dict(labels),
-        "bad": {"count": n_bad, "first": bad},
-        "duplicates": n_structures - n_bad - len(seen) if n_structures > n_bad else 0,
-        "force_outliers": {
-            "count": len(outliers),
-            "limit": limit,
-            "first": [{"id": ids[i], "largest_force": largest[i]} for i in outliers[:10]],
-        },
-        "largest_force": float(forces.max()) if len(forces) else None,
-    }
-    return {**_verdict(report, labels, n_bad, len(outliers)), **report}
-
-
-def _verdict(report: Mapping[str, object], labels: Counter[str], n_bad: int, n_outliers: int) -> dict[str, object]:
-    found = ", ".join(f"{name} ({n})" for name, n in labels.items())
-    if n_bad:
-        return {
-            "ok": False,
-            "verdict": f"Not usable as it is: {n_bad} structures cannot be read or trained on.",
-        }
-    if not labels:
-        return {"ok": False, "verdict": "Not usable: no labels were found."}
-    doubts = []
-    if report["duplicates"]:
-        doubts.append(f"{report['duplicates']} structures repeat earlier ones")
-    if n_outliers:
-        doubts.append(f"{n_outliers} structures have forces far beyond the others")
-    if any(n < int(str(report["structures"])) for n in labels.values()):
-        doubts.append("some structures lack some labels")
-    verdict = f"Usable. Labels: {found}." + (f" To look at: {'; '.join(doubts)}." if doubts else "")
-    return {"ok": True, "verdict": verdict}
-
-
-def _rows_to_check(store_or_file: str | Path) -> Iterator[tuple[str, LabelledStructure]]:
-    path = Path(store_or_file)
-    if str(store_or_file) in embedded() or is_store(path) or not path.exists():
-        store = open_store(store_or_file)
-        yield from ((f"{store.path}, {row.id}", row) for row in store)
-    else:
-        yield from ase_files.rows(path)
 
 
 def _row(name: str, kind: str, card: Card, store: Store | None) -> Row:

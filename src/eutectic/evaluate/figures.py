@@ -361,6 +361,68 @@ def sizes(summary: SetSummary, colour: str) -> Figure:
         return figure
 
 
+def histogram(values: np.ndarray, label: str, log: bool = False) -> Figure:
+    """How often each value occurs; a few wild ones are gathered in the outermost bars, not left to flatten the rest.
+
+    Args:
+        values: (n,).
+        label: of the axis, unit included.
+        log: on a logarithmic axis, without values that are not positive.
+    """
+    values = values[np.isfinite(values) & ((values > 0) | (not log))]
+    low, high = np.quantile(values, [0.002, 0.998]) if len(values) else (0.0, 1.0)
+    if low == high:
+        low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
+    with matplotlib.rc_context(_RC):
+        figure, axes = _panel(3.6, 3.3)
+        edges = np.geomspace(low, high, 49) if log else np.linspace(low, high, 49)
+        axes.hist(np.clip(values, low, high), bins=edges, color=SET_COLOURS[0], alpha=0.85)  # type: ignore[arg-type]
+        if log:
+            axes.set_xscale("log")
+            _plain_log(axes.xaxis, float(low), float(high))
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.grid(visible=False, axis="x")
+        axes.set_xlabel(label)
+        axes.set_ylabel("number")
+        return figure
+
+
+def work_parity(work: np.ndarray, change: np.ndarray, slope: float | None, unit: str) -> Figure:
+    """Energy changes between near frames against the work of their forces, and the line of slope one.
+
+    Args:
+        work, change: (pairs,).
+        slope: of the line through them, drawn too; None where there is none.
+        unit: of the energies.
+    """
+    reach = float(np.quantile(np.abs(work), 0.98)) or 1.0
+    high = max(reach, float(np.quantile(np.abs(change), 0.98))) or 1.0
+    with matplotlib.rc_context(_RC):
+        figure, axes = _panel(3.6, 3.3)
+        axes.plot([-reach, reach], [-reach, reach], color=QUIET, linewidth=1.2)
+        if slope is not None:
+            line = [-reach * slope, reach * slope]
+            axes.plot([-reach, reach], line, color=SET_COLOURS[3], linewidth=1.2, label=f"slope {significant(slope)}")
+            axes.legend(loc="best")
+        axes.plot(
+            np.clip(work, -reach, reach),
+            np.clip(change, -high, high),
+            "o",
+            color=SET_COLOURS[0],
+            markersize=3.2,
+            markeredgewidth=0,
+            alpha=0.5,
+            rasterized=True,
+        )
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(4))
+        axes.set_xlabel("−½(F₁ + F₂)·dx")
+        axes.set_ylabel(f"E₂ − E₁ ({_short(unit, 16)})")
+        return figure
+
+
 def set_colours(pretraining: PretrainingSummary) -> dict[str, str]:
     """Data set → its colour, the same on the whole page."""
     return {s.name: SET_COLOURS[i % len(SET_COLOURS)] for i, s in enumerate(pretraining.sets)}

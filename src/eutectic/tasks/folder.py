@@ -151,6 +151,16 @@ def load_model(path: Path) -> TrainedModel:
     )
 
 
+def elements_seen(model: TrainedModel) -> set[int]:
+    """Atomic numbers of the elements in its training structures; empty where its provenance does not say."""
+    seen = set(model.provenance.get("elements", ()))  # type: ignore[call-overload]
+    sets = model.provenance.get("pretrained_on")
+    if isinstance(sets, Mapping):
+        for described in sets.values():
+            seen.update(described.get("elements", ()))
+    return {int(z) for z in seen}
+
+
 def task_named(tasks: Sequence[Task], name: str, where: str) -> Task:
     """The task of that name.
 
