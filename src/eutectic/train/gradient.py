@@ -146,9 +146,7 @@ class GradientSum:
             return piece
         return self.source.items(index, self.fabric.global_rank, self.fabric.world_size)
 
-    def _halved_if_known_too_large(
-        self, piece: tuple[int, Batch | list[Item]]
-    ) -> list[tuple[int, Batch | list[Item]]]:
+    def _halved_if_known_too_large(self, piece: tuple[int, Batch | list[Item]]) -> list[tuple[int, Batch | list[Item]]]:
         index, batch = piece
         if not isinstance(batch, Batch) or _size(batch) < self.limit or batch.n_structures == 1 or not self.split:
             return [piece]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ from lightning_fabric.plugins.precision import DoublePrecision, MixedPrecision, 
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
 
 from eutectic.atoms import EutecticError, Interrupted
 from eutectic.train.settings import TrainSettings
@@ -122,8 +124,11 @@ def make_fabric(settings: TrainSettings, *, alone: bool = False) -> lf.Fabric:
 def _strategy(settings: TrainSettings, world: int) -> Strategy:
     if settings.strategy == "fsdp":
         return ModelParallelStrategy(_shard, data_parallel_size=world, tensor_parallel_size=1)
-    # Buffers are constants here, the same everywhere: nothing to send before every step.
-    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Buffers are constants here, the same everywhere. Nothing may be sent in a forward pass: each process can have
+    # another number of them. (The option changed its name in PyTorch 2.13.)
+    known = inspect.signature(DistributedDataParallel).parameters
+    quiet = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DDPStrategy(gradient_as_bucket_view=True, **{quiet: False})
 
 
 def _shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:

@@ -72,7 +72,8 @@ class TrainSettings(Settings):
         default=1, ge=1, description="batches added up to one step; the same step as with one batch as large as all"
     )
     activation_checkpointing: bool = Field(
-        default=False, description="compute the inside of blocks twice instead of keeping it: less memory, a third slower"
+        default=False,
+        description="compute the inside of blocks twice instead of keeping it: less memory, a third slower",
     )
     compile: bool = Field(default=False, description="torch.compile; what it cannot compile runs as ever")
     out_of_memory: Literal["split", "stop"] = Field(

@@ -12,7 +12,6 @@ from eutectic.data.store import Store
 from eutectic.graph import build_graph
 from eutectic.tasks import Item, Task
 
-
 Draw = tuple[int, int, int]
 """Seed, epoch and position: which of a run's draws a structure is, and the seed of all that is random about it."""
 
@@ -105,10 +104,13 @@ class Source:
             which[mask], row[mask] = self.mixture.at(self.seed, int(e), within[mask])
         return which, row
 
+    def span(self, step: int) -> tuple[int, int]:
+        """Where a step begins and ends in the run's whole sequence of structures."""
+        return step * self.batch_size, (step + 1) * self.batch_size
+
     def draws(self, step: int) -> list[Draw]:
         """Of every structure of a step, as `chosen` orders them."""
-        position = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
-        return [(self.seed, int(p // self.mixture.length), int(p % self.mixture.length)) for p in position]
+        return [(self.seed % 2**63, *divmod(place, self.mixture.length)) for place in range(*self.span(step))]
 
     def items(self, step: int, rank: int, world: int) -> list[Item]:
         """This process's share of a step. Shares are balanced by atoms, and together they are the batch."""
