@@ -17,6 +17,7 @@ import lightning_fabric as lf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_runs import journal, losses, settings_for
 
 from eutectic.atoms import EutecticError, Interrupted, LabelledStructure
@@ -50,7 +51,7 @@ def same(folder: Path, other: Path, rtol: float = 2e-4) -> None:
         found, expected = ([entry[key] for entry in journal(f)] for f in (folder, other))
         np.testing.assert_allclose(found, expected, rtol=rtol)
     for file in ("model", "raw"):
-        weights = [load_model(f / "model").module.state_dict() for f in (folder, other)]
+        weights = [load_file(f / "model" / f"{file}.safetensors") for f in (folder, other)]
         for name, value in weights[0].items():
             torch.testing.assert_close(value, weights[1][name], rtol=1e-2, atol=2e-4, msg=f"{file}, {name}")
 
@@ -202,9 +203,10 @@ def test_a_bad_label_costs_one_step_and_is_found(
     assert not np.isfinite(found.loss)
     assert all(np.isfinite(s.loss) for s in found.structures if not s.problems)
     command = [sys.executable, "-m", "eutectic", "replay", str(kept[0])]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    wide = {**os.environ, "COLUMNS": "200"}
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=wide)
     assert shown.returncode == 0, shown.stderr
-    assert "not finite" in shown.stdout
+    assert "label energy is not finite" in shown.stdout
     with pytest.raises(EutecticError, match="not a step that was kept"):
         replay(tmp_path)
 
@@ -339,7 +341,7 @@ def test_killed_at_any_moment_the_losses_are_the_same(
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGUSR1])
 def test_signals_while_processes_start(molecules: Store, slabs: Store, tmp_path: Path, number: signal.Signals) -> None:
     """No traceback from a process that has only just begun to import."""
     settings = settings_for(molecules, slabs, steps=4000, processes=2, evaluate_every=4000)

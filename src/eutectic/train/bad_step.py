@@ -20,6 +20,7 @@ import torch
 from ase.data import chemical_symbols
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_weights
 
 import eutectic
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Structure
@@ -90,9 +91,11 @@ def save_bad_step(
         }
         # Last: a folder with this file is whole.
         (place / "step.json").write_text(json.dumps(described, indent=1, ensure_ascii=False))
-        log.warning("step %s had no finite gradient; look at it with `eutectic replay %s`", entry["step"], place)
+        log.warning(
+            "step %s had no finite loss or gradient; look at it with `eutectic replay %s`", entry["step"], place
+        )
     except (OSError, SafetensorError, EutecticError) as error:
-        log.warning("step %s had no finite gradient, and could not be kept: %s", entry["step"], error)
+        log.warning("step %s had no finite loss or gradient, and could not be kept: %s", entry["step"], error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +162,8 @@ def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, 
     fabric = make_fabric(settings, alone=True)
     dtype = torch.float64 if settings.precision == "64-true" else torch.float32
     module = model.module.to(fabric.device, dtype).train()
+    # Once more, into the run's precision: a model is loaded in single precision.
+    module.load_state_dict(load_weights(folder / "model" / "model.safetensors"))
     wrapped = fabric.setup_module(module)
 
     def item(row: LabelledStructure, listed: Mapping[str, Any]) -> Item:

@@ -108,7 +108,7 @@ def whole(value: Any, *, keep: bool = True) -> Any:
         keep: this process wants the result; the others help, and forget it.
     """
     if isinstance(value, DTensor):
-        gathered = value.detach().full_tensor()
+        gathered = value.full_tensor().detach()
         return gathered.cpu() if keep else None
     if isinstance(value, torch.Tensor):
         return value.detach().cpu() if keep else None

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
@@ -127,8 +127,9 @@ def _strategy(settings: TrainSettings, world: int) -> Strategy:
     # Buffers are constants here, the same everywhere. Nothing may be sent in a forward pass: each process can have
     # another number of them. (The option changed its name in PyTorch 2.13.)
     known = inspect.signature(DistributedDataParallel).parameters
-    quiet = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DDPStrategy(gradient_as_bucket_view=True, **{quiet: False})
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {option: False}
+    return DDPStrategy(gradient_as_bucket_view=True, **options)
 
 
 def _shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
@@ -203,7 +204,8 @@ def launch(settings: TrainSettings, work: Work) -> None:
             _within_group(fabric, stop, work)
         return
     context = multiprocessing.get_context("spawn")
-    raised, shared = context.SimpleQueue(), context.Value("b", 0, lock=False)
+    with _born_deaf():
+        raised, shared = context.SimpleQueue(), context.Value("b", 0, lock=False)
     stop = StopFlag(shared)
     with stop.listening():
         port = _free_port()
@@ -225,12 +227,12 @@ def launch(settings: TrainSettings, work: Work) -> None:
         raise ended
 
 
-def _first_word(children: list[BaseProcess], raised: Any) -> Exception | None:
+def _first_word(children: Sequence[BaseProcess], raised: Any) -> Exception | None:
     """What ended the run: None where the first process came to its end, which it cannot without the others."""
-    running = {child.sentinel: child for child in children}
+    running: dict[Any, BaseProcess] = {child.sentinel: child for child in children}
     while running:
         for sentinel in wait(list(running)):
-            child = running.pop(sentinel)  # type: ignore[index]
+            child = running.pop(sentinel)
             child.join()
             waited = time.monotonic() + (2.0 if child.exitcode else 0.0)
             while raised.empty() and time.monotonic() < waited:
@@ -260,8 +262,10 @@ def _born_deaf() -> Any:
 
     Blocked signals stay blocked across the start of another program; here they wait, and are then heard.
     """
-    resource_tracker.ensure_running()  # it would unblock them on its first use
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    # It is a process too, and on its first use it unblocks two of them.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:

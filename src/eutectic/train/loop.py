@@ -112,7 +112,7 @@ def train(
     average = Average(model, optimiser_settings.ema_decay)
     wrapped = fabric.setup_module(_compiled(model) if settings.compile else model)
     adamw = make_optimiser(model, optimiser_settings)
-    optimiser = fabric.setup_optimizers(adamw)
+    optimiser = cast(torch.optim.Optimizer, fabric.setup_optimizers(adamw))
     average.follow(model)
     shared = shared_gradients(model) if optimiser_settings.scale_shared_gradients else []
     gradient = GradientSum(
@@ -274,7 +274,7 @@ def train(
             if told is not None:
                 settle(told)
             began = time.monotonic()
-            set_rate(optimiser, rate)
+            set_rate(adamw, rate)
             if scaler is not None:
                 scaler.unscale_(adamw)
             for parameter, uses in shared:
