@@ -32,7 +32,7 @@ from eutectic.train import gradient, launch, pretrain
 from eutectic.train.bad_step import replay
 from eutectic.train.checkpoint import load_checkpoint, previous, save_checkpoint
 from eutectic.train.optimisation import Average, shared_gradients
-from eutectic.train.settings import PretrainSettings
+from eutectic.train.settings import PretrainSettings, TrainSettings
 from eutectic.train.source import Source, TaskRows
 from eutectic.train.stop import StopFlag
 
@@ -379,3 +379,27 @@ def test_compiled(plain: Path, molecules: Store, slabs: Store, tmp_path: Path) -
     done = subprocess.run(command_for(settings, tmp_path), capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(plain), rtol=1e-3)
+
+
+def test_who_started_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch script that calls Python by itself has SLURM's variables, but no other processes to wait for."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")):
+            monkeypatch.delenv(name)
+    assert not launch.launched_outside()
+    assert launch.is_first()
+    job = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "pretrain"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    assert not launch.launched_outside()
+    task = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NODEID": "0"}
+    for name, value in task.items():
+        monkeypatch.setenv(name, value)
+    assert launch.launched_outside()
+    assert not launch.is_first()
+    with pytest.raises(EutecticError, match="ntasks-per-node"):
+        launch.make_fabric(TrainSettings(accelerator="cpu"))
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+    fabric = launch.make_fabric(TrainSettings(accelerator="cpu", strategy="fsdp"))
+    assert (fabric.world_size, fabric.global_rank) == (8, 3)
+    assert launch.make_fabric(TrainSettings(accelerator="cpu"), alone=True).world_size == 1

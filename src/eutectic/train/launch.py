@@ -101,7 +101,7 @@ def make_fabric(settings: TrainSettings, *, alone: bool = False) -> lf.Fabric:
         devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     elif not alone and _under_srun():
-        environment = SLURMEnvironment()
+        environment = _slurm()
         nodes = int(os.environ.get("SLURM_NNODES", "1"))
         devices = int(os.environ.get("SLURM_NTASKS_PER_NODE", int(os.environ.get("SLURM_NTASKS", "1")) // nodes))
     world = devices * nodes
@@ -119,6 +119,15 @@ def make_fabric(settings: TrainSettings, *, alone: bool = False) -> lf.Fabric:
         strategy="auto" if environment is None else _strategy(settings, world),
         plugins=[p for p in (_precision(settings, accelerator), environment) if p is not None],
     )
+
+
+def _slurm() -> SLURMEnvironment:
+    try:
+        return SLURMEnvironment()
+    except RuntimeError as error:
+        raise EutecticError(
+            "SLURM", str(error), "a job whose tasks are counted by node", "submit it with --nodes and --ntasks-per-node"
+        ) from error
 
 
 def _strategy(settings: TrainSettings, world: int) -> Strategy:
