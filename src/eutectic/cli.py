@@ -178,6 +178,7 @@ def pretrain(
     from eutectic.recipes import RECIPES
     from eutectic.recipes.comparison import environment
     from eutectic.recipes.demonstration import pretraining_summary
+    from eutectic.train.launch import is_first
     from eutectic.train.pretrain import pretrain as run
     from eutectic.train.settings import PretrainSettings, parse
 
@@ -199,6 +200,8 @@ def pretrain(
         sys.stdout.write(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
         return
     result = run(settings, out, console=console)
+    if not is_first():
+        return
     summary = pretraining_summary(settings, result)
     write_pretrain_report(
         out / "report.html", summary, settings=settings.model_dump(mode="json"), environment=environment()
@@ -393,6 +396,52 @@ def demo(
     write_demo_report(out / "report.html", results, examples)
     console.print(comparison_table(results))
     console.print(f"results: {out / 'results.json'}\nreport: {out / 'report.html'}")
+
+
+@app.command()
+def replay(
+    folder: Annotated[Path, typer.Argument(help="A step that was kept: RUN/bad-steps/step-000123.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines, to standard output.")] = False,
+    rows: Annotated[int, typer.Option(help="Structures to show.")] = 10,
+) -> None:
+    """Compute a step again that had no finite loss or gradient: which structure was it, and where in the model.
+
+    Such steps are skipped, and the first few of a run are kept whole.
+
+    **Examples**
+
+    `eutectic replay runs/demo/bad-steps/step-000123`
+
+    `eutectic replay runs/demo/bad-steps/step-000123 --json > step.json`
+    """
+    from eutectic.train.bad_step import replay as compute
+    from eutectic.train.display import progress_bar
+
+    err = Console(stderr=True)
+    with progress_bar(err, disable=not err.is_terminal) as progress:
+        bar = progress.add_task("replay", total=None, note="")
+        found = compute(folder, progress=lambda done, n: progress.update(bar, completed=done, total=n))
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        return
+    console.print(
+        f"step {found.step}: loss {found.loss:.6g} (then: {found.recorded_loss:.6g}), "
+        f"norm of the gradient {found.gradient_norm:.4g}",
+        highlight=False,
+    )
+    table = Table(title="structures, suspicious ones first", title_justify="left", box=None, pad_edge=False)
+    for heading in ("set", "id", "formula", "atoms", "loss", "gradient", "what is wrong"):
+        table.add_column(heading, justify="right" if heading in ("atoms", "loss", "gradient") else "left")
+    for row in found.structures[:rows]:
+        numbers = (f"{row.n_atoms}", f"{row.loss:.4g}", f"{row.gradient_norm:.4g}")
+        table.add_row(row.task, _plain(row.id), row.formula, *numbers, _plain("; ".join(row.problems)))
+    console.print(table)
+    table = Table(title="norm of the gradient by module", title_justify="left", box=None, pad_edge=False)
+    table.add_column("module")
+    table.add_column("norm", justify="right")
+    for name, norm in found.gradient_norms.items():
+        table.add_row(name, f"{norm:.4g}")
+    console.print(table)
 
 
 @app.command("import-jmp")

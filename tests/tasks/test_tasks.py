@@ -180,3 +180,32 @@ def test_damaged_model_folders_are_refused(task: Task, tmp_path: Path) -> None:
         load_model(tmp_path)
     with pytest.raises(EutecticError, match="gemnet_oc"):
         build_backbone("gemnet", {})
+
+
+def test_the_loss_of_one_task_leaves_the_heads_of_another_alone(task: Task, molecules: Store, slabs: Store) -> None:
+    from eutectic.models.multitask import MultitaskModel
+
+    other = fit_task("slabs", slabs, np.arange(len(slabs)), TARGETS, GRAPH)
+    torch.manual_seed(0)
+    backbone, _ = build_backbone("painn", {"width": 16, "layers": 2, "cutoff": 5.0})
+    model = MultitaskModel(backbone, {"molecules": task.heads, "slabs": other.heads})
+    batch = make_batch([*_items(molecules, task, range(2)), *_items(slabs, other, range(2), 1)], [task, other])
+    mine, _ = structure_losses(model(batch.graph, batch.parts), batch, [task, other])
+    mine.sum().backward()
+
+    def size(name: str) -> float:
+        gradients = [p.grad for p in model.heads[name].parameters()]
+        return sum(float(g.abs().sum()) for g in gradients if g is not None)
+
+    assert size("molecules") > 0
+    assert size("slabs") == 0
+
+
+def test_a_label_that_is_no_number_cannot_hide(task: Task, molecules: Store) -> None:
+    """Unlike a label that is not there."""
+    items = _items(molecules, task, range(2))
+    items[1] = replace(items[1], labels={**items[1].labels, "energy": np.asarray(np.nan)})
+    batch = make_batch(items, [task], torch.float64)
+    zeros = {name: torch.zeros_like(value) for name, value in batch.labels["molecules"].items()}
+    (losses,) = structure_losses({"molecules": zeros}, batch, [task])
+    assert torch.isfinite(losses).tolist() == [True, False]

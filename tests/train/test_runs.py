@@ -18,7 +18,7 @@ import torch
 from eutectic.atoms import EutecticError, Interrupted
 from eutectic.data.store import Store
 from eutectic.tasks.folder import load_model
-from eutectic.train import loop
+from eutectic.train import gradient, launch
 from eutectic.train.finetune import finetune
 from eutectic.train.pretrain import pretrain
 from eutectic.train.settings import FinetuneSettings, PretrainSettings
@@ -86,7 +86,7 @@ def test_finished_run_is_not_repeated_and_others_are_refused(
 def test_resume_repeats_the_losses_bit_by_bit(
     finished: Path, molecules: Store, slabs: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class StopsAt(loop.StopFlag):
+    class StopsAt(launch.StopFlag):
         """A signal in the middle of step 3."""
 
         calls = 0
@@ -96,10 +96,7 @@ def test_resume_repeats_the_losses_bit_by_bit(
             StopsAt.calls += 1
             return StopsAt.calls == 3
 
-        @raised.setter
-        def raised(self, value: bool) -> None: ...
-
-    monkeypatch.setattr(loop, "StopFlag", StopsAt)
+    monkeypatch.setattr(launch, "StopFlag", StopsAt)
     with pytest.raises(Interrupted, match="step 3 of 8"):
         pretrain(settings_for(molecules, slabs), tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
@@ -184,12 +181,12 @@ def test_interrupted_comparison_goes_on(molecules: Store, tmp_path: Path) -> Non
 def test_bad_gradients_are_skipped_then_end_the_run(
     molecules: Store, slabs: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop.structure_losses
+    real = gradient.structure_losses
 
     def poisoned(*arguments: Any) -> list[torch.Tensor]:
         return [value * float("nan") for value in real(*arguments)]
 
-    monkeypatch.setattr(loop, "structure_losses", poisoned)
+    monkeypatch.setattr(gradient, "structure_losses", poisoned)
     with pytest.raises(EutecticError, match="not finite"):
         pretrain(settings_for(molecules, slabs, max_bad_steps=2), tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)

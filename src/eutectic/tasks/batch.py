@@ -79,11 +79,13 @@ def make_batch(items: Sequence[Item], tasks: Sequence[Task], dtype: torch.dtype 
 
 def _column(items: Sequence[Item], name: str, dtype: torch.dtype) -> Tensor:
     prop = PROPERTIES[name]
-    values = [
-        item.labels.get(name, np.full(prop.shape(len(item.graph.structure)), np.nan)).reshape(
-            (-1, *prop.shape(0)[1:]) if prop.level == "atom" else (1, *prop.shape(0))
-        )
-        for item in items
-    ]
-    empty = np.zeros((0, *(prop.shape(0)[1:] if prop.level == "atom" else prop.shape(0))))
-    return torch.from_numpy(np.concatenate([empty, *values])).to(dtype)
+    one = prop.shape(0)[1:] if prop.level == "atom" else prop.shape(0)
+    values = [np.zeros((0, *one))]
+    for item in items:
+        if name in item.labels:
+            # NaN stands for "not known"; a label that is there and no number must not hide behind it.
+            value = np.nan_to_num(item.labels[name], nan=np.inf, posinf=np.inf, neginf=-np.inf)
+        else:
+            value = np.full(prop.shape(len(item.graph.structure)), np.nan)
+        values.append(value.reshape(-1, *one))
+    return torch.from_numpy(np.concatenate(values)).to(dtype)

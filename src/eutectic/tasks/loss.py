@@ -32,8 +32,9 @@ def _part_losses(part: Part, predicted: dict[str, Tensor], batch: Batch, task: T
             continue
         truth = batch.labels[task.name][name]
         components = 3 ** PROPERTIES[name].rank
-        known = torch.isfinite(truth)
-        difference = torch.where(known, predicted[name] - truth.nan_to_num(), 0.0)
+        known = ~torch.isnan(truth)
+        # An infinite label is a wrong one: it makes the loss infinite, and the step is skipped and kept.
+        difference = torch.where(known, predicted[name] - torch.where(known, truth, 0.0), 0.0)
         if PROPERTIES[name].level == "structure":
             error = difference.abs().reshape(last - first, components).sum(1)
         else:

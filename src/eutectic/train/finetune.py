@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import lightning_fabric as lf
 import numpy as np
 import torch
 from torch import nn
@@ -24,8 +23,9 @@ from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task
 from eutectic.tasks.folder import TrainedModel, load_model, save_model, task_named
 from eutectic.tasks.metrics import primary, shown
+from eutectic.train.checkpoint import remove_checkpoints
 from eutectic.train.evaluation import evaluate
-from eutectic.train.launch import share_threads
+from eutectic.train.launch import make_fabric, share_threads
 from eutectic.train.loop import train
 from eutectic.train.pretrain import claim_folder, initial_model
 from eutectic.train.settings import BackboneChoice, FinetuneSettings
@@ -118,7 +118,7 @@ def finetune(
         settings.train.seed,
     )
     model = _model(settings, choice, task, source, start, say)
-    fabric = lf.Fabric(accelerator=_accelerator(settings), devices=1, precision=settings.train.precision)
+    fabric = make_fabric(settings.train, alone=True)
     fabric.launch()
 
     held_out = TaskRows(0, task, store, parts.validation).items()
@@ -154,6 +154,7 @@ def finetune(
         extra_state=extra,
         restore_extra=restore,
         on_step=lambda entry: on_step(entry["step"]),
+        describe=lambda module: TrainedModel(module, (task,), choice.name, choice.settings, graph),
         stop=stop,
     )
     final = trained.averaged
@@ -183,7 +184,7 @@ def finetune(
         half = folder / ".result.json.writing"
         half.write_text(json.dumps(finished.to_dict()))
         os.replace(half, folder / "result.json")
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        remove_checkpoints(folder / "checkpoint.pt")
     return finished
 
 
@@ -199,12 +200,6 @@ def split_of(store: Store, settings: FinetuneSettings) -> Split:
         seed=data.split_seed,
         needs=tuple(settings.targets),
     )
-
-
-def _accelerator(settings: FinetuneSettings) -> str:
-    if settings.train.accelerator != "auto":
-        return settings.train.accelerator
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSettings, TrainedModel | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ class Journal:
                 break  # a killed writer's last line
             if entry["step"] <= step:
                 self.entries.append(entry)
-        self.path.write_text("".join(json.dumps(e) + "\n" for e in self.entries))
+        half = self.path.with_name(self.path.name + ".writing")
+        half.write_text("".join(json.dumps(e) + "\n" for e in self.entries))
+        os.replace(half, self.path)
 
     def add(self, entry: dict[str, Any]) -> None:
         """Note one step."""

@@ -1,12 +1,19 @@
-"""The learning rate as a function of the step, and the optimiser."""
+"""The learning rate as a function of the step, the optimiser, and the average of the weights."""
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from eutectic.atoms import EutecticError
+from eutectic.models.gemnet_oc import GemNetOC
+from eutectic.models.gemnet_oc.published import shared_parameters
 from eutectic.models.multitask import MultitaskModel
+from eutectic.train.checkpoint import share_of
 from eutectic.train.settings import OptimiserSettings
 
 
@@ -42,3 +49,86 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     """Give every group its share of the learning rate of a step."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group["relative"]
+
+
+def shared_gradients(model: MultitaskModel) -> list[tuple[nn.Parameter, int]]:
+    """The parameters that every block uses, and how often: JMP divides their gradients by it.
+
+    Raises:
+        EutecticError: a backbone for which that is not known.
+    """
+    backbone = model.backbone
+    if not isinstance(backbone, GemNetOC):
+        raise EutecticError(
+            "optimiser.scale_shared_gradients",
+            f"on, for the backbone {type(backbone).__name__}",
+            "GemNet-OC, whose blocks share the projections of their bases",
+            "leave it off",
+        )
+    return [(backbone.get_parameter(name), uses) for name, uses in shared_parameters(backbone.settings).items()]
+
+
+class Average:
+    """The exponential moving average of a model's weights, kept without waiting for the device.
+
+    Where parameters are shared out to processes, so is their average.
+
+    Args:
+        model: on its device, not yet shared out.
+        decay: share of the old average that a step keeps.
+    """
+
+    def __init__(self, model: MultitaskModel, decay: float) -> None:
+        self.module = copy.deepcopy(model)
+        """The whole model with averaged weights, for predictions; see `refresh`."""
+        self.decay = decay
+        device = next(self.module.parameters()).device
+        self.updates = torch.zeros((), device=device)
+        self._means: list[Tensor] = [p.detach() for p in self.module.parameters()]
+        self._weights: list[Tensor] = []
+
+    def follow(self, model: MultitaskModel) -> None:
+        """Say which weights to average: those of the same model, ready for training."""
+        self._weights = list(model.parameters())
+        if any(isinstance(p, DTensor) for p in self._weights):
+            self._means = [p.detach().clone() for p in self._weights]
+
+    @torch.no_grad()
+    def update(self, good: Tensor) -> None:
+        """Take in the weights after a step.
+
+        Args:
+            good: () 1, or 0 for a step that was skipped and is to change nothing.
+        """
+        # The first step is taken as it is: before it there is nothing to average.
+        share = torch.where(self.updates == 0, 1.0, 1.0 - self.decay) * good
+        means = [_local(m) for m in self._means]
+        difference = torch._foreach_sub([_local(w) for w in self._weights], means)
+        torch._foreach_mul_(difference, share.to(means[0].dtype))
+        torch._foreach_add_(means, difference)
+        self.updates += good
+
+    @torch.no_grad()
+    def refresh(self) -> MultitaskModel:
+        """`module` with the averaged weights. Every process calls this, for it gathers what is shared out."""
+        for parameter, mean in zip(self.module.parameters(), self._means, strict=True):
+            if isinstance(mean, DTensor):
+                parameter.copy_(mean.full_tensor())
+        return self.module
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Whole tensors; see `refresh`."""
+        return {"updates": self.updates.clone()} | {f"module.{k}": v for k, v in self.refresh().state_dict().items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+        self.updates.copy_(state["updates"])
+        self.module.load_state_dict({k.removeprefix("module."): v for k, v in state.items() if k != "updates"})
+        for whole, mean in zip(self.module.parameters(), self._means, strict=True):
+            if isinstance(mean, DTensor):
+                mean.copy_(share_of(mean, whole))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -21,6 +21,7 @@ from eutectic.atoms import EutecticError
 from eutectic.data.catalogue import open_store
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
+from eutectic.models import BACKBONES
 from eutectic.models.gemnet_oc.scaling import fit_scale_factors
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task, make_batch
@@ -28,11 +29,11 @@ from eutectic.tasks.folder import TrainedModel, build_backbone, save_model
 from eutectic.tasks.metrics import shown
 from eutectic.train.display import Display
 from eutectic.train.evaluation import evaluate
-from eutectic.train.launch import launch, make_fabric, share_threads
+from eutectic.train.launch import launch, launched_outside, once, share_threads
 from eutectic.train.loop import total, train
-from eutectic.train.settings import PretrainSettings
+from eutectic.train.settings import BackboneChoice, PretrainSettings
 from eutectic.train.source import Source, TaskRows
-from eutectic.train.stop import StopFlag
+from eutectic.train.stop import StopFlag, stopping_at_once
 
 
 @dataclass(frozen=True)
@@ -75,21 +76,31 @@ def pretrain(settings: PretrainSettings, folder: Path, *, console: Console | Non
         Interrupted: stopped by a signal, resumable.
     """
     folder = Path(folder)
+    if launched_outside():
+        # Every process comes here: the first one of them prepares, within the run.
+        launch(settings.train, functools.partial(_outside, settings=settings, folder=folder, console=console))
+    elif (prepared := _begin(settings, folder, console)) is not None:
+        quiet = console is None
+        work = functools.partial(_worker, settings=settings, folder=folder, prepared=prepared, quiet=quiet)
+        launch(settings.train, work)
+    return PretrainResult(folder, json.loads((folder / "summary.json").read_text()))
+
+
+def _begin(settings: PretrainSettings, folder: Path, console: Console | None) -> _Prepared | None:
+    """Claim the folder and fit what has to be fitted; None where the run is finished already."""
     claim_folder(folder, settings.model_dump(mode="json"), "pretrain")
     if (folder / "summary.json").exists():
         if console is not None:
             console.print(f"{folder} holds this run, finished; nothing to do.")
-        return PretrainResult(folder, json.loads((folder / "summary.json").read_text()))
-    prepared = _prepare(settings)
-    if console is not None:
-        _announce(console, settings, prepared)
+        return None
+    with stopping_at_once("stopped before the first step; the same command starts again"):
+        prepared = _prepare(settings)
+        if console is not None:
+            _announce(console, settings, prepared)
     (folder / "tasks.json").write_text(
         json.dumps([task.to_dict() for task in prepared.tasks], indent=1, ensure_ascii=False)
     )
-    fabric = make_fabric(settings.train)
-    quiet = console is None
-    launch(fabric, functools.partial(_worker, settings=settings, folder=folder, prepared=prepared, quiet=quiet))
-    return PretrainResult(folder, json.loads((folder / "summary.json").read_text()))
+    return prepared
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any], command: str) -> None:
@@ -132,7 +143,8 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], command: str) -> Non
 
 
 def _essence(settings: Mapping[str, Any]) -> dict[str, Any]:
-    ignored = {"processes", "threads", "checkpoint_every", "accelerator"}
+    ignored = {"processes", "threads", "checkpoint_every", "accelerator", "strategy", "workers", "compile"}
+    ignored |= {"activation_checkpointing", "out_of_memory", "keep_bad_steps", "max_bad_steps"}
     train_settings = {k: v for k, v in settings.get("train", {}).items() if k not in ignored}
     return {**settings, "train": train_settings, "version": ""}
 
@@ -163,7 +175,7 @@ def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared)
     table = Table(title="What is learned from", title_justify="left", box=None, pad_edge=False)
     for heading in ("set", "level of theory", "training", "held out", "epochs", "σ energy", "σ force"):
         table.add_column(heading, justify="left" if heading in ("set", "level of theory") else "right")
-    drawn = settings.train.steps * settings.train.batch_size
+    drawn = settings.train.steps * settings.train.accumulate * settings.train.batch_size
     for task, _, parts in zip(*_columns(prepared), strict=True):
         share = source.mixture.places[task.name] / source.mixture.length
         scale = {k: t.normaliser.scale for k, t in task.targets.items()}
@@ -194,31 +206,34 @@ def initial_model(
     return model.train()
 
 
-def _worker(fabric: lf.Fabric, settings: PretrainSettings, folder: Path, prepared: _Prepared, quiet: bool) -> None:
-    """One process of the run."""
-    stop = StopFlag()
-    with stop.listening():
-        _run(fabric, settings, folder, prepared, quiet, stop)
-
-
-def _run(
-    fabric: lf.Fabric,
-    settings: PretrainSettings,
-    folder: Path,
-    prepared: _Prepared,
-    quiet: bool,
-    stop: StopFlag,
+def _outside(
+    fabric: lf.Fabric, stop: StopFlag, settings: PretrainSettings, folder: Path, console: Console | None
 ) -> None:
+    """One process of a run whose processes torchrun or srun has started."""
+    prepared = once(fabric, functools.partial(_begin, settings, folder, console))
+    if prepared is not None:
+        _worker(fabric, stop, settings, folder, prepared, console is None)
+    fabric.barrier()  # no process is done before the model is there
+
+
+def _worker(
+    fabric: lf.Fabric, stop: StopFlag, settings: PretrainSettings, folder: Path, prepared: _Prepared, quiet: bool
+) -> None:
+    """One process of the run."""
     share_threads(settings.train, fabric.world_size)
     tasks = prepared.tasks
-    rows = [TaskRows(i, t, s, p.train) for i, (t, s, p) in enumerate(zip(*_columns(prepared), strict=True))]
+    rows = [
+        TaskRows(i, t, s, p.train, edge_dropout=settings.edge_dropout)
+        for i, (t, s, p) in enumerate(zip(*_columns(prepared), strict=True))
+    ]
     source = Source(rows, settings.train.batch_size, settings.temperature, settings.train.seed, settings.weights)
     held_out = [
         item
         for i, (t, s, p) in enumerate(zip(*_columns(prepared), strict=True))
         for item in TaskRows(i, t, s, p.validation).items()
     ][fabric.global_rank :: fabric.world_size]
-    model = initial_model(settings.backbone.name, settings.backbone.settings, tasks, source, settings.train.seed)
+    backbone = _in_training(settings)
+    model = initial_model(backbone.name, backbone.settings, tasks, source, settings.train.seed)
     validation: list[dict[str, Any]] = []
 
     def validate(averaged: MultitaskModel, step: int, seconds: float) -> None:
@@ -251,10 +266,19 @@ def _run(
             extra_state=lambda: {"validation": json.dumps(validation)},
             restore_extra=lambda state: validation.extend(json.loads(state["validation"])),
             on_step=display.stepped,
+            describe=lambda module: TrainedModel(module, tasks, backbone.name, backbone.settings, settings.graph),
             stop=stop,
         )
     if fabric.global_rank == 0:
         _finish(settings, folder, prepared, source, trained.averaged, trained.raw, validation, trained.seconds)
+
+
+def _in_training(settings: PretrainSettings) -> BackboneChoice:
+    """The backbone that makes up for dropped edges, where it can. What is saved does not: it will see all edges."""
+    chosen = settings.backbone
+    if not settings.edge_dropout or "edge_dropout" not in BACKBONES[chosen.name][0].model_fields:
+        return chosen
+    return BackboneChoice(name=chosen.name, settings={**chosen.settings, "edge_dropout": settings.edge_dropout})
 
 
 def _finish(
@@ -267,10 +291,10 @@ def _finish(
     validation: list[dict[str, Any]],
     seconds: float,
 ) -> None:
-    steps, size = settings.train.steps, settings.train.batch_size
+    steps, size = settings.train.steps, settings.train.accumulate * settings.train.batch_size
     names = [task.name for task in prepared.tasks]
     counts = np.zeros(len(names), dtype=np.int64)
-    for step in range(steps):
+    for step in range(steps * settings.train.accumulate):
         counts += np.bincount(source.chosen(step)[0], minlength=len(names))
     provenance = {
         "eutectic": eutectic.__version__,

@@ -41,13 +41,18 @@ class OptimiserSettings(Settings):
     floor: float = Field(default=0.1, ge=0, le=1, description="last learning rate of the cosine, relative")
     clip_norm: float = Field(default=1.0, gt=0, description="global norm of the gradient")
     ema_decay: float = Field(default=0.99, ge=0, lt=1, description="exponential moving average of the weights")
+    scale_shared_gradients: bool = Field(
+        default=False,
+        description="divide the gradient of parameters that every block uses by the number of uses, as JMP does "
+        "(GemNet-OC only)",
+    )
 
 
 class TrainSettings(Settings):
     """How long, how much at a time, on what."""
 
     steps: int = Field(default=1000, ge=1)
-    batch_size: int = Field(default=32, ge=1, description="structures per step, over all processes")
+    batch_size: int = Field(default=32, ge=1, description="structures per batch, over all processes")
     evaluate_every: int = Field(default=200, ge=1, description="steps between validations")
     checkpoint_every: float = Field(default=60.0, ge=0, description="seconds between checkpoints for resuming")
     seed: int = 0
@@ -56,6 +61,33 @@ class TrainSettings(Settings):
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
     max_bad_steps: int = Field(default=20, ge=0, description="steps with a non-finite gradient before giving up")
+    keep_bad_steps: int = Field(
+        default=3, ge=0, description="of those, how many are kept whole in the run's folder for `eutectic replay`"
+    )
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="several processes: each with the whole model (ddp, also auto), or each with a share of it (fsdp)",
+    )
+    accumulate: int = Field(
+        default=1, ge=1, description="batches added up to one step; the same step as with one batch as large as all"
+    )
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="compute the inside of blocks twice instead of keeping it: less memory, a third slower",
+    )
+    compile: bool = Field(default=False, description="torch.compile; what it cannot compile runs as ever")
+    out_of_memory: Literal["split", "stop"] = Field(
+        default="split",
+        description="a batch too large for the memory is halved until it fits, the step staying the same; or the run "
+        "stops. 'stop' sends gradients while they are computed, which with several processes saves a little time "
+        "(fsdp always does)",
+    )
+    workers: int | None = Field(
+        default=None,
+        ge=0,
+        description="processes beside each training process that make batches ahead; 0 makes them in line. If not "
+        "given: none on a CPU, up to eight with a GPU",
+    )
 
 
 class SetSettings(Settings):
@@ -86,6 +118,12 @@ class PretrainSettings(Settings):
     temperature: float = Field(default=2.0, gt=0, description="p_i ∝ n_i^(1/T)")
     weights: dict[str, float] | None = Field(
         default=None, description="set → share of what is drawn, instead of the temperature"
+    )
+    edge_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the edges left out at random, anew each time (JMP: 0.1); GemNet-OC makes up for it",
     )
     optimiser: OptimiserSettings = OptimiserSettings()
     train: TrainSettings = TrainSettings()

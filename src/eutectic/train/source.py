@@ -12,6 +12,9 @@ from eutectic.data.store import Store
 from eutectic.graph import build_graph
 from eutectic.tasks import Item, Task
 
+Draw = tuple[int, int, int]
+"""Seed, epoch and position: which of a run's draws a structure is, and the seed of all that is random about it."""
+
 
 @dataclass
 class TaskRows:
@@ -20,7 +23,8 @@ class TaskRows:
     Attributes:
         index: of the task in the model.
         store, rows: which structures.
-        keep: hold graphs in memory once built (for sets seen many times).
+        keep: hold graphs in memory once built (for sets seen many times); not where edges are dropped anew.
+        edge_dropout: share of the edges that a structure drawn for training loses.
     """
 
     index: int
@@ -28,6 +32,7 @@ class TaskRows:
     store: Store
     rows: np.ndarray
     keep: bool = False
+    edge_dropout: float = 0.0
     _kept: dict[int, Item] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -37,14 +42,25 @@ class TaskRows:
         """(n,) atoms of each structure."""
         return np.asarray(self.store.column("n_atoms"))[self.rows]
 
-    def item(self, position: int) -> Item:
-        """The structure at a position among the rows."""
+    def item(self, position: int, draw: Draw | None = None) -> Item:
+        """The structure at a position among the rows.
+
+        Args:
+            position: 0 … len − 1.
+            draw: for training: decides which edges it loses.
+        """
         if position in self._kept:
             return self._kept[position]
         row = self.store[int(self.rows[position])]
-        graph = build_graph(row.structure, self.task.graph)
+        lossy = draw is not None and self.edge_dropout > 0
+        graph = build_graph(
+            row.structure,
+            self.task.graph,
+            edge_dropout=self.edge_dropout if lossy else 0.0,
+            rng=np.random.default_rng(draw) if lossy else None,
+        )
         made = Item(task=self.index, graph=graph, labels=self.task.normalised_labels(row))
-        if self.keep:
+        if self.keep and not lossy:
             self._kept[position] = made
         return made
 
@@ -88,14 +104,23 @@ class Source:
             which[mask], row[mask] = self.mixture.at(self.seed, int(e), within[mask])
         return which, row
 
+    def span(self, step: int) -> tuple[int, int]:
+        """Where a step begins and ends in the run's whole sequence of structures."""
+        return step * self.batch_size, (step + 1) * self.batch_size
+
+    def draws(self, step: int) -> list[Draw]:
+        """Of every structure of a step, as `chosen` orders them."""
+        return [(self.seed % 2**63, *divmod(place, self.mixture.length)) for place in range(*self.span(step))]
+
     def items(self, step: int, rank: int, world: int) -> list[Item]:
         """This process's share of a step. Shares are balanced by atoms, and together they are the batch."""
         which, row = self.chosen(step)
+        draws = self.draws(step)
         mine = np.arange(len(which))
         if world > 1:
             atoms = np.array([self._sizes[w][r] for w, r in zip(which, row, strict=True)])
             mine = balanced(atoms, world)[rank]
-        return [self.sets[which[i]].item(int(row[i])) for i in mine]
+        return [self.sets[which[i]].item(int(row[i]), draws[i]) for i in mine]
 
 
 def balanced(sizes: np.ndarray, bins: int) -> list[np.ndarray]:

@@ -1,0 +1,191 @@
+"""Batches made ahead of the step that wants them, in the order of the steps."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import pickle
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from eutectic.atoms import EutecticError
+from eutectic.tasks import Batch, Task, make_batch
+from eutectic.train.source import Source
+
+
+@dataclass(frozen=True)
+class Fed:
+    """One process's share of a batch, on the CPU.
+
+    Attributes:
+        index: of the batch, from the start of the run.
+        batch: None where this process has no share of it.
+    """
+
+    index: int
+    batch: Batch | None
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """What a worker process made, its many tensors laid into one for each type: sending each by itself takes longer
+    than making it.
+
+    Attributes:
+        outline: everything but the tensors, pickled.
+        contents: type → all tensors of that type, one behind the other.
+        places: of each tensor: type, beginning, shape.
+    """
+
+    outline: bytes
+    contents: dict[torch.dtype, torch.Tensor]
+    places: list[tuple[torch.dtype, int, torch.Size]]
+
+    @classmethod
+    def of(cls, value: object) -> _Packed:
+        file = io.BytesIO()
+        packer = _Packer(file)
+        packer.dump(value)
+        places: list[tuple[torch.dtype, int, torch.Size]] = []
+        parts: dict[torch.dtype, list[torch.Tensor]] = {}
+        ends: dict[torch.dtype, int] = {}
+        for tensor in packer.tensors:
+            kind, begin = tensor.dtype, ends.get(tensor.dtype, 0)
+            places.append((kind, begin, tensor.shape))
+            # Every tensor begins at a multiple of 16 elements, as kernels like it.
+            room = -(-tensor.numel() // 16) * 16
+            parts.setdefault(kind, []).append(torch.nn.functional.pad(tensor.reshape(-1), (0, room - tensor.numel())))
+            ends[kind] = begin + room
+        return cls(file.getvalue(), {kind: torch.cat(p) for kind, p in parts.items()}, places)
+
+    def pin_memory(self) -> _Packed:
+        """In memory that a GPU copies from while the CPU goes on (the data loader calls this)."""
+        return replace(self, contents={kind: value.pin_memory() for kind, value in self.contents.items()})
+
+    def unpacked(self) -> Any:
+        """The value, its tensors views of `contents`."""
+        tensors = [self.contents[kind][a : a + shape.numel()].view(shape) for kind, a, shape in self.places]
+        unpacker = pickle.Unpickler(io.BytesIO(self.outline))
+        unpacker.persistent_load = tensors.__getitem__  # type: ignore[method-assign]
+        return unpacker.load()
+
+
+class _Packer(pickle.Pickler):
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.tensors: list[torch.Tensor] = []
+
+    def persistent_id(self, value: Any) -> int | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        self.tensors.append(value)
+        return len(self.tensors) - 1
+
+
+class _Batches(Dataset[Any]):
+    def __init__(
+        self, source: Source, tasks: Sequence[Task], rank: int, world: int, dtype: torch.dtype, pack: bool
+    ) -> None:
+        self.source, self.tasks, self.rank, self.world, self.dtype = source, tasks, rank, world, dtype
+        self.pack = pack
+
+    def __getitem__(self, index: int) -> Fed | _Packed | EutecticError:
+        try:
+            items = self.source.items(index, self.rank, self.world)
+        except EutecticError as error:
+            return error  # raised in a worker process it would come back without its four parts
+        fed = Fed(index, make_batch(items, self.tasks, self.dtype) if items else None)
+        return _Packed.of(fed) if self.pack else fed
+
+
+class Feed:
+    """An iterator of batches that knows how long it was waited for.
+
+    Attributes:
+        waited: seconds, since this was last set to zero.
+    """
+
+    def __init__(self, batches: Iterator[Fed | _Packed | EutecticError]) -> None:
+        self._batches = batches
+        self.waited = 0.0
+
+    def take(self, count: int) -> list[Fed]:
+        """The next few batches.
+
+        Raises:
+            EutecticError: a structure that cannot be used.
+        """
+        began = time.monotonic()
+        taken = []
+        for _ in range(count):
+            fed = next(self._batches)
+            if isinstance(fed, EutecticError):
+                raise fed
+            taken.append(fed.unpacked() if isinstance(fed, _Packed) else fed)
+        self.waited += time.monotonic() - began
+        return taken
+
+
+def default_workers(device: torch.device, processes: int) -> int:
+    """None on a CPU, where they would take the cores that train; with a GPU the cores are free."""
+    if device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(0, min(8, cores // processes - 1))
+
+
+@contextmanager
+def feed(
+    source: Source,
+    tasks: Sequence[Task],
+    batches: range,
+    *,
+    rank: int,
+    world: int,
+    dtype: torch.dtype,
+    workers: int,
+    pin: bool,
+) -> Iterator[Feed]:
+    """This process's share of each batch of a range.
+
+    Args:
+        source, tasks: as in the loop.
+        batches: which, in order.
+        rank, world: this process among all.
+        dtype: of geometry and labels.
+        workers: processes that make batches ahead; 0 makes each when it is asked for.
+        pin: for a GPU.
+    """
+    forks = workers > 0 and "fork" in multiprocessing.get_all_start_methods()
+    loader = DataLoader(
+        _Batches(source, tasks, rank, world, dtype, pack=workers > 0 or pin),
+        batch_size=None,
+        sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        # Forked workers are there at once, share the memory of the stores, and never touch the device.
+        multiprocessing_context="fork" if forks else None,
+        # Of its own, so that the global one is not drawn from.
+        generator=torch.Generator(),
+    )
+    iterator = iter(loader)
+    try:
+        yield Feed(iterator)
+    finally:
+        # Ends the workers now and not whenever the garbage is collected.
+        shutdown = getattr(iterator, "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()
+
+
+def _as_it_is(value: Any) -> Any:
+    return value

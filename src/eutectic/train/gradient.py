@@ -1,0 +1,206 @@
+"""The gradient of one step: batches added up, halved where they do not fit, summed over processes."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import lightning_fabric as lf
+import torch
+import torch.distributed
+from lightning_fabric.wrappers import _FabricModule
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+from eutectic.atoms import EutecticError
+from eutectic.tasks import Batch, Item, Task, make_batch, structure_losses
+from eutectic.train.feed import Fed
+from eutectic.train.source import Source
+
+BUCKET = 64 * 2**20
+"""Bytes of gradients that are sent at once."""
+
+
+@dataclass
+class Sums:
+    """Of this process's share of a step.
+
+    Attributes:
+        losses: (n_tasks,) sum of the structures' losses, on the device.
+        counts: (n_tasks,) structures.
+        passes: forward passes it took.
+    """
+
+    losses: Tensor
+    counts: list[int]
+    passes: int
+
+
+def out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether an error says that the device's memory, or the machine's, is full."""
+    words = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        w in words for w in ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    )
+
+
+class GradientSum:
+    """Adds up the gradient of a step in the parameters' `grad`.
+
+    A batch that does not fit into the memory is halved, and the halves again, until they do: the sum of the
+    halves' gradients is the batch's, for the loss is a sum over structures divided by the number of all of them.
+    Each process halves for itself, which is possible because nothing is sent before its last pass is done. Where
+    gradients are sent while they are computed (`overlap`; FSDP always does) it is not, and the run stops.
+
+    Args:
+        fabric, model: `model` as set up by `fabric`.
+        tasks, source: as in the loop.
+        dtype: of geometry and labels.
+        overlap: send gradients during the last pass.
+        split: whether a batch is halved.
+    """
+
+    def __init__(
+        self,
+        fabric: lf.Fabric,
+        model: _FabricModule,
+        tasks: Sequence[Task],
+        source: Source,
+        dtype: torch.dtype,
+        *,
+        overlap: bool,
+        split: bool,
+    ) -> None:
+        self.fabric, self.model, self.tasks, self.source, self.dtype = fabric, model, tasks, source, dtype
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.overlap = overlap and fabric.world_size > 1
+        self.split = split
+        self.limit = float("inf")
+        """Size of the smallest batch that did not fit: one like it is halved before it is tried."""
+
+    def compute(self, fed: Sequence[Fed], structures: int) -> Sums:
+        """Gradient of the mean loss over the whole step, the same in every process.
+
+        Args:
+            fed: this process's batches.
+            structures: in the step, over all batches and processes; the mean is over these.
+
+        Raises:
+            EutecticError: a single structure does not fit into the memory, or nothing may be halved.
+        """
+        pieces: list[tuple[int, Batch | list[Item]]] = [(f.index, f.batch) for f in fed if f.batch is not None]
+        while True:
+            pieces = [part for piece in pieces for part in self._halved_if_known_too_large(piece)]
+            failed = self._try(pieces, structures)
+            if isinstance(failed, Sums):
+                break
+            self._forget()
+            index, piece = pieces[failed]
+            items = self._items(index, piece)
+            self._check(items)
+            batch = piece if isinstance(piece, Batch) else make_batch(items, self.tasks, self.dtype)
+            self.limit = min(self.limit, _size(batch))
+            pieces[failed : failed + 1] = [(index, half) for half in _halves(items)]
+        if self.fabric.world_size > 1 and not self.overlap:
+            sum_over_processes(self.parameters)
+        return failed
+
+    def _try(self, pieces: Sequence[tuple[int, Batch | list[Item]]], structures: int) -> Sums | int:
+        """The sums, or which piece did not fit. (By value: an exception's traceback would hold on to the memory.)"""
+        device = self.fabric.device
+        losses = torch.zeros(len(self.tasks), device=device, dtype=self.dtype)
+        counts = [0] * len(self.tasks)
+        # Fabric's strategies average over processes where they send gradients; the mean over structures is wanted.
+        share = (self.fabric.world_size if self.overlap else 1) / structures
+        for position, (_, piece) in enumerate(pieces):
+            try:
+                batch = piece if isinstance(piece, Batch) else make_batch(piece, self.tasks, self.dtype)
+                batch = batch.to(device)
+                with self._silent(last=position == len(pieces) - 1):
+                    parts = structure_losses(self.model(batch.graph, batch.parts), batch, self.tasks)
+                    self.fabric.backward(torch.cat(parts).sum() * share)
+                losses += torch.stack([part.detach().sum() for part in parts])
+                counts = [n + len(part) for n, part in zip(counts, parts, strict=True)]
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                return position
+        return Sums(losses, counts, len(pieces))
+
+    def _silent(self, last: bool) -> contextlib.AbstractContextManager[object]:
+        if self.fabric.world_size == 1 or (self.overlap and last):
+            return contextlib.nullcontext()
+        return self.fabric.no_backward_sync(self.model)
+
+    def _forget(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+        gc.collect()
+        if self.fabric.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _items(self, index: int, piece: Batch | list[Item]) -> list[Item]:
+        if not isinstance(piece, Batch):
+            return piece
+        return self.source.items(index, self.fabric.global_rank, self.fabric.world_size)
+
+    def _halved_if_known_too_large(self, piece: tuple[int, Batch | list[Item]]) -> list[tuple[int, Batch | list[Item]]]:
+        index, batch = piece
+        if not isinstance(batch, Batch) or _size(batch) < self.limit or batch.n_structures == 1 or not self.split:
+            return [piece]
+        return [(index, half) for half in _halves(self._items(index, batch))]
+
+    def _check(self, items: Sequence[Item]) -> None:
+        graph = items[0].graph
+        if self.split and not self.overlap and len(items) > 1:
+            return
+        what = (
+            f"one structure of {self.tasks[items[0].task].name} with {len(graph.structure)} atoms and "
+            f"{len(graph.atom_atom)} edges does"
+            if len(items) == 1
+            else f"a batch of {len(items)} structures does"
+        )
+        raise EutecticError(
+            "training",
+            f"{what} not fit into the memory of {self.fabric.device}",
+            "a batch that fits",
+            "turn on train.activation_checkpointing, use bf16-mixed precision, or lower "
+            + ("graph.max_neighbours or graph.cutoff" if len(items) == 1 else "train.batch_size")
+            + ("" if len(items) == 1 else "; train.out_of_memory 'split' halves batches by itself (ddp only)"),
+        )
+
+
+def _size(batch: Batch) -> int:
+    graph = batch.graph
+    return len(graph.numbers) + len(graph.main) + len(graph.atom_atom)
+
+
+def _halves(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """Two lists of about the same cost."""
+    ordered = sorted(items, key=lambda item: -item.graph.cost)
+    return ordered[::2], ordered[1::2]
+
+
+def sum_over_processes(parameters: Sequence[nn.Parameter]) -> None:
+    """Make every process's gradients the sum of all, a bucket at a time."""
+    for parameter in parameters:
+        if parameter.grad is None:  # no structure of its own
+            parameter.grad = torch.zeros_like(parameter)
+    bucket: list[Tensor] = []
+    for parameter in parameters:
+        assert parameter.grad is not None
+        bucket.append(parameter.grad)
+        if sum(g.nbytes for g in bucket) >= BUCKET:
+            _sum_bucket(bucket)
+            bucket = []
+    if bucket:
+        _sum_bucket(bucket)
+
+
+def _sum_bucket(bucket: Sequence[Tensor]) -> None:
+    flat = _flatten_dense_tensors(bucket)
+    torch.distributed.all_reduce(flat)
+    for gradient, total in zip(bucket, _unflatten_dense_tensors(flat, bucket), strict=True):
+        gradient.copy_(total)
