@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,8 +17,28 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eutectic.atoms import Structure
-from eutectic.graph.neighbours import NeighbourList, nearest, neighbour_list, symmetric
+from eutectic.graph.neighbours import NeighbourList, beyond, nearest, neighbour_list, symmetric
 from eutectic.graph.settings import GraphSettings
+
+LISTS = ("main", "atom_atom", "atom_edge", "quadruplet")
+"""The edge lists, in the order in which `Fading` speaks of them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fading:
+    """Where the edges into an atom end when they end smoothly: at the first neighbour beyond the cap, or the cutoff.
+
+    Attributes:
+        source: (n_atoms, 4) that neighbour, for each of `LISTS`; −1 where the cutoff comes first.
+        offset: (n_atoms, 4, 3) lattice vectors added to its position.
+        cutoff: (n_atoms,) Å.
+        width: (n_atoms,) Å over which edges fade; 0 where they end at once.
+    """
+
+    source: Int[Tensor, "atoms 4"]
+    offset: Float[Tensor, "atoms 4 3"]
+    cutoff: Float[Tensor, atoms]
+    width: Float[Tensor, atoms]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,6 +50,7 @@ class StructureGraph:
         main: edges that carry a state; every edge has its reverse.
         reverse: (n_main,) index of each main edge's reverse.
         atom_atom, atom_edge, quadruplet: directed edges; each is the nearest few of one list.
+        fading: how the lists end, if smoothly.
     """
 
     structure: Structure
@@ -37,6 +59,7 @@ class StructureGraph:
     atom_atom: NeighbourList
     atom_edge: NeighbourList
     quadruplet: NeighbourList
+    fading: Fading | None = None
 
     @property
     def cost(self) -> int:
@@ -76,6 +99,7 @@ def build_graph(
     tagged = np.isin(structure.tags, settings.quadruplet_tags)
     # The tag rule comes after the cap: an untagged neighbour still uses up its place.
     quadruplet = quadruplet.take(tagged[quadruplet.source] | tagged[quadruplet.target])
+    fading = _fading(structure, settings, everything, atom_atom) if settings.smooth_cap else None
     return StructureGraph(
         structure=structure,
         main=main,
@@ -83,6 +107,32 @@ def build_graph(
         atom_atom=atom_atom,
         atom_edge=atom_atom.take(nearest(atom_atom, caps["atom_edge"])),
         quadruplet=quadruplet,
+        fading=fading,
+    )
+
+
+def _fading(
+    structure: Structure, settings: GraphSettings, everything: NeighbourList, atom_atom: NeighbourList
+) -> Fading:
+    n, caps = len(structure), settings.caps
+    source, offset = np.full((n, len(LISTS)), -1), np.zeros((n, len(LISTS), 3))
+
+    def end(place: int, edges: NeighbourList, cap: int) -> None:
+        first = beyond(edges, cap, n)
+        there = first >= 0
+        source[there, place] = edges.source[first[there]]
+        offset[there, place] = edges.offset[first[there]]
+
+    for place, name in enumerate(LISTS):
+        # All lists end where the longest one, of which they are parts, does; mostly they do before.
+        end(place, everything, caps["atom_atom"])
+        if name != "atom_atom":
+            end(place, atom_atom, caps[name])
+    return Fading(
+        source=torch.from_numpy(source),
+        offset=torch.from_numpy(offset),
+        cutoff=torch.full((n,), settings.cutoff, dtype=torch.float64),
+        width=torch.full((n,), settings.smooth_cap, dtype=torch.float64),
     )
 
 
@@ -115,6 +165,7 @@ class Graph:
         n_atoms: (n_structures,).
         main, atom_atom, atom_edge, quadruplet: see `StructureGraph`.
         reverse: (n_main,) index of each main edge's reverse.
+        fading: how the lists end; None if none of the structures has them end smoothly.
     """
 
     numbers: Int[Tensor, atoms]
@@ -128,6 +179,7 @@ class Graph:
     atom_atom: Edges
     atom_edge: Edges
     quadruplet: Edges
+    fading: Fading | None = None
 
     @property
     def n_structures(self) -> int:
@@ -140,13 +192,14 @@ class Graph:
             floating = dtype is not None and value.is_floating_point()
             return value.to(device, dtype if floating else None, non_blocking=True)
 
-        def moved(item: Graph | Edges) -> dict[str, Tensor | Edges]:
-            return {
-                f.name: Edges(**moved(v)) if isinstance(v := getattr(item, f.name), Edges) else move(v)  # type: ignore[arg-type]
-                for f in fields(item)
-            }
+        def moved(item: Any) -> Any:
+            if item is None:
+                return None
+            if isinstance(item, Tensor):
+                return move(item)
+            return replace(item, **{f.name: moved(getattr(item, f.name)) for f in fields(item)})
 
-        return Graph(**moved(self))  # type: ignore[arg-type]
+        return cast(Graph, moved(self))
 
     def with_positions(self, positions: Tensor, cell: Tensor | None = None) -> Graph:
         """The same edges with other coordinates (for derivatives)."""
@@ -164,6 +217,36 @@ class Graph:
         vector = self.positions[edges.target] - self.positions[edges.source] - shift
         distance = torch.linalg.vector_norm(vector, dim=-1)
         return distance, vector / distance[:, None]
+
+    def weights(self, name: str, distance: Float[Tensor, edges]) -> Float[Tensor, edges] | None:
+        """How much each edge of a list counts, 1 to 0 where lists end smoothly; None where none does.
+
+        An edge falls from 1 to 0, with two continuous derivatives, over the last `width` Å before its target's list
+        ends. A main edge counts as much as the more generous of its two ends wants it to, smoothly put together.
+        Differentiable in positions and cell, also in those of the neighbour that ends the list.
+
+        Args:
+            name: of `LISTS`.
+            distance: (n_edges,) of the list, from `vectors`.
+        """
+        if self.fading is None:
+            return None
+        fading, place, edges = self.fading, LISTS.index(name), getattr(self, name)
+        source, offset = fading.source[:, place], fading.offset[:, place]
+        shift = torch.bmm(offset[:, None, :], self.cell[self.structure])[:, 0]
+        # Where there is no such neighbour, any vector that has a derivative will do.
+        vector = torch.where(
+            (source >= 0)[:, None], self.positions[source.clamp(min=0)] + shift - self.positions, fading.cutoff[:, None]
+        )
+        end = torch.where(source >= 0, torch.linalg.vector_norm(vector, dim=-1), fading.cutoff)
+
+        def of(atom: Tensor) -> Tensor:
+            width = fading.width[atom]
+            x = ((end[atom] - distance) / width.clamp(min=1e-6)).clamp(0, 1)
+            return torch.where(width > 0, x**3 * (10 + x * (6 * x - 15)), 1.0)
+
+        weight = of(edges.target)
+        return weight if name != "main" else 1 - (1 - weight) * (1 - of(edges.source))
 
 
 def collate(graphs: Sequence[StructureGraph], dtype: torch.dtype = torch.float32) -> Graph:
@@ -200,4 +283,22 @@ def collate(graphs: Sequence[StructureGraph], dtype: torch.dtype = torch.float32
         atom_atom=joined("atom_atom"),
         atom_edge=joined("atom_edge"),
         quadruplet=joined("quadruplet"),
+        fading=_joined_fading(graphs, first_atom, dtype),
     )
+
+
+def _joined_fading(graphs: Sequence[StructureGraph], first_atom: np.ndarray, dtype: torch.dtype) -> Fading | None:
+    if all(g.fading is None for g in graphs):
+        return None
+    parts = []
+    for graph, first in zip(graphs, first_atom.tolist(), strict=True):
+        n, fading = len(graph.structure), graph.fading
+        if fading is None:
+            none = torch.full((n, len(LISTS)), -1)
+            still = torch.zeros(n, dtype=dtype)
+            parts.append((none, torch.zeros(n, len(LISTS), 3, dtype=dtype), still + 1, still))
+        else:
+            source = torch.where(fading.source >= 0, fading.source + first, -1)
+            parts.append((source, fading.offset.to(dtype), fading.cutoff.to(dtype), fading.width.to(dtype)))
+    source, offset, cutoff, width = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Fading(source=source, offset=offset, cutoff=cutoff, width=width)

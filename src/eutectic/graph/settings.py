@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class GraphSettings(BaseModel):
@@ -31,6 +31,21 @@ class GraphSettings(BaseModel):
         "the order of the atoms; 'lower_source' is the published rule, which drops pairs seen only from the "
         "atom of lower index",
     )
+
+    smooth_cap: float = Field(
+        default=0.0,
+        ge=0,
+        description="Å over which edges fade out before the first neighbour beyond the cap, or before the cutoff; the "
+        "energy is then continuous when neighbours change places. 0 is the published, hard cap",
+    )
+
+    @model_validator(mode="after")
+    def _smooth(self) -> GraphSettings:
+        if self.smooth_cap and self.symmetry != "union":
+            raise ValueError(
+                "smooth_cap needs symmetry 'union': 'lower_source' drops whole pairs when neighbours change places"
+            )
+        return self
 
     @property
     def caps(self) -> dict[str, int]:

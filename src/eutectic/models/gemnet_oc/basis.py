@@ -107,7 +107,7 @@ class Bases:
 
     Attributes:
         main: (n_main, K) unprojected radial basis, for the first edge features.
-        directions: (n_main, 3).
+        directions: (n_main, 3) unit vectors, shorter where edges fade out.
         update, output: (n_main, R).
         edge_edge, atom_edge, edge_atom, quadruplet: see there.
         atom_atom: (n_atoms, R, slots).
@@ -177,7 +177,8 @@ class BasisProjections(nn.Module):
     def forward(self, graph: Graph, layout: Layout) -> Bases:
         s = self.settings
         distance, direction = graph.vectors(graph.main)
-        basis = self.radial(distance)
+        weight = graph.weights("main", distance)
+        basis = self._functions(distance, weight)
         radial = self._radial(basis)
         main = layout.main.spread(direction)
         cosine = main @ main.mT
@@ -189,7 +190,7 @@ class BasisProjections(nn.Module):
         atom_edge = edge_atom = None
         if s.atom_edge or s.edge_atom:
             near_distance, near_direction = graph.vectors(graph.atom_edge)
-            near = self.radial(near_distance)
+            near = self._functions(near_distance, graph.weights("atom_edge", near_distance))
             cosine = main @ layout.atom_edge.spread(near_direction).mT
             if s.atom_edge:
                 mix = self._mix(spread, self.atom_edge_angular, cosine, layout.atom_edge_table)
@@ -204,7 +205,7 @@ class BasisProjections(nn.Module):
 
         return Bases(
             main=basis,
-            directions=direction,
+            directions=direction if weight is None else direction * weight[:, None],
             update=radial["update"],
             output=radial["output"],
             edge_edge=edge_edge,
@@ -213,6 +214,11 @@ class BasisProjections(nn.Module):
             quadruplet=self._quadruplet(graph, layout, spread, radial, main) if s.quadruplet else None,
             atom_atom=self._atom_atom(graph, layout) if s.atom_atom else None,
         )
+
+    def _functions(self, distance: Tensor, weight: Tensor | None) -> Tensor:
+        """(edges, K). All that passes along an edge is multiplied by these: one that has faded out tells nothing."""
+        basis: Tensor = self.radial(distance)
+        return basis if weight is None else basis * weight[:, None]
 
     def _radial(self, basis: Tensor) -> dict[str, Tensor]:
         """{use: (n_main, R)}, all from one matrix product."""
@@ -236,7 +242,9 @@ class BasisProjections(nn.Module):
         return (weights @ angular).flatten(1, 2)
 
     def _atom_atom(self, graph: Graph, layout: Layout) -> Tensor:
-        radial = F.linear(self.radial(graph.vectors(graph.atom_atom)[0]), self.atom_atom_radial)
+        distance, _ = graph.vectors(graph.atom_atom)
+        basis = self._functions(distance, graph.weights("atom_atom", distance))
+        radial = F.linear(basis, self.atom_atom_radial)
         slots = layout.atom_atom
         return (slots.spread(radial) * slots.filled[:, :, None]).mT
 
@@ -254,7 +262,8 @@ class BasisProjections(nn.Module):
         ca = main.index_select(0, q.centre)[:, None]
 
         angle = legendre((db * ba).sum(-1), q.angle_in.to(ba.dtype), s.num_spherical)  # (centres, Q, S, D)
-        weights = self.radial(distance).index_select(0, middle) @ self.quadruplet_circular.flatten(1)
+        basis = self._functions(distance, graph.weights("quadruplet", distance))
+        weights = basis.index_select(0, middle) @ self.quadruplet_circular.flatten(1)
         weights = weights.view(len(middle), s.circular_width, s.num_spherical)
         circular = torch.bmm(angle.flatten(0, 1).mT, weights.mT).view(-1, s.circular_width)
 
