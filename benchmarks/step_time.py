@@ -2,6 +2,7 @@
 
     python benchmarks/step_time.py                      # JMP-S, float32, all cases, about three minutes
     python benchmarks/step_time.py --precision bf16     # matrix products in bfloat16
+    python benchmarks/step_time.py --fast-products      # as training does on AMD processors
     python benchmarks/step_time.py --compile --json -   # torch.compile; figures for machines
     python benchmarks/step_time.py --error              # bfloat16 and float32 against float64, no timing
 
@@ -43,6 +44,7 @@ from eutectic.graph.indices import layout
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel
+from eutectic.models.products import prefer_fast_products
 from eutectic.tasks import Item, Task, make_batch, structure_losses
 from eutectic.tasks.batch import Batch
 from eutectic.tasks.task import Normaliser, Target, TargetSettings
@@ -122,6 +124,8 @@ def model_of(size: str, dtype: torch.dtype, device: torch.device) -> MultitaskMo
     settings = getattr(GemNetOCSettings, size)()
     with torch.device("meta"):
         model = MultitaskModel(GemNetOC(settings), {t.name: t.heads for t in tasks()})
+    if device.type == "meta":
+        return model
     model = model.to_empty(device=device).to(dtype)
     generator = torch.Generator(device=device).manual_seed(0)
     with torch.no_grad():
@@ -318,6 +322,8 @@ def main() -> None:
     parser.add_argument("--size", choices=("small", "large"), default="small", help="JMP-S or JMP-L")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
+    fast = "let oneDNN do float32 products where that is faster, as training does (eutectic.models.products)"
+    parser.add_argument("--fast-products", action="store_true", help=fast)
     parser.add_argument("--error", action="store_true", help="precision instead of time")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -332,6 +338,8 @@ def main() -> None:
             torch.set_num_threads(given.threads)
         device = torch.device(given.device)
         case = given.cases[0]
+        if given.fast_products:
+            prefer_fast_products(model_of(given.size, torch.float32, torch.device("meta")))
         if given.error:
             print(json.dumps(errors(case, given.size, device)))
         else:
@@ -342,6 +350,7 @@ def main() -> None:
         print(f"{case} …", file=sys.stderr, flush=True)
         command = [sys.executable, __file__, "--one", "--cases", case, "--size", given.size, "--device", given.device]
         command += ["--precision", given.precision] + ["--compile"] * given.compile + ["--error"] * given.error
+        command += ["--fast-products"] * given.fast_products
         command += ["--threads", str(given.threads)] if given.threads else []
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))

@@ -286,7 +286,8 @@ class BasisProjections(nn.Module):
     def _normal(self, first: Tensor, second: Tensor) -> Tensor:
         """Unit normal of the plane of two unit vectors; shorter where they are nearly in line, to stay smooth."""
         cross = torch.linalg.cross(first, second)
-        floor = max(self.settings.sine_floor**2, torch.finfo(cross.dtype).eps)
+        # 1e-5 of a radian: in single precision eps itself would be felt by angles of a degree.
+        floor = max(self.settings.sine_floor**2, min(torch.finfo(cross.dtype).eps, 1e-10))
         return cross * torch.rsqrt((cross * cross).sum(-1, keepdim=True) + floor)
 
 
