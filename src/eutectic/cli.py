@@ -601,18 +601,12 @@ def data_prepare(
     """
     from eutectic.data.catalogue import describe, open_store, prepare
 
-    keys = {}
-    for pair in key or []:
-        prop, equals, named = pair.partition("=")
-        if not equals:
-            raise EutecticError("--key", repr(pair), "property=key, e.g. energy=E_dft", "correct the option")
-        keys[prop] = named
     made = prepare(
         name,
         source,
         store,
         molecule=molecule,
-        keys=keys or None,
+        keys=_keys(key),
         group_key=group_key,
         theory=theory,
         skip_bad=skip_bad,
@@ -664,9 +658,10 @@ def data_check(
     `eutectic data check ani.h5 --key energy=wb97x_tz.energy --key forces=wb97x_tz.forces --json`
     """
     from eutectic.data.doctor import check
+    from eutectic.tasks.folder import elements_seen, load_model
 
     try:
-        seen = None if model is None else _elements_seen(model)
+        seen = None if model is None else elements_seen(load_model(model))
         report = check(what, keys=_keys(key), model_elements=seen, progress=True)
     except EutecticError as error:
         _fail(error, status=2)
@@ -692,17 +687,6 @@ def _keys(pairs: Sequence[str] | None) -> dict[str, str] | None:
             raise EutecticError("--key", repr(pair), "property=key, e.g. energy=E_dft", "correct the option")
         keys[prop] = named
     return keys or None
-
-
-def _elements_seen(model: Path) -> set[int]:
-    from eutectic.tasks.folder import elements_seen, load_model
-
-    seen = elements_seen(load_model(model))
-    if not seen:
-        raise EutecticError(
-            str(model), "no record of the elements it was trained on", "a model trained here", "leave --model out"
-        )
-    return seen
 
 
 def _show_report(report: Report) -> None:
@@ -787,7 +771,7 @@ def data_splits(
     from eutectic.data.splits import compare_splits, paper_against_default
 
     opened = open_store(store)
-    report = compare_splits(opened)
+    report = compare_splits(opened, progress=True)
     if as_json:
         sys.stdout.write(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         return

@@ -33,6 +33,7 @@ from eutectic.data.datasets import (
 )
 from eutectic.data.download import fetch
 from eutectic.data.prepare import prepare_store
+from eutectic.data.progress import Shown
 from eutectic.data.source import Dataset, File
 from eutectic.data.store import Store, check_place, is_store
 
@@ -231,7 +232,8 @@ def prepare(
     if name == "ase":
         if source is None:
             raise EutecticError(name, "no source", "its files", "pass --source with the file or folder")
-        found = ase_files.scan(Path(source), keys, group_key, skip_bad=skip_bad)
+        with Shown("Counting structures and labels", noun="", enabled=progress):
+            found = ase_files.scan(Path(source), keys, group_key, skip_bad=skip_bad)
         dataset = ase_files.AseFiles(
             source=Path(source), found=found, keys=dict(keys or {}), group_key=group_key, theory=theory
         )

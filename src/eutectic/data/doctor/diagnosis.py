@@ -305,7 +305,7 @@ def _balance(geometry: Geometry, force_unit: float, shown: str) -> list[Finding]
 
 
 def of_elements(contents: Contents, seen: Iterable[int] | None) -> list[Finding]:
-    """Elements with few structures, and those a model never saw."""
+    """Elements with few structures, and those a model never saw (`seen` empty: it does not say)."""
     found: list[Finding] = []
     here = [int(z) for z in np.flatnonzero(contents.structures_with)]
     rare = {chemical_symbols[z]: int(contents.structures_with[z]) for z in here if contents.structures_with[z] < FEW}
@@ -322,8 +322,21 @@ def of_elements(contents: Contents, seen: Iterable[int] | None) -> list[Finding]
             )
         )
     if seen is not None:
-        unseen = [z for z in here if z not in set(seen)]
-        if unseen:
+        seen = set(seen)
+        unseen = [z for z in here if z not in seen]
+        if not seen:
+            found.append(
+                Finding(
+                    code="model_elements_unknown",
+                    severity="note",
+                    title="which elements the model saw is not known",
+                    message="The model's provenance does not say which elements it was trained on, so they were not "
+                    "compared.",
+                    why="Embeddings of elements that it never saw are as random as on the first day.",
+                    fix="Look up what the model was trained on.",
+                )
+            )
+        elif unseen:
             names = ", ".join(f"{chemical_symbols[z]} ({int(contents.structures_with[z])} structures)" for z in unseen)
             found.append(
                 Finding(
