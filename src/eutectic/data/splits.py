@@ -277,10 +277,12 @@ def _assign(order: np.ndarray, sizes: np.ndarray, targets: tuple[int, int], leas
                 part[group] = which + 1
                 filled[which] += int(sizes[group])
                 break
-    for which in (1, 0):
-        if not filled[which]:
-            training = order[part[order] == 0]
-            part[training[np.argmin(sizes[training])]] = which + 1
+    # Of the parts that have more than one group, the training first.
+    for which in (2, 1, 0):
+        if not (part[order] == which).any():
+            giver = next(p for p in (0, 2, 1) if (part[order] == p).sum() > 1)
+            groups = order[part[order] == giver]
+            part[groups[np.argmin(sizes[groups])]] = which
     return part
 
 

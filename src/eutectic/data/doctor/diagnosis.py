@@ -389,6 +389,19 @@ def of_splits(leaks: Iterable[Leak]) -> list[Finding]:
                     numbers=asdict(leak),
                 )
             )
+        if leak.elements:
+            found.append(
+                Finding(
+                    code="elements_held_out",
+                    severity="warning",
+                    title=f"elements that split {leak.split!r} tests on and does not train on: "
+                    + ", ".join(leak.elements),
+                    message=f"No training structure of split {leak.split!r} has {', '.join(leak.elements)}.",
+                    why="A model has no reference energy for them, and a training stops at the first such structure.",
+                    fix="Split at random, or leave the structures with these elements out.",
+                    numbers=asdict(leak),
+                )
+            )
         if leak.groups:
             found.append(
                 Finding(

@@ -21,6 +21,7 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
+from eutectic.data import hdf5
 
 FRAMES_AT_ONCE = 512
 SUFFIXES = (".h5", ".hdf5", ".npz")
@@ -96,7 +97,7 @@ def rows(path: Path, found: Arrays, keys: Mapping[str, str] | None = None) -> It
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     if path.suffix.lower() != ".npz":
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking="best-effort") as file:
             yield file
         return
     # Opened here, since np.load leaves a file open that is not a whole npz.
@@ -137,7 +138,7 @@ def _groups(file: Any) -> Iterator[tuple[str, dict[str, _Array]]]:
                 name, m.shape, m.dtype.kind, m.__getitem__, _text(m.attrs.get("units", m.attrs.get("unit", "")))
             )
             for m in members
-            if isinstance(m, h5py.Dataset) and m.shape is not None and m.external is None
+            if isinstance(m, h5py.Dataset) and m.shape is not None and not hdf5.lies_elsewhere(m)
         }
         # Some writers keep the one energy of a structure as an attribute of its group.
         for name, value in group.attrs.items():
