@@ -373,8 +373,26 @@ def of_motion(motion: Motion, units: Units) -> list[Finding]:
 
 
 def of_splits(leaks: Iterable[Leak]) -> list[Finding]:
-    """What is on both sides of a split."""
+    """What is on both sides of a split, and what on one that should be on both."""
     found: list[Finding] = []
+    leaks = list(leaks)
+    lacking = {leak.split: leak.elements for leak in leaks if leak.elements}
+    if lacking:
+        every = ", ".join(dict.fromkeys(symbol for elements in lacking.values() for symbol in elements))
+        found.append(
+            Finding(
+                code="elements_held_out",
+                severity="warning",
+                title=f"elements that are tested on and not trained on: {every}",
+                message="No training structure has, in split "
+                + "; in ".join(f"{name!r}, {', '.join(elements)}" for name, elements in lacking.items())
+                + ".",
+                why="A model has no reference energy for them (where energies are learned, the run stops there), and "
+                "their embeddings stay as random as on the first day.",
+                fix="Use another split, or leave the structures with these elements out.",
+                numbers={name: list(elements) for name, elements in lacking.items()},
+            )
+        )
     for leak in leaks:
         if leak.structures:
             found.append(
@@ -386,19 +404,6 @@ def of_splits(leaks: Iterable[Leak]) -> list[Finding]:
                     "same (to 1e-3 Å) as a training structure.",
                     why="The test error measures memory for them.",
                     fix="Remove the duplicates, or split by group.",
-                    numbers=asdict(leak),
-                )
-            )
-        if leak.elements:
-            found.append(
-                Finding(
-                    code="elements_held_out",
-                    severity="warning",
-                    title=f"elements that split {leak.split!r} tests on and does not train on: "
-                    + ", ".join(leak.elements),
-                    message=f"No training structure of split {leak.split!r} has {', '.join(leak.elements)}.",
-                    why="A model has no reference energy for them, and a training stops at the first such structure.",
-                    fix="Split at random, or leave the structures with these elements out.",
                     numbers=asdict(leak),
                 )
             )
