@@ -36,7 +36,11 @@ _DAMAGE = (
 
 @contextlib.contextmanager
 def damage_explained(where: str, expected: str, fix: str) -> Iterator[None]:
-    """Whatever a file that is cut short or of another kind makes a reader raise, as an `EutecticError`."""
+    """Whatever a file that is cut short or of another kind makes a reader raise, as an error in four parts.
+
+    Raises:
+        EutecticError: with these words, in place of what was raised inside.
+    """
     try:
         yield
     except _DAMAGE as error:

@@ -147,7 +147,11 @@ def child(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
 
 
 def subgroup(group: h5py.Group, path: str) -> h5py.Group:
-    """As `child`, where that must be a group."""
+    """As `child`, where that must be a group.
+
+    Raises:
+        EutecticError: as `child`; an array.
+    """
     node = child(group, path)
     if not isinstance(node, h5py.Group):
         raise EutecticError(place(node), "an array", "a group", "check that the file is of this data set")

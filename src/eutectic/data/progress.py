@@ -79,7 +79,7 @@ class Shown:
         self._new += more
         seconds = time.monotonic() - self._begun
         rate = f" · {self._new / seconds:,.0f}/s" if seconds > 1 else ""
-        self._progress.update(self._task, advance=more, rate=rate, **({} if total is None else {"total": total}))
+        self._progress.update(self._task, advance=more, rate=rate, total=total)
 
 
 def counted(rows: Iterable[Row], what: str, total: int | None, *, enabled: bool = True) -> Iterator[Row]:

@@ -408,7 +408,11 @@ def _batches(rows: Iterable[LabelledStructure]) -> Iterator[list[LabelledStructu
 
 @contextlib.contextmanager
 def writing_to(path: Path) -> Iterator[None]:
-    """Turns the disk's refusals, and no one else's, into an error with a way out."""
+    """Turns the disk's refusals, and no one else's, into an error with a way out.
+
+    Raises:
+        EutecticError: in place of an `OSError` inside.
+    """
     try:
         yield
     except OSError as error:

@@ -76,7 +76,11 @@ def files(name: str) -> tuple[File, ...]:
 
 
 def pieces(source: Path, name: str) -> list[Piece]:
-    """One for the JSON layout and for a tar archive; one for each five hundred CIFs in a folder or zip archive."""
+    """One for the JSON layout and for a tar archive; one for each five hundred CIFs in a folder or zip archive.
+
+    Raises:
+        EutecticError: nothing of QMOF is there; damaged or cut short; a table and CIFs that do not belong together.
+    """
     _known(name)
     path, member = _layout(Path(source))
     if path.suffix != ".csv":

@@ -50,6 +50,7 @@ class Arrays:
     ignored: dict[str, int] = field(default_factory=dict)
 
     def count(self, role: str, name: str, n: int) -> None:
+        """So many more structures have this array in this role."""
         names = self.keys.setdefault(role, {})
         names[name] = names.get(name, 0) + n
 
