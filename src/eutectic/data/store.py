@@ -300,7 +300,7 @@ def _rows_of(runs: Sequence[int | Sequence[int]], n: int) -> np.ndarray:
     Raises:
         ValueError, TypeError: anything else, or rows that are not there.
     """
-    bounds = np.array([run if isinstance(run, list) else (run, run + 1) for run in runs], dtype=np.int64).reshape(-1, 2)
+    bounds = np.array([(run, run + 1) if isinstance(run, int) else run for run in runs], dtype=np.int64).reshape(-1, 2)
     if (bounds < 0).any() or (bounds > n).any() or (bounds[:, 0] >= bounds[:, 1]).any():
         raise ValueError(f"rows that are not among {n}")
     lengths = bounds[:, 1] - bounds[:, 0]
