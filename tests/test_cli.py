@@ -152,7 +152,16 @@ def test_finetune_command_compares_two_starts(molecules: Store, tmp_path: Path) 
 
 def test_data_list_for_people() -> None:
     shown = " ".join(RUNNER.invoke(cli.app, ["data", "list"]).stdout.split())
-    for part in ("9,916 structures", "GFN2-xTB · CC0-1.0", "rmd17:<aspirin | azobenzene", "PBE/def2-SVP", "figshare"):
+    for part in (
+        "9,916 structures",
+        "GFN2-xTB · CC0-1.0",
+        "oc20 0 of 5 prepared oc20, oc20:total, oc20:free_energy",
+        "rmd17:aspirin, rmd17:azobenzene",
+        "PBE/def2-SVP",
+        "and 6 more · crystals · level of theory differs",
+        "licence not stated",
+        "figshare",
+    ):
         assert part in shown, shown
 
 
@@ -180,7 +189,7 @@ def test_data_prepare_finds_its_place_and_says_what_it_left_out(
 
 def test_data_list_and_info_as_json(molecules: Store) -> None:
     rows = json.loads(RUNNER.invoke(cli.app, ["data", "list", "--json"]).stdout)
-    assert all(row["citation"] and row["source"] for row in rows if row["name"] != "ase")
+    assert all(row["citation"] and row["source"] and row["default_split"] for row in rows if row["name"] != "ase")
     assert next(row for row in rows if row["name"] == "qm9")["files"][0]["checksum"].startswith("md5:")
     assert {"molecules", "metal_slabs", "oxide_slabs", "reactions"} <= {row["name"] for row in rows}
     info = json.loads(RUNNER.invoke(cli.app, ["data", "info", str(molecules.path), "--json"]).stdout)

@@ -66,7 +66,8 @@ def main() -> None:
 
 def _fail(error: EutecticError, status: int = 1) -> NoReturn:
     out = Console(stderr=True)
-    out.print(f"[bold red]error[/] in {_plain(error.where)}")
+    # A path stays in one piece, for copying.
+    out.print(f"[bold red]error[/] in {_plain(error.where)}", soft_wrap=True, highlight=False)
     for label, text in (("given", error.given), ("expected", error.expected), ("what to do", error.fix)):
         out.print(f"  [bold]{label:<11}[/]{_plain(text)}", soft_wrap=True, highlight=False)
     sys.exit(status)
@@ -543,7 +544,7 @@ def predict(
 def data_list(as_json: Annotated[bool, typer.Option("--json", help="For machines: everything.")] = False) -> None:
     """Every data set the commands know: those that come with the package, and those that `prepare` makes.
 
-    `--json` has also citations, and the files that `prepare` fetches.
+    `--json` has also citations, notes, and the files that `prepare` fetches.
 
     **Examples**
 
@@ -551,33 +552,38 @@ def data_list(as_json: Annotated[bool, typer.Option("--json", help="For machines
 
     `eutectic data list --json`
     """
-    from eutectic.data.catalogue import listing
+    from eutectic.data.catalogue import families, listing
 
-    rows = [dataclasses.asdict(row) for row in listing()]
+    rows = listing()
     if as_json:
-        sys.stdout.write(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps([dataclasses.asdict(row) for row in rows], indent=1, ensure_ascii=False) + "\n")
         return
-    families: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        families.setdefault(row["name"].partition(":")[0], []).append(row)
-    for name, members in families.items():
-        first, several = members[0], len(members) > 1
-        ready = [member for member in members if member["structures"] is not None]
-        if several:
+    for name, members in families(rows).items():
+        ready = [member for member in members if member.structures is not None]
+        if len(members) > 1:
             # One entry for the molecules of rMD17, and the like.
-            state = f"{len(ready)} of {len(members)} prepared"
-        elif ready:
-            state = f"{first['structures']:,} structures, {first['size_bytes'] / 1e6:,.1f} MB"
+            state, title = f"{len(ready)} of {len(members)} prepared", ", ".join(m.name for m in members)
         else:
-            state = "to prepare"
-        labels = first["properties"]
+            (one,) = members
+            state = f"{one.structures:,} structures, {(one.size_bytes or 0) / 1e6:,.1f} MB" if ready else "to prepare"
+            title = one.title
+        labels = list(dict.fromkeys(label for member in members for label in member.properties))
         brief = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
-        parts = " | ".join(member["name"].partition(":")[2] for member in members)
-        title = f"{name}:<{parts}>" if several else first["title"]
-        about = (first["domain"], first["theory"], first["licence"], first["source"])
-        console.print(f"[bold]{_plain(name)}[/]  {state}  {brief or 'the labels it finds'}", highlight=False)
-        for line in (title, " · ".join(filter(None, about))):
-            console.print(Padding(_plain(line), (0, 0, 0, 4)), highlight=False)
+        words = {"domain": "domain", "theory": "level of theory", "licence": "licence", "source": "source"}
+        about = [_shared([getattr(member, what) for member in members], word) for what, word in words.items()]
+        about[2] = about[2].replace("not stated", "licence not stated")
+        console.print(f"[bold]{_plain(name)}[/]  {state}", highlight=False)
+        for line in (title, " · ".join(filter(None, [brief or "the labels it finds", *about]))):
+            console.print(Padding(_plain(line), (0, 0, 0, 4), expand=False), highlight=False)
+
+
+def _shared(values: Sequence[str], what: str) -> str:
+    """What all have, or the two that there are; of addresses, the folder that they share."""
+    distinct = list(dict.fromkeys(values))
+    folders = {value.rpartition("/")[0] for value in distinct}
+    if len(distinct) > 1 and len(folders) == 1 and "/" in distinct[0]:
+        return f"{folders.pop()}/…"
+    return " or ".join(distinct) if len(distinct) <= 2 else f"{what} differs"
 
 
 def _cell(value: Any) -> str:
@@ -628,18 +634,12 @@ def data_prepare(
     """
     from eutectic.data.catalogue import describe, open_store, prepare
 
-    keys = {}
-    for pair in key or []:
-        prop, equals, named = pair.partition("=")
-        if not equals:
-            raise EutecticError("--key", repr(pair), "property=key, e.g. energy=E_dft", "correct the option")
-        keys[prop] = named
     made = prepare(
         name,
         source,
         store,
         molecule=molecule,
-        keys=keys or None,
+        keys=_keys(key),
         group_key=group_key,
         theory=theory,
         skip_bad=skip_bad,
@@ -691,9 +691,10 @@ def data_check(
     `eutectic data check ani.h5 --key energy=wb97x_tz.energy --key forces=wb97x_tz.forces --json`
     """
     from eutectic.data.doctor import check
+    from eutectic.tasks.folder import elements_seen, load_model
 
     try:
-        seen = None if model is None else _elements_seen(model)
+        seen = None if model is None else elements_seen(load_model(model))
         report = check(what, keys=_keys(key), model_elements=seen, progress=True)
     except EutecticError as error:
         _fail(error, status=2)
@@ -719,17 +720,6 @@ def _keys(pairs: Sequence[str] | None) -> dict[str, str] | None:
             raise EutecticError("--key", repr(pair), "property=key, e.g. energy=E_dft", "correct the option")
         keys[prop] = named
     return keys or None
-
-
-def _elements_seen(model: Path) -> set[int]:
-    from eutectic.tasks.folder import elements_seen, load_model
-
-    seen = elements_seen(load_model(model))
-    if not seen:
-        raise EutecticError(
-            str(model), "no record of the elements it was trained on", "a model trained here", "leave --model out"
-        )
-    return seen
 
 
 def _show_report(report: Report) -> None:
@@ -814,7 +804,7 @@ def data_splits(
     from eutectic.data.splits import compare_splits, paper_against_default
 
     opened = open_store(store)
-    report = compare_splits(opened)
+    report = compare_splits(opened, progress=True)
     if as_json:
         sys.stdout.write(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         return

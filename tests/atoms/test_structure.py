@@ -75,6 +75,25 @@ def test_unusable_structures_are_refused(structure: Structure, said: str) -> Non
     assert caught.value.fix
 
 
+def test_coincident_atoms_are_those_that_unique_rows_find() -> None:
+    random = np.random.default_rng(0)
+    lattice = np.stack(np.meshgrid(*[np.arange(5.0)] * 3), axis=-1).reshape(-1, 3)
+    for positions in (lattice, lattice * 1e-160, lattice * 4e307, random.normal(size=(40, 3)), -lattice):
+        for twins in (False, True):
+            places = positions.copy()
+            if twins:
+                # Zero has two signs and is one place.
+                places[7] = np.where(places[31] == 0.0, -places[31], places[31])
+            coincide = len(np.unique(places, axis=0)) < len(places)
+            assert coincide is twins
+            structure = Structure(numbers=np.full(len(places), 6), positions=places)
+            if coincide:
+                with pytest.raises(EutecticError, match="two atoms have the same position"):
+                    structure.check("here")
+            else:
+                structure.check("here")
+
+
 def labelled(**labels: np.ndarray) -> LabelledStructure:
     return LabelledStructure(structure=WATER, labels=labels, id="w", group="water")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import ase.db
@@ -11,9 +12,12 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
+from pyg_records import write_aselmdb
 
 from eutectic.atoms import EutecticError
+from eutectic.data import catalogue
 from eutectic.data.datasets import ase_files
+from eutectic.data.store import Store
 
 FORCES = np.array([[0.0, 0.0, 1.5], [0.0, 0.0, -1.5]])
 
@@ -38,6 +42,40 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_allclose(rows[0].labels["forces"], FORCES)
     assert [r.id for r in rows] == [f"mine.{suffix}#{i}" for i in range(3)]
     assert {r.group for r in rows} == {"CO"}
+
+
+def test_aselmdb(tmp_path: Path) -> None:
+    row = {"numbers": [6, 8], "positions": dimer().positions.tolist(), "energy": -1.0, "forces": FORCES.tolist()}
+    rows = [{**row, "energy": -float(i), "data": {"sid": i // 2, "gap": 0.5 * i}} for i in range(5)]
+    file = write_aselmdb(tmp_path / "mine.aselmdb", [*rows[:2], None, *rows[2:]])
+    found = list(ase_files.read(file, group_key="sid"))
+    assert [float(r.labels["energy"]) for r in found] == [0, -1, -2, -3, -4]
+    assert [float(r.labels["gap"]) for r in found] == [0, 0.5, 1, 1.5, 2]
+    assert [r.group for r in found] == ["0", "0", "1", "1", "2"]
+    np.testing.assert_allclose(found[0].labels["forces"], FORCES)
+    store = Store(catalogue.prepare("ase", tmp_path, tmp_path / "store", workers=1))
+    assert store.label_counts() == {"energy": 5, "forces": 5, "gap": 5}
+    dataset = ase_files.AseFiles(source=file, found=ase_files.scan(file))
+    (piece,) = dataset.pieces(file, "ase")
+    assert piece.count == 5
+    middle = [r.id for r in dataset.read(replace(piece, first=1, count=2), "ase")]
+    assert middle == ["mine.aselmdb#1", "mine.aselmdb#2"]
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(EutecticError, match="a whole LMDB file"):
+        list(ase_files.read(file))
+
+
+def test_a_trajectory_beside_isolated_atoms_is_split_at_random(tmp_path: Path) -> None:
+    atoms = []
+    for symbol in ("C", "O", "H"):
+        atoms.append(Atoms(symbol))
+        atoms[-1].calc = SinglePointCalculator(atoms[-1], energy=-1.0)
+    source = write(tmp_path / "mine.xyz", *atoms, *(dimer(-float(i)) for i in range(40)))
+    found = ase_files.scan(source)
+    assert (found.groups, found.largest_group) == (4, 40)
+    assert ase_files.card(source, found).default_split == "random"
+    source = write(tmp_path / "several.xyz", *atoms, *(dimer(-float(i)) for i in range(4)))
+    assert ase_files.card(source, ase_files.scan(source)).default_split == "group"
 
 
 def test_prefixes_come_first_and_predictions_are_ignored(tmp_path: Path) -> None:

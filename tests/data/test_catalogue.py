@@ -14,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.data import catalogue
-from eutectic.data import prepare as prepare_module
+from eutectic.data import progress as progress_module
 from eutectic.data.card import Card
 from eutectic.data.datasets import rmd17
 from eutectic.data.source import File
@@ -179,7 +179,7 @@ def test_prepare_ase(tmp_path: Path) -> None:
 
 def test_prepare_refusals(tmp_path: Path, embedded: Store) -> None:
     with pytest.raises(EutecticError, match="did you mean 'rmd17:ethanol'"):
-        catalogue.prepare("md17:ethanol", tmp_path, tmp_path / "store")
+        catalogue.prepare("rmd71:ethanol", tmp_path, tmp_path / "store")
     with pytest.raises(EutecticError, match="it is embedded"):
         catalogue.prepare("molecules", tmp_path, tmp_path / "store")
     with pytest.raises(EutecticError, match="no source"):
@@ -198,13 +198,14 @@ def test_progress_is_shown_after_a_while(
     ase.io.write(tmp_path / "mine.xyz", moving(101))
     catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "quick")
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(prepare_module, "SHOW_AFTER", -1.0)
+    monkeypatch.setattr(progress_module, "SHOW_AFTER", -1.0)
     catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "piped")
     assert capsys.readouterr() == ("", "")
     monkeypatch.setenv("FORCE_COLOR", "1")
     catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "slow")
     shown = capsys.readouterr()
-    assert "Reading ase" in shown.err
+    for what in ("Counting structures and labels", "Looking into the files of ase", "Reading ase"):
+        assert what in shown.err
     assert not shown.out
 
 

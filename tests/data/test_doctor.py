@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from eutectic.data.card import Card
 from eutectic.data.doctor import Report, check
 from eutectic.data.doctor.contents import Distinct
 from eutectic.data.doctor.scales import Largest, Sample, atom_energy, readings
-from eutectic.data.store import write_store
+from eutectic.data.store import Store, write_store
 
 METHANE = np.array([6, 1, 1, 1, 1])
 TETRAHEDRON = np.array([[0, 0, 0], [1, 1, 1], [-1, -1, 1], [-1, 1, -1], [1, -1, -1]]) * 1.09 / np.sqrt(3)
@@ -316,6 +317,23 @@ def test_elements_a_model_never_saw(tmp_path: Path) -> None:
     file = npz(tmp_path / "mine.npz", *walk(20))
     assert "unseen_elements" not in codes(check(file, model_elements=[1, 6, 8]))
     assert finding(check(file, model_elements=[1]), "unseen_elements").numbers == {"C": 20}
+    # A model whose provenance does not say: no list is no reason to stop, nor a list of nothing.
+    unknown = check(file, model_elements=[])
+    assert finding(unknown, "model_elements_unknown").severity == "note"
+    assert "unseen_elements" not in codes(unknown)
+    assert "model_elements_unknown" not in codes(check(file))
+
+
+def test_arrays_that_lie_in_other_files_are_not_read(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "private.h5", "w") as file:
+        file["x"] = np.ones((20, 5, 3))
+    layout = h5py.VirtualLayout((20, 5, 3), dtype="f8")
+    layout[:] = h5py.VirtualSource(str(tmp_path / "private.h5"), "x", (20, 5, 3))
+    with h5py.File(tmp_path / "mine.h5", "w") as file:
+        file.create_virtual_dataset("coordinates", layout)
+        file["atomic_numbers"] = METHANE
+    with pytest.raises(EutecticError, match="no arrays that look like coordinates"):
+        check(tmp_path / "mine.h5")
 
 
 def store_of(path: Path, splits: dict[str, dict[str, np.ndarray]] | None = None) -> Path:
@@ -354,6 +372,26 @@ def test_leaks_between_the_parts_of_a_split(tmp_path: Path) -> None:
     assert report.duplicates == 6
     assert "leaked_structures" in codes(report)
     assert "leaked_groups" in codes(report)
+
+
+def test_elements_that_only_held_out_structures_have(tmp_path: Path) -> None:
+    path = store_of(tmp_path / "store", {"official": {"train": np.arange(30), "test": np.arange(30, 40)}})
+    assert "elements_held_out" not in codes(check(path))
+    rows = [
+        LabelledStructure(
+            structure=Structure(numbers=np.array([10 if i == 35 else 6, 1]), positions=np.eye(3)[:2] * (1 + i / 50)),
+            labels={"energy": np.asarray(-float(i))},
+            id=f"{i}",
+            group=f"{i}",
+        )
+        for i in range(40)
+    ]
+    splits = {"official": {"train": np.arange(30), "test": np.arange(30, 40)}}
+    card = replace(Store(path).card, default_split="random")
+    write_store(tmp_path / "neon", card, rows, splits=splits)
+    found = finding(check(tmp_path / "neon"), "elements_held_out")
+    assert found.numbers["official"] == ["Ne"]
+    assert "'official', Ne" in found.message
 
 
 def test_counting_in_bounded_memory() -> None:

@@ -22,6 +22,7 @@ from pyg_records import LAYOUTS, frame, pickled, write_aselmdb, write_lmdb
 from eutectic.atoms import EutecticError
 from eutectic.data import ase_lmdb
 from eutectic.data.pickled_lmdb import array, fields, read_records, record_count, unpickle
+from eutectic.data.pickles import pickle_end
 
 TENSORS = {
     "float32": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -257,6 +258,17 @@ def test_sizes_that_are_not_there(value: Any) -> None:
 def test_pickles_made_by_hand(data: bytes, why: str) -> None:
     with pytest.raises(EutecticError, match=f"here: a record that cannot be read.*{why}"):
         unpickle(data, "here")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_the_end_of_a_pickle_is_where_python_finds_it(protocol: int) -> None:
+    inner: list[Any] = []
+    itself = (inner, {"x": 2**70, "y": -1.5, "z": b"bytes", "ä": None, "s": {1, 300, 70000}, "f": frozenset("ab")})
+    inner.append(itself)  # a tuple within itself takes instructions of its own
+    values = [itself, bytearray(9), "x" * 300, b"y" * 70_000, np.arange(5), Path, (1, 2, 3, 4), True]
+    data = pickle.dumps(values, protocol=protocol)
+    assert pickle_end(data + b"more") == len(data)
+    assert pickle_end(b"before" + data, len(b"before")) == len(b"before") + len(data)
 
 
 def test_a_list_of_lists_without_end() -> None:

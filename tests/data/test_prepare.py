@@ -276,7 +276,7 @@ def test_a_file_that_is_damaged_as_a_whole(tmp_path: Path) -> None:
     assert len(Store(path)) == 84
     assert prepare(source, tmp_path / "other", Broken(counted=False), skip_bad=True).count == 2
     other = Store(tmp_path / "other")
-    assert (other.published_splits(), other.card.default_split) == ({}, "random")
+    assert (other.published_splits(), other.card.default_split) == ({}, "group")
 
 
 def test_nothing_usable(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_interrupted_it_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.Mo
 
     source, path = files(tmp_path / "source"), tmp_path / "store"
     with monkeypatch.context() as pressed:
-        pressed.setattr(prepare_module._Shown, "finished", interrupt)
+        pressed.setattr(prepare_module, "_check_room", interrupt)
         with pytest.raises(Interrupted, match=r"of 6 parts of numbers are done.*same command"):
             prepare(source, path, workers=workers)
     assert not path.exists()

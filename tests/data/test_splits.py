@@ -126,6 +126,13 @@ def test_unequal_groups(tmp_path: Path) -> None:
         assert 0 in train
         assert validation
         assert test
+    # A trajectory, and isolated atoms beside it.
+    store = make(tmp_path / "atoms", ["giant"] * 200 + ["x", "y", "z"])
+    for seed in range(10):
+        made = split(store, seed=seed)
+        assert set(range(200)) <= parts(made)[0]
+        assert len(made.test)
+        assert len(made.validation)
     store = make(tmp_path / "three", ["a", "b", "c"])
     assert [len(p) for p in parts(split(store))] == [1, 1, 1]
 

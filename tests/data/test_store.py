@@ -233,8 +233,47 @@ def test_published_splits_travel_with_it(tmp_path: Path) -> None:
     write_store(tmp_path / "store", CARD, made_up(5), splits=lists)
     read = Store(tmp_path / "store").published_splits()
     np.testing.assert_array_equal(read["official_01"]["train"], [4, 2])
-    (tmp_path / "store" / "splits.json").write_text("{")
-    with pytest.raises(EutecticError, match=r"splits\.json"):
+
+
+@pytest.mark.parametrize(
+    ("rows", "written"),
+    [
+        ([4, 2, 3, 0], "[4, 2, 3, 0]"),
+        ([7, 2, 3, 4, 5, 1, 0], "[7, [2, 6], 1, 0]"),
+        (list(range(40)), "[[0, 40]]"),
+        ([], "[]"),
+        ([3], "[3]"),
+        ([0, 0, 1, 2, 3], "[0, [0, 4]]"),
+    ],
+)
+def test_published_splits_are_written_in_runs(tmp_path: Path, rows: list[int], written: str) -> None:
+    write_store(tmp_path / "store", CARD, made_up(40), splits={"a": {"train": np.array(rows, dtype=np.int64)}})
+    path = tmp_path / "store" / "splits.json"
+    assert path.read_text() == '{"a": {"train": ' + written + "}}"
+    assert Store(tmp_path / "store").published_splits()["a"]["train"].tolist() == rows
+    # As stores made before had it.
+    path.write_text(json.dumps({"a": {"train": rows}}))
+    assert Store(tmp_path / "store").published_splits()["a"]["train"].tolist() == rows
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[1]",
+        '{"a": {"train": [1, 40]}}',
+        '{"a": {"train": [-1]}}',
+        '{"a": {"train": [[0, 99999999999999]]}}',
+        '{"a": {"train": [[5, 5]]}}',
+        '{"a": {"train": [[1, 2, 3], 0]}}',
+        '{"a": {"train": ["x"]}}',
+        '{"a": {"train": [1e400]}}',
+    ],
+)
+def test_damaged_published_splits(tmp_path: Path, text: str) -> None:
+    write_store(tmp_path / "store", CARD, made_up(40), splits={"a": {"train": np.arange(3)}})
+    (tmp_path / "store" / "splits.json").write_text(text)
+    with pytest.raises(EutecticError, match=r"splits\.json: not readable"):
         Store(tmp_path / "store").published_splits()
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from eutectic.atoms import EutecticError, LabelledStructure
-from eutectic.data import hdf5
+from eutectic.data import catalogue, hdf5
 from eutectic.data.datasets import transition1x
+from eutectic.data.splits import split as divide
+from eutectic.data.store import Store
 
 ENERGY, FORCES = "wB97x_6-31G(d).energy", "wB97x_6-31G(d).forces"
 REACTIONS = {"C2H4O": {"rxn0002": 3, "rxn0010": 2}, "CH4": {"rxn0007": 4}, "H2O": {"rxn0001": 1}}
@@ -85,10 +87,14 @@ def test_parts_by_reaction_or_as_groups(path: Path) -> None:
     assert split(path) == {"train": [3, 4], "validation": [9], "test": [5, 6, 7, 8]}
 
 
-def test_without_a_split(path: Path) -> None:
+def test_without_a_split(path: Path, tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["val"]
     assert transition1x.published_splits(path, "transition1x") == {}
+    store = Store(catalogue.prepare("transition1x", path, tmp_path / "store", workers=1))
+    assert store.card.default_split == "group"
+    assert "No official splits beside it." in store.card.notes
+    assert {row.group for row in store} > {row.group for row in (store[int(i)] for i in divide(store).test)}
 
 
 @pytest.mark.parametrize(

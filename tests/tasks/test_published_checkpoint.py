@@ -308,6 +308,24 @@ def test_a_pickle_cannot_change_what_reads_it(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        # Python's own reader would set aside 64 GB for a memo of this size.
+        (b"\x80\x02Nr\xff\xff\xff\xff.", "memo"),
+        (b"\x80\x05\x8e\xff\xff\xff\xff\xff\xff\xff\x7f", "cut short"),
+        (b"cos\nsystem\n(S'true'\ntR.", "instruction"),
+        (b"\x80\x02ctorch", "cut short"),
+        (b"", "cut short"),
+    ],
+)
+def test_a_pickle_cannot_fill_the_memory(data: bytes, why: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as file:
+        file.writestr("a/data.pkl", data)
+    with pytest.raises(EutecticError, match=f"could not be read.*{why}"), Archive(tmp_path / "a.pt"):
+        pass
+
+
 def test_classes_that_are_not_there_are_named_and_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = types.ModuleType("original_package")
 

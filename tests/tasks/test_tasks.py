@@ -13,8 +13,9 @@ from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.data.store import Store
 from eutectic.graph import GraphSettings, build_graph
 from eutectic.models.heads import HeadSettings
+from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Item, TargetSettings, Task, fit_task, make_batch, structure_losses
-from eutectic.tasks.folder import TrainedModel, build_backbone, load_model, save_model
+from eutectic.tasks.folder import TrainedModel, build_backbone, elements_seen, load_model, save_model
 from eutectic.tasks.metrics import ErrorSum, primary, shown
 
 GRAPH = GraphSettings(cutoff=5.0, max_neighbours=20)
@@ -170,6 +171,25 @@ def test_model_folder_round_trip_without_pickle(task: Task, molecules: Store, tm
         expected, found = model(batch.graph, batch.parts), again.module(batch.graph, batch.parts)
     torch.testing.assert_close(found["molecules"], expected["molecules"], rtol=0, atol=0)
     assert again.provenance == {"from": "a test"}
+
+
+@pytest.mark.parametrize(
+    ("provenance", "seen"),
+    [
+        ({}, set()),
+        ({"elements": [1, 6]}, {1, 6}),
+        ({"pretrained_on": {"a": {"elements": [1]}, "b": {"elements": [8, 1]}}}, {1, 8}),
+        ({"elements": [6], "pretrained": {"pretrained_on": {"a": {"elements": [1, 29]}}}}, {1, 6, 29}),
+        # An imported checkpoint does not say, so nothing is said of what was made from it.
+        ({"pretrained_on": {"oc20": {"elements": []}}}, set()),
+        ({"elements": [6], "pretrained": {"pretrained_on": {"oc20": {"elements": []}}}}, set()),
+    ],
+)
+def test_elements_seen(task: Task, provenance: dict[str, object], seen: set[int]) -> None:
+    backbone, sizes = build_backbone("painn", {"width": 8, "layers": 1})
+    module = MultitaskModel(backbone, {task.name: task.heads})
+    model = TrainedModel(module, (task,), "painn", sizes.model_dump(), task.graph, provenance)
+    assert elements_seen(model) == seen
 
 
 def test_damaged_model_folders_are_refused(task: Task, tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from eutectic.atoms.properties import PROPERTIES
 
 MAX_ATOMIC_NUMBER = 118
 
+_AXIS = (0.31783724519578227, 0.2915026221291812, 0.24494897427831780)
+"""A direction along which no lattice repeats; shorter than 1, so that no coordinate overflows."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Structure:
@@ -113,13 +116,20 @@ class Structure:
                 "set the cell, or pbc=False for a molecule",
             )
         # Only an exact coincidence is refused: a short distance is a question of physics, not of form.
-        if len(np.unique(self.positions, axis=0)) < len(self):
+        if self._has_coincident_atoms():
             raise EutecticError(
                 where,
                 "two atoms have the same position",
                 "distinct positions",
                 "remove the duplicate atom",
             )
+
+    def _has_coincident_atoms(self) -> bool:
+        # What coincides in space does so on any axis; on a skew one, hardly anything else does. Sorting one number for
+        # each atom is five to thirty times as fast as comparing rows, and this is asked of every structure of a store.
+        x, y, z = self.positions.T
+        along = np.sort(x * _AXIS[0] + y * _AXIS[1] + z * _AXIS[2])
+        return bool((along[1:] == along[:-1]).any()) and len(np.unique(self.positions, axis=0)) < len(self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -36,11 +36,17 @@ _DAMAGE = (
 
 @contextlib.contextmanager
 def damage_explained(where: str, expected: str, fix: str) -> Iterator[None]:
-    """Whatever a file that is cut short or of another kind makes a reader raise, as an `EutecticError`."""
+    """Whatever a file that is cut short or of another kind makes a reader raise, as an error in four parts.
+
+    Raises:
+        EutecticError: with these words, in place of what was raised inside.
+    """
     try:
         yield
     except _DAMAGE as error:
-        raise EutecticError(where, f"not readable ({type(error).__name__}: {error})", expected, fix) from error
+        # Of a file that is no archive at all, tarfile says for each of four compressions that it is not that.
+        said = str(error).partition("\n")[0].rstrip(":")
+        raise EutecticError(where, f"not readable ({type(error).__name__}: {said})", expected, fix) from error
 
 
 @contextlib.contextmanager
@@ -51,6 +57,17 @@ def opened(path: Path, member: str = "") -> Iterator[Bytes]:
         for part in member.split(INSIDE) if member else ():
             handle = stack.enter_context(stack.enter_context(zipfile.ZipFile(handle)).open(part))
         yield handle
+
+
+def tar_members(path: Path, *patterns: str) -> Iterator[tuple[str, Bytes]]:
+    """Name and bytes of each file in a tar archive, compressed or not, whose name fits one of the patterns (as
+    `Path.match`): front to back, so that it is decompressed once."""
+    with tarfile.open(path) as tar:
+        for member in tar:
+            if member.isfile() and any(Path(member.name).match(pattern) for pattern in patterns):
+                handle = tar.extractfile(member)
+                assert handle is not None
+                yield member.name, handle
 
 
 def zip_members(path: Path, member: str = "") -> list[str]:

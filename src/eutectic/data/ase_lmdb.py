@@ -112,8 +112,8 @@ def _atoms(row: dict[str, Any]) -> Atoms:
         np.asarray(row["numbers"], dtype=np.int64),
         np.asarray(row["positions"], dtype=np.float64),
         cell=np.asarray(row.get("cell", np.zeros((3, 3))), dtype=np.float64),
-        pbc=np.asarray(row.get("pbc", False), dtype=bool),
-        tags=np.asarray(row.get("tags", 0), dtype=np.int64),
+        pbc=np.asarray(row.get("pbc", (False, False, False)), dtype=bool),
+        tags=np.asarray(row.get("tags", np.zeros(len(row["numbers"]))), dtype=np.int64),
     )
     # Of the constraints only this one is of use: other names are never looked up.
     fixed = [c["kwargs"]["indices"] for c in row.get("constraints") or [] if c["name"].split(".")[-1] == "FixAtoms"]

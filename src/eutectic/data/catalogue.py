@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -33,6 +33,7 @@ from eutectic.data.datasets import (
 )
 from eutectic.data.download import fetch
 from eutectic.data.prepare import prepare_store
+from eutectic.data.progress import Shown
 from eutectic.data.source import Dataset, File
 from eutectic.data.store import Store, check_place, is_store
 
@@ -66,6 +67,8 @@ class Row:
         licence: of the data.
         citation: who to cite.
         source: where it comes from.
+        default_split: where none is asked for.
+        notes: traps, quirks, what was left out.
         files: what `prepare` downloads; empty where the publisher does not offer that.
         store: where it lies, when it is ready.
         structures: how many; None until it is prepared.
@@ -81,6 +84,8 @@ class Row:
     licence: str
     citation: str = ""
     source: str = ""
+    default_split: str = ""
+    notes: tuple[str, ...] = ()
     files: tuple[File, ...] = ()
     store: str | None = None
     structures: int | None = None
@@ -126,7 +131,9 @@ def listing() -> list[Row]:
     rows = [_row(name, "embedded", store.card, store) for name, store in _embedded_stores()]
     for name, module in _modules().items():
         ready = Store(prepared(name)) if is_store(prepared(name)) else None
-        rows.append(replace(_row(name, "native", module.card(name), ready), files=module.files(name)))
+        # A store knows more of itself than the data set's module does: what was left out, how it is divided.
+        card = module.card(name) if ready is None else ready.card
+        rows.append(replace(_row(name, "native", card, ready), files=module.files(name)))
     rows.append(
         Row(
             name="ase",
@@ -134,11 +141,19 @@ def listing() -> list[Row]:
             title="Your own structures: any file or folder that ASE reads",
             domain="user",
             properties=(),
-            theory="yours",
+            theory="yours to state (--theory)",
             licence="yours",
         )
     )
     return rows
+
+
+def families(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Family → its members, in order: "rmd17" → "rmd17:aspirin", …; most data sets are alone in theirs."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.name.partition(":")[0], []).append(row)
+    return found
 
 
 def _embedded_stores() -> list[tuple[str, Store]]:
@@ -177,7 +192,7 @@ def open_store(name_or_path: str | Path) -> Store:
 def _choices(family: str) -> str:
     """What may follow the name of a family, in words."""
     members = [name.partition(":")[2] for name in _modules() if name.startswith(f"{family}:")]
-    return f":<{' | '.join(members)}>" if members else ""
+    return f":<{' | '.join(members)}>" if members and family not in _modules() else ""
 
 
 def prepare(
@@ -231,7 +246,8 @@ def prepare(
     if name == "ase":
         if source is None:
             raise EutecticError(name, "no source", "its files", "pass --source with the file or folder")
-        found = ase_files.scan(Path(source), keys, group_key, skip_bad=skip_bad)
+        with Shown("Counting structures and labels", noun="", enabled=progress):
+            found = ase_files.scan(Path(source), keys, group_key, skip_bad=skip_bad)
         dataset = ase_files.AseFiles(
             source=Path(source), found=found, keys=dict(keys or {}), group_key=group_key, theory=theory
         )
@@ -321,6 +337,8 @@ def _row(name: str, kind: str, card: Card, store: Store | None) -> Row:
         licence=card.licence,
         citation=card.citation,
         source=card.source,
+        default_split=card.default_split,
+        notes=card.notes,
         store=None if store is None else str(store.path),
         structures=None if store is None else len(store),
         size_bytes=None if store is None else store.bytes(),

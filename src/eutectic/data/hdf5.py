@@ -147,11 +147,20 @@ def child(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
 
 
 def subgroup(group: h5py.Group, path: str) -> h5py.Group:
-    """As `child`, where that must be a group."""
+    """As `child`, where that must be a group.
+
+    Raises:
+        EutecticError: as `child`; an array.
+    """
     node = child(group, path)
     if not isinstance(node, h5py.Group):
         raise EutecticError(place(node), "an array", "a group", "check that the file is of this data set")
     return node
+
+
+def lies_elsewhere(node: h5py.Dataset) -> bool:
+    """Whether an array is only named here, and its numbers are in other files of the machine."""
+    return node.external is not None or bool(node.is_virtual)
 
 
 def dataset(group: h5py.Group, name: str, *sizes: int | None) -> h5py.Dataset:
@@ -168,7 +177,7 @@ def dataset(group: h5py.Group, name: str, *sizes: int | None) -> h5py.Dataset:
     node = child(group, name)
     if not isinstance(node, h5py.Dataset):
         raise EutecticError(place(node), "a group", "an array", "check that the file is of this data set")
-    if node.external is not None or node.is_virtual:
+    if lies_elsewhere(node):
         raise EutecticError(
             place(node),
             "an array whose data lies in other files",

@@ -56,7 +56,9 @@ def find(source: Path, suffixes: Iterable[str], expected: str) -> tuple[str, lis
             str(source),
             f"the archive {archive.name}" if archive else f"none among {len(paths)} files",
             expected,
-            f"unpack it (tar -xf {archive.name}) and name its folder" if archive else "check the path",
+            f"unpack it (tar -xf {archive} -C {archive.parent}) and name the folder that makes"
+            if archive
+            else "check the path",
         )
     return next(iter(found.items()))
 

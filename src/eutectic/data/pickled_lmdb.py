@@ -25,6 +25,7 @@ import numpy as np
 
 from eutectic.atoms import EutecticError
 from eutectic.data.lmdb_files import get, opened, unreadable
+from eutectic.data.pickles import PlainDictionary, pickle_end
 
 STORAGES = {
     "BoolStorage": "?",
@@ -52,24 +53,6 @@ matters (torch.serialization, `_legacy_save`)."""
 
 _NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 """NumPy's names of the types that an array may have."""
-
-_OPCODES = [-1] * 256
-"""Opcode → bytes that follow it. Those of protocols 0 and 1 and of the registry of extensions are not here, and so are
-refused: nothing written since Python 3.0 has them."""
-for _width, _codes in {
-    0: b"(.0N]ae}su)tRbQ\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94",
-    1: b"Kh\x80",
-    2: b"M",
-    4: b"Jj",
-    8: b"G\x95",
-}.items():
-    for _code in _codes:
-        _OPCODES[_code] = _width
-_COUNTED = {b"C"[0]: 1, b"B"[0]: 4, 0x8E: 8, 0x96: 8, 0x8C: 1, b"X"[0]: 4, 0x8D: 8, 0x8A: 1, 0x8B: 4}
-"""Opcode → bytes of a length, which that many bytes follow."""
-_PLACES = {b"q"[0]: 1, b"r"[0]: 4}
-"""Opcode → bytes of a place in the memo."""
-_GLOBAL, _STOP = b"c."
 
 
 class _Refused(Exception):
@@ -180,13 +163,6 @@ class _Encoded:
         pass
 
 
-class _Dictionary(dict[Any, Any]):
-    """For `collections.OrderedDict`."""
-
-    def __setstate__(self, _state: object) -> None:
-        pass
-
-
 class _Object:
     """For whatever PyTorch Geometric has in a record: its attributes, and nothing it can do."""
 
@@ -201,7 +177,7 @@ class _Object:
 
 # Classes, not functions: a pickle can set attributes on a function that it names, but not on these.
 _KNOWN: dict[tuple[str, str], type] = {
-    ("collections", "OrderedDict"): _Dictionary,
+    ("collections", "OrderedDict"): PlainDictionary,
     ("_codecs", "encode"): _Encoded,
     ("__builtin__", "bytes"): _Encoded,
     ("torch._utils", "_rebuild_tensor"): _Tensor,
@@ -268,35 +244,8 @@ def _storage(data: bytes) -> np.ndarray:
 
 def _one(reader: type[pickle.Unpickler], data: bytes, start: int) -> tuple[Any, int]:
     """What the pickle that begins at `start` holds, and where it ends."""
-    end = _end(data, start)
+    end = pickle_end(data, start)
     return reader(io.BytesIO(data[start:end] if start else data)).load(), end
-
-
-def _end(data: bytes, start: int) -> int:
-    """Where a pickle ends. Its lengths must lie within `data`, and its memo must not be larger than it is: Python's
-    own reader sets aside memory for whatever numbers are written there."""
-    at, size = start, len(data)
-    while at < size:
-        code = data[at]
-        width = _OPCODES[code]
-        at += 1
-        if width >= 0:
-            if code == _STOP:
-                return at
-            at += width
-        elif code in _COUNTED:
-            width = _COUNTED[code]
-            at += width + int.from_bytes(data[at : at + width], "little")
-        elif code in _PLACES:
-            width = _PLACES[code]
-            if int.from_bytes(data[at : at + width], "little") > size:
-                raise pickle.UnpicklingError("a memo larger than the pickle")
-            at += width
-        elif code == _GLOBAL:
-            at = data.index(b"\n", data.index(b"\n", at) + 1) + 1
-        else:
-            raise pickle.UnpicklingError(f"an instruction (byte {code}) that no writer of records uses")
-    raise pickle.UnpicklingError("cut short")
 
 
 def _size(value: object) -> int:

@@ -17,7 +17,6 @@ import multiprocessing
 import os
 import shutil
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -29,12 +28,12 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eutectic import __version__
 from eutectic.atoms import EutecticError, Interrupted, LabelledStructure
 from eutectic.data import store as store_module
 from eutectic.data.card import Card
+from eutectic.data.progress import Shown
 from eutectic.data.source import Dataset, Piece
 from eutectic.data.store import (
     PublishedSplits,
@@ -48,9 +47,6 @@ from eutectic.data.store import (
     writing_to,
 )
 from eutectic.data.workers import cores, end_workers, one_thread_each, start_worker
-
-SHOW_AFTER = 5.0
-"""Seconds after which it is shown how far a preparation is."""
 
 PART_RECORDS = 4096
 """Records of a part, at least: what a kill costs."""
@@ -267,6 +263,11 @@ class Report:
     shard: Shard
     left_out: LeftOut
 
+    @property
+    def records(self) -> int:
+        """Read for it, usable or not."""
+        return self.shard.rows + self.left_out.count
+
     def write(self, path: Path) -> None:
         """Whole or not at all: it says that the part is done."""
         half = path.with_suffix(".half")
@@ -330,7 +331,7 @@ def make_part(job: Job, number: int, pieces: Sequence[Piece], tell: Callable[[in
         # Its space may be what others need.
         half.unlink(missing_ok=True)
         raise
-    tell(made.shard.rows + made.left_out.count - told)
+    tell(made.records - told)
     return made
 
 
@@ -390,10 +391,11 @@ def prepare_store(
     check_place(path, overwrite=overwrite)
     if workers is not None and workers < 1:
         raise EutecticError(f"preparing {name}", f"{workers} workers", "at least 1", "leave it out for one per core")
-    card, pieces = dataset.card(name), dataset.pieces(source, name)
-    splits = dataset.published_splits(source, name)
+    with Shown(f"Looking into the files of {name}", noun="", enabled=progress):
+        card, pieces = dataset.card(name), dataset.pieces(source, name)
+        splits = dataset.published_splits(source, name)
     if card.default_split not in ("group", "random", "paper", *splits):
-        card = replace(card, default_split="random", notes=(*card.notes, "No official splits beside it."))
+        card = replace(card, default_split="group", notes=(*card.notes, "No official splits beside it."))
     parts = plan(pieces)
     work = path.with_name(f".{path.name}.preparing")
     with writing_to(path):
@@ -429,27 +431,36 @@ def prepare_store(
 def _told(
     card: Card, splits: PublishedSplits, left_out: LeftOut, reports: Sequence[Report]
 ) -> tuple[Card, PublishedSplits]:
-    """Card and splits of a store from which some records are missing."""
-    if not left_out.count:
-        return card, splits
-    notes = [*card.notes, f"{left_out.count} records could not be used and were left out."]
-    if not splits:
-        return replace(card, notes=tuple(notes)), splits
-    if left_out.rows is None:
+    """Card and splits as they are when all is read: records may be missing, or all be of one group."""
+    notes, default = list(card.notes), card.default_split
+    if left_out.count:
+        notes.append(f"{left_out.count} records could not be used and were left out.")
+    if splits and left_out.rows is None:
         notes.append("The published splits count records that cannot be told apart from those left out: not kept.")
-        default = card.default_split if card.default_split in ("group", "random") else "random"
-        return replace(card, notes=tuple(notes), default_split=default), {}
+        splits = {}
+    elif splits and left_out.count:
+        splits = _without(splits, reports)
+    if default not in ("random", "paper", *splits):
+        default = "group"
+        if sum((r.shard.summary for r in reports), Summary()).n_groups() < 3:
+            default = "random"
+            notes.append("Fewer than three groups: the split is random, and structures of a group are on both sides.")
+    return replace(card, notes=tuple(notes), default_split=default), splits
+
+
+def _without(splits: PublishedSplits, reports: Sequence[Report]) -> PublishedSplits:
+    """The splits in the rows that are left, where records were left out."""
     missing, before = [], 0
     for report in reports:
         missing += [before + row for row in report.left_out.rows or ()]
-        before += report.shard.rows + report.left_out.count
+        before += report.records
     gone = np.array(missing, dtype=np.int64)
 
     def kept(rows: np.ndarray) -> np.ndarray:
         rows = np.asarray(rows)[~np.isin(rows, gone)]
         return rows - np.searchsorted(gone, rows)
 
-    return replace(card, notes=tuple(notes)), {n: {p: kept(r) for p, r in s.items()} for n, s in splits.items()}
+    return {n: {p: kept(r) for p, r in s.items()} for n, s in splits.items()}
 
 
 def _link(part: Path, shard: Path) -> None:
@@ -538,15 +549,15 @@ def _make_all(job: Job, parts: Sequence[tuple[tuple[Piece, ...], float]], worker
         if report is not None and (job.skip_bad or not report.left_out.count):
             reports[number] = report
     todo = [number for number in range(len(parts)) if number not in reports]
-    shown = _Shown(job.name, parts, reports, enabled=progress)
+    before, total = sum(report.records for report in reports.values()), _total(parts, reports)
 
     def finished(number: int, report: Report) -> None:
         reports[number] = report
-        shown.finished(number, report)
+        shown.tell(0, _total(parts, reports))
         _check_room(job.work, parts, reports)
 
     try:
-        with shown:
+        with Shown(f"Reading {job.name}", total, done=before, enabled=progress) as shown:
             if workers == 1 or len(todo) <= 1:
                 for number in todo:
                     finished(number, make_part(job, number, parts[number][0], shown.tell))
@@ -564,7 +575,7 @@ def _in_processes(
     parts: Sequence[tuple[tuple[Piece, ...], float]],
     todo: Sequence[int],
     workers: int,
-    shown: _Shown,
+    shown: Shown,
     finished: Callable[[int, Report], None],
 ) -> None:
     # Spawned: a fork of a process with threads (Arrow has some) may hang.
@@ -612,62 +623,10 @@ def _check_room(work: Path, parts: Sequence[tuple[tuple[Piece, ...], float]], re
         )
 
 
-class _Shown:
-    """How far it is, once it is clear that it takes a while: records, rate, time left.
-
-    Beside the answer, not in it: a command may write JSON to its standard output.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        parts: Sequence[tuple[tuple[Piece, ...], float]],
-        reports: Mapping[int, Report],
-        *,
-        enabled: bool,
-    ) -> None:
-        console = Console(stderr=True)
-        self._parts, self._start, self._new = parts, time.monotonic(), 0
-        self._known = all(piece.count is not None for pieces, _ in parts for piece in pieces)
-        self._records = {number: r.shard.rows + r.left_out.count for number, r in reports.items()}
-        self._before = sum(self._records.values())
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("structures · {task.fields[rate]} ·"),
-            TimeRemainingColumn(),
-            transient=True,
-            console=console,
-            disable=not (enabled and console.is_terminal),
-        )
-        self._task = self._progress.add_task(f"Reading {name}", total=None, completed=self._before, rate="")
-        self._started = False
-
-    def __enter__(self) -> _Shown:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._started:
-            self._progress.stop()
-
-    def tell(self, records: int) -> None:
-        """So many more were read."""
-        self._new += records
-        seconds = time.monotonic() - self._start
-        rate = f"{self._new / seconds:,.0f}/s" if seconds > 1 else ""
-        self._progress.update(self._task, completed=self._before + self._new, total=self._total(), rate=rate)
-        if not self._started and seconds > SHOW_AFTER:
-            self._progress.start()
-            self._started = True
-
-    def finished(self, number: int, report: Report) -> None:
-        """A part is done: the guess of the whole gets better."""
-        self._records[number] = report.shard.rows + report.left_out.count
-
-    def _total(self) -> float | None:
-        weight = sum(weight for _, weight in self._parts)
-        if self._known:
-            return weight
-        done = sum(self._parts[number][1] for number in self._records)
-        return sum(self._records.values()) / done * weight if done else None
+def _total(parts: Sequence[tuple[tuple[Piece, ...], float]], reports: Mapping[int, Report]) -> float | None:
+    """Records of all parts: known, or guessed from the parts that are done; None before there is one."""
+    weight = sum(weight for _, weight in parts)
+    if all(piece.count is not None for pieces, _ in parts for piece in pieces):
+        return weight
+    done = sum(parts[number][1] for number in reports)
+    return sum(report.records for report in reports.values()) / done * weight if done else None

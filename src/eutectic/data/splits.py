@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from eutectic.atoms import EutecticError
+from eutectic.data.progress import Shown
 from eutectic.data.store import Store
 
 HELD_OUT = 0.1
@@ -276,10 +277,12 @@ def _assign(order: np.ndarray, sizes: np.ndarray, targets: tuple[int, int], leas
                 part[group] = which + 1
                 filled[which] += int(sizes[group])
                 break
-    for which in (1, 0):
-        if not filled[which]:
-            training = order[part[order] == 0]
-            part[training[np.argmin(sizes[training])]] = which + 1
+    # Of the parts that have more than one group, the training first.
+    for which in (2, 1, 0):
+        if not (part[order] == which).any():
+            giver = next(p for p in (0, 2, 1) if (part[order] == p).sum() > 1)
+            groups = order[part[order] == giver]
+            part[groups[np.argmin(sizes[groups])]] = which
     return part
 
 
@@ -420,7 +423,7 @@ def leakage(store: Store, made: Split, near: Bool[np.ndarray, " rows_but_one"] |
     }
 
 
-def _near_the_next(store: Store) -> Bool[np.ndarray, " rows_but_one"]:
+def _near_the_next(store: Store, tell: Callable[[int], None] = lambda rows: None) -> Bool[np.ndarray, " rows_but_one"]:
     """Whether a row and the next are the same atoms in nearly the same places."""
     near = np.zeros(len(store), dtype=bool)
     start, last = 0, (np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.float32))
@@ -434,29 +437,42 @@ def _near_the_next(store: Store) -> Bool[np.ndarray, " rows_but_one"]:
                 near[i - 1] = np.square(this[1] - last[1]).sum(axis=1).mean() < NEAR**2
             last = this
         start += batch.num_rows
+        tell(batch.num_rows)
     return near[:-1]
 
 
-def compare_splits(store: Store) -> dict[str, dict[str, object]]:
+def compare_splits(store: Store, *, progress: bool = False) -> dict[str, dict[str, object]]:
     """Every split of a store, and what it leaks, as plain JSON.
+
+    Args:
+        store: what is divided.
+        progress: show what is done, and the time left, when it takes more than a few seconds.
 
     Returns:
         Name → `default`, `sizes` ("train", "validation", "test") and `leaks` (as `leakage`, with `words`); or
         `default` and `not_possible`, why.
     """
     report: dict[str, dict[str, object]] = {}
-    near = _near_the_next(store)
-    for name in ("group", "random", *store.published_splits(), *(["paper"] * _in_paper(store))):
-        default: dict[str, object] = {"default": name == store.card.default_split}
-        try:
-            made = split(store, name)
-        except EutecticError as error:
-            report[name] = {**default, "not_possible": f"{error.given}; expected {error.expected}"}
-            continue
-        leaks = {part: {**asdict(found), "words": str(found)} for part, found in leakage(store, made, near).items()}
-        sizes = {"train": len(made.train), "validation": len(made.validation), "test": len(made.test)}
-        report[name] = {**default, "sizes": sizes, "leaks": leaks}
+    names = ("group", "random", *store.published_splits(), *(["paper"] * _in_paper(store)))
+    # All rows are looked at once for their neighbours, and again by each split.
+    with Shown(f"Comparing {len(names)} splits", len(store) * (1 + len(names)), noun="rows", enabled=progress) as shown:
+        near = _near_the_next(store, shown.tell)
+        for name in names:
+            report[name] = {"default": name == store.card.default_split, **_described(store, name, near)}
+            shown.tell(len(store))
     return report
+
+
+def _described(store: Store, name: str, near: Bool[np.ndarray, " rows_but_one"]) -> dict[str, object]:
+    try:
+        made = split(store, name)
+    except EutecticError as error:
+        return {"not_possible": f"{error.given}; expected {error.expected}"}
+    leaks = {part: {**asdict(found), "words": str(found)} for part, found in leakage(store, made, near).items()}
+    return {
+        "sizes": {"train": len(made.train), "validation": len(made.validation), "test": len(made.test)},
+        "leaks": leaks,
+    }
 
 
 def paper_against_default(store: Store, report: dict[str, dict[str, object]]) -> str:

@@ -268,8 +268,7 @@ def finish_store(
         left_out: what could not be read: "count", and the "first" messages.
     """
     if splits:
-        lists = {n: {part: np.asarray(i).tolist() for part, i in s.items()} for n, s in splits.items()}
-        _write_json(folder / SPLITS, lists)
+        _write_json(folder / SPLITS, {n: {part: _runs(rows) for part, rows in s.items()} for n, s in splits.items()})
     total = functools.reduce(Summary.__add__, (shard.summary for shard in shards))
     manifest = {
         "format": FORMAT,
@@ -281,6 +280,32 @@ def finish_store(
         "left_out": left_out or {},
     }
     _write_json(folder / MANIFEST, manifest)
+
+
+def _runs(rows: np.ndarray) -> list[int | list[int]]:
+    """Rows in their order, with [first, end] for first, first + 1, …, end - 1: a published part is often all of some
+    files, and ten million rows one by one are 80 MB of JSON."""
+    rows = np.asarray(rows, dtype=np.int64)
+    starts = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1).tolist()
+    runs: list[int | list[int]] = []
+    for start, end in itertools.pairwise([*starts, len(rows)]):
+        first, last = int(rows[start]), int(rows[end - 1])
+        runs += [[first, last + 1]] if end - start > 2 else rows[start:end].tolist()
+    return runs
+
+
+def _rows_of(runs: Sequence[int | Sequence[int]], n: int) -> np.ndarray:
+    """The inverse of `_runs`, for a store of `n` rows; a list of rows alone stands for these.
+
+    Raises:
+        ValueError, TypeError: anything else, or rows that are not there.
+    """
+    bounds = np.array([(run, run + 1) if isinstance(run, int) else run for run in runs], dtype=np.int64).reshape(-1, 2)
+    if (bounds < 0).any() or (bounds > n).any() or (bounds[:, 0] >= bounds[:, 1]).any():
+        raise ValueError(f"rows that are not among {n}")
+    lengths = bounds[:, 1] - bounds[:, 0]
+    ends = np.cumsum(lengths)
+    return np.repeat(bounds[:, 1] - ends, lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -383,7 +408,11 @@ def _batches(rows: Iterable[LabelledStructure]) -> Iterator[list[LabelledStructu
 
 @contextlib.contextmanager
 def writing_to(path: Path) -> Iterator[None]:
-    """Turns the disk's refusals, and no one else's, into an error with a way out."""
+    """Turns the disk's refusals, and no one else's, into an error with a way out.
+
+    Raises:
+        EutecticError: in place of an `OSError` inside.
+    """
     try:
         yield
     except OSError as error:
@@ -701,8 +730,8 @@ class Store(Sequence[LabelledStructure]):
             return {}
         try:
             lists = json.loads(path.read_text())
-            return {n: {p: np.array(rows, dtype=np.int64) for p, rows in s.items()} for n, s in lists.items()}
-        except (ValueError, AttributeError, TypeError) as error:
+            return {n: {p: _rows_of(runs, len(self)) for p, runs in s.items()} for n, s in lists.items()}
+        except (ValueError, AttributeError, TypeError, OverflowError) as error:
             raise EutecticError(
                 str(path),
                 f"not readable ({error})",

@@ -3,7 +3,8 @@
 Such a file is a zip archive: one pickle, and beside it one record of plain bytes per storage. A pickle is a program,
 and unpickling it calls whatever its author named. Here the names lead nowhere: a tensor becomes a description of
 where its numbers are (`StoredTensor`), an ordered dictionary becomes a dictionary, and every other class or function
-becomes a stand-in that can be called, filled and given a state, and does nothing. No function of torch is called either
+becomes a stand-in that can be called, filled and given a state, and does nothing. Lengths and places that the pickle
+gives are compared with its size first (`eutectic.data.pickles`). No function of torch is called either
 until numbers are asked for, and then only those are read: of a checkpoint with optimiser states, a quarter.
 """
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from eutectic.atoms import EutecticError
+from eutectic.data.pickles import PlainDictionary, pickle_end
 
 STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -88,13 +90,6 @@ class Foreign:
         return f"<{self.origin}, not opened>"
 
 
-class _Dictionary(dict[Any, Any]):
-    """For `collections.OrderedDict`, which a pickle may give attributes (torch's `_metadata`): they are dropped."""
-
-    def __setstate__(self, _state: object) -> None:
-        pass
-
-
 # Classes, not functions: a pickle can set attributes on a function that it names, but not make these change.
 class _Rebuilt:
     """For `torch._utils._rebuild_tensor_v2`."""
@@ -121,7 +116,7 @@ class _Parameter:
 
 
 KNOWN = {
-    ("collections", "OrderedDict"): _Dictionary,
+    ("collections", "OrderedDict"): PlainDictionary,
     ("torch._utils", "_rebuild_tensor_v2"): _Rebuilt,
     ("torch._utils", "_rebuild_parameter"): _Parameter,
 }
@@ -188,9 +183,11 @@ class Archive:
             self._prefix = pickles[0].removesuffix("data.pkl")
             if f"{self._prefix}byteorder" in self._zip.namelist() and self._bytes("byteorder") != b"little":
                 raise self._unreadable("numbers in big-endian order")
-            unpickler = _Unpickler(BytesIO(self._bytes("data.pkl")))
+            data = self._bytes("data.pkl")
+            unpickler = _Unpickler(BytesIO(data))
             # A damaged pickle fails in any way there is; what these share is that it cannot be read.
             try:
+                pickle_end(data)
                 self.content: object = unpickler.load()
             except Exception as error:
                 raise self._unreadable(error) from error

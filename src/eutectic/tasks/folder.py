@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -154,13 +154,23 @@ def load_model(path: Path) -> TrainedModel:
 
 
 def elements_seen(model: TrainedModel) -> set[int]:
-    """Atomic numbers of the elements in its training structures; empty where its provenance does not say."""
-    seen = set(model.provenance.get("elements", ()))  # type: ignore[call-overload]
-    sets = model.provenance.get("pretrained_on")
-    if isinstance(sets, Mapping):
-        for described in sets.values():
-            seen.update(described.get("elements", ()))
-    return {int(z) for z in seen}
+    """Atomic numbers of the elements in its training structures, pre-training's among them; empty where its provenance
+    does not say, for any of the sets it was trained on."""
+    seen: set[int] = set()
+    for elements in _element_lists(model.provenance):
+        if not elements:
+            return set()
+        seen.update(int(z) for z in elements)
+    return seen
+
+
+def _element_lists(provenance: Mapping[str, object]) -> Iterator[Sequence[int]]:
+    """Every entry `elements`, at any depth: a fine-tuned model's provenance holds that of the model before it."""
+    for name, value in provenance.items():
+        if name == "elements" and isinstance(value, Sequence):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _element_lists(value)
 
 
 def task_named(tasks: Sequence[Task], name: str, where: str) -> Task:

@@ -1,4 +1,5 @@
-"""The user's own structures: any file that ASE reads (extxyz, db, traj, json, VASP output, …), or a folder.
+"""The user's own structures: any file that ASE reads (extxyz, db, traj, json, VASP output, …), fairchem's `.aselmdb`,
+or a folder of these.
 
 Where labels are looked for, for each property of `eutectic.atoms.PROPERTIES`, the first that is there:
 `REF_<property>`, `dft_<property>`, `<property>` in `atoms.info` or `atoms.arrays`; the results that ASE keeps
@@ -20,8 +21,10 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure
+from eutectic.data import ase_lmdb
 from eutectic.data.card import Card
 from eutectic.data.source import File, Piece
+from eutectic.data.splits import HELD_OUT
 
 PREFIXES = ("REF_", "dft_", "")
 VIRIALS = ("REF_virials", "REF_virial", "virials", "virial")
@@ -29,7 +32,7 @@ LABEL_LIKE = ("energy", "energies", "force", "forces", "stress", "virial", "viri
 # Opening one of these would unpickle it, and a pickle runs whatever code its author put in it.
 REFUSED = ("bundletrajectory",)
 # Formats of which ASE reads a range without making structures of all that comes before it.
-SEEKABLE = ("extxyz", "traj", "db")
+SEEKABLE = ("extxyz", "traj", "db", "aselmdb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,7 @@ class LabelsFound:
         counts: property → key it was found under → number of structures.
         ignored: key that looks like a label and is not taken for one → number of structures.
         groups: number of groups.
+        largest_group: structures of the largest.
         skipped: files of a folder that hold no structures.
         of_file: structures in each file, in the order of the files; None for one that could not be read to its end.
     """
@@ -51,6 +55,7 @@ class LabelsFound:
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     ignored: Mapping[str, int] = field(default_factory=dict)
     groups: int = 0
+    largest_group: int = 0
     skipped: tuple[str, ...] = ()
     of_file: Mapping[Path, int | None] = field(default_factory=dict)
 
@@ -75,7 +80,7 @@ def scan(
     """
     counts: dict[str, Counter[str]] = {}
     ignored: Counter[str] = Counter()
-    groups: set[str] = set()
+    groups: Counter[str] = Counter()
     files, skipped = _files(Path(source))
     root = _root(files)
     of_file: dict[Path, int | None] = {}
@@ -96,7 +101,7 @@ def scan(
                 for label, (key, _) in used.items():
                     counts.setdefault(label, Counter())[key] += 1
                 ignored.update(_unused(atoms, info, {key for key, _ in used.values()}))
-                groups.add(group)
+                groups[group] += 1
             of_file[file] = number
         except EutecticError as error:
             if not skip_bad or error.where == "keys":
@@ -111,6 +116,7 @@ def scan(
         counts={name: dict(counts[name]) for name in PROPERTIES if name in counts},
         ignored=dict(ignored),
         groups=len(groups),
+        largest_group=max(groups.values(), default=0),
         skipped=tuple(skipped),
         of_file=of_file,
     )
@@ -181,12 +187,13 @@ def card(
         licence: SPDX identifier, or words.
         citation: who to cite.
     """
-    few = found.groups < 3
+    # The largest group is trained on: a trajectory beside a few isolated atoms leaves nothing to test it with.
+    few = found.groups < 3 or found.structures - found.largest_group < 2 * HELD_OUT * found.structures
     notes = [f"{name} from {key!r}: {n} structures" for name, key, n, _ in found.rows()]
     if found.ignored:
         notes.append("not taken for labels: " + ", ".join(f"{k} ({n})" for k, n in found.ignored.items()))
     if few:
-        notes.append("Fewer than three groups: the split is random, with structures of one trajectory on both sides.")
+        notes.append("Nearly all is one group: the split is random, with structures of one trajectory on both sides.")
     return Card(
         name="ase",
         title=f"Structures from {Path(source).name}",
@@ -376,6 +383,8 @@ def _format(file: Path) -> str:
 
     if file.stat().st_size == 0:
         raise EutecticError(str(file), "an empty file", "structures", "write it again, or remove it")
+    if file.suffix == ase_lmdb.SUFFIX:
+        return "aselmdb"
     try:
         name = str(filetype(str(file)))
     except (UnknownFileTypeError, OSError):
@@ -386,7 +395,7 @@ def _format(file: Path) -> str:
         raise EutecticError(
             str(file),
             f"format {name or 'unknown'}",
-            "extxyz, db, traj, json, or another format that ASE reads",
+            "extxyz, db, aselmdb, traj, json, or another format that ASE reads",
             "convert it with ASE (`ase convert`)",
         )
     return name
@@ -407,6 +416,8 @@ def _all_atoms(
             atoms, info = next(stream)
         except StopIteration:
             break
+        except EutecticError:
+            raise
         # Every format of ASE fails in its own way; what they share is that the file is not whole.
         except Exception as error:
             raise EutecticError(
@@ -430,6 +441,8 @@ def _atoms(file: Path, first: int, count: int | None) -> Iterator[tuple[Atoms, M
         for row in connect(str(file), type=_format(file)).select(offset=first, limit=count):
             atoms = row.toatoms()
             yield atoms, {**atoms.info, **row.data, **row.key_value_pairs}
+    elif _format(file) == "aselmdb":
+        yield from ase_lmdb.read_rows(file, first, count)
     else:
         from ase.io import iread
 

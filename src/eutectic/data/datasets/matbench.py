@@ -178,7 +178,11 @@ def pieces(source: Path, name: str) -> list[Piece]:
 
 
 def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
-    """The rows of a piece; a target that is missing (null) is absent."""
+    """The rows of a piece; a target that is missing (null) is absent.
+
+    Raises:
+        EutecticError: damaged or cut short; no column of this task; a row that is no ordered crystal with a number.
+    """
     task, total = TASKS[_known(name)], 0
     stop = None if piece.count is None else piece.first + piece.count
     digits = len(str(task.rows))

@@ -152,7 +152,7 @@ def pieces(source: Path, name: str) -> list[Piece]:
             str(paths[0]),
             "an archive without .extxyz.xz files",
             "an S2EF archive such as s2ef_train_200K.tar",
-            f"unpack it (tar -xf {paths[0].name}) and name its folder",
+            f"unpack it (tar -xf {paths[0]} -C {paths[0].parent}) and name the folder that makes",
         )
     return shards
 

@@ -16,8 +16,6 @@ import importlib.util
 import itertools
 import os
 import sys
-import tarfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from jaxtyping import Int
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.atoms.units import HARTREE
+from eutectic.data.archive import damage_explained, tar_members
 from eutectic.data.card import Card
 from eutectic.data.source import File, Piece
 
@@ -253,24 +252,14 @@ def _texts(source: Path, first: int, end: int | None) -> Iterator[tuple[str, str
             yield path.name, path.read_text()
         return
     found = 0
-    try:
-        with tarfile.open(source) as archive:
-            for member in archive:
-                if member.isfile() and Path(member.name).match("dsgdb9nsd_*.xyz"):
-                    found += 1
-                    if first < found <= (found if end is None else end):
-                        handle = archive.extractfile(member)
-                        assert handle is not None
-                        yield Path(member.name).name, handle.read().decode()
-                    elif found > first:
-                        return
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise EutecticError(
-            str(source),
-            f"not a whole tar archive ({error})",
-            "dsgdb9nsd.xyz.tar.bz2, or a folder of dsgdb9nsd_*.xyz",
-            "fetch the archive again (doi:10.6084/m9.figshare.c.978904)",
-        ) from error
+    fetch = "fetch the archive again (doi:10.6084/m9.figshare.c.978904)"
+    with damage_explained(str(source), "dsgdb9nsd.xyz.tar.bz2, or a folder of dsgdb9nsd_*.xyz", fetch):
+        for member, content in tar_members(source, "dsgdb9nsd_*.xyz"):
+            if end is not None and found >= end:
+                return
+            found += 1
+            if found > first:
+                yield Path(member).name, content.read().decode()
     if not found:
         raise _nothing(source)
 

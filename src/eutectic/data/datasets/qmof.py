@@ -15,7 +15,6 @@ import csv
 import io
 import math
 import re
-import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,7 @@ from ase.io import read as ase_read
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.data import pymatgen_json
-from eutectic.data.archive import INSIDE, damage_explained, opened, zip_members
+from eutectic.data.archive import INSIDE, damage_explained, opened, tar_members, zip_members
 from eutectic.data.card import Card
 from eutectic.data.source import File, Piece
 
@@ -77,7 +76,11 @@ def files(name: str) -> tuple[File, ...]:
 
 
 def pieces(source: Path, name: str) -> list[Piece]:
-    """One for the JSON layout and for a tar archive; one for each five hundred CIFs in a folder or zip archive."""
+    """One for the JSON layout and for a tar archive; one for each five hundred CIFs in a folder or zip archive.
+
+    Raises:
+        EutecticError: nothing of QMOF is there; damaged or cut short; a table and CIFs that do not belong together.
+    """
     _known(name)
     path, member = _layout(Path(source))
     if path.suffix != ".csv":
@@ -204,8 +207,7 @@ def _cif_names(table: Path, member: str) -> list[str]:
         if place.is_dir():
             found = sorted(p.name for p in place.glob("*.cif"))
         elif _is_tar(place):
-            with tarfile.open(place) as tar:
-                found = [m.name for m in tar if m.isfile() and m.name.endswith(".cif")]
+            found = [member for member, _ in tar_members(place, "*.cif")]
         else:
             found = sorted(m for m in zip_members(place) if m.endswith(".cif"))
     if not found:
@@ -218,12 +220,8 @@ def _cifs(piece: Piece) -> Iterator[tuple[str, str]]:
     place = piece.path.parent / piece.member
     with damage_explained(str(place), "a folder or whole archive of CIFs", _FETCH):
         if _is_tar(place):
-            with tarfile.open(place) as tar:
-                members = (m for m in tar if m.isfile() and m.name.endswith(".cif"))
-                for member in members:
-                    handle = tar.extractfile(member)
-                    assert handle is not None
-                    yield Path(member.name).stem, _text(handle.read(LONGEST_CIF + 1), member.name)
+            for member, content in tar_members(place, "*.cif"):
+                yield Path(member).stem, _text(content.read(LONGEST_CIF + 1), member)
             return
         stop = None if piece.count is None else piece.first + piece.count
         names = _cif_names(piece.path, piece.member)[piece.first : stop]

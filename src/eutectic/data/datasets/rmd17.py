@@ -4,7 +4,7 @@ Christensen and von Lilienfeld, Mach. Learn.: Sci. Technol. 1, 045018 (2020), do
 files at doi:10.6084/m9.figshare.12672038. Layouts read, by what `source` is:
 
 * the published archive `rmd17.tar.bz2`, or the folder it unpacks to (`npz_data/`, `splits/`), which is
-  quicker: an archive is decompressed twice, once for the splits;
+  quicker: an archive is decompressed once for each molecule;
 * one `rmd17_<molecule>.npz`, or a folder with it;
 * the pair `rmd17_<molecule>_train_01.npz`, `rmd17_<molecule>_test_01.npz` (either file, or their folder):
   the 2000 structures of official split 1.
@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from ase.formula import Formula
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.atoms.units import KCAL_PER_MOL
+from eutectic.data.archive import damage_explained, tar_members
 from eutectic.data.card import Card
 from eutectic.data.source import File, Piece
 
@@ -119,12 +120,10 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
     data: io.BytesIO | Path = piece.path
     if piece.member:
         # Read where it lies: nothing of an archive is ever unpacked to disk.
-        content = next((content for _, content in _members(piece.path, piece.member)), None)
-        if content is None:
-            raise _nothing(piece.path, molecule)
-        data = io.BytesIO(content)
+        data = io.BytesIO(_inside(piece.path, molecule)[0])
     where = f"{piece.path}, {piece.member}" if piece.member else str(piece.path)
     numbers, coords, energies, forces = _arrays(where, data, molecule)
+    _decompressed.cache_clear()
     # Test structures of the pair come after the training ones.
     train, test = _pair(molecule)
     before = _length(piece.path.with_name(train)) if piece.path.name == test else 0
@@ -153,7 +152,8 @@ def published_splits(source: Path, name: str) -> dict[str, dict[str, np.ndarray]
     """
     molecule, source = _molecule(name), Path(source)
     if source.is_file() and source.suffix != ".npz":
-        lengths, listed = _inside(source, molecule)
+        content, listed = _inside(source, molecule)
+        lengths = [_length(io.BytesIO(content), f"{source}, {_whole(molecule)}")]
     else:
         lengths, listed = [_length(path) for path in _files(source, molecule)], list(_split_files(source))
     if len(lengths) == 2:
@@ -227,18 +227,25 @@ def _nothing(source: Path, molecule: str) -> EutecticError:
     )
 
 
-def _inside(archive: Path, molecule: str) -> tuple[list[int], list[tuple[str, str, str]]]:
-    """Number of structures, and lists, in an archive, which is decompressed once for both."""
-    lengths: list[int] = []
+def _inside(archive: Path, molecule: str) -> tuple[bytes, list[tuple[str, str, str]]]:
+    """The npz of a molecule, and the published lists, in an archive."""
+    return _decompressed(archive, molecule, archive.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _decompressed(archive: Path, molecule: str, _changed: int) -> tuple[bytes, list[tuple[str, str, str]]]:
+    """Kept, since to decompress the published archive takes minutes: for its lists, and then for its structures."""
+    content = b""
     listed = []
-    for name, content in _members(archive, _whole(molecule), "index_*.csv"):
-        if name.endswith(".npz"):
-            lengths.append(_length(io.BytesIO(content), f"{archive}, {name}"))
-        else:
-            listed.append((*_part_and_number(name), content.decode()))
-    if not lengths:
+    with damage_explained(str(archive), "rmd17.tar.bz2", _FETCH):
+        for name, handle in tar_members(archive, _whole(molecule), "index_*.csv"):
+            if name.endswith(".npz"):
+                content = handle.read()
+            else:
+                listed.append((*_part_and_number(name), handle.read().decode()))
+    if not content:
         raise _nothing(archive, molecule)
-    return lengths, listed
+    return content, listed
 
 
 def _part_and_number(name: str) -> tuple[str, str]:
@@ -255,18 +262,6 @@ def _split_files(source: Path) -> Iterator[tuple[str, str, str]]:
             yield (*_part_and_number(path.name), path.read_text())
         if found:
             return
-
-
-def _members(archive: Path, *patterns: str) -> Iterator[tuple[str, bytes]]:
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                if member.isfile() and any(Path(member.name).match(pattern) for pattern in patterns):
-                    handle = tar.extractfile(member)
-                    assert handle is not None
-                    yield member.name, handle.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise EutecticError(str(archive), f"not a whole tar archive ({error})", "rmd17.tar.bz2", _FETCH) from error
 
 
 def _length(data: io.BytesIO | Path, where: str = "") -> int:

@@ -9,7 +9,6 @@ past, once, and keep sums, extremes and samples of bounded size. `units` and `di
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,8 +16,6 @@ from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eutectic.atoms import EutecticError, LabelledStructure
 from eutectic.data.catalogue import embedded, open_store
@@ -31,12 +28,11 @@ from eutectic.data.doctor.motion import Motion
 from eutectic.data.doctor.report import Finding, Plotted, Report, SlopeTest, Units
 from eutectic.data.doctor.scales import spread
 from eutectic.data.doctor.units import judge
+from eutectic.data.progress import counted
 from eutectic.data.store import Store, is_store
 
 __all__ = ["Finding", "Report", "SlopeTest", "Units", "check"]
 
-SHOW_AFTER = 5.0
-"""Seconds after which progress is shown."""
 ORDER = ("error", "warning", "note")
 
 
@@ -64,7 +60,7 @@ def check(
         store_or_file: an embedded name, a store, any file or folder that ASE reads, or an HDF5 or npz file of
             arrays, which is taken as it lies: no unit is converted, no sign turned, and nothing unpickled.
         keys: property → key (or array) in the files, instead of the usual names.
-        model_elements: atomic numbers that a model saw in its training.
+        model_elements: atomic numbers that a model saw in its training; empty where its provenance does not say.
         progress: show what is done, and the time left, when it takes more than a few seconds.
 
     Returns:
@@ -77,9 +73,8 @@ def check(
     contents, energies, geometry, motion = Contents(), Energies(), Geometry(), Motion()
     bad: list[str] = []
     n_bad = n_structures = 0
-    rows = _shown(source.rows, source.total) if progress else source.rows
     try:
-        for where, row in rows:
+        for where, row in counted(source.rows, "Looking at structures", source.total, enabled=progress):
             n_structures += 1
             try:
                 row.check(where)
@@ -186,24 +181,3 @@ def _keys(
         found = ase_files.scan(Path(store_or_file), keys)
         return found.counts, found.ignored
     return {}, {}
-
-
-def _shown(rows: Iterator[tuple[str, LabelledStructure]], total: int | None) -> Iterator[tuple[str, LabelledStructure]]:
-    """The same rows, with progress on standard error once it is clear that they take a while."""
-    start = time.monotonic()
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, transient=True, console=console, disable=not console.is_terminal)
-    task = bar.add_task("Looking at structures", total=total)
-    started = False
-    try:
-        for done, row in enumerate(rows, start=1):
-            if not done % 50:
-                bar.update(task, completed=done)
-                if not started and time.monotonic() - start > SHOW_AFTER:
-                    bar.start()
-                    started = True
-            yield row
-    finally:
-        if started:
-            bar.stop()

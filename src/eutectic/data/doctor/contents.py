@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
+from ase.data import chemical_symbols
 
 from eutectic.atoms import EutecticError, LabelledStructure
 from eutectic.data.splits import split
@@ -103,6 +104,7 @@ class Leak:
         groups: groups with structures in training and outside.
         held_out: validation and test structures.
         reserved: groups of all held-out structures.
+        elements: symbols that held-out structures have and no training structure does.
     """
 
     split: str
@@ -110,6 +112,7 @@ class Leak:
     groups: int
     held_out: int
     reserved: int
+    elements: tuple[str, ...] = ()
 
 
 def leaks(store: Store) -> list[Leak]:
@@ -131,6 +134,19 @@ def leaks(store: Store) -> list[Leak]:
                 groups=len(held & train_groups),
                 held_out=len(outside),
                 reserved=len(held),
+                elements=_only_in(store, outside, parts.train),
             )
         )
     return found
+
+
+def _only_in(store: Store, rows: np.ndarray, others: np.ndarray) -> tuple[str, ...]:
+    """Elements of some rows that others do not have."""
+    here = np.zeros(256, dtype=bool)
+    for batch in store.take(rows, "numbers"):
+        here[batch.column("numbers").flatten().to_numpy()] = True
+    for batch in store.take(others, "numbers"):
+        if not here.any():
+            break
+        here[batch.column("numbers").flatten().to_numpy()] = False
+    return tuple(chemical_symbols[z] for z in np.flatnonzero(here))

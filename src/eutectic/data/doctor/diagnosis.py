@@ -305,7 +305,7 @@ def _balance(geometry: Geometry, force_unit: float, shown: str) -> list[Finding]
 
 
 def of_elements(contents: Contents, seen: Iterable[int] | None) -> list[Finding]:
-    """Elements with few structures, and those a model never saw."""
+    """Elements with few structures, and those a model never saw (`seen` empty: it does not say)."""
     found: list[Finding] = []
     here = [int(z) for z in np.flatnonzero(contents.structures_with)]
     rare = {chemical_symbols[z]: int(contents.structures_with[z]) for z in here if contents.structures_with[z] < FEW}
@@ -322,8 +322,21 @@ def of_elements(contents: Contents, seen: Iterable[int] | None) -> list[Finding]
             )
         )
     if seen is not None:
-        unseen = [z for z in here if z not in set(seen)]
-        if unseen:
+        seen = set(seen)
+        unseen = [z for z in here if z not in seen]
+        if not seen:
+            found.append(
+                Finding(
+                    code="model_elements_unknown",
+                    severity="note",
+                    title="which elements the model saw is not known",
+                    message="The model's provenance does not say which elements it was trained on, so they were not "
+                    "compared.",
+                    why="Embeddings of elements that it never saw are as random as on the first day.",
+                    fix="Look up what the model was trained on.",
+                )
+            )
+        elif unseen:
             names = ", ".join(f"{chemical_symbols[z]} ({int(contents.structures_with[z])} structures)" for z in unseen)
             found.append(
                 Finding(
@@ -360,8 +373,26 @@ def of_motion(motion: Motion, units: Units) -> list[Finding]:
 
 
 def of_splits(leaks: Iterable[Leak]) -> list[Finding]:
-    """What is on both sides of a split."""
+    """What is on both sides of a split, and what on one that should be on both."""
     found: list[Finding] = []
+    leaks = list(leaks)
+    lacking = {leak.split: leak.elements for leak in leaks if leak.elements}
+    if lacking:
+        every = ", ".join(dict.fromkeys(symbol for elements in lacking.values() for symbol in elements))
+        found.append(
+            Finding(
+                code="elements_held_out",
+                severity="warning",
+                title=f"elements that are tested on and not trained on: {every}",
+                message="No training structure has, in split "
+                + "; in ".join(f"{name!r}, {', '.join(elements)}" for name, elements in lacking.items())
+                + ".",
+                why="A model has no reference energy for them (where energies are learned, the run stops there), and "
+                "their embeddings stay as random as on the first day.",
+                fix="Use another split, or leave the structures with these elements out.",
+                numbers={name: list(elements) for name, elements in lacking.items()},
+            )
+        )
     for leak in leaks:
         if leak.structures:
             found.append(

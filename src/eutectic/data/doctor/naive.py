@@ -21,6 +21,7 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
+from eutectic.data import hdf5
 
 FRAMES_AT_ONCE = 512
 SUFFIXES = (".h5", ".hdf5", ".npz")
@@ -49,6 +50,7 @@ class Arrays:
     ignored: dict[str, int] = field(default_factory=dict)
 
     def count(self, role: str, name: str, n: int) -> None:
+        """So many more structures have this array in this role."""
         names = self.keys.setdefault(role, {})
         names[name] = names.get(name, 0) + n
 
@@ -96,7 +98,7 @@ def rows(path: Path, found: Arrays, keys: Mapping[str, str] | None = None) -> It
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     if path.suffix.lower() != ".npz":
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking="best-effort") as file:
             yield file
         return
     # Opened here, since np.load leaves a file open that is not a whole npz.
@@ -137,7 +139,7 @@ def _groups(file: Any) -> Iterator[tuple[str, dict[str, _Array]]]:
                 name, m.shape, m.dtype.kind, m.__getitem__, _text(m.attrs.get("units", m.attrs.get("unit", "")))
             )
             for m in members
-            if isinstance(m, h5py.Dataset) and m.shape is not None and m.external is None
+            if isinstance(m, h5py.Dataset) and m.shape is not None and not hdf5.lies_elsewhere(m)
         }
         # Some writers keep the one energy of a structure as an attribute of its group.
         for name, value in group.attrs.items():

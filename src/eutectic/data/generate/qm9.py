@@ -69,6 +69,9 @@ def table(*columns: str) -> pa.Table:
     """Columns of qm9pack's files, in the order of `Index`.
 
     The package cannot be imported where setuptools no longer brings pkg_resources; its files can be read.
+
+    Raises:
+        EutecticError: it is not installed.
     """
     from pyarrow import csv
 
