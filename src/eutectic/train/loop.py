@@ -122,6 +122,7 @@ def train(
             set_rate(optimiser, rate)
             items = source.items(step, fabric.global_rank, fabric.world_size)
             batch = make_batch(items, tasks, dtype).to(fabric.device)
+            waited = time.monotonic() - began
             losses = structure_losses(wrapped(batch.graph, batch.parts), batch, tasks)
             # Data parallelism averages gradients over processes; the mean over the whole batch is wanted,
             # however many structures each process holds.
@@ -140,6 +141,7 @@ def train(
                 [part.detach().sum() for part in losses]
                 + [loss.new_tensor(float(len(part))) for part in losses]
                 + [loss.new_tensor(float(stop.raised))]
+                + [loss.new_tensor(float(len(x))) for x in (batch.graph.numbers, batch.graph.main)]
             )
             values = total(fabric, told).tolist()
             step, seconds = step + 1, seconds + time.monotonic() - began
@@ -147,9 +149,14 @@ def train(
             entry = {
                 "step": step,
                 "seconds": round(seconds, 3),
-                "loss": sum(values[:n]) / source.batch_size,
+                "loss": sum(values[:n]) / sum(values[n : 2 * n]),
                 "learning_rate": rate,
                 "gradient_norm": float(norm) if finite else None,  # type: ignore[arg-type]
+                "structures": round(sum(values[n : 2 * n])),
+                "atoms": round(values[2 * n + 1]),
+                "edges": round(values[2 * n + 2]),
+                "step_seconds": round(time.monotonic() - began, 5),
+                "data_seconds": round(waited, 5),
                 "loss_by_set": {
                     task.name: values[i] / values[n + i] for i, task in enumerate(tasks) if values[n + i] > 0
                 },

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,17 +22,23 @@ from eutectic.atoms import EutecticError
 from eutectic.data.catalogue import open_store
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
+from eutectic.graph import GraphSettings
+from eutectic.models import BACKBONES
 from eutectic.models.gemnet_oc.scaling import fit_scale_factors
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task, make_batch
-from eutectic.tasks.folder import TrainedModel, build_backbone, save_model
+from eutectic.tasks.folder import TrainedModel, build_backbone, load_model, save_model
 from eutectic.tasks.metrics import shown
+from eutectic.train.cost import Calibration, calibrate, costs_by_size, size_model, trials_of
 from eutectic.train.display import Display
-from eutectic.train.evaluation import evaluate
+from eutectic.train.evaluation import Breakdown, evaluate
 from eutectic.train.launch import launch, make_fabric, share_threads
-from eutectic.train.loop import total, train
-from eutectic.train.settings import PretrainSettings
-from eutectic.train.source import Source, TaskRows
+from eutectic.train.loggers import Factory, Loggers
+from eutectic.train.loggers import chosen as chosen_loggers
+from eutectic.train.loop import DTYPES, total, train
+from eutectic.train.plan import mean_counts, plan_run
+from eutectic.train.settings import BackboneChoice, PretrainSettings, SetSettings
+from eutectic.train.source import Source, TaskRows, check_shares
 from eutectic.train.stop import StopFlag
 
 
@@ -54,21 +61,52 @@ class PretrainResult:
 
 
 @dataclass(frozen=True)
+class _Set:
+    """A data set that is learned from, or only watched."""
+
+    index: int
+    task: Task
+    store: Store
+    split: Split
+    learned: bool
+
+    def train(self) -> TaskRows:
+        return TaskRows(self.index, self.task, self.store, self.split.train)
+
+    def held_out(self) -> TaskRows:
+        return TaskRows(self.index, self.task, self.store, self.split.validation)
+
+
+@dataclass(frozen=True)
 class _Prepared:
-    """The parts of a run that every process needs."""
+    """The parts of a run that every process needs. A model that is started from can have tasks without a set."""
 
     tasks: tuple[Task, ...]
-    stores: tuple[Store, ...]
-    splits: tuple[Split, ...]
+    sets: tuple[_Set, ...]
+    backbone: BackboneChoice
+    graph: GraphSettings
+    fresh: tuple[str, ...] = ()
+
+    @property
+    def learned(self) -> list[_Set]:
+        return [s for s in self.sets if s.learned]
 
 
-def pretrain(settings: PretrainSettings, folder: Path, *, console: Console | None = None) -> PretrainResult:
+Page = Callable[[Path], None]
+"""Draws a run from what is in its folder."""
+
+
+def pretrain(
+    settings: PretrainSettings, folder: Path, *, console: Console | None = None, page: Page | None = None
+) -> PretrainResult:
     """Run, or resume, or return at once what is finished already.
 
     Args:
         settings: the whole run.
         folder: made if absent. One that holds an unfinished run with the same settings is resumed.
         console: where to report; silent without.
+        page: called with `folder` after each validation (less often where it would take more than 2 % of the
+            run). A function of a module, since it travels to other processes.
 
     Raises:
         EutecticError: the folder holds something else; data or settings that cannot be used.
@@ -80,6 +118,7 @@ def pretrain(settings: PretrainSettings, folder: Path, *, console: Console | Non
         if console is not None:
             console.print(f"{folder} holds this run, finished; nothing to do.")
         return PretrainResult(folder, json.loads((folder / "summary.json").read_text()))
+    loggers = chosen_loggers(settings.loggers)
     prepared = _prepare(settings)
     if console is not None:
         _announce(console, settings, prepared)
@@ -88,7 +127,10 @@ def pretrain(settings: PretrainSettings, folder: Path, *, console: Console | Non
     )
     fabric = make_fabric(settings.train)
     quiet = console is None
-    launch(fabric, functools.partial(_worker, settings=settings, folder=folder, prepared=prepared, quiet=quiet))
+    work = functools.partial(
+        _worker, settings=settings, folder=folder, prepared=prepared, quiet=quiet, page=page, loggers=loggers
+    )
+    launch(fabric, work)
     return PretrainResult(folder, json.loads((folder / "summary.json").read_text()))
 
 
@@ -134,53 +176,124 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], command: str) -> Non
 def _essence(settings: Mapping[str, Any]) -> dict[str, Any]:
     ignored = {"processes", "threads", "checkpoint_every", "accelerator"}
     train_settings = {k: v for k, v in settings.get("train", {}).items() if k not in ignored}
-    return {**settings, "train": train_settings, "version": ""}
+    return {**settings, "train": train_settings, "version": "", "loggers": None}
 
 
 def _prepare(settings: PretrainSettings) -> _Prepared:
-    tasks, stores, splits = [], [], []
-    for name, chosen in settings.sets.items():
+    start = None if settings.start is None else load_model(Path(settings.start))
+    backbone, graph = settings.backbone, settings.graph
+    tasks: list[Task] = []
+    if start is not None:
+        given = BackboneChoice(name=start.backbone, settings=dict(start.backbone_settings))
+        if "backbone" in settings.model_fields_set and _resolved(backbone) != _resolved(given):
+            raise EutecticError(
+                "backbone",
+                f"settings that are not those of {settings.start}",
+                "the backbone of the model that is started from",
+                "drop `backbone`: it is read from the model",
+            )
+        backbone, tasks = given, list(start.tasks)
+        graph = start.graph
+    watched = _watched(settings, [task.name for task in tasks])
+    old = len(tasks)
+    sets = []
+    for name, chosen in {**settings.sets, **watched}.items():
         store = open_store(chosen.store)
         parts = split(store, chosen.split or store.card.default_split, n_validation=chosen.validation)
         # Nothing is tested in pre-training: the test part is learned from too.
         parts = Split(parts.name, np.union1d(parts.train, parts.test), parts.validation, parts.test[:0])
-        tasks.append(fit_task(name, store, parts.train, chosen.targets, chosen.graph or settings.graph))
-        stores.append(store)
-        splits.append(parts)
-    return _Prepared(tuple(tasks), tuple(stores), tuple(splits))
+        known = [task.name for task in tasks]
+        if name not in known:
+            tasks.append(fit_task(name, store, parts.train, chosen.targets, chosen.graph or graph))
+            known.append(name)
+        index = known.index(name)
+        sets.append(_Set(index, tasks[index], store, parts, learned=name in settings.sets))
+    return _Prepared(tuple(tasks), tuple(sets), backbone, graph, tuple(task.name for task in tasks[old:]))
+
+
+def _resolved(choice: BackboneChoice) -> tuple[str, Any]:
+    return choice.name, BACKBONES[choice.name].settings.model_validate(choice.settings)
+
+
+def _watched(settings: PretrainSettings, known: Sequence[str]) -> dict[str, SetSettings]:
+    """The sets of the model started from that are validated on but not learned from.
+
+    Raises:
+        EutecticError: a set is to be watched for which the model has no heads.
+    """
+    for name in settings.watch:
+        if name not in known:
+            raise EutecticError(
+                "watch",
+                f"{name!r}, for which {settings.start or 'a fresh model'} has no heads",
+                f"one of {', '.join(known)}" if known else "`start`, the folder of a finished model",
+                "name a set of that model, or move it to `sets` to learn from it",
+            )
+    watch = dict(settings.watch)
+    theirs = Path(settings.start or "").parent / "settings.json"
+    if settings.start is not None and not watch and theirs.is_file():
+        values = json.loads(theirs.read_text())
+        if values.get("command") == "pretrain":
+            every = {**values["watch"], **values["sets"]} if "watch" in values else values["sets"]
+            watch = {name: SetSettings.model_validate(v) for name, v in every.items() if name in known}
+    return {name: chosen for name, chosen in watch.items() if name not in settings.sets}
+
+
+def make_source(
+    settings: PretrainSettings, rows: Sequence[TaskRows], costs: Sequence[np.ndarray] | None = None
+) -> Source:
+    """The batches of a run, before (without `costs`) or after it is known what structures cost."""
+    sets = [settings.sets[r.task.name] for r in rows]
+    named = [(r.task.name, chosen) for r, chosen in zip(rows, sets, strict=True)]
+    source = functools.partial(
+        Source,
+        rows,
+        temperature=settings.temperature,
+        seed=settings.train.seed,
+        weights=settings.weights,
+        caps={name: chosen.cap for name, chosen in named if chosen.cap is not None},
+        max_shares={name: chosen.max_share for name, chosen in named if chosen.max_share is not None},
+    )
+    batching = settings.batching
+    made = source(batch_size=settings.train.batch_size, costs=costs, window=batching.window)
+    budgets = {"atoms": batching.atoms, "edges": batching.edges}
+    if costs is None or not any(budgets.values()):
+        return made
+    mean = mean_counts(made.mixture, rows)
+    sizes = [given / mean[i] for i, given in enumerate(budgets.values()) if given is not None]
+    return source(batch_size=max(1, int(min(sizes))), costs=costs, window=batching.window)
 
 
 def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared) -> None:
     from rich.table import Table
 
-    source = Source(
-        [TaskRows(i, t, s, p.train) for i, (t, s, p) in enumerate(zip(*_columns(prepared), strict=True))],
-        settings.train.batch_size,
-        settings.temperature,
-        settings.train.seed,
-        settings.weights,
-    )
+    source = make_source(settings, [s.train() for s in prepared.learned])
     table = Table(title="What is learned from", title_justify="left", box=None, pad_edge=False)
     for heading in ("set", "level of theory", "training", "held out", "epochs", "σ energy", "σ force"):
         table.add_column(heading, justify="left" if heading in ("set", "level of theory") else "right")
     drawn = settings.train.steps * settings.train.batch_size
-    for task, _, parts in zip(*_columns(prepared), strict=True):
-        share = source.mixture.places[task.name] / source.mixture.length
+    for one in prepared.sets:
+        task, structures = one.task, len(one.split.train)
+        if one.learned:
+            structures = source.mixture.sizes[task.name]
+            share = source.mixture.places[task.name] / source.mixture.length
         scale = {k: t.normaliser.scale for k, t in task.targets.items()}
         table.add_row(
             task.name,
             task.theory.partition(" (")[0],
-            f"{len(parts.train):,}",
-            str(len(parts.validation)),
-            f"{drawn * share / len(parts.train):.1f}",
+            f"{structures:,}" if one.learned else "–",
+            str(len(one.split.validation)),
+            f"{drawn * share / structures:.1f}" if one.learned else "watched",
             f"{scale['energy']:.2f} eV" if "energy" in scale else "–",
             f"{scale['forces']:.2f} eV/Å" if "forces" in scale else "–",
         )
     console.print(table)
-
-
-def _columns(prepared: _Prepared) -> tuple[tuple[Task, ...], tuple[Store, ...], tuple[Split, ...]]:
-    return prepared.tasks, prepared.stores, prepared.splits
+    if settings.start is not None:
+        console.print(
+            f"started from {settings.start}: its backbone, heads, references and scales stay; "
+            f"new heads, references and scales for {', '.join(prepared.fresh) or 'no set'}",
+            highlight=False,
+        )
 
 
 def initial_model(
@@ -194,11 +307,33 @@ def initial_model(
     return model.train()
 
 
-def _worker(fabric: lf.Fabric, settings: PretrainSettings, folder: Path, prepared: _Prepared, quiet: bool) -> None:
+def model_started_from(start: Path, tasks: Sequence[Task], learned: Sequence[str], seed: int) -> MultitaskModel:
+    """The model in `start` with fresh heads for the tasks it has none for, the same in every process.
+
+    Heads of tasks that are not learned are frozen: with no gradient of their own, weight decay would wear them off.
+    """
+    old = load_model(start)
+    torch.manual_seed(seed)
+    model = MultitaskModel(old.module.backbone, {task.name: task.heads for task in tasks})
+    for task in old.tasks:
+        model.heads[task.name].load_state_dict(old.module.heads[task.name].state_dict())
+        model.heads[task.name].requires_grad_(task.name in learned)
+    return model.train()
+
+
+def _worker(
+    fabric: lf.Fabric,
+    settings: PretrainSettings,
+    folder: Path,
+    prepared: _Prepared,
+    quiet: bool,
+    page: Page | None,
+    loggers: Mapping[str, Factory],
+) -> None:
     """One process of the run."""
     stop = StopFlag()
     with stop.listening():
-        _run(fabric, settings, folder, prepared, quiet, stop)
+        _run(fabric, settings, folder, prepared, quiet, page, loggers, stop)
 
 
 def _run(
@@ -207,28 +342,39 @@ def _run(
     folder: Path,
     prepared: _Prepared,
     quiet: bool,
+    page: Page | None,
+    loggers: Mapping[str, Factory],
     stop: StopFlag,
 ) -> None:
     share_threads(settings.train, fabric.world_size)
     tasks = prepared.tasks
-    rows = [TaskRows(i, t, s, p.train) for i, (t, s, p) in enumerate(zip(*_columns(prepared), strict=True))]
-    source = Source(rows, settings.train.batch_size, settings.temperature, settings.train.seed, settings.weights)
-    held_out = [
-        item
-        for i, (t, s, p) in enumerate(zip(*_columns(prepared), strict=True))
-        for item in TaskRows(i, t, s, p.validation).items()
-    ][fabric.global_rank :: fabric.world_size]
-    model = initial_model(settings.backbone.name, settings.backbone.settings, tasks, source, settings.train.seed)
+    first = fabric.global_rank == 0
+    rows = [s.train() for s in prepared.learned]
+    held_out = [item for s in prepared.sets for item in s.held_out().items()][fabric.global_rank :: fabric.world_size]
+    seed = settings.train.seed
+    source = make_source(settings, rows)
+    if settings.start is None:
+        model = initial_model(prepared.backbone.name, prepared.backbone.settings, tasks, source, seed)
+    else:
+        model = model_started_from(Path(settings.start), tasks, list(settings.sets), seed)
+    source = _costed(fabric, settings, folder, prepared, source, model, quiet)
+    check_shares(source, fabric.world_size)
     validation: list[dict[str, Any]] = []
+    names = [(s.task.name, prop) for s in prepared.sets for prop in s.task.targets]
+    log = Loggers(loggers if first else {}, folder, [r.task.name for r in rows])
+    drawing = _Drawing(page if first else None, folder)
 
     def validate(averaged: MultitaskModel, step: int, seconds: float) -> None:
-        errors = evaluate(averaged, tasks, held_out, device=fabric.device, per_atom=True)
-        names = [(task.name, prop) for task in tasks for prop in task.targets]
+        breakdown = Breakdown(names)
+        errors = evaluate(averaged, tasks, held_out, device=fabric.device, per_atom=True, seen=breakdown.add)
         sums = torch.tensor(
             [[errors[t][p].absolute, errors[t][p].trivial, errors[t][p].count] for t, p in names],
             dtype=torch.float64,
         )
         sums = total(fabric, sums.to(fabric.device)).cpu()
+        breakdown.sizes, breakdown.elements = (
+            total(fabric, x.to(fabric.device)).cpu() for x in (breakdown.sizes, breakdown.elements)
+        )
         by_set: dict[str, dict[str, float]] = {}
         for (task, prop), (absolute, trivial, count) in zip(names, sums.tolist(), strict=True):
             values = by_set.setdefault(task, {})
@@ -236,25 +382,107 @@ def _run(
             values[f"{prop}_baseline"] = shown(prop, trivial / max(count, 1))[0]
         validation.append({"step": step, "seconds": round(seconds, 2), "by_set": by_set})
         display.validated(step, by_set)
+        if first:
+            log.validated(step, by_set)
+            _write_json(folder / "validation.json", {"validation": validation, "errors": breakdown.table()})
+            drawing.renew()
+
+    def stepped(entry: dict[str, Any]) -> None:
+        display.stepped(entry)
+        log.stepped(entry)
 
     # Only the first process shows anything.
-    with Display("pre-training", settings.train.steps, hidden=quiet or fabric.global_rank != 0) as display:
-        trained = train(
-            fabric,
-            model,
-            tasks,
-            source,
-            settings.train,
-            settings.optimiser,
-            folder=folder,
-            validate=validate,
-            extra_state=lambda: {"validation": json.dumps(validation)},
-            restore_extra=lambda state: validation.extend(json.loads(state["validation"])),
-            on_step=display.stepped,
-            stop=stop,
-        )
-    if fabric.global_rank == 0:
+    with Display("pre-training", settings.train.steps, hidden=quiet or not first) as display:
+        try:
+            trained = train(
+                fabric,
+                model,
+                tasks,
+                source,
+                settings.train,
+                settings.optimiser,
+                folder=folder,
+                validate=validate,
+                extra_state=lambda: {"validation": json.dumps(validation)},
+                restore_extra=lambda state: validation.extend(json.loads(state["validation"])),
+                on_step=stepped,
+                stop=stop,
+            )
+        finally:
+            log.close()
+    if first:
         _finish(settings, folder, prepared, source, trained.averaged, trained.raw, validation, trained.seconds)
+
+
+class _Drawing:
+    """Calls `page` as often as it can in 2 % of the time."""
+
+    SHARE = 0.02
+
+    def __init__(self, page: Page | None, folder: Path) -> None:
+        self.page, self.folder, self._not_before = page, folder, 0.0
+
+    def renew(self) -> None:
+        began = time.monotonic()
+        if self.page is not None and began >= self._not_before:
+            self.page(self.folder)
+            took = time.monotonic() - began
+            self._not_before = began + took / self.SHARE
+
+
+def _costed(
+    fabric: lf.Fabric,
+    settings: PretrainSettings,
+    folder: Path,
+    prepared: _Prepared,
+    source: Source,
+    model: MultitaskModel,
+    quiet: bool,
+) -> Source:
+    """The batches of the run: cut by cost if so asked. Says what the run will take.
+
+    What was measured is kept in the run's folder: a resumed run is cut where it was.
+    """
+    batching = settings.batching
+    measured = batching.by == "cost" and batching.coefficients is None
+    if not measured and quiet:
+        values = None
+    else:
+        values = _calibration(fabric, settings, folder, prepared, source, model) if fabric.global_rank == 0 else None
+        values = fabric.broadcast(values)
+    calibration = None if values is None else Calibration.from_dict(values)
+    if batching.by == "cost":
+        coefficients = batching.coefficients
+        if coefficients is None:
+            assert calibration is not None
+            coefficients = calibration.seconds.coefficients
+        costs = [costs_by_size(r, size_model(r), coefficients) for r in source.sets]
+        source = make_source(settings, source.sets, costs)
+    if calibration is not None and fabric.global_rank == 0:
+        plan = plan_run(settings, source, calibration, fabric.world_size, sum(p.numel() for p in model.parameters()))
+        _write_json(folder / "plan.json", plan.to_dict())
+        if not quiet:
+            plan.show(Console())
+    return source
+
+
+def _calibration(
+    fabric: lf.Fabric,
+    settings: PretrainSettings,
+    folder: Path,
+    prepared: _Prepared,
+    source: Source,
+    model: MultitaskModel,
+) -> dict[str, Any]:
+    path = folder / "cost.json"
+    if path.exists():
+        return cast(dict[str, Any], json.loads(path.read_text()))
+    dtype = DTYPES.get(settings.train.precision, torch.float32)
+    calibration = calibrate(
+        model, prepared.tasks, trials_of(source), device=fabric.device, dtype=dtype, autocast=fabric.autocast
+    )
+    _write_json(path, calibration.to_dict())
+    return calibration.to_dict()
 
 
 def _finish(
@@ -267,44 +495,55 @@ def _finish(
     validation: list[dict[str, Any]],
     seconds: float,
 ) -> None:
-    steps, size = settings.train.steps, settings.train.batch_size
-    names = [task.name for task in prepared.tasks]
-    counts = np.zeros(len(names), dtype=np.int64)
-    for step in range(steps):
-        counts += np.bincount(source.chosen(step)[0], minlength=len(names))
+    steps = settings.train.steps
+    drawn = dict(zip(source.mixture.names, source.drawn(steps).tolist(), strict=True))
+    seen = sum(drawn.values())
+    start = None if settings.start is None else load_model(Path(settings.start))
+    before = {} if start is None else dict(cast("Mapping[str, Any]", start.provenance.get("pretrained_on", {})))
     provenance = {
         "eutectic": eutectic.__version__,
         "pretrained_on": {
-            task.name: {
-                "structures": len(parts.train),
-                "theory": store.card.theory,
-                "licence": store.card.licence,
-                "elements": sorted(store.composition()),
-            }
-            for task, store, parts in zip(*_columns(prepared), strict=True)
+            **before,
+            **{
+                s.task.name: {
+                    "structures": source.mixture.sizes[s.task.name],
+                    "theory": s.store.card.theory,
+                    "licence": s.store.card.licence,
+                    "elements": sorted(s.store.composition()),
+                }
+                for s in prepared.learned
+            },
         },
         "steps": steps,
-        "structures_seen": steps * size,
+        "structures_seen": seen,
         "seed": settings.train.seed,
     }
+    if start is not None:
+        provenance["started_from"] = dict(start.provenance)
     model = TrainedModel(
         module=averaged,
         tasks=prepared.tasks,
-        backbone=settings.backbone.name,
-        backbone_settings=settings.backbone.settings,
-        graph=settings.graph,
+        backbone=prepared.backbone.name,
+        backbone_settings=prepared.backbone.settings,
+        graph=prepared.graph,
         provenance=provenance,
     )
     save_model(folder / "model", model, raw=raw)
-    summary = {
-        "steps": steps,
-        "seconds": round(seconds, 2),
-        "structures_per_second": round(steps * size / max(seconds, 1e-9), 2),
-        "n_parameters": sum(p.numel() for p in averaged.parameters()),
-        "backbone": settings.backbone.name,
-        "drawn": dict(zip(names, counts.tolist(), strict=True)),
-        "validation": validation,
-    }
-    half = folder / ".summary.json.writing"
-    half.write_text(json.dumps(summary, indent=1))
-    os.replace(half, folder / "summary.json")
+    _write_json(
+        folder / "summary.json",
+        {
+            "steps": steps,
+            "seconds": round(seconds, 2),
+            "structures_per_second": round(seen / max(seconds, 1e-9), 2),
+            "n_parameters": sum(p.numel() for p in averaged.parameters()),
+            "backbone": prepared.backbone.name,
+            "drawn": drawn,
+            "validation": validation,
+        },
+    )
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    half = path.with_name(f".{path.name}.writing")
+    half.write_text(json.dumps(values, indent=1, ensure_ascii=False))
+    os.replace(half, path)
