@@ -153,6 +153,7 @@ def train(
                 "learning_rate": rate,
                 "gradient_norm": float(norm) if finite else None,  # type: ignore[arg-type]
                 "structures": round(sum(values[n : 2 * n])),
+                "by_set": {task.name: round(values[n + i]) for i, task in enumerate(tasks) if values[n + i] > 0},
                 "atoms": round(values[2 * n + 1]),
                 "edges": round(values[2 * n + 2]),
                 "step_seconds": round(time.monotonic() - began, 5),

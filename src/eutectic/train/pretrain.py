@@ -92,7 +92,7 @@ class _Prepared:
         return [s for s in self.sets if s.learned]
 
 
-Page = Callable[[Path], None]
+Page = Callable[[Path], object]
 """Draws a run from what is in its folder."""
 
 
