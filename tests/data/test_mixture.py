@@ -229,7 +229,7 @@ def test_a_billion_structures_take_no_memory() -> None:
     import tracemalloc
 
     tracemalloc.start()
-    mixture = Mixture({name: 10**9 for name in "abcd"}, caps={"d": 10**8})
+    mixture = Mixture(dict.fromkeys("abcd", 10**9), caps={"d": 10**8})
     assert mixture.length == 3 * 10**9 + math.ceil(10**8 * math.sqrt(10))
     which, row = mixture.at(0, 3, mixture.length - 1 - np.arange(32))
     _, peak = tracemalloc.get_traced_memory()

@@ -68,7 +68,7 @@ def write_run_page(
         sections.append(("On held-out structures", _validation(held_out["validation"], names)))
         sections.append(("Where the errors are", _errors(held_out.get("errors", {}))))
     if journal:
-        sections.append(("Speed", _speed(journal)))
+        sections.append(("Steps", _steps(journal)))
         sections.append(("The mixture", _mixture(journal, names, planned)))
     sections.append(("Settings", _facts(settings, {}, environment or {})))
     state = "finished" if finished else f"step {done} of {steps}"
@@ -132,26 +132,11 @@ def _training(journal: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str
     loss = figures.svg(
         figures.curves(curves, names, "training loss (no unit)"), "loss", "Training loss of each set against steps."
     )
-    rate = {"all": _curve(journal, [e.get("learning_rate") for e in journal])}
-    norm = {"all": _curve(journal, [e.get("gradient_norm") for e in journal])}
-    small = [
-        page.figure(
-            figures.svg(figures.curves(c, names, label, small=True), prefix, f"{label} against steps."), escape(words)
-        )
-        for c, label, prefix, words in (
-            (rate, "learning rate", "rate", "The peak, of the heads."),
-            (norm, "gradient norm", "norm", "Before it is clipped."),
-        )
-        if c["all"]
-    ]
     caption = (
         "Each set in its colour, all of them together in the thickest line. All curves should fall together; one that "
         "rises while the others fall pays for them."
     )
-    return (
-        f'<div class="card"><h3>Loss</h3>{page.figure(loss, caption, "wide")}</div>'
-        f'<div class="card"><h3>Steps</h3><div class="figures">{"".join(small)}</div></div>'
-    )
+    return f'<div class="card"><h3>Loss</h3>{page.figure(loss, caption, "wide")}</div>'
 
 
 def _validation(validation: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
@@ -184,7 +169,7 @@ def _validation(validation: Sequence[Mapping[str, Any]], names: Sequence[str]) -
         if panels:
             cards.append(
                 f'<div class="card"><h3>{escape(prop.replace("_", " ").capitalize())}</h3><div class="small quiet">'
-                "Mean absolute error of the averaged weights. Dashed: the error of references alone, or of no force.</div>"
+                "Mean absolute error of the averaged weights. Dashed: knowing nothing but references.</div>"
                 f'<div class="figures">{"".join(panels)}</div></div>'
             )
     return "".join(cards)
@@ -213,24 +198,29 @@ def _errors(errors: Mapping[str, Any]) -> str:
     return "".join(cards)
 
 
-def _speed(journal: Sequence[Mapping[str, Any]]) -> str:
-    if "step_seconds" not in journal[-1]:
-        return ""
-    seconds = np.maximum(_seconds(journal), 1e-9)
+def _steps(journal: Sequence[Mapping[str, Any]]) -> str:
+    lines: list[tuple[str, str, Sequence[float | None], str]] = [
+        ("rate", "learning rate", [e.get("learning_rate") for e in journal], "Of the heads."),
+        ("norm", "gradient norm", [e.get("gradient_norm") for e in journal], "Before it is clipped."),
+    ]
+    if "step_seconds" in journal[-1]:
+        seconds = np.maximum(_seconds(journal), 1e-9)
+        structures, atoms, waited = (
+            (np.array([e.get(k, 0) for e in journal]) / seconds).tolist()
+            for k in ("structures", "atoms", "data_seconds")
+        )
+        lines += [
+            ("structures", "structures/s", structures, "Validations not counted."),
+            ("atoms", "atoms/s", atoms, "Steady even where structures differ in size."),
+            ("wait", "waiting for data (%)", [100 * w for w in waited], "High: the model waits for its batches."),
+        ]
     panels = []
-    for prefix, label, values, words in (
-        ("rate_s", "structures/s", [e["structures"] for e in journal] / seconds, "Validations not counted."),
-        ("rate_a", "atoms/s", [e["atoms"] for e in journal] / seconds, "Steady even where structures differ in size."),
-        (
-            "wait",
-            "waiting for data (%)",
-            100 * np.array([e["data_seconds"] for e in journal]) / seconds,
-            "Part of a step before its batch is on the device. High: the model waits for data.",
-        ),
-    ):
-        drawing = figures.curves({"all": _curve(journal, values.tolist())}, (), label, small=True, log=False)
-        panels.append(page.figure(figures.svg(drawing, prefix, f"{label} against steps."), words))
-    return f'<div class="card"><h3>Throughput</h3><div class="figures">{"".join(panels)}</div></div>'
+    for prefix, label, values, words in lines:
+        points = _curve(journal, values)
+        if points:
+            drawing = figures.curves({"all": points}, (), label, small=True, log=prefix == "norm")
+            panels.append(page.figure(figures.svg(drawing, f"steps-{prefix}", f"{label} against steps."), words))
+    return f'<div class="card"><div class="figures">{"".join(panels)}</div></div>'
 
 
 def _mixture(journal: Sequence[Mapping[str, Any]], names: Sequence[str], planned: Mapping[str, Any]) -> str:

@@ -144,7 +144,7 @@ class Calibration:
     bytes: CostModel
     data_seconds: float
     error: float
-    batches: tuple[Mapping[str, float], ...]
+    batches: tuple[Mapping[str, float | int], ...]
     device: str
 
     def to_dict(self) -> dict[str, Any]:

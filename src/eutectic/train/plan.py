@@ -166,7 +166,7 @@ class Plan:
             console.print(f"[dim]assumed: {sentence}[/]", highlight=False)
 
 
-def _many(value: float) -> str:
+def _many(value: float | int) -> str:
     for size, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if value >= size:
             return f"{value / size:.3g} {word}"
