@@ -16,6 +16,8 @@ RUNNER = CliRunner()
 
 COMMANDS = [
     ["pretrain"],
+    ["plan"],
+    ["report"],
     ["finetune"],
     ["demo"],
     ["import-jmp"],

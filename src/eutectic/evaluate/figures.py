@@ -317,12 +317,12 @@ def losses(pretraining: PretrainingSummary) -> Figure:
 
 
 def curves(
-    lines: Mapping[str, Sequence[tuple[float, float]]],
+    lines: Mapping[str, Sequence[tuple[float | int, float | int]]],
     names: Sequence[str],
     label: str,
     *,
     small: bool = False,
-    level: float | None = None,
+    level: float | int | None = None,
     log: bool = True,
 ) -> Figure:
     """Any quantities of a run against steps.
