@@ -33,7 +33,7 @@ def make_run(folder: Path, steps: int, done: int, names: tuple[str, ...] = ("som
             "step_seconds": 0.5,
             "data_seconds": 0.1,
             "by_set": dict.fromkeys(names, 15),
-            "loss_by_set": dict.fromkeys(names[:1 + s % 2], 2.0 / s),
+            "loss_by_set": dict.fromkeys(names[: 1 + s % 2], 2.0 / s),
         }
         for s in range(1, done + 1)
     ]

@@ -39,13 +39,16 @@ class TaskRows:
     rows: np.ndarray
     keep: bool = False
     _kept: dict[int, Item] = field(default_factory=dict, repr=False)
+    _sizes: np.ndarray | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def sizes(self) -> np.ndarray:
         """(n,) atoms of each structure."""
-        return np.asarray(self.store.column("n_atoms"))[self.rows]
+        if self._sizes is None:
+            self._sizes = np.asarray(self.store.column("n_atoms"))[self.rows]
+        return self._sizes
 
     def item(self, position: int) -> Item:
         """The structure at a position among the rows."""
