@@ -233,6 +233,7 @@ def plan(
     gpus: Annotated[int, typer.Option(help="GPUs that share each step.")] = 8,
     peak_tflops: Annotated[float, typer.Option(help="Of a GPU, at the precision of the matrix products.")] = 312.0,
     efficiency: Annotated[float, typer.Option(help="Part of that peak that training reaches.")] = 0.05,
+    launch_ms: Annotated[float, typer.Option(help="What a step takes at least, to launch its kernels.")] = 30.0,
     memory_gb: Annotated[float, typer.Option(help="Of a GPU.")] = 80.0,
     link_gb_s: Annotated[float, typer.Option(help="Bandwidth of each GPU to the others, GB/s.")] = 25.0,
     strategy: Annotated[str, typer.Option(help="`ddp` or `fsdp`.")] = "ddp",
@@ -261,8 +262,9 @@ def plan(
     from eutectic.train.settings import parse
 
     settings = _pretraining(recipe, overrides(context.args))
-    given = {"gpus": gpus, "peak_tflops": peak_tflops, "efficiency": efficiency, "memory_gb": memory_gb}
-    cluster = parse(Cluster, {**given, "link_gb_s": link_gb_s, "strategy": strategy, "price": price}, "plan")
+    given = {"gpus": gpus, "peak_tflops": peak_tflops, "efficiency": efficiency, "launch_ms": launch_ms}
+    given |= {"memory_gb": memory_gb, "link_gb_s": link_gb_s, "price": price}
+    cluster = parse(Cluster, {**given, "strategy": strategy}, "plan")
     err = Console(stderr=True)
     with progress_bar(err, disable=not err.is_terminal) as bar:
         counting = bar.add_task("counting", total=len(settings.sets) + 1, note="")

@@ -36,7 +36,7 @@ def jmp(**train: Any) -> PretrainSettings:
 
 def test_the_published_pretraining() -> None:
     settings = jmp()
-    plan = plan_cluster(settings, Cluster(gpus=64), patience=0.0)
+    plan = plan_cluster(settings, Cluster(gpus=64, launch_ms=0.0), patience=0.0)
     epochs = {s.name: s.epochs for s in plan.sets}
     # 2 epochs of a mixture in which the largest set is seen once: √(n_max / n_i) times for the others.
     assert epochs == pytest.approx(
@@ -60,10 +60,10 @@ def test_the_published_pretraining() -> None:
 
 def test_assumptions_are_what_they_say() -> None:
     settings = jmp(precision="bf16-mixed")
-    base = plan_cluster(settings, Cluster(gpus=8), patience=0.0)
+    base = plan_cluster(settings, Cluster(gpus=8, launch_ms=0.0), patience=0.0)
     other = plan_cluster(
         settings,
-        Cluster(gpus=8, efficiency=0.1, peak_tflops=624, price=3.0, strategy="fsdp", link_gb_s=50),
+        Cluster(gpus=8, launch_ms=0.0, efficiency=0.1, peak_tflops=624, price=3.0, strategy="fsdp", link_gb_s=50),
         patience=0.0,
     )
     a, b = base.estimates[0], other.estimates[0]
@@ -72,7 +72,8 @@ def test_assumptions_are_what_they_say() -> None:
     assert b.price == pytest.approx(3.0 * b.gpu_hours)  # type: ignore[operator]
     states = 1e9 * (a.memory_gigabytes - b.memory_gigabytes)
     assert states == pytest.approx(STATE_BYTES * base.parameters * 7 / 8, rel=1e-6)
-    small = plan_cluster(settings, Cluster(gpus=1, memory_gb=0.05), patience=0.0)
+    small = plan_cluster(settings, Cluster(gpus=1, memory_gb=0.05, launch_ms=1e6), patience=0.0)
+    assert small.estimates[0].compute_seconds == pytest.approx(1000)
     assert "hold" in str(small.estimates[0].details["does not fit"])
 
 

@@ -264,6 +264,9 @@ class Cluster(Settings):
         description="part of that peak that training reaches; the 34,400 GPU-hours told of the published JMP-L are "
         "6 TFLOP/s of a GPU, counted as here",
     )
+    launch_ms: float = Field(
+        default=30.0, ge=0, description="what a step takes at least: thousands of kernels are launched, however small"
+    )
     memory_gb: float = Field(default=80.0, gt=0, description="of a GPU")
     link_gb_s: float = Field(default=25.0, gt=0, description="bandwidth of each GPU to the others, GB/s")
     strategy: Literal["ddp", "fsdp"] = Field(default="ddp", description="copies of the weights, or parts of them")
@@ -476,6 +479,7 @@ def plan_cluster(
     assumptions = [f"{p.name}: {p.source}" for p in plans if p.source != "store"] + [
         f"a GPU reaches {100 * cluster.efficiency:g} % of {cluster.peak_tflops:g} TFLOP/s "
         "(--efficiency, --peak-tflops); only matrix products are counted as work",
+        f"a step takes {cluster.launch_ms:g} ms at least, for launching its kernels (--launch-ms)",
         f"mixing sets in a batch pads tables of neighbours: {padding:.2f} times the work of sets alone, counted",
         f"{cluster.link_gb_s:g} GB/s between GPUs (--link-gb-s), none of it hidden behind computing",
         "data is read and made into graphs by other processes while a step is computed",
@@ -517,7 +521,7 @@ def _mixed(items: Mapping[str, Sequence[Item]], mixture: Mixture, size: int = 12
 def _there(cluster: Cluster, settings: PretrainSettings, flops: float, saved: float, parameters: int) -> Estimate:
     g, size, steps = cluster.gpus, settings.train.batch_size, settings.train.steps
     each = size / g
-    compute = flops * each / (1e12 * cluster.peak_tflops * cluster.efficiency)
+    compute = max(flops * each / (1e12 * cluster.peak_tflops * cluster.efficiency), 1e-3 * cluster.launch_ms)
     # Ring algorithms: an all-reduce moves each byte twice past every GPU, an all-gather and a reduce-scatter once.
     times = 2 if cluster.strategy == "ddp" else 3
     message = times * 4 * parameters * (g - 1) / g
