@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 import typer
 from rich.console import Console
 from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import eutectic
@@ -569,6 +570,9 @@ def predict(
     normalised: Annotated[
         bool, typer.Option("--normalised", help="Model units, without scales and reference energies.")
     ] = False,
+    conservative: Annotated[
+        bool, typer.Option("--conservative", help="Forces and stress as derivatives of the energy.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="Structures at a time.")] = 32,
 ) -> None:
     """Energies, forces and whatever else a task has, for structures without labels.
@@ -578,6 +582,8 @@ def predict(
     **Examples**
 
     `eutectic predict models/jmp-s my.xyz --task oc20 -o predicted.xyz`
+
+    `eutectic predict models/jmp-s my.xyz --task ani1x --conservative -o predicted.xyz`
 
     `eutectic predict runs/aspirin/model my.xyz --task md_aspirin --json > predicted.json`
     """
@@ -589,7 +595,26 @@ def predict(
     trained = load_model(model)
     asked = made.task_of(trained, task)
     atoms, inputs = made.read_structures(structures)
-    predictions = made.predict(trained, task, inputs, batch_size=batch_size, normalised=normalised)
+    err = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        transient=True,
+        console=err,
+        disable=not err.is_terminal or len(inputs) <= batch_size,
+    ) as bar:
+        row = bar.add_task("predicting", total=len(inputs))
+        predictions = made.predict(
+            trained,
+            task,
+            inputs,
+            batch_size=batch_size,
+            normalised=normalised,
+            conservative=conservative,
+            on_done=lambda structures: bar.advance(row, structures),
+        )
     note = None if normalised else made.relative_energies(trained, task)
     if out is not None:
         made.write_predictions(out, atoms, predictions, asked, normalised=normalised)

@@ -96,6 +96,30 @@ def test_normalised_values_have_neither_scale_nor_references(model: TrainedModel
             np.testing.assert_allclose(physical[name], target.normaliser.denormalise(bare[name], water.numbers))
 
 
+def test_conservative_forces_and_stress_are_slopes_of_the_energy(model: TrainedModel) -> None:
+    copper = bulk("Cu", cubic=True)
+    copper.rattle(0.05, seed=1)
+
+    def energy(atoms: Atoms) -> float:
+        return float(predict(model, "relative", [Structure.from_ase(atoms)])[0]["energy"])
+
+    found = predict(model, "relative", [Structure.from_ase(copper)], conservative=True)[0]
+    h = 1e-5
+    moved = [copper.copy() for _ in range(2)]
+    for atoms, sign in zip(moved, (1, -1), strict=True):
+        atoms.positions[1, 2] += sign * h
+    slope = (energy(moved[0]) - energy(moved[1])) / (2 * h)
+    assert found["forces"][1, 2] == pytest.approx(-slope, rel=1e-4, abs=1e-7)
+    strained = [copper.copy() for _ in range(2)]
+    for atoms, sign in zip(strained, (1, -1), strict=True):
+        atoms.set_cell(copper.cell.array @ (np.eye(3) + sign * h * np.diag([1, 0, 0])), scale_atoms=True)
+    slope = (energy(strained[0]) - energy(strained[1])) / (2 * h * copper.get_volume())
+    # Tension is positive, as in ASE.
+    assert found["stress"][0, 0] == pytest.approx(slope, rel=1e-4, abs=1e-8)
+    water = predict(model, "relative", [Structure.from_ase(molecule("H2O"))], conservative=True)[0]
+    assert "stress" not in water
+
+
 def test_the_mode_of_the_model_is_left_as_it_was(model: TrainedModel) -> None:
     model.module.train()
     predict(model, "relative", [Structure.from_ase(molecule("H2O"))])

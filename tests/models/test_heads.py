@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 
+from eutectic.atoms import Structure
 from eutectic.data.store import Store
-from eutectic.graph import GraphSettings, build_graph, collate
+from eutectic.graph import Graph, GraphSettings, build_graph, collate
+from eutectic.models import Backbone
+from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.heads import HeadSettings, pool
 from eutectic.models.multitask import MultitaskModel, Part
 from eutectic.models.painn import PaiNN, PaiNNSettings
@@ -102,3 +108,84 @@ def test_gradient_forces_can_be_trained_on_and_used_without_grad(molecules: Stor
     assert any(p.grad is not None and p.grad.any() for p in model.backbone.parameters())
     with torch.no_grad():
         assert not model.eval()(graph, part)["a"]["forces"].requires_grad
+
+
+def _crystal() -> Structure:
+    rng = np.random.default_rng(2)
+    positions = 3.9 * np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    return Structure(
+        numbers=np.array([29, 79, 29, 8]),
+        positions=positions + rng.uniform(-0.1, 0.1, (4, 3)),
+        cell=3.9 * np.eye(3) + rng.uniform(-0.2, 0.2, (3, 3)),
+        pbc=np.ones(3, dtype=bool),
+    )
+
+
+def _derived(backbone: Backbone) -> tuple[MultitaskModel, Graph, list[Part]]:
+    heads = {
+        "energy": HeadSettings(layers=1),
+        "forces": HeadSettings(kind="gradient_forces"),
+        "stress": HeadSettings(kind="gradient_stress"),
+    }
+    model = MultitaskModel(backbone, {"a": heads}).double()
+    water = Structure(numbers=np.array([8, 1, 1]), positions=np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0.1]]))
+    graph = collate([build_graph(s, GRAPH) for s in (_crystal(), water)], torch.float64)
+    return model, graph, [Part("a", (0, 2), (0, len(graph.numbers)), (0, len(graph.main)))]
+
+
+def _gemnet() -> Backbone:
+    torch.manual_seed(1)
+    return GemNetOC(GemNetOCSettings.tiny().model_copy(update={"atom_width": 16, "edge_width": 16})).double()
+
+
+@pytest.mark.parametrize("backbone", [_backbone, _gemnet], ids=["painn", "gemnet_oc"])
+def test_stress_is_the_energy_by_strain_and_volume(backbone: Callable[[], Backbone]) -> None:
+    model, graph, parts = _derived(backbone())
+    stress = model(graph, parts)["a"]["stress"]
+    assert not stress[1].any(), "a molecule has none"
+    torch.testing.assert_close(stress[0], stress[0].mT, rtol=1e-9, atol=1e-12)
+    volume = torch.linalg.det(graph.cell[0]).abs().item()
+    h = 1e-5
+    for i, j in ((0, 0), (1, 2), (2, 0)):
+        strain = torch.zeros(2, 3, 3, dtype=torch.float64)
+        strain[0, i, j] = strain[0, j, i] = h
+        plus, minus = (model(graph.strained(sign * strain), parts)["a"]["energy"][0].item() for sign in (1, -1))
+        twice = 1 if i == j else 2  # both entries of the tensor were moved
+        assert stress[0, i, j].item() == pytest.approx((plus - minus) / (2 * h * volume * twice), rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("backbone", [_backbone, _gemnet], ids=["painn", "gemnet_oc"])
+def test_derivatives_of_the_energy_can_be_learned_from(backbone: Callable[[], Backbone]) -> None:
+    """∂/∂w of forces and stress, by differences of the weight."""
+    model, graph, parts = _derived(backbone())
+
+    def loss() -> torch.Tensor:
+        found = model(graph, parts)["a"]
+        return found["forces"].square().sum() + 100 * found["stress"].square().sum()
+
+    loss().backward()
+    weights = [p for p in model.parameters() if p.grad is not None and p.grad.abs().max() > 1e-6]
+    assert len(weights) > 10
+    for weight in weights[:: len(weights) // 6]:
+        place = int(weight.grad.abs().argmax())
+        expected, h = weight.grad.flatten()[place].item(), 1e-5
+        values = []
+        for step in (h, -2 * h):
+            with torch.no_grad():
+                weight.view(-1)[place] += step
+            values.append(loss().item())
+        with torch.no_grad():
+            weight.view(-1)[place] += h
+        assert (values[0] - values[1]) / (2 * h) == pytest.approx(expected, rel=1e-4)
+
+
+def test_conservative_forces_replace_a_heads_own(molecules: Store, slabs: Store) -> None:
+    model, graph, parts = _two_tasks(molecules, slabs)
+    model.eval()
+    direct, derived = model(graph, parts), model(graph, parts, conservative=True)
+    for task in ("a", "b"):
+        torch.testing.assert_close(derived[task]["energy"], direct[task]["energy"])
+        assert not torch.allclose(derived[task]["forces"], direct[task]["forces"])
+        total = derived[task]["forces"].sum(0)
+        torch.testing.assert_close(total, torch.zeros_like(total), atol=1e-8, rtol=0)
+    assert derived["b"]["stress"].shape == (2, 3, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from eutectic.atoms import EutecticError, Structure
+from eutectic.atoms import PROPERTIES, EutecticError, Structure
 from eutectic.data.datasets import ase_files
 from eutectic.graph import build_graph
 from eutectic.tasks import Item, Task, make_batch
@@ -49,6 +49,8 @@ def predict(
     *,
     batch_size: int = 32,
     normalised: bool = False,
+    conservative: bool = False,
+    on_done: Callable[[int], None] = lambda structures: None,
 ) -> list[Prediction]:
     """What one task's heads say of each structure.
 
@@ -60,15 +62,26 @@ def predict(
         structures: of any sizes.
         batch_size: structures at a time.
         normalised: leave values in model units, without scale and references.
+        conservative: forces and, of periodic structures, stress as derivatives of the energy head; they replace a
+            force head's.
+        on_done: told how many structures have been predicted since it was last called.
 
     Returns:
         One for each structure, in their order: property → value in the property's unit (energy eV, forces
         (n_atoms, 3) eV/Å, …).
 
     Raises:
-        EutecticError: no such task; a structure that cannot be used, or with an element that has no reference.
+        EutecticError: no such task; a structure that cannot be used, or with an element that has no reference;
+            derivatives of a task without an energy head.
     """
     task = task_of(model, task_name)
+    if conservative and task.heads.get("energy") is None:
+        raise EutecticError(
+            f"task {task.name}",
+            f"derivatives of the energy asked for; heads there: {', '.join(task.heads)}",
+            "a task with an energy head",
+            "name another task, or leave --conservative out",
+        )
     weight = next(model.module.parameters())
     predictions: list[Prediction] = [{} for _ in structures]
     # Like sizes together: no batch is much larger than the others.
@@ -85,24 +98,33 @@ def predict(
             # The model has other tasks as well; this batch has one part, so only its heads run.
             batch = make_batch(items, [task], weight.dtype).to(weight.device)
             with torch.no_grad():
-                values = model.module(batch.graph, batch.parts)[task.name]
+                values = model.module(batch.graph, batch.parts, conservative=conservative)[task.name]
             for name, value in values.items():
-                for i, rows in zip(chunk, _per_structure(task, name, value, items), strict=True):
-                    predictions[i][name] = rows if normalised else _denormalised(task, name, rows, structures[i], i)
+                for i, rows in zip(chunk, _per_structure(name, value, items), strict=True):
+                    if name == "stress" and not structures[i].pbc.all():
+                        continue
+                    predictions[i][name] = (
+                        rows if normalised else _denormalised(task, name, rows, structures[i], i, conservative)
+                    )
+            on_done(len(chunk))
     finally:
         model.module.train(training)
     return predictions
 
 
-def _per_structure(task: Task, name: str, value: torch.Tensor, items: Sequence[Item]) -> list[np.ndarray]:
+def _per_structure(name: str, value: torch.Tensor, items: Sequence[Item]) -> list[np.ndarray]:
     array = value.detach().to("cpu", torch.float64).numpy()
-    if task.property(name).level == "structure":
+    if PROPERTIES[name].level == "structure":
         return [np.array(row) for row in array]
     ends = np.cumsum([len(item.graph.structure) for item in items])
     return [rows.copy() for rows in np.split(array, ends[:-1])]
 
 
-def _denormalised(task: Task, name: str, value: np.ndarray, structure: Structure, index: int) -> np.ndarray:
+def _denormalised(
+    task: Task, name: str, value: np.ndarray, structure: Structure, index: int, conservative: bool
+) -> np.ndarray:
+    if conservative and name in ("forces", "stress"):
+        return value * task.targets["energy"].normaliser.scale
     try:
         return task.targets[name].normaliser.denormalise(value, structure.numbers)
     except EutecticError as error:
@@ -157,7 +179,7 @@ def write_predictions(
         copy.calc = one.calc
         for name, value in prediction.items():
             key = key_of(task.name, name) + ("_normalised" if normalised else "")
-            if task.property(name).level == "atom":
+            if PROPERTIES[name].level == "atom":
                 copy.arrays[key] = value
             else:
                 copy.info[key] = float(value) if value.ndim == 0 else value
@@ -167,7 +189,8 @@ def write_predictions(
 
 def as_json(predictions: Sequence[Prediction], task: Task, *, normalised: bool = False, note: str | None = None) -> str:
     """For machines: task, units and one object for each structure, in their order."""
-    units: Mapping[str, str] = {name: "normalised" if normalised else task.property(name).unit for name in task.targets}
+    found = dict.fromkeys(name for prediction in predictions for name in prediction)
+    units: Mapping[str, str] = {name: "normalised" if normalised else PROPERTIES[name].unit for name in found}
     content: dict[str, Any] = {"task": task.name, "theory": task.theory, "units": units}
     if note is not None:
         content["energies"] = note

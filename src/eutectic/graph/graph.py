@@ -178,6 +178,12 @@ class Graph:
         """The same edges with other coordinates (for derivatives)."""
         return replace(self, positions=positions, cell=self.cell if cell is None else cell)
 
+    def strained(self, strain: Float[Tensor, "structures 3 3"]) -> Graph:
+        """The same edges after r → r + r·ε, cell → cell + cell·ε, ε the symmetric part of a structure's strain."""
+        symmetric = 0.5 * (strain + strain.mT)
+        moved = torch.bmm(self.positions[:, None], symmetric[self.structure])[:, 0]
+        return self.with_positions(self.positions + moved, self.cell + self.cell @ symmetric)
+
     def vectors(self, edges: Edges) -> tuple[Float[Tensor, edges], Float[Tensor, "edges 3"]]:
         """Length (Å) of each edge and its unit vector, source → target; differentiable in positions and cell."""
         shift = torch.bmm(edges.offset[:, None, :], self.cell[self.structure[edges.source]])[:, 0]

@@ -14,14 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 Pooling = Literal["sum", "mean", "max"]
-HeadKind = Literal["scalar", "direct_forces", "gradient_forces"]
+HeadKind = Literal["scalar", "direct_forces", "gradient_forces", "gradient_stress"]
 
 
 class HeadSettings(BaseModel):
     """One head.
 
     'scalar' pools one number per atom; 'direct_forces' sums one number per incoming edge times the edge's
-    direction; 'gradient_forces' has no parameters: minus the gradient of the task's energy head.
+    direction; 'gradient_forces' and 'gradient_stress' have no parameters: F = −∂E/∂r and σ = (∂E/∂ε)/V of the task's
+    energy head.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -55,33 +55,49 @@ class MultitaskModel(nn.Module):
                 elif head.kind == "direct_forces":
                     mine[name] = DirectForceHead(backbone.edge_width, head)
                 elif "energy" not in settings:
-                    raise ValueError(f"task {task!r}: gradient forces need an energy head")
+                    raise ValueError(f"task {task!r}: {name} as a derivative of the energy needs an energy head")
             self.heads[task] = mine
 
-    def forward(self, graph: Graph, parts: Sequence[Part]) -> Predictions:
+    def forward(self, graph: Graph, parts: Sequence[Part], conservative: bool = False) -> Predictions:
         """Predict every property of every part.
 
         Args:
             graph: a batch ordered by task.
             parts: one for each task; those without rows still reach their parameters, with zero gradient,
                 so that every process of a data-parallel run agrees on what has one.
+            conservative: give forces and stress as derivatives of every energy head, whatever heads of their own
+                tasks have.
         """
-        wants_gradient = any(
-            head.kind == "gradient_forces" for part in parts for head in self.head_settings[part.task].values()
-        )
-        with torch.set_grad_enabled(torch.is_grad_enabled() or wants_gradient):
-            if wants_gradient:
-                graph = graph.with_positions(graph.positions.detach().requires_grad_())
+        derived = {part.task: self._derived(part.task, conservative) for part in parts}
+        kinds = {kind for mine in derived.values() for kind in mine.values()}
+        with torch.set_grad_enabled(torch.is_grad_enabled() or bool(kinds)):
+            positions = strain = None
+            if kinds:
+                positions = graph.positions.detach().requires_grad_()
+                graph = graph.with_positions(positions)
+            if "gradient_stress" in kinds:
+                strain = graph.cell.new_zeros(graph.cell.shape).requires_grad_()
+                graph = graph.strained(strain)
             features = self.backbone(graph)
-            predictions = {part.task: self._predict(part, graph, features) for part in parts}
-            if wants_gradient:
-                self._add_gradients(parts, graph, predictions)
+            predictions = {part.task: self._predict(part, graph, features, derived[part.task]) for part in parts}
+            if positions is not None:
+                self._add_derivatives(parts, derived, graph, positions, strain, predictions)
         return predictions
 
-    def _predict(self, part: Part, graph: Graph, features: Features) -> dict[str, Tensor]:
+    def _derived(self, task: str, conservative: bool) -> dict[str, str]:
+        """Property → kind, of those that are derivatives of the energy."""
+        settings = self.head_settings[task]
+        found: dict[str, str] = {n: head.kind for n, head in settings.items() if head.kind.startswith("gradient_")}
+        if conservative and "energy" in settings:
+            found |= {"forces": "gradient_forces", "stress": "gradient_stress"}
+        return found
+
+    def _predict(self, part: Part, graph: Graph, features: Features, derived: Mapping[str, str]) -> dict[str, Tensor]:
         (s0, s1), (a0, a1), (e0, e1) = part.structures, part.atoms, part.edges
         predicted: dict[str, Tensor] = {}
         for name, head in self.heads[part.task].items():  # type: ignore[operator]
+            if name in derived:
+                continue
             if isinstance(head, ScalarHead):
                 # In full precision always: atoms are few, and sums over many of them are what is asked for.
                 with torch.autocast(graph.positions.device.type, enabled=False):
@@ -94,17 +110,28 @@ class MultitaskModel(nn.Module):
                 )
         return predicted
 
-    def _add_gradients(self, parts: Sequence[Part], graph: Graph, predictions: Predictions) -> None:
-        conservative = [
-            (part, name)
-            for part in parts
-            for name, head in self.head_settings[part.task].items()
-            if head.kind == "gradient_forces"
-        ]
+    def _add_derivatives(
+        self,
+        parts: Sequence[Part],
+        derived: Mapping[str, Mapping[str, str]],
+        graph: Graph,
+        positions: Tensor,
+        strain: Tensor | None,
+        predictions: Predictions,
+    ) -> None:
         # Structures do not touch, so the gradient of the sum holds every structure's own.
-        total = torch.stack([predictions[part.task]["energy"].sum() for part, _ in conservative]).sum()
-        (gradient,) = torch.autograd.grad(total, graph.positions, create_graph=self.training, allow_unused=True)
-        if gradient is None:
-            gradient = torch.zeros_like(graph.positions)  # not one edge in the whole batch
-        for part, name in conservative:
-            predictions[part.task][name] = -gradient[slice(*part.atoms)]
+        total = torch.stack([predictions[part.task]["energy"].sum() for part in parts if derived[part.task]]).sum()
+        inputs = [positions] if strain is None else [positions, strain]
+        gradients = torch.autograd.grad(total, inputs, create_graph=self.training, allow_unused=True)
+        # Not one edge in the whole batch: nothing depends on where the atoms are.
+        found = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True)]
+        volume = torch.linalg.det(graph.cell.detach()).abs()[:, None, None]
+        for part in parts:
+            for name, kind in derived[part.task].items():
+                if kind == "gradient_forces":
+                    predictions[part.task][name] = -found[0][slice(*part.atoms)]
+                else:
+                    mine = slice(*part.structures)
+                    # A molecule has no volume, and no stress.
+                    stress = torch.where(volume[mine] > 0, found[1][mine] / volume[mine].clamp(min=1e-12), 0.0)
+                    predictions[part.task][name] = stress

@@ -44,12 +44,10 @@ class RadialBasis(nn.Module):
     Its value, slope and curvature are zero at x = d/c = 1.
     """
 
-    frequencies: Tensor
-
     def __init__(self, n_functions: int, cutoff: float, p: int = 5) -> None:
         super().__init__()
         self.cutoff, self.p = cutoff, p
-        self.register_buffer("frequencies", math.pi * torch.arange(1, n_functions + 1), persistent=False)
+        self.n_functions = n_functions
 
     def forward(
         self, distance: Float[Tensor, edges]
@@ -57,7 +55,8 @@ class RadialBasis(nn.Module):
         p, x = self.p, (distance / self.cutoff)[:, None]  # (edges, 1)
         inside = 1 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1) - p * (p + 1) / 2 * x ** (p + 2)
         envelope = torch.where(x < 1, inside, 0.0)  # (edges, 1)
-        waves = math.sqrt(2 / self.cutoff) * torch.sin(self.frequencies * x) / distance[:, None]
+        frequencies = math.pi * torch.arange(1, self.n_functions + 1, dtype=x.dtype, device=x.device)
+        waves = math.sqrt(2 / self.cutoff) * torch.sin(frequencies * x) / distance[:, None]
         return waves * envelope, envelope  # (edges, functions), (edges, 1)
 
 

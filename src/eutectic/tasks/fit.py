@@ -21,7 +21,7 @@ def fit_task(
     Extensive properties lose a least-squares reference per element and keep mean 0, so that the model stays
     extensive; intensive ones lose their mean; forces are divided by the RMS of a component. Where forces are
     the gradient of the energy head both share one scale, σ_F · 1 Å for the energy, so that the identity
-    F = −∂E/∂r holds in model units too.
+    F = −∂E/∂r holds in model units too; a stress that is one shares it as well, σ = (∂E/∂ε)/V.
 
     Raises:
         EutecticError: a target without a single label in the training split.
@@ -45,7 +45,14 @@ def fit_task(
             references = fit_references(store, train, wanted)
         scale = fit_scale(store, train, wanted, references)
         mean = 0.0 if references is not None or prop.rank > 0 else scale.mean
-        spread = fit_scale(store, train, "forces").std if wanted == "energy" and gradient else scale.std
+        derived = settings.head.kind == "gradient_stress"
+        mean = 0.0 if derived else mean
+        if gradient and (wanted == "energy" or derived):
+            spread = fit_scale(store, train, "forces").std
+        elif derived:
+            spread = fit_scale(store, train, "energy", fit_references(store, train, "energy")).std
+        else:
+            spread = scale.std
         weight = settings.weight * (mean_atoms(store, train) if settings.weight_by_size else 1.0)
         # A constant label has nothing to scale.
         normaliser = Normaliser(references, mean, spread if spread > 1e-12 else 1.0)

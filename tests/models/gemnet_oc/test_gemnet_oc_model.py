@@ -11,7 +11,7 @@ from torch import Tensor
 from eutectic.atoms import Structure
 from eutectic.graph import Graph, GraphSettings, build_graph, collate
 from eutectic.models import BACKBONES, Backbone
-from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings, fit_scale_factors
+from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings, fit_scale_factors, layers
 from eutectic.models.gemnet_oc.interaction import Messages
 from eutectic.models.gemnet_oc.layers import ScaleFactor, he_orthogonal_
 from eutectic.models.gemnet_oc.output import OutputBlock
@@ -196,6 +196,61 @@ def test_training_makes_up_for_dropped_edges_only_where_asked() -> None:
     graph = _graph(_molecule(5))
     torch.testing.assert_close(boosted.eval()(graph).atoms, plain(graph).atoms)
     assert not torch.allclose(boosted.train()(graph).atoms, plain(graph).atoms)
+
+
+def _gradients(backbone: GemNetOC, graph: Graph) -> tuple[Tensor, dict[str, Tensor]]:
+    features = backbone(graph)
+    loss = features.atoms.square().sum() + features.edges.square().sum()
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
+    backbone.zero_grad()
+    return loss.detach(), gradients
+
+
+def test_blocks_computed_twice_give_the_same() -> None:
+    backbone, graph = _model(), _graph(_molecule(6), _crystal())
+    loss, expected = _gradients(backbone, graph)
+    backbone.checkpoint_blocks = True
+    again, got = _gradients(backbone, graph)
+    torch.testing.assert_close(again, loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def _alive(backbone: GemNetOC, graph: Graph) -> int:
+    """Bytes that are still there after the forward pass."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        features = backbone(graph)
+    assert features.atoms.requires_grad
+    return sum(event.self_cpu_memory_usage for event in profile.key_averages())
+
+
+def test_what_is_cheap_is_not_kept() -> None:
+    backbone, graph = _model(GemNetOCSettings.tiny()), _graph(_molecule(9), _crystal())
+    lean = _alive(backbone, graph)
+    token = layers._KEEPING_ALL.set(True)
+    everything = _alive(backbone, graph)
+    layers._KEEPING_ALL.reset(token)
+    assert 0 < lean < 0.85 * everything
+
+
+@pytest.mark.parametrize("structure", [_molecule(8), _crystal()], ids=["molecule", "crystal"])
+def test_matrix_products_in_bfloat16(structure: Structure) -> None:
+    backbone = _model(GemNetOCSettings.tiny(), torch.float32)
+    graph = _graph(structure, dtype=torch.float32)
+    _, expected = _gradients(backbone, graph)
+    exact = backbone(graph)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = backbone(graph)
+        loss = mixed.atoms.float().square().sum() + mixed.edges.float().square().sum()
+    loss.backward()
+    got = {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
+    assert all(p.dtype == torch.float32 for p in got.values())
+    # Geometry stays exact; eight bits of mantissa everywhere else.
+    torch.testing.assert_close(mixed.directions, exact.directions)
+    assert (mixed.atoms - exact.atoms).norm() < 0.03 * exact.atoms.norm()
+    length = torch.stack([p.norm() for p in expected.values()]).norm()
+    error = torch.stack([(got[name] - p).norm() for name, p in expected.items()]).norm()
+    assert error < 0.1 * length
 
 
 class TestScaleFactors:

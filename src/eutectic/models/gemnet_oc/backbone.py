@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from eutectic.graph import Graph
 from eutectic.graph.indices import layout
 from eutectic.models.backbone import Features
 from eutectic.models.gemnet_oc.basis import BasisProjections
 from eutectic.models.gemnet_oc.interaction import EdgeFromAtoms, InteractionBlock, Where
+from eutectic.models.gemnet_oc.layers import keeping_all
 from eutectic.models.gemnet_oc.output import OutputBlock, Readout
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
 
@@ -19,6 +24,9 @@ class GemNetOC(nn.Module):
 
     Args:
         settings: JMP-S if not given. `edge_features=False` leaves out the branch that direct forces need.
+
+    Attributes:
+        checkpoint_blocks: compute the inside of each block once more in the backward pass instead of keeping it.
     """
 
     def __init__(self, settings: GemNetOCSettings | None = None) -> None:
@@ -27,6 +35,7 @@ class GemNetOC(nn.Module):
         self.settings = s
         self.atom_width = s.atom_width
         self.edge_width = s.edge_width
+        self.checkpoint_blocks = False
         self.atom_embedding = nn.Embedding(s.num_elements, s.atom_width)
         self.bases = BasisProjections(s)
         self.edge_embedding = EdgeFromAtoms(s.atom_width, s.num_radial, s.edge_width)
@@ -47,8 +56,8 @@ class GemNetOC(nn.Module):
         for i, output in enumerate(self.outputs):
             assert isinstance(output, OutputBlock)
             if i:
-                h, m = self.blocks[i - 1](h, m, bases, where)
-            x, e = output.output(h, m, bases.output, where)
+                h, m = self._run(self.blocks[i - 1], h, m, bases, where)
+            x, e = self._run(output.output, h, m, bases.output, where)
             atoms.append(x)
             if e is not None:
                 edges.append(e)
@@ -57,3 +66,8 @@ class GemNetOC(nn.Module):
             edges=None if self.edge_readout is None else self.edge_readout(edges),
             directions=bases.directions,
         )
+
+    def _run(self, block: Callable[..., Any], *given: object) -> Any:
+        if self.checkpoint_blocks and torch.is_grad_enabled():
+            return checkpoint(keeping_all(block), *given, use_reentrant=False)
+        return block(*given)

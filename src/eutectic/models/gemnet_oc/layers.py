@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -102,6 +103,22 @@ Maker = Callable[[], Tensor]
 """Makes a tensor's values once more, from others that are kept anyway."""
 
 
+_KEEPING_ALL: ContextVar[bool] = ContextVar("keeping_all", default=False)
+
+
+def keeping_all(block: Callable[..., Any]) -> Callable[..., Any]:
+    """The same computation without `remade`: for a block that is as a whole computed again in the backward pass."""
+
+    def run(*given: object) -> Any:
+        token = _KEEPING_ALL.set(True)
+        try:
+            return block(*given)
+        finally:
+            _KEEPING_ALL.reset(token)
+
+    return run
+
+
 def remade(*cheap: tuple[Tensor, Maker | None]) -> AbstractContextManager[object]:
     """Operations inside do not keep these tensors for their backward pass: each is made again when it is needed.
 
@@ -110,8 +127,9 @@ def remade(*cheap: tuple[Tensor, Maker | None]) -> AbstractContextManager[object
     Args:
         cheap: a tensor and its maker; without one it is kept.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return nullcontext()  # A compiler decides for itself what to keep.
+    # A compiler decides for itself what to keep.
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or _KEEPING_ALL.get():
+        return nullcontext()
     makers = {(tensor.data_ptr(), tensor.shape, tensor.dtype): maker for tensor, maker in cheap if maker is not None}
     device = cheap[0][0].device.type
     # Made again in the precision it was first made in, whatever holds in the backward pass.
