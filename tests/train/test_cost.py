@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from eutectic.atoms import EutecticError
 from eutectic.data.store import Store
 from eutectic.graph import Counts, GraphSettings
 from eutectic.models.multitask import MultitaskModel
-from eutectic.tasks import TargetSettings, Task, fit_task, make_batch
+from eutectic.tasks import Batch, TargetSettings, Task, fit_task, make_batch, structure_losses
 from eutectic.tasks.folder import build_backbone
 from eutectic.train.cost import (
     Calibration,
-    SavedBytes,
+    PeakBytes,
     SizeModel,
     calibrate,
     costs_by_size,
@@ -167,7 +168,7 @@ def model_for(name: str, tasks: list[Task]) -> MultitaskModel:
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_counted_work_is_the_work_done(name: str, rows: list[TaskRows]) -> None:
-    """The same operations and the same saved bytes as when the step is really done."""
+    """The same operations and as many bytes as when the step is really done."""
     from torch.utils.flop_counter import FlopCounterMode
 
     tasks = [r.task for r in rows]
@@ -175,12 +176,58 @@ def test_counted_work_is_the_work_done(name: str, rows: list[TaskRows]) -> None:
     counted = count_work(BackboneChoice(name=name, settings=BACKBONES[name]), tasks, items)
     model = model_for(name, tasks).train()
     batch = make_batch(items, tasks)
-    with FlopCounterMode(display=False) as flops, SavedBytes() as saved:
+    with FlopCounterMode(display=False) as flops, PeakBytes() as peak:
         predictions = model(batch.graph, batch.parts)
         torch.stack([v.sum() for by in predictions.values() for v in by.values()]).sum().backward()
     assert counted.flops == flops.get_total_flops() > 0
     assert counted.parameters == sum(p.numel() for p in model.parameters())
-    assert counted.bytes == pytest.approx(saved.bytes, rel=0.02)
+    # Without numbers, PyTorch takes the derivative of SiLU apart, and its parts are tensors too (not GemNet-OC's own).
+    assert counted.bytes == pytest.approx(peak.most, rel=0.02 if name == "gemnet_oc" else 0.4)
+
+
+def test_blocks_computed_twice_are_counted_twice_and_kept_once(rows: list[TaskRows]) -> None:
+    choice = BackboneChoice(name="gemnet_oc", settings=BACKBONES["gemnet_oc"] | {"blocks": 3})
+    tasks, items = [rows[0].task], [rows[0].item(i) for i in range(6)]
+    kept, again = (count_work(choice, tasks, items, checkpointing=c) for c in (False, True))
+    assert 1.15 * kept.flops < again.flops < 1.4 * kept.flops
+    model = MultitaskModel(build_backbone(choice.name, choice.settings)[0], {t.name: t.heads for t in tasks}).train()
+    model.backbone.checkpoint_blocks = True
+    with PeakBytes() as peak:
+        batch = make_batch(items, tasks)
+        torch.cat(structure_losses(model(batch.graph, batch.parts), batch, tasks)).sum().backward()
+    assert again.bytes < 0.8 * kept.bytes
+    assert again.bytes == pytest.approx(peak.most, rel=0.1)
+
+
+def test_most_bytes_alive_at_once() -> None:
+    with PeakBytes() as peak:
+        a = torch.ones(1000)
+        for _ in range(5):
+            b = a * 2  # the last one is let go once there is a new one
+            b[::2].add_(1)  # of a tensor that is there already
+        del a, b
+        c = torch.zeros(500)
+    assert peak.most == 3 * 4000
+    assert len(c) == 500
+
+
+def test_a_calibration_ends_where_the_memory_does(rows: list[TaskRows], monkeypatch: pytest.MonkeyPatch) -> None:
+    from eutectic.train import cost
+
+    real = cost.structure_losses
+
+    def of_few(predictions: Any, batch: Batch, tasks: Any) -> list[torch.Tensor]:
+        if batch.n_structures > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory (a test says so)")
+        return real(predictions, batch, tasks)
+
+    monkeypatch.setattr(cost, "structure_losses", of_few)
+    tasks = [r.task for r in rows]
+    found = calibrate(model_for("gemnet_oc", tasks), tasks, trials_of(Source(rows, 16, 2.0, 0)))
+    assert [b["structures"] for b in found.batches] == [2, 2]
+    # Four processes share a batch: each is tried with what it will have.
+    sizes = [len(items) for items in trials_of(Source(rows, 64, 2.0, 0), processes=4)]
+    assert sizes == [2, 2, 4, 4, 8, 16]
 
 
 def test_a_calibration_leaves_the_model_as_it_was(rows: list[TaskRows], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from eutectic.atoms import EutecticError, Interrupted
 from eutectic.data.store import Store
+from eutectic.evaluate.run_page import write_run_page
 from eutectic.tasks.folder import load_model
 from eutectic.train import launch, loggers
 from eutectic.train.pretrain import pretrain
@@ -121,6 +123,46 @@ def test_a_set_is_added_to_a_finished_model(finished: Path, slabs: Store, tmp_pa
     assert set(validation[-1]["by_set"]) == {"molecules", "slabs"}
     assert set(new.provenance["pretrained_on"]) == {"molecules", "slabs"}  # type: ignore[call-overload]
     assert set(journal(tmp_path / "run")[-1]["loss_by_set"]) == {"slabs"}
+
+
+def test_a_set_is_added_by_two_processes(finished: Path, slabs: Store, tmp_path: Path) -> None:
+    """With whole parameters and with shares of them, frozen heads among them; the page is drawn meanwhile."""
+    shared: dict[str, dict[str, Any]] = {
+        "one": {},
+        "ddp": {"processes": 2},
+        "fsdp": {"processes": 2, "strategy": "fsdp"},
+    }
+    for name, train in shared.items():
+        settings = settings_for({"slabs": slabs}, train, start=str(finished / "model"), edge_dropout=0.1)
+        pretrain(settings, tmp_path / name, page=write_run_page)
+        assert (tmp_path / name / "report.html").exists()
+        if name != "one":
+            losses = [[e["loss"] for e in journal(tmp_path / f)] for f in ("one", name)]
+            np.testing.assert_allclose(losses[1], losses[0], rtol=2e-4)
+    old, new = load_model(finished / "model"), load_model(tmp_path / "fsdp" / "model")
+    frozen = [k for k in old.module.state_dict() if k.startswith("heads.molecules")]
+    assert all(torch.equal(old.module.state_dict()[k], new.module.state_dict()[k]) for k in frozen)
+
+
+def test_settings_that_a_stored_run_lacks_have_their_defaults(finished: Path, molecules: Store, tmp_path: Path) -> None:
+    """A run of before a setting was there is the run that it always was."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    stored = json.loads((run / "settings.json").read_text())
+    for key in ("batching", "edge_dropout", "start", "watch", "loggers"):
+        del stored[key]
+    for key in ("accumulate", "workers", "keep_bad_steps"):
+        del stored["train"][key]
+    del stored["sets"]["molecules"]["cap"]
+    (run / "settings.json").write_text(json.dumps(stored))
+    pretrain(settings_for({"molecules": molecules}), run)
+    with pytest.raises(EutecticError, match=r"different: edge_dropout\)"):
+        pretrain(settings_for({"molecules": molecules}, edge_dropout=0.1), run)
+    with pytest.raises(EutecticError, match=r"different: train\)"):
+        pretrain(settings_for({"molecules": molecules}, {"accumulate": 2}), run)
+    # What an older version knew and this one does not is not passed over.
+    (run / "settings.json").write_text(json.dumps(stored | {"phlogiston": 1}))
+    with pytest.raises(EutecticError, match="phlogiston"):
+        pretrain(settings_for({"molecules": molecules}), run)
 
 
 def test_an_old_set_in_the_mixture_goes_on_learning(

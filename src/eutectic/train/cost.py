@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -20,15 +21,16 @@ import torch
 from jaxtyping import Float
 from scipy.optimize import nnls
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from eutectic.graph import Counts
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Batch, Item, Task, make_batch, structure_losses
 from eutectic.tasks.folder import build_backbone
 from eutectic.train.gradient import out_of_memory
+from eutectic.train.loop import checkpoint_activations
 from eutectic.train.settings import BackboneChoice, Coefficients
 from eutectic.train.source import Source, TaskRows
 
@@ -139,7 +141,7 @@ class Calibration:
 
     Attributes:
         seconds: of forward, backward and loss.
-        bytes: of what the backward pass needs, at its largest.
+        bytes: of what is made on the way, at its most.
         data_seconds: of reading a structure and building its graph.
         error: relative root mean square error of the fit of seconds.
         batches: what was measured: structures, atoms, edges, triplets, quadruplets, seconds, bytes.
@@ -265,7 +267,7 @@ def _seconds(work: Callable[[], None], device: torch.device) -> float:
 
 
 def _memory(work: Callable[[], None], device: torch.device) -> int:
-    """Bytes a step needs beside weights: the allocator's peak on a GPU, what is saved for backward on a CPU."""
+    """Bytes a step needs beside weights at its worst: the allocator's on a GPU, of all tensors made on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -273,34 +275,44 @@ def _memory(work: Callable[[], None], device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with SavedBytes() as saved:
+    with PeakBytes() as peak:
         work()
-    return saved.bytes
+    return peak.most
 
 
-class SavedBytes:
-    """Counts the storage of tensors that are saved for the backward pass while it is entered; each storage once."""
+class PeakBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made while it is entered; as an allocator would, on any device.
+
+    Attributes:
+        most: of them alive at any one time. What a kernel uses while it runs is not seen.
+    """
 
     def __init__(self) -> None:
-        self._seen: dict[int, torch.UntypedStorage] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
+        super().__init__()
+        self.most = 0
+        self._alive: dict[int, int] = {}
+        self._sum = 0
 
-    def _note(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        self._seen[storage._cdata] = storage  # held, lest its address be used again
-        return tensor
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and (key := _storage(tensor)) not in given and key not in self._alive:
+                storage = tensor.untyped_storage()
+                self._alive[key] = storage.nbytes()
+                self._sum += storage.nbytes()
+                weakref.finalize(storage, self._forget, key)
+        self.most = max(self.most, self._sum)
+        return made
 
-    @property
-    def bytes(self) -> int:
-        """Their sum."""
-        return sum(storage.nbytes() for storage in self._seen.values())
+    def _forget(self, key: int) -> None:
+        self._sum -= self._alive.pop(key)
 
-    def __enter__(self) -> SavedBytes:
-        self._hooks.__enter__()
-        return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._hooks.__exit__(*error)
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +322,7 @@ class Work:
     Attributes:
         flops: floating-point operations of the matrix products of forward and backward pass; a product and a sum
             are two.
-        bytes: saved for the backward pass, at 32 bits.
+        bytes: of what is made on the way, at its most, at 32 bits.
         parameters: of the model.
     """
 
@@ -319,7 +331,9 @@ class Work:
     parameters: int
 
 
-def count_work(choice: BackboneChoice, tasks: Sequence[Task], items: Sequence[Item]) -> Work:
+def count_work(
+    choice: BackboneChoice, tasks: Sequence[Task], items: Sequence[Item], *, checkpointing: bool = False
+) -> Work:
     """Count a training step of a model of any size, without its weights and without doing it.
 
     Weights, positions and everything computed from them are on the meta device: shapes without numbers. Indices and
@@ -329,20 +343,42 @@ def count_work(choice: BackboneChoice, tasks: Sequence[Task], items: Sequence[It
         choice: the backbone.
         tasks: all tasks of the model.
         items: the batch.
+        checkpointing: blocks are computed again in the backward pass.
     """
     batch = make_batch(items, tasks)
     graph = batch.graph.with_positions(batch.graph.positions.to("meta"), batch.graph.cell.to("meta"))
     with torch.device("meta"):
         backbone, _ = build_backbone(choice.name, choice.settings)
         model = MultitaskModel(backbone, {task.name: task.heads for task in tasks}).train()
-    with SavedBytes() as saved, _Shapes(), FlopCounterMode(display=False) as flops:
+    if checkpointing:
+        checkpoint_activations(model)
+    with PeakBytes() as peak, _Shapes(), _Products() as products:
         predictions = model(graph, batch.parts)
         torch.stack([value.sum() for by_name in predictions.values() for value in by_name.values()]).sum().backward()
     return Work(
-        flops=flops.get_total_flops(),
-        bytes=saved.bytes,
+        flops=products.flops,
+        bytes=peak.most,
         parameters=sum(p.numel() for p in cast(nn.Module, model).parameters()),
     )
+
+
+class _Products(TorchDispatchMode):
+    """Adds up the operations of matrix products.
+
+    (What PyTorch's `FlopCounterMode` says, which holds on to tensors that checkpointed blocks have let go.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=made)
+        return made
 
 
 class _Shapes(TorchDispatchMode):
@@ -353,5 +389,12 @@ class _Shapes(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if any(isinstance(x, torch.Tensor) and x.is_meta for x in tree_leaves((args, kwargs))):
-            args, kwargs = tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, (args, kwargs))
+            args, kwargs = tree_map(lambda x: self._shape(x) if isinstance(x, torch.Tensor) else x, (args, kwargs))
         return func(*args, **kwargs)
+
+    def _shape(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_meta:
+            return tensor
+        # A tensor that was there already is no new one to whoever counts bytes.
+        with _disable_current_modes():
+            return tensor.to("meta")

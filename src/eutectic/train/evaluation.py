@@ -24,7 +24,6 @@ def evaluate(
     *,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
     keep: bool = False,
     per_atom: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -42,7 +41,7 @@ def evaluate(
         seen: called with task, property, item and the absolute error of every value compared.
     """
     errors: Errors = {task.name: {name: ErrorSum() for name in task.targets} for task in tasks}
-    training = model.training
+    training, dtype = model.training, next(model.parameters()).dtype
     model.eval()
     try:
         # Like sizes together: no batch is much larger than the others.

@@ -28,6 +28,7 @@ from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Item, Normaliser, Target, Task
 from eutectic.tasks.folder import build_backbone
 from eutectic.train.cost import Calibration, SizeModel, Work, calibrate, count_work
+from eutectic.train.loop import checkpoint_activations
 from eutectic.train.settings import PretrainSettings, Settings
 from eutectic.train.source import Source
 
@@ -470,12 +471,13 @@ def plan_cluster(
         for i, n in enumerate(names)
     }
     work = {}
+    again = settings.train.activation_checkpointing
     for n in names:
         progress(n)
-        work[n] = count_work(settings.backbone, tasks, items[n])
+        work[n] = count_work(settings.backbone, tasks, items[n], checkpointing=again)
     progress("the mixture")
     mixed = _mixed(items, mixture)
-    together = count_work(settings.backbone, tasks, mixed)
+    together = count_work(settings.backbone, tasks, mixed, checkpointing=again)
     apart = sum(work[names[item.task]].flops / len(items[names[item.task]]) for item in mixed)
     padding = together.flops / apart
     parameters = together.parameters
@@ -617,6 +619,8 @@ def _here(
     device = torch.device("cuda" if cuda else "cpu")
     backbone, _ = build_backbone(settings.backbone.name, settings.backbone.settings)
     model = MultitaskModel(backbone, {task.name: task.heads for task in tasks})
+    if settings.train.activation_checkpointing:
+        checkpoint_activations(model)
     ordered = sorted(work, key=lambda n: work[n].flops)
     began = time.monotonic()
     calibration = calibrate(model, tasks, (items[n] for n in ordered), device=device, patience=patience / 4)
