@@ -23,7 +23,7 @@ from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.data.catalogue import embedded, open_store
 from eutectic.data.mixture import Mixture
 from eutectic.data.store import Store, is_store
-from eutectic.graph import build_graph
+from eutectic.graph import StructureGraph, build_graph
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Item, Normaliser, Target, Task
 from eutectic.tasks.folder import build_backbone
@@ -467,7 +467,7 @@ def plan_cluster(
     )
     tasks = [_task(n, settings) for n in names]
     items = {
-        n: [Item(task=i, graph=build_graph(r, tasks[i].graph), labels={}) for r in typical[n].rows]
+        n: [Item(task=i, graph=_graph(r, tasks[i], settings.edge_dropout), labels={}) for r in typical[n].rows]
         for i, n in enumerate(names)
     }
     work = {}
@@ -536,6 +536,11 @@ def plan_cluster(
         estimates=(there, *([here] if here else [])),
         assumptions=tuple(assumptions),
     )
+
+
+def _graph(structure: Structure, task: Task, edge_dropout: float) -> StructureGraph:
+    rng = np.random.default_rng(0) if edge_dropout else None
+    return build_graph(structure, task.graph, edge_dropout=edge_dropout, rng=rng)
 
 
 def _task(name: str, settings: PretrainSettings) -> Task:
