@@ -77,6 +77,21 @@ def test_assumptions_are_what_they_say() -> None:
     assert "hold" in str(small.estimates[0].details["does not fit"])
 
 
+def test_accumulated_batches_are_the_same_work_in_less_memory() -> None:
+    """The same steps in four parts: gradients are sent once a step, shares of parameters gathered for each part."""
+    whole, parts = jmp(), jmp(batch_size=256, accumulate=4)
+    for strategy, messages in (("ddp", 1.0), ("fsdp", 9 / 3)):
+        cluster = Cluster(gpus=8, launch_ms=0.0, strategy=strategy)  # type: ignore[arg-type]
+        a, b = (plan_cluster(s, cluster, patience=0.0).estimates[0] for s in (whole, parts))
+        assert b.compute_seconds == pytest.approx(a.compute_seconds)
+        assert b.communication_seconds == pytest.approx(messages * a.communication_seconds)
+        assert b.details["structures per GPU and step"] == a.details["structures per GPU and step"] == 128
+    state = STATE_BYTES * plan_cluster(whole, Cluster(), patience=0.0).parameters / 8 / 1e9
+    assert b.memory_gigabytes - state == pytest.approx((a.memory_gigabytes - state) / 4)
+    wide = plan_cluster(jmp(precision="64-true"), cluster, patience=0.0).estimates[0]
+    assert wide.memory_gigabytes == pytest.approx(2 * a.memory_gigabytes)
+
+
 def test_sets_that_are_here_are_read_and_timed(molecules: Store, slabs: Store) -> None:
     settings = PretrainSettings.model_validate(
         {

@@ -94,14 +94,15 @@ def test_by_cost_one_process_or_two_and_resumed(
 def test_what_was_measured_decides_the_cuts_of_a_resumed_run_too(
     molecules: Store, slabs: Store, tmp_path: Path
 ) -> None:
-    settings = settings_for({"molecules": molecules, "slabs": slabs}, batching={"by": "cost", "atoms": 60})
+    sets = {"molecules": molecules, "slabs": slabs}
+    settings = settings_for(sets, {"accumulate": 2}, batching={"by": "cost", "atoms": 60})
     pretrain(settings, tmp_path / "run")
     measured = json.loads((tmp_path / "run" / "cost.json").read_text())
     assert len(measured["batches"]) > 4
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     # A budget of atoms replaces the number of structures.
     mean = sum(s["share"] * s["atoms"] for s in plan["sets"])
-    assert plan["batch_size"] == int(60 / mean)
+    assert plan["batch_size"] == 2 * int(60 / mean)
     assert sum(e["structures"] for e in journal(tmp_path / "run")) != 72
 
 
