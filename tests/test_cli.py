@@ -17,6 +17,8 @@ RUNNER = CliRunner()
 
 COMMANDS = [
     ["pretrain"],
+    ["plan"],
+    ["report"],
     ["finetune"],
     ["demo"],
     ["import-jmp"],

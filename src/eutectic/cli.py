@@ -22,6 +22,7 @@ from eutectic.atoms import EutecticError, Interrupted
 
 if TYPE_CHECKING:
     from eutectic.data.doctor import Report
+    from eutectic.train.settings import PretrainSettings
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -163,10 +164,18 @@ def pretrain(
     show_settings: Annotated[
         bool, typer.Option("--show-settings", help="Print the resolved settings and stop.")
     ] = False,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a finished model to add the recipe's sets to; its own sets are watched."),
+    ] = None,
+    loggers: Annotated[
+        list[str] | None,
+        typer.Option("--loggers", help="csv, tensorboard, wandb; repeat. csv and tensorboard if not given."),
+    ] = None,
 ) -> None:
     """Train one backbone on several data sets at once.
 
-    Any setting is changed by `--section.key value`.
+    Any setting is changed by `--section.key value`. While it runs, `report.html` in its folder shows it.
 
     **Examples**
 
@@ -175,13 +184,39 @@ def pretrain(
     `eutectic pretrain demo --train.steps 60 --train.processes 1 --out runs/short`
 
     `eutectic pretrain demo --show-settings --out - > my.yaml; eutectic pretrain my.yaml --out runs/mine`
+
+    `eutectic pretrain my.yaml --batching.by cost --batching.atoms 2000 --loggers csv --out runs/by-cost`
+
+    `eutectic pretrain new-set.yaml --start runs/demo/model --out runs/added`
     """
-    from eutectic.evaluate.report import write_pretrain_report
-    from eutectic.recipes import RECIPES
+    from eutectic.evaluate.run_page import write_run_page
     from eutectic.recipes.comparison import environment
     from eutectic.recipes.demonstration import pretraining_summary
     from eutectic.train.launch import is_first
     from eutectic.train.pretrain import pretrain as run
+
+    changes = overrides(context.args)
+    if start is not None:
+        changes["start"] = str(start)
+    if loggers:
+        changes["loggers"] = loggers
+    settings = _pretraining(recipe, changes)
+    if show_settings:
+        import yaml
+
+        sys.stdout.write(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+        return
+    result = run(settings, out, console=console, page=write_run_page)
+    if not is_first():
+        return
+    (out / "results.json").write_text(json.dumps(dict(result.summary), indent=1))
+    page = write_run_page(out, pretraining=pretraining_summary(settings, result), environment=environment())
+    console.print(f"model: {result.model}\nreport: {page}")
+
+
+def _pretraining(recipe: str, changes: dict[str, Any]) -> PretrainSettings:
+    """The settings of a recipe or a file, with changes laid over them."""
+    from eutectic.recipes import RECIPES
     from eutectic.train.settings import PretrainSettings, parse
 
     if recipe in RECIPES:
@@ -195,21 +230,75 @@ def pretrain(
             f"one of {', '.join(RECIPES)}, or a .yaml file",
             "see `eutectic pretrain --help`",
         )
-    settings = parse(PretrainSettings, merged(values, overrides(context.args)), f"settings of {recipe!r}")
-    if show_settings:
-        import yaml
+    return parse(PretrainSettings, merged(values, changes), f"settings of {recipe!r}")
 
-        sys.stdout.write(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-        return
-    result = run(settings, out, console=console)
-    if not is_first():
-        return
-    summary = pretraining_summary(settings, result)
-    write_pretrain_report(
-        out / "report.html", summary, settings=settings.model_dump(mode="json"), environment=environment()
-    )
-    (out / "results.json").write_text(json.dumps(dict(result.summary), indent=1))
-    console.print(f"model: {result.model}\nreport: {out / 'report.html'}")
+
+@app.command(context_settings=OVERRIDES)
+def plan(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file of settings.")],
+    gpus: Annotated[int, typer.Option(help="GPUs that share each step.")] = 8,
+    peak_tflops: Annotated[float, typer.Option(help="Of a GPU, at the precision of the matrix products.")] = 312.0,
+    efficiency: Annotated[float, typer.Option(help="Part of that peak that training reaches.")] = 0.05,
+    launch_ms: Annotated[float, typer.Option(help="What a step takes at least, to launch its kernels.")] = 30.0,
+    memory_gb: Annotated[float, typer.Option(help="Of a GPU.")] = 80.0,
+    link_gb_s: Annotated[float, typer.Option(help="Bandwidth of each GPU to the others, GB/s.")] = 25.0,
+    strategy: Annotated[str | None, typer.Option(help="`ddp` or `fsdp`; as in train.strategy if not given.")] = None,
+    price: Annotated[float, typer.Option(help="Of a GPU-hour, $.")] = 2.0,
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", help="A set that is not here, as name=structures,mean atoms; repeat."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """What a pre-training would take, on this machine and on a cluster, without training.
+
+    The work of a step is counted on typical structures (for sets that are not here, on others in their place), and
+    everything that is assumed is said. Any setting is changed by `--section.key value`.
+
+    **Examples**
+
+    `eutectic plan demo`
+
+    `eutectic plan my.yaml --gpus 64 --efficiency 0.2 --price 1.5 --train.batch_size 1024 --json`
+
+    `eutectic plan my.yaml --size my_set=5e6,40`
+    """
+    from eutectic.train.display import progress_bar
+    from eutectic.train.plan import Cluster, known_sizes, plan_cluster
+    from eutectic.train.settings import parse
+
+    settings = _pretraining(recipe, overrides(context.args))
+    given: dict[str, Any] = {"gpus": gpus, "peak_tflops": peak_tflops, "efficiency": efficiency, "launch_ms": launch_ms}
+    given |= {"memory_gb": memory_gb, "link_gb_s": link_gb_s, "price": price}
+    given["strategy"] = strategy or ("fsdp" if settings.train.strategy == "fsdp" else "ddp")
+    cluster = parse(Cluster, given, "plan")
+    err = Console(stderr=True)
+    with progress_bar(err, disable=not err.is_terminal) as bar:
+        counting = bar.add_task("counting", total=len(settings.sets) + 1, note="")
+        made = plan_cluster(
+            settings,
+            cluster,
+            sizes=known_sizes(size or ()),
+            progress=lambda what: bar.update(counting, advance=1, note=what),
+        )
+    if as_json:
+        sys.stdout.write(json.dumps(made.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    else:
+        made.show(console)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a pre-training: running, killed or finished.")],
+) -> None:
+    """Draw a run anew from what is in its folder.
+
+    **Example:** `eutectic report runs/demo`
+    """
+    from eutectic.evaluate.run_page import write_run_page
+
+    console.print(f"report: {write_run_page(folder)}")
 
 
 @app.command(context_settings=OVERRIDES)

@@ -137,3 +137,103 @@ def test_refusals(sizes: dict[str, int], temperature: float, weights: dict[str, 
 def test_positions_outside() -> None:
     with pytest.raises(IndexError):
         Mixture({"a": 3}).at(0, 0, np.array([3]))
+
+
+def _drawn(mixture: Mixture) -> np.ndarray:
+    """(n_sets,) how often an epoch visits each set, by visiting it."""
+    which, _ = mixture.at(5, 1, np.arange(mixture.length))
+    return np.bincount(which, minlength=len(mixture.names))
+
+
+def test_a_cap_makes_a_set_smaller() -> None:
+    capped = Mixture({"a": 1000, "b": 100}, caps={"a": 400, "b": 5000})
+    assert capped.places == Mixture({"a": 400, "b": 100}).places == {"a": 400, "b": 200}
+    assert _drawn(capped).tolist() == [400, 200]
+    used = []
+    for seed, epoch in ((0, 0), (0, 1), (7, 0)):
+        which, row = capped.at(seed, epoch, np.arange(capped.length))
+        used.append(np.sort(row[which == 0]))
+    # The same 400 of 1000 every time, each once, from all over the set.
+    assert len(np.unique(used[0])) == 400
+    for other in used[1:]:
+        np.testing.assert_array_equal(used[0], other)
+    tenths = np.bincount(used[0] // 100, minlength=10)
+    assert (tenths > 20).all()
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"a": 0.5}, [0.5, 0.375, 0.125]),  # b and c keep their 3 : 1
+        ({"a": 0.5, "b": 0.3}, [0.5, 0.3, 0.2]),  # b is over its limit only once a has been held back
+        ({"a": 0.9, "c": 1.0}, [0.6, 0.3, 0.1]),  # no limit reached
+    ],
+)
+def test_a_largest_share(limits: dict[str, float], expected: list[float]) -> None:
+    mixture = Mixture({"a": 600, "b": 300, "c": 100}, weights={"a": 6, "b": 3, "c": 1}, max_shares=limits)
+    if "c" not in limits:
+        mixture_of = Mixture({"a": 600, "b": 300, "c": 100}, 1.0, max_shares=limits)
+        assert mixture_of.places == mixture.places
+    assert _drawn(mixture) / mixture.length == pytest.approx(expected, abs=2 / mixture.length)
+    least = min(n / size for n, size in zip(mixture.places.values(), mixture.sizes.values(), strict=True))
+    assert 1 <= least < 1.02  # every structure of the set repeated least is seen once
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 200), min_size=1, max_size=6),
+    weights=st.none() | st.lists(st.floats(0.2, 5), min_size=6, max_size=6),
+    temperature=st.floats(0.5, 10),
+    cap=st.integers(1, 150),
+    share=st.floats(0.3, 1),
+)
+def test_the_exact_distribution_whatever_is_asked(
+    sizes: list[int], weights: list[float] | None, temperature: float, cap: int, share: float
+) -> None:
+    names = [str(i) for i in range(len(sizes))]
+    mixture = Mixture(
+        dict(zip(names, sizes, strict=True)),
+        temperature,
+        None if weights is None else dict(zip(names, weights, strict=False)),
+        caps={"0": cap},
+        max_shares={"0": share} if len(sizes) > 1 else None,
+    )
+    assert _drawn(mixture).tolist() == list(mixture.places.values())
+    assert mixture.sizes["0"] == min(cap, sizes[0])
+    if len(sizes) > 1:
+        # Places are rounded up to whole ones, of every set.
+        assert mixture.places["0"] <= share * mixture.length + 1
+    which, row = mixture.at(1, 0, np.arange(mixture.length))
+    for i, name in enumerate(names):
+        seen = np.bincount(row[which == i], minlength=sizes[i])
+        assert (seen > 0).sum() == mixture.sizes[name]
+        assert np.ptp(seen[seen > 0]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"caps": {"x": 3}}, "a cap for 'x'"),
+        ({"caps": {"a": 0}}, "cap 0"),
+        ({"max_shares": {"a": 1.5}}, "share 1.5"),
+        ({"max_shares": {"a": 0.3, "b": 0.3}}, "add up to 0.6"),
+    ],
+)
+def test_limits_that_are_refused(limits: dict[str, dict[str, float]], message: str) -> None:
+    with pytest.raises(EutecticError, match=message):
+        Mixture({"a": 5, "b": 5}, **limits)  # type: ignore[arg-type]
+
+
+def test_a_billion_structures_take_no_memory() -> None:
+    """Four sets of 10^9, one of them capped: as a function, the order costs what is asked for and nothing else."""
+    import tracemalloc
+
+    tracemalloc.start()
+    mixture = Mixture(dict.fromkeys("abcd", 10**9), caps={"d": 10**8})
+    assert mixture.length == 3 * 10**9 + math.ceil(10**8 * math.sqrt(10))
+    which, row = mixture.at(0, 3, mixture.length - 1 - np.arange(32))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
+    assert row.max() < 10**9
+    assert set(which.tolist()) <= {0, 1, 2, 3}

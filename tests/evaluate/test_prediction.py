@@ -68,7 +68,7 @@ def test_predictions_have_the_errors_that_evaluation_finds(model: TrainedModel, 
     task = model.tasks[index]
     rows = [molecules[i] for i in range(20)]
     items = [Item(index, build_graph(r.structure, task.graph), task.normalised_labels(r)) for r in rows]
-    errors = evaluate(model.module, model.tasks, items, dtype=torch.float64)[name]
+    errors = evaluate(model.module, model.tasks, items)[name]
     predictions = predict(model, name, [row.structure for row in rows], batch_size=7)
     for prop in ("energy", "forces"):
         mine = np.concatenate([np.ravel(p[prop] - row.labels[prop]) for p, row in zip(predictions, rows, strict=True)])

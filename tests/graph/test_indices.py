@@ -144,3 +144,19 @@ def test_nothing_to_see(positions: list[list[float]]) -> None:
 
 def test_no_quadruplets_if_not_asked_for(graph: Graph) -> None:
     assert layout(graph, quadruplets=False).quadruplets is None
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_counts_are_the_lists_and_what_they_leave_out(periodic: bool) -> None:
+    """Counted from degrees against loops over edges, no exclusions."""
+    structure = _structure(6, 11, periodic)
+    built = build_graph(structure, GraphSettings(cutoff=4.5, max_neighbours=5))
+    main, wider, middle = built.main, built.atom_edge, built.quadruplet
+    into = [int((main.target == a).sum()) for a in range(6)]
+    also = [int((wider.target == a).sum()) for a in range(6)]
+    assert built.counts.atoms == 6
+    assert built.counts.edges == sum(into)
+    assert built.counts.triplets == sum(n * (n + m) for n, m in zip(into, also, strict=True))
+    assert built.counts.quadruplets == sum(into[a] * into[b] for a, b in zip(middle.target, middle.source, strict=True))
+    listed = quadruplet_list(layout(collate([built], torch.float64)))[0]
+    assert 0 < len(listed) <= built.counts.quadruplets

@@ -244,7 +244,7 @@ def test_no_edges(name: str, rule: str) -> None:
     graph = build_graph(STRUCTURES[name], GraphSettings(symmetry=rule))  # type: ignore[arg-type]
     assert len(graph.main) == len(graph.quadruplet) == len(graph.reverse) == 0
     assert graph.main.offset.shape == (0, 3)
-    assert graph.cost == len(graph.structure)
+    assert graph.counts == (len(graph.structure), 0, 0, 0)
     batch = collate([graph, graph])
     length, direction = batch.vectors(batch.main)
     assert length.shape == (0,)

@@ -17,6 +17,7 @@ import lightning_fabric as lf
 import numpy as np
 import pytest
 import torch
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file
 from test_runs import journal, losses, settings_for
 
@@ -32,9 +33,11 @@ from eutectic.train import gradient, launch, pretrain
 from eutectic.train.bad_step import replay
 from eutectic.train.checkpoint import load_checkpoint, previous, save_checkpoint
 from eutectic.train.optimisation import Average, shared_gradients
-from eutectic.train.settings import PretrainSettings, TrainSettings
+from eutectic.train.settings import BackboneChoice, BatchingSettings, Coefficients, PretrainSettings, TrainSettings
 from eutectic.train.source import Source, TaskRows
 from eutectic.train.stop import StopFlag
+
+BY_COST = BatchingSettings(by="cost", window=3, coefficients=Coefficients(atom=1.0, edge=0.05))
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,41 @@ def test_accumulated_batches_are_one_large_batch(plain: Path, molecules: Store, 
     same(tmp_path / "run", plain)
     drawn = [json.loads((f / "summary.json").read_text())["drawn"] for f in (plain, tmp_path / "run")]
     assert drawn[0] == drawn[1]
+
+
+def test_batches_cut_by_cost_are_accumulated_and_shared(molecules: Store, slabs: Store, tmp_path: Path) -> None:
+    """Three batches to a step: a window of three is a step, and so what is in it is what it would be by count."""
+    train: dict[str, Any] = {"steps": 4, "batch_size": 8, "accumulate": 3}
+    settings = settings_for(molecules, slabs, **train).model_copy(update={"batching": BY_COST})
+    pretrain.pretrain(settings, tmp_path / "one")
+    pretrain.pretrain(settings_for(molecules, slabs, **train), tmp_path / "by-count")
+    same(tmp_path / "one", tmp_path / "by-count")
+    assert [e["structures"] for e in journal(tmp_path / "one")] == [24] * 4
+    summaries = [json.loads((tmp_path / f / "summary.json").read_text()) for f in ("one", "by-count")]
+    assert summaries[0]["drawn"] == summaries[1]["drawn"]
+    assert sum(summaries[0]["drawn"].values()) == 96
+    # Two batches to a step: steps differ in their number of structures, and a structure's weight does not.
+    train |= {"accumulate": 2, "steps": 6}
+    settings = settings_for(molecules, slabs, **train).model_copy(update={"batching": BY_COST})
+    shared = settings_for(molecules, slabs, **train, processes=2).model_copy(update={"batching": BY_COST})
+    pretrain.pretrain(settings, tmp_path / "uneven")
+    pretrain.pretrain(shared, tmp_path / "two")
+    same(tmp_path / "two", tmp_path / "uneven")
+    structures = [e["structures"] for e in journal(tmp_path / "uneven")]
+    assert len(set(structures)) > 1
+    assert sum(structures) == 96
+    assert [e["structures"] for e in journal(tmp_path / "two")] == structures
+
+
+def test_activation_checkpointing_changes_nothing_but_memory(molecules: Store, slabs: Store, tmp_path: Path) -> None:
+    tiny = {"blocks": 2, "atom_width": 16, "edge_width": 16, "num_radial": 8, "sine_floor": 0.03}
+    gemnet = {"backbone": BackboneChoice(name="gemnet_oc", settings=tiny)}
+    for name, again in (("kept", False), ("again", True)):
+        settings = settings_for(molecules, slabs, steps=4, activation_checkpointing=again)
+        pretrain.pretrain(settings.model_copy(update=gemnet), tmp_path / name)
+    same(tmp_path / "again", tmp_path / "kept")
+    with pytest.raises(EutecticError, match="leave it off"):
+        pretrain.pretrain(settings_for(molecules, slabs, activation_checkpointing=True), tmp_path / "painn")
 
 
 def _too_small(limit: int) -> Any:
@@ -156,6 +194,11 @@ def test_batches_made_ahead_are_the_same(plain: Path, molecules: Store, slabs: S
     pretrain.pretrain(settings_for(molecules, slabs, steps=6, workers=2), tmp_path / "run")
     assert losses(tmp_path / "run") == losses(plain)
     assert all(0 <= entry["data_seconds"] <= entry["step_seconds"] for entry in journal(plain))
+    lossy = {"edge_dropout": 0.3, "batching": BY_COST}
+    for workers in (0, 1):
+        settings = settings_for(molecules, slabs, steps=6, workers=workers).model_copy(update=lossy)
+        pretrain.pretrain(settings, tmp_path / f"lossy-{workers}")
+    assert losses(tmp_path / "lossy-0") == losses(tmp_path / "lossy-1") != losses(plain)
 
 
 @pytest.mark.parametrize(("precision", "rtol"), [("64-true", 1e-4), ("bf16-mixed", 0.05), ("16-mixed", 0.05)])
@@ -218,7 +261,7 @@ def test_replay_repeats_the_step_with_its_dropped_edges(
     from eutectic.train import loop
 
     settings = settings_for(molecules, slabs, steps=3, precision="64-true")
-    settings = settings.model_copy(update={"edge_dropout": 0.3})
+    settings = settings.model_copy(update={"edge_dropout": 0.3, "batching": BY_COST})
     pretrain.pretrain(settings, tmp_path / "right")
     real = loop.clip_grad_norm_
     calls = 0
@@ -323,8 +366,9 @@ def command_for(settings: PretrainSettings, folder: Path) -> list[str]:
 def test_killed_at_any_moment_the_losses_are_the_same(
     molecules: Store, slabs: Store, tmp_path: Path, kills: int
 ) -> None:
-    """A checkpoint after every step: many of the kills fall into its writing."""
+    """A checkpoint after every step: many of the kills fall into its writing. Batches by cost, without some edges."""
     settings = settings_for(molecules, slabs, steps=60, evaluate_every=60, checkpoint_every=0.0)
+    settings = settings.model_copy(update={"edge_dropout": 0.1, "batching": BY_COST})
     pretrain.pretrain(settings, tmp_path / "whole")
     command, chance = command_for(settings, tmp_path), random.Random(0)
     path = tmp_path / "run" / "checkpoint.pt"
@@ -395,6 +439,7 @@ def test_who_started_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     task = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NODEID": "0"}
     for name, value in task.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Fabric remembers it beyond this test otherwise
     assert launch.launched_outside()
     assert not launch.is_first()
     with pytest.raises(EutecticError, match="ntasks-per-node"):

@@ -4,6 +4,9 @@ Temperature sampling as in JMP (Shoghi et al., ICLR 2024, arXiv:2310.16802): dat
 ∝ n_i^(1/T) of an epoch. It is exact, not drawn: set i has ceil(n_i f_i) places, with f_i such that the least
 repeated set is seen once. Every place is visited once, in a pseudo-random order computed from (seed, epoch,
 position) in constant memory, so that a run resumes anywhere, on any number of processes.
+
+A set can be held back in two ways: `caps` makes it smaller (so many of its structures, always the same ones, chosen
+evenly over it), `max_shares` makes it rarer (at most such a part of the epoch; the others share the rest as before).
 """
 
 from __future__ import annotations
@@ -28,15 +31,18 @@ class Mixture:
         sizes: data set → number of training rows n_i.
         temperature: T of p_i ∝ n_i^(1/T): 1 is proportional, 2 is JMP's, infinity is uniform over data sets.
         weights: data set → relative share of the epoch, instead of the temperature.
+        caps: data set → at most so many of its structures are ever used.
+        max_shares: data set → at most this part of an epoch, in (0, 1].
 
     Attributes:
         names: the data sets, in the order of `sizes`; `at` answers with positions in it.
+        sizes: data set → structures that are used.
         places: data set → places in one epoch, ceil(n_i f_i) ≥ n_i.
         length: places in one epoch.
 
     Raises:
-        EutecticError: no data set, an empty one, a temperature or weight that is not positive, weights for
-            other data sets, or an epoch of more than 2^40 places.
+        EutecticError: no data set, an empty one, a temperature, weight or cap that is not positive, weights or
+            caps for other data sets, shares that cannot fill an epoch, or an epoch of more than 2^40 places.
     """
 
     def __init__(
@@ -44,15 +50,22 @@ class Mixture:
         sizes: Mapping[str, int],
         temperature: float | int = 2.0,
         weights: Mapping[str, float | int] | None = None,
+        *,
+        caps: Mapping[str, int] | None = None,
+        max_shares: Mapping[str, float | int] | None = None,
     ) -> None:
         _check(sizes, temperature, weights)
+        _check_limits(sizes, caps or {}, max_shares or {})
         self.names = tuple(sizes)
-        self.sizes, self.temperature, self.weights = dict(sizes), temperature, weights and dict(weights)
-        rows = np.array([sizes[name] for name in self.names], dtype=np.int64)
+        self.sizes = {name: min(n, (caps or {}).get(name, n)) for name, n in sizes.items()}
+        self.temperature, self.weights = temperature, weights and dict(weights)
+        rows = np.array([self.sizes[name] for name in self.names], dtype=np.int64)
         if weights is not None:
             shares = np.array([weights[name] for name in self.names], dtype=np.float64)
         else:
             shares = (rows / rows.max()) ** (1.0 / temperature)
+        if max_shares:
+            shares = _limited(shares, np.array([max_shares.get(name, 1.0) for name in self.names]))
         factors = shares / rows
         factors /= factors.min()
         # sqrt(4)·sqrt(25) is not quite 10 in floating point, and 10.000000001 must not become 11 places.
@@ -68,6 +81,7 @@ class Mixture:
             )
         self._rows = rows
         self._ends = np.cumsum(places)
+        self._capped = [(i, sizes[name]) for i, name in enumerate(self.names) if self.sizes[name] < sizes[name]]
 
     def at(
         self, seed: int, epoch: int, positions: Int[np.ndarray, " n"]
@@ -92,7 +106,12 @@ class Mixture:
         place = _permute(positions, self.length, f"{seed}/{epoch}")
         which = np.searchsorted(self._ends, place, side="right")
         offset = place - (self._ends[which] - np.array(list(self.places.values()))[which])
-        return which.astype(np.int64), offset % self._rows[which]
+        row = offset % self._rows[which]
+        for i, size in self._capped:
+            # Which structures are used does not depend on the seed: a capped set is a data set of its own.
+            mine = np.flatnonzero(which == i)
+            row[mine] = _permute(row[mine], size, f"cap/{self.names[i]}")
+        return which.astype(np.int64), row
 
 
 def _check(sizes: Mapping[str, int], temperature: float | int, weights: Mapping[str, float | int] | None) -> None:
@@ -121,6 +140,42 @@ def _check(sizes: Mapping[str, int], temperature: float | int, weights: Mapping[
             raise EutecticError(
                 f"mixture, {name}", f"weight {weight}", "a positive number", "leave the data set out instead"
             )
+
+
+def _check_limits(sizes: Mapping[str, int], caps: Mapping[str, int], max_shares: Mapping[str, float | int]) -> None:
+    for what, limits in (("cap", caps), ("share", max_shares)):
+        for name, value in limits.items():
+            if name not in sizes:
+                raise EutecticError(
+                    "mixture", f"a {what} for {name!r}", f"one of {', '.join(sizes)}", "name a set of the mixture"
+                )
+            if not (1 <= value < math.inf if what == "cap" else 0 < value <= 1):
+                wanted = "at least one structure" if what == "cap" else "a part of an epoch, above 0 and at most 1"
+                raise EutecticError(f"mixture, {name}", f"{what} {value}", wanted, "leave the data set out instead")
+
+
+def _limited(shares: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Shares of sum 1, none above its limit; those below theirs keep their ratios to each other.
+
+    Raises:
+        EutecticError: the limits add up to less than an epoch.
+    """
+    if limits.sum() < 1.0 - 1e-12:
+        raise EutecticError(
+            "mixture",
+            f"largest shares that add up to {limits.sum():.3g}",
+            "at least 1, or an epoch cannot be filled",
+            "raise max_share of a set, or leave it out for one of them",
+        )
+    shares = shares / shares.sum()
+    held = np.zeros(len(shares), dtype=bool)
+    while (over := (shares > limits) & ~held).any():
+        held |= over
+        shares = np.where(held, limits, shares)
+        free = shares[~held].sum()
+        if free > 0:
+            shares[~held] *= (1.0 - limits[held].sum()) / free
+    return shares
 
 
 def _permute(values: np.ndarray, length: int, key: str) -> np.ndarray:

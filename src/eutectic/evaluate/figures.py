@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -313,6 +313,56 @@ def losses(pretraining: PretrainingSummary) -> Figure:
         axes.set_xlabel("training step")
         axes.set_ylabel("training loss (no unit)")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+        return figure
+
+
+def curves(
+    lines: Mapping[str, Sequence[tuple[float | int, float | int]]],
+    names: Sequence[str],
+    label: str,
+    *,
+    small: bool = False,
+    level: float | int | None = None,
+    log: bool = True,
+) -> Figure:
+    """Any quantities of a run against steps.
+
+    Args:
+        lines: name → points; "all" is drawn thick and in black.
+        names: of all sets, in the order of their colours.
+        label: what the axis says, unit included.
+        small: a panel among others, without a legend.
+        level: of a dashed line.
+        log: a logarithmic axis.
+    """
+    colours = {name: SET_COLOURS[i % len(SET_COLOURS)] for i, name in enumerate(names)}
+    with matplotlib.rc_context(_RC):
+        figure, axes = _panel(2.9, 2.6) if small else _panel(7.0, 3.4)
+        for name, points in sorted(lines.items(), key=lambda item: item[0] == "all"):
+            if not points:
+                continue
+            whole = name == "all"
+            axes.plot(
+                *zip(*points, strict=True),
+                color=colours.get(name, INK),
+                linewidth=2.0 if whole and not small else 1.3,
+                label=_short(name, 22),
+                marker="o" if small and len(points) < 40 else _lone(points),
+                markersize=3,
+            )
+        values = [v for points in lines.values() for _, v in points]
+        if level is not None and math.isfinite(level):
+            axes.axhline(level, color=QUIET, linewidth=1.1, linestyle=(0, (4, 2)))
+            values.append(level)
+        if log:
+            _log_errors(axes, values)
+        else:
+            axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(4 if small else 6, integer=True))
+        axes.set_xlabel("training step")
+        axes.set_ylabel(label)
+        if not small:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
         return figure
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -41,6 +41,25 @@ class Fading:
     width: Float[Tensor, atoms]
 
 
+class Counts(NamedTuple):
+    """What one structure brings to a training step.
+
+    Attributes:
+        atoms: of the structure.
+        edges: of the main graph, directed.
+        triplets: pairs of a main edge and another main or atom-edge edge into the same atom.
+        quadruplets: d→b→a←c over all middle edges b→a.
+
+    The last two are counted from degrees alone; the few that a model excludes (an edge with itself, d = a) are
+    counted too.
+    """
+
+    atoms: int
+    edges: int
+    triplets: int
+    quadruplets: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StructureGraph:
     """One structure's graph, small enough to keep (int32 indices).
@@ -62,10 +81,16 @@ class StructureGraph:
     fading: Fading | None = None
 
     @property
-    def cost(self) -> int:
-        """A number that grows with the work of one training step: edges and the triplets they imply."""
-        degree = np.bincount(self.main.target, minlength=len(self.structure))
-        return int(len(self.structure) + len(self.main) + (degree**2).sum() // 4)
+    def counts(self) -> Counts:
+        """Its size, as a cost model wants it."""
+        n = len(self.structure)
+        degree, wider = (np.bincount(e.target, minlength=n).astype(np.int64) for e in (self.main, self.atom_edge))
+        return Counts(
+            atoms=n,
+            edges=len(self.main),
+            triplets=int((degree * (degree + wider)).sum()),
+            quadruplets=int((degree[self.quadruplet.target] * degree[self.quadruplet.source]).sum()),
+        )
 
 
 def build_graph(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from eutectic.graph import Graph
 from eutectic.models.backbone import Backbone, Features
 from eutectic.models.heads import DirectForceHead, HeadSettings, ScalarHead
+from eutectic.models.precision import in_full
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class MultitaskModel(nn.Module):
                 continue
             if isinstance(head, ScalarHead):
                 # In full precision always: atoms are few, and sums over many of them are what is asked for.
-                with torch.autocast(graph.positions.device.type, enabled=False):
+                with in_full(graph.positions.device):
                     atoms = features.atoms[a0:a1].to(graph.positions.dtype)
                     predicted[name] = head(atoms, graph.structure[a0:a1] - s0, s1 - s0)
             else:

@@ -85,6 +85,7 @@ def save_bad_step(
             "eutectic": eutectic.__version__,
             "entry": dict(entry),
             "batches": list(batches),
+            "divided_by": len(batches) * source.batch_size,
             "train": settings.model_dump(mode="json"),
             "optimiser": optimiser_settings.model_dump(mode="json"),
             "structures": listed,
@@ -178,6 +179,8 @@ def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, 
     summed = {name: torch.zeros_like(p) for name, p in parameters.items()}
     found: list[ReplayedStructure] = []
     n = len(rows)
+    # Where batches are cut by cost, the gradient is divided by what a step has on average.
+    divided_by = described.get("divided_by", n)
     for done, (row, listed) in enumerate(zip(rows, described["structures"], strict=True), 1):
         module.zero_grad(set_to_none=True)
         made = item(row, listed)
@@ -186,7 +189,7 @@ def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, 
         loss.backward()
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
         for name, value in gradients.items():
-            summed[name] += value / n
+            summed[name] += value / divided_by
         norm = torch.stack([value.norm() for value in gradients.values()]).norm()
         task = tasks[index[listed["task"]]]
         found.append(

@@ -47,6 +47,8 @@ class Display:
         self.bar = self.progress.add_task(title, total=steps, note="")
         self.title, self.steps = title, steps
         self._explained = False
+        self._rate = 0.0
+        self._losses: dict[str, float] = {}
 
     def __enter__(self) -> Display:
         self.progress.start()
@@ -59,7 +61,17 @@ class Display:
 
     def stepped(self, entry: Mapping[str, Any]) -> None:
         """One step is done."""
-        self.progress.update(self.bar, completed=entry["step"], note=f"loss {entry['loss']:.2f}")
+        rate = entry["structures"] / max(entry["step_seconds"], 1e-9)
+        # Over the last twenty steps or so.
+        self._rate = rate if not self._rate else 0.95 * self._rate + 0.05 * rate
+        # A step may have nothing of a rare set: what it had last is still what is known of it.
+        self._losses.update(entry["loss_by_set"])
+        by_set = "  ".join(f"{name} {loss:.2f}" for name, loss in self._losses.items())
+        self.progress.update(
+            self.bar,
+            completed=entry["step"],
+            note=f"{self._rate:.0f} structures/s  loss {entry['loss']:.2f}: {by_set}",
+        )
 
     def validated(self, step: int, by_set: Mapping[str, Mapping[str, float]]) -> None:
         """The errors on held-out structures, by set."""

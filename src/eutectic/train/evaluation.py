@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from torch import nn
 
 from eutectic.atoms import PROPERTIES
 from eutectic.tasks import Item, Task, make_batch
-from eutectic.tasks.metrics import ErrorSum
+from eutectic.tasks.metrics import ErrorSum, shown
 
 Errors = dict[str, dict[str, ErrorSum]]
 """Task → property → error."""
@@ -23,10 +24,10 @@ def evaluate(
     *,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
     keep: bool = False,
     per_atom: bool = False,
     progress: Callable[[int], None] | None = None,
+    seen: Callable[[str, str, Item, np.ndarray], None] | None = None,
 ) -> Errors:
     """Predict every labelled value of every item and compare.
 
@@ -37,9 +38,10 @@ def evaluate(
         keep: hold truth and prediction of every value.
         per_atom: divide extensive properties by the number of atoms before comparing.
         progress: called with the number of structures done so far.
+        seen: called with task, property, item and the absolute error of every value compared.
     """
     errors: Errors = {task.name: {name: ErrorSum() for name in task.targets} for task in tasks}
-    training = model.training
+    training, dtype = model.training, next(model.parameters()).dtype
     model.eval()
     try:
         # Like sizes together: no batch is much larger than the others.
@@ -52,7 +54,7 @@ def evaluate(
             for index, task in enumerate(tasks):
                 mine = [item for item in chunk if item.task == index]
                 if mine:
-                    _compare(errors[task.name], task, mine, predictions[task.name], keep, per_atom)
+                    _compare(errors[task.name], task, mine, predictions[task.name], keep, per_atom, seen)
             if progress is not None:
                 progress(min(first + batch_size, len(ordered)))
     finally:
@@ -67,6 +69,7 @@ def _compare(
     predicted: dict[str, torch.Tensor],
     keep: bool,
     per_atom: bool,
+    seen: Callable[[str, str, Item, np.ndarray], None] | None,
 ) -> None:
     for name, target in task.targets.items():
         values = predicted[name].detach().to("cpu", torch.float64).numpy()
@@ -87,3 +90,46 @@ def _compare(
                 for v in (item.labels[name], value, np.zeros_like(item.labels[name]))
             )
             errors[name].add(truth, guess, trivial, keep=keep)
+            if seen is not None:
+                seen(task.name, name, item, np.asarray(np.abs(guess - truth)))
+
+
+class Breakdown:
+    """Errors by the size of a structure, and by element where a property is an atom's; sums that can be added.
+
+    Args:
+        names: task and property of each row.
+
+    Attributes:
+        sizes: (n_names, 20, 2) sum and count of structures of 2^i to 2^(i+1) − 1 atoms.
+        elements: (n_names, 119, 2) sum and count by atomic number.
+    """
+
+    def __init__(self, names: Sequence[tuple[str, str]]) -> None:
+        self.names = list(names)
+        self._row = {name: i for i, name in enumerate(self.names)}
+        self.sizes = torch.zeros(len(self.names), 20, 2, dtype=torch.float64)
+        self.elements = torch.zeros(len(self.names), 119, 2, dtype=torch.float64)
+
+    def add(self, task: str, name: str, item: Item, error: np.ndarray) -> None:
+        """What `evaluate` calls `seen` with."""
+        structure, row = item.graph.structure, self._row[task, name]
+        self.sizes[row, len(structure).bit_length() - 1] += torch.tensor([error.sum(), error.size])
+        if PROPERTIES[name].level == "atom":
+            numbers = structure.numbers[~structure.fixed]
+            by_atom = error.reshape(len(numbers), -1)
+            for column, values in enumerate((by_atom.sum(1), np.full(len(numbers), by_atom.shape[1]))):
+                sums = np.bincount(numbers, values, minlength=119)
+                self.elements[row, :, column] += torch.from_numpy(sums)
+
+    def table(self) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+        """ "size" or "element" → task → property → "8–15" or "C" → mean absolute error in the unit it is quoted in."""
+        sizes = {i: f"{2**i}–{2 ** (i + 1) - 1}" if i else "1" for i in range(20)}
+        symbols = dict(enumerate(chemical_symbols))
+        result: dict[str, dict[str, dict[str, dict[str, float]]]] = {"size": {}, "element": {}}
+        for kind, sums, labels in (("size", self.sizes, sizes), ("element", self.elements, symbols)):
+            for (task, name), rows in zip(self.names, sums.tolist(), strict=True):
+                found = {labels[i]: shown(name, total / count)[0] for i, (total, count) in enumerate(rows) if count}
+                if found:
+                    result[kind].setdefault(task, {})[name] = found
+        return result

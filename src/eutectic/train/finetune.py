@@ -101,7 +101,7 @@ def finetune(
     """
     if folder is not None:
         folder = Path(folder)
-        claim_folder(folder, settings.model_dump(mode="json"), "finetune")
+        claim_folder(folder, settings, "finetune")
         if (folder / "result.json").exists():
             on_step(settings.train.steps)
             return FinetuneResult(**json.loads((folder / "result.json").read_text()))

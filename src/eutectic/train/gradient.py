@@ -179,7 +179,7 @@ def _size(batch: Batch) -> int:
 
 def _halves(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
     """Two lists of about the same cost."""
-    ordered = sorted(items, key=lambda item: -item.graph.cost)
+    ordered = sorted(items, key=lambda item: -sum(item.graph.counts))
     return ordered[::2], ordered[1::2]
 
 

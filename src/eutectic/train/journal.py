@@ -10,6 +10,18 @@ from typing import Any
 from eutectic.atoms import EutecticError
 
 
+def read_journal(folder: Path) -> list[dict[str, Any]]:
+    """The whole entries of the journal in a run's folder, of a run that goes on, was killed or ended; maybe none."""
+    path = Path(folder) / "journal.jsonl"
+    entries: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # a killed writer's last line
+    return entries
+
+
 class Journal:
     """Append-only, except that a resumed run forgets what came after its checkpoint.
 
@@ -26,13 +38,7 @@ class Journal:
         """Keep what was written up to and including `step`."""
         if self.path is None or not self.path.exists():
             return
-        for line in self.path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                break  # a killed writer's last line
-            if entry["step"] <= step:
-                self.entries.append(entry)
+        self.entries += [entry for entry in read_journal(self.path.parent) if entry["step"] <= step]
         half = self.path.with_name(self.path.name + ".writing")
         half.write_text("".join(json.dumps(e) + "\n" for e in self.entries))
         os.replace(half, self.path)

@@ -108,7 +108,7 @@ def train(
     first, world = fabric.global_rank == 0, fabric.world_size
     model = model.to(fabric.device, dtype)
     if settings.activation_checkpointing:
-        _checkpoint_activations(model)
+        checkpoint_activations(model)
     average = Average(model, optimiser_settings.ema_decay)
     wrapped = fabric.setup_module(_compiled(model) if settings.compile else model)
     adamw = make_optimiser(model, optimiser_settings)
@@ -219,6 +219,7 @@ def train(
             "gradient_norm": norm if finite else None,
             "loss_by_set": {t.name: a / b for t, a, b in zip(tasks, losses, counts, strict=True) if b > 0},
             "structures": round(sum(counts)),
+            "structures_by_set": {t.name: round(b) for t, b in zip(tasks, counts, strict=True) if b > 0},
             "atoms": round(atoms),
             "edges": round(edges),
             "step_seconds": round(told.step_seconds, 5),
@@ -323,7 +324,12 @@ def _agree(fabric: lf.Fabric, step: int, folder: Path | None) -> None:
         )
 
 
-def _checkpoint_activations(model: MultitaskModel) -> None:
+def checkpoint_activations(model: MultitaskModel) -> None:
+    """Have the backbone compute its blocks again in the backward pass.
+
+    Raises:
+        EutecticError: a backbone that cannot.
+    """
     if not hasattr(model.backbone, "checkpoint_blocks"):
         raise EutecticError(
             "train.activation_checkpointing",

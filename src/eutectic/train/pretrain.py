@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +15,7 @@ from typing import Any, cast
 import lightning_fabric as lf
 import numpy as np
 import torch
+from pydantic import ValidationError
 from rich.console import Console
 from torch import nn
 
@@ -21,18 +24,24 @@ from eutectic.atoms import EutecticError
 from eutectic.data.catalogue import open_store
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
+from eutectic.graph import GraphSettings
 from eutectic.models import BACKBONES
 from eutectic.models.gemnet_oc.scaling import fit_scale_factors
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task, make_batch
-from eutectic.tasks.folder import TrainedModel, build_backbone, save_model
+from eutectic.tasks.folder import TrainedModel, build_backbone, load_model, save_model
 from eutectic.tasks.metrics import shown
+from eutectic.train.cost import Calibration, SizeModel, calibrate, costs_by_size, size_model, trials_of
 from eutectic.train.display import Display
-from eutectic.train.evaluation import evaluate
+from eutectic.train.evaluation import Breakdown, evaluate
+from eutectic.train.feed import default_workers
 from eutectic.train.launch import launch, launched_outside, once, share_threads
-from eutectic.train.loop import total, train
-from eutectic.train.settings import BackboneChoice, PretrainSettings
-from eutectic.train.source import Source, TaskRows
+from eutectic.train.loggers import Factory, Loggers
+from eutectic.train.loggers import chosen as chosen_loggers
+from eutectic.train.loop import DTYPES, checkpoint_activations, total, train
+from eutectic.train.plan import mean_counts, plan_run
+from eutectic.train.settings import BackboneChoice, Coefficients, PretrainSettings, SetSettings, Settings
+from eutectic.train.source import Source, TaskRows, check_shares
 from eutectic.train.stop import StopFlag, stopping_at_once
 
 
@@ -55,21 +64,53 @@ class PretrainResult:
 
 
 @dataclass(frozen=True)
+class _Set:
+    """A data set that is learned from, or only watched."""
+
+    index: int
+    task: Task
+    store: Store
+    split: Split
+    learned: bool
+
+    def train(self, edge_dropout: float = 0.0) -> TaskRows:
+        return TaskRows(self.index, self.task, self.store, self.split.train, edge_dropout=edge_dropout)
+
+    def held_out(self) -> TaskRows:
+        return TaskRows(self.index, self.task, self.store, self.split.validation)
+
+
+@dataclass(frozen=True)
 class _Prepared:
-    """The parts of a run that every process needs."""
+    """The parts of a run that every process needs. A model that is started from can have tasks without a set."""
 
     tasks: tuple[Task, ...]
-    stores: tuple[Store, ...]
-    splits: tuple[Split, ...]
+    sets: tuple[_Set, ...]
+    backbone: BackboneChoice
+    graph: GraphSettings
+    loggers: Mapping[str, Factory]
+    fresh: tuple[str, ...] = ()
+
+    @property
+    def learned(self) -> list[_Set]:
+        return [s for s in self.sets if s.learned]
 
 
-def pretrain(settings: PretrainSettings, folder: Path, *, console: Console | None = None) -> PretrainResult:
+Page = Callable[[Path], object]
+"""Draws a run from what is in its folder."""
+
+
+def pretrain(
+    settings: PretrainSettings, folder: Path, *, console: Console | None = None, page: Page | None = None
+) -> PretrainResult:
     """Run, or resume, or return at once what is finished already.
 
     Args:
         settings: the whole run.
         folder: made if absent. One that holds an unfinished run with the same settings is resumed.
         console: where to report; silent without.
+        page: called with `folder` after each validation (less often where it would take more than 2 % of the
+            run). A function of a module, since it travels to other processes.
 
     Raises:
         EutecticError: the folder holds something else; data or settings that cannot be used.
@@ -78,17 +119,18 @@ def pretrain(settings: PretrainSettings, folder: Path, *, console: Console | Non
     folder = Path(folder)
     if launched_outside():
         # Every process comes here: the first one of them prepares, within the run.
-        launch(settings.train, functools.partial(_outside, settings=settings, folder=folder, console=console))
+        outside = functools.partial(_outside, settings=settings, folder=folder, console=console, page=page)
+        launch(settings.train, outside)
     elif (prepared := _begin(settings, folder, console)) is not None:
         quiet = console is None
-        work = functools.partial(_worker, settings=settings, folder=folder, prepared=prepared, quiet=quiet)
+        work = functools.partial(_worker, settings=settings, folder=folder, prepared=prepared, quiet=quiet, page=page)
         launch(settings.train, work)
     return PretrainResult(folder, json.loads((folder / "summary.json").read_text()))
 
 
 def _begin(settings: PretrainSettings, folder: Path, console: Console | None) -> _Prepared | None:
     """Claim the folder and fit what has to be fitted; None where the run is finished already."""
-    claim_folder(folder, settings.model_dump(mode="json"), "pretrain")
+    claim_folder(folder, settings, "pretrain")
     if (folder / "summary.json").exists():
         if console is not None:
             console.print(f"{folder} holds this run, finished; nothing to do.")
@@ -103,19 +145,18 @@ def _begin(settings: PretrainSettings, folder: Path, console: Console | None) ->
     return prepared
 
 
-def claim_folder(folder: Path, settings: Mapping[str, Any], command: str) -> None:
+def claim_folder(folder: Path, settings: Settings, command: str) -> None:
     """Make the run's folder, or check that it holds this very run.
 
     Raises:
         EutecticError: the folder exists and is not this run's.
     """
     path = folder / "settings.json"
-    mine = {"command": command, "version": eutectic.__version__, **settings}
+    mine = {"command": command, "version": eutectic.__version__, **settings.model_dump(mode="json")}
     if path.exists():
-        theirs = json.loads(path.read_text())
-        # How a run is spread over a machine does not change what it computes.
-        if _essence(theirs) != _essence(mine):
-            changed = sorted(k for k in mine if _essence(mine).get(k) != _essence(theirs).get(k))
+        here, there = (_essence(v, type(settings)) for v in (mine, json.loads(path.read_text())))
+        if here != there:
+            changed = sorted(k for k in here.keys() | there.keys() if here.get(k) != there.get(k))
             raise EutecticError(
                 str(folder),
                 f"holds a run with other settings (different: {', '.join(changed)})",
@@ -142,57 +183,152 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], command: str) -> Non
         ) from error
 
 
-def _essence(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _essence(stored: Mapping[str, Any], kind: type[Settings]) -> dict[str, Any]:
+    """The settings of a run that decide what it computes; those it was stored without have their defaults."""
+    values: dict[str, Any] = {k: v for k, v in stored.items() if k not in ("command", "version")}
+    # What cannot be read as settings is another kind of run, or another version's: it is compared as it stands.
+    with suppress(ValidationError):
+        values = kind.model_validate(values).model_dump(mode="json")
+        backbone = values.get("backbone")
+        if backbone is not None and backbone["name"] in BACKBONES:
+            chosen = BACKBONES[backbone["name"]].settings.model_validate(backbone["settings"])
+            backbone["settings"] = chosen.model_dump(mode="json")
+    # How a run is spread over a machine, and where it tells of itself, does not change what it computes.
     ignored = {"processes", "threads", "checkpoint_every", "accelerator", "strategy", "workers", "compile"}
     ignored |= {"activation_checkpointing", "out_of_memory", "keep_bad_steps", "max_bad_steps"}
-    train_settings = {k: v for k, v in settings.get("train", {}).items() if k not in ignored}
-    return {**settings, "train": train_settings, "version": ""}
+    train_settings = {k: v for k, v in values.get("train", {}).items() if k not in ignored}
+    return {**values, "command": stored.get("command"), "train": train_settings, "loggers": None}
 
 
 def _prepare(settings: PretrainSettings) -> _Prepared:
-    tasks, stores, splits = [], [], []
-    for name, chosen in settings.sets.items():
+    loggers = chosen_loggers(settings.loggers)
+    start = None if settings.start is None else load_model(Path(settings.start))
+    backbone, graph = settings.backbone, settings.graph
+    tasks: list[Task] = []
+    if start is not None:
+        given = BackboneChoice(name=start.backbone, settings=dict(start.backbone_settings))
+        if "backbone" in settings.model_fields_set and _resolved(backbone) != _resolved(given):
+            raise EutecticError(
+                "backbone",
+                f"settings that are not those of {settings.start}",
+                "the backbone of the model that is started from",
+                "drop `backbone`: it is read from the model",
+            )
+        backbone, tasks = given, list(start.tasks)
+        graph = start.graph
+    watched = _watched(settings, [task.name for task in tasks])
+    old = len(tasks)
+    sets = []
+    for name, chosen in {**settings.sets, **watched}.items():
         store = open_store(chosen.store)
         parts = split(store, chosen.split or store.card.default_split, n_validation=chosen.validation)
         # Nothing is tested in pre-training: the test part is learned from too.
         parts = Split(parts.name, np.union1d(parts.train, parts.test), parts.validation, parts.test[:0])
-        tasks.append(fit_task(name, store, parts.train, chosen.targets, chosen.graph or settings.graph))
-        stores.append(store)
-        splits.append(parts)
-    return _Prepared(tuple(tasks), tuple(stores), tuple(splits))
+        known = [task.name for task in tasks]
+        if name not in known:
+            tasks.append(fit_task(name, store, parts.train, chosen.targets, chosen.graph or graph))
+            known.append(name)
+        index = known.index(name)
+        sets.append(_Set(index, tasks[index], store, parts, learned=name in settings.sets))
+    return _Prepared(tuple(tasks), tuple(sets), backbone, graph, loggers, tuple(task.name for task in tasks[old:]))
+
+
+def _resolved(choice: BackboneChoice) -> tuple[str, Any]:
+    return choice.name, BACKBONES[choice.name].settings.model_validate(choice.settings)
+
+
+def _watched(settings: PretrainSettings, known: Sequence[str]) -> dict[str, SetSettings]:
+    """The sets of the model started from that are validated on but not learned from.
+
+    Raises:
+        EutecticError: a set is to be watched for which the model has no heads.
+    """
+    for name in settings.watch:
+        if name not in known:
+            raise EutecticError(
+                "watch",
+                f"{name!r}, for which {settings.start or 'a fresh model'} has no heads",
+                f"one of {', '.join(known)}" if known else "`start`, the folder of a finished model",
+                "name a set of that model, or move it to `sets` to learn from it",
+            )
+    watch = dict(settings.watch)
+    theirs = Path(settings.start or "").parent / "settings.json"
+    if settings.start is not None and not watch and theirs.is_file():
+        values = json.loads(theirs.read_text())
+        if values.get("command") == "pretrain":
+            every = {**values["watch"], **values["sets"]} if "watch" in values else values["sets"]
+            watch = {name: SetSettings.model_validate(v) for name, v in every.items() if name in known}
+    return {name: chosen for name, chosen in watch.items() if name not in settings.sets}
+
+
+def make_source(
+    settings: PretrainSettings,
+    rows: Sequence[TaskRows],
+    coefficients: Coefficients | None = None,
+    sizes: Sequence[SizeModel] = (),
+) -> Source:
+    """The batches of a run.
+
+    Args:
+        settings: of the run.
+        rows: of each set that is learned.
+        coefficients: cut by cost, now that it is known; by count without.
+        sizes: of each set, with `coefficients`.
+    """
+    sets = [settings.sets[r.task.name] for r in rows]
+    named = [(r.task.name, chosen) for r, chosen in zip(rows, sets, strict=True)]
+    source = functools.partial(
+        Source,
+        rows,
+        temperature=settings.temperature,
+        seed=settings.train.seed,
+        weights=settings.weights,
+        caps={name: chosen.cap for name, chosen in named if chosen.cap is not None},
+        max_shares={name: chosen.max_share for name, chosen in named if chosen.max_share is not None},
+    )
+    batching, window = settings.batching, settings.batching.window
+    if coefficients is None:
+        return source(batch_size=settings.train.batch_size)
+    costs = [costs_by_size(r, size, coefficients) for r, size in zip(rows, sizes, strict=True)]
+    made = source(batch_size=settings.train.batch_size, costs=costs, window=window)
+    budgets = {"atoms": batching.atoms, "edges": batching.edges}
+    if not any(budgets.values()):
+        return made
+    mean = mean_counts(made, sizes)
+    allowed = [given / mean[i] for i, given in enumerate(budgets.values()) if given is not None]
+    return source(batch_size=max(1, int(min(allowed))), costs=costs, window=window)
 
 
 def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared) -> None:
     from rich.table import Table
 
-    source = Source(
-        [TaskRows(i, t, s, p.train) for i, (t, s, p) in enumerate(zip(*_columns(prepared), strict=True))],
-        settings.train.batch_size,
-        settings.temperature,
-        settings.train.seed,
-        settings.weights,
-    )
+    source = make_source(settings, [s.train() for s in prepared.learned])
     table = Table(title="What is learned from", title_justify="left", box=None, pad_edge=False)
     for heading in ("set", "level of theory", "training", "held out", "epochs", "σ energy", "σ force"):
         table.add_column(heading, justify="left" if heading in ("set", "level of theory") else "right")
     drawn = settings.train.steps * settings.train.accumulate * settings.train.batch_size
-    for task, _, parts in zip(*_columns(prepared), strict=True):
-        share = source.mixture.places[task.name] / source.mixture.length
+    for one in prepared.sets:
+        task, structures = one.task, len(one.split.train)
+        if one.learned:
+            structures = source.mixture.sizes[task.name]
+            share = source.mixture.places[task.name] / source.mixture.length
         scale = {k: t.normaliser.scale for k, t in task.targets.items()}
         table.add_row(
             task.name,
             task.theory.partition(" (")[0],
-            f"{len(parts.train):,}",
-            str(len(parts.validation)),
-            f"{drawn * share / len(parts.train):.1f}",
+            f"{structures:,}" if one.learned else "–",
+            str(len(one.split.validation)),
+            f"{drawn * share / structures:.1f}" if one.learned else "watched",
             f"{scale['energy']:.2f} eV" if "energy" in scale else "–",
             f"{scale['forces']:.2f} eV/Å" if "forces" in scale else "–",
         )
     console.print(table)
-
-
-def _columns(prepared: _Prepared) -> tuple[tuple[Task, ...], tuple[Store, ...], tuple[Split, ...]]:
-    return prepared.tasks, prepared.stores, prepared.splits
+    if settings.start is not None:
+        console.print(
+            f"started from {settings.start}: its backbone, heads, references and scales stay; "
+            f"new heads, references and scales for {', '.join(prepared.fresh) or 'no set'}",
+            highlight=False,
+        )
 
 
 def initial_model(
@@ -206,44 +342,94 @@ def initial_model(
     return model.train()
 
 
+def model_started_from(
+    start: Path, backbone: BackboneChoice, tasks: Sequence[Task], learned: Sequence[str], seed: int
+) -> MultitaskModel:
+    """The model in `start` with fresh heads for the tasks it has none for, the same in every process.
+
+    Heads of tasks that are not learned are frozen: with no gradient of their own, weight decay would wear them off.
+
+    Args:
+        start: a model folder.
+        backbone: the model's, as training wants it (see `_in_training`).
+        tasks: the model's first, then those that are new.
+        learned: names of tasks.
+        seed: of the fresh heads.
+    """
+    old = load_model(start)
+    torch.manual_seed(seed)
+    made, _ = build_backbone(backbone.name, backbone.settings)
+    cast(nn.Module, made).load_state_dict(cast(nn.Module, old.module.backbone).state_dict())
+    model = MultitaskModel(made, {task.name: task.heads for task in tasks})
+    for task in old.tasks:
+        model.heads[task.name].load_state_dict(old.module.heads[task.name].state_dict())
+        model.heads[task.name].requires_grad_(task.name in learned)
+    return model.train()
+
+
+def _in_training(backbone: BackboneChoice, edge_dropout: float) -> BackboneChoice:
+    """The backbone that makes up for dropped edges, where it can. What is saved does not: it will see all edges."""
+    if not edge_dropout or "edge_dropout" not in BACKBONES[backbone.name].settings.model_fields:
+        return backbone
+    return BackboneChoice(name=backbone.name, settings={**backbone.settings, "edge_dropout": edge_dropout})
+
+
 def _outside(
-    fabric: lf.Fabric, stop: StopFlag, settings: PretrainSettings, folder: Path, console: Console | None
+    fabric: lf.Fabric,
+    stop: StopFlag,
+    settings: PretrainSettings,
+    folder: Path,
+    console: Console | None,
+    page: Page | None,
 ) -> None:
     """One process of a run whose processes torchrun or srun has started."""
     prepared = once(fabric, functools.partial(_begin, settings, folder, console))
     if prepared is not None:
-        _worker(fabric, stop, settings, folder, prepared, console is None)
+        _worker(fabric, stop, settings, folder, prepared, console is None, page)
     fabric.barrier()  # no process is done before the model is there
 
 
 def _worker(
-    fabric: lf.Fabric, stop: StopFlag, settings: PretrainSettings, folder: Path, prepared: _Prepared, quiet: bool
+    fabric: lf.Fabric,
+    stop: StopFlag,
+    settings: PretrainSettings,
+    folder: Path,
+    prepared: _Prepared,
+    quiet: bool,
+    page: Page | None,
 ) -> None:
     """One process of the run."""
     share_threads(settings.train, fabric.world_size)
     tasks = prepared.tasks
-    rows = [
-        TaskRows(i, t, s, p.train, edge_dropout=settings.edge_dropout)
-        for i, (t, s, p) in enumerate(zip(*_columns(prepared), strict=True))
-    ]
-    source = Source(rows, settings.train.batch_size, settings.temperature, settings.train.seed, settings.weights)
-    held_out = [
-        item
-        for i, (t, s, p) in enumerate(zip(*_columns(prepared), strict=True))
-        for item in TaskRows(i, t, s, p.validation).items()
-    ][fabric.global_rank :: fabric.world_size]
-    backbone = _in_training(settings)
-    model = initial_model(backbone.name, backbone.settings, tasks, source, settings.train.seed)
+    first = fabric.global_rank == 0
+    quiet = quiet or not first
+    rows = [s.train(settings.edge_dropout) for s in prepared.learned]
+    held_out = [item for s in prepared.sets for item in s.held_out().items()][fabric.global_rank :: fabric.world_size]
+    seed = settings.train.seed
+    source = make_source(settings, rows)
+    backbone = _in_training(prepared.backbone, settings.edge_dropout)
+    if settings.start is None:
+        model = initial_model(backbone.name, backbone.settings, tasks, source, seed)
+    else:
+        model = model_started_from(Path(settings.start), backbone, tasks, list(settings.sets), seed)
+    source = _costed(fabric, settings, folder, prepared, source, model, quiet)
+    check_shares(source, fabric.world_size)
     validation: list[dict[str, Any]] = []
+    names = [(s.task.name, prop) for s in prepared.sets for prop in s.task.targets]
+    log = Loggers(prepared.loggers if first else {}, folder, [r.task.name for r in rows])
+    drawing = _Drawing(page if first else None, folder)
 
     def validate(averaged: MultitaskModel, step: int, seconds: float) -> None:
-        errors = evaluate(averaged, tasks, held_out, device=fabric.device, per_atom=True)
-        names = [(task.name, prop) for task in tasks for prop in task.targets]
+        breakdown = Breakdown(names)
+        errors = evaluate(averaged, tasks, held_out, device=fabric.device, per_atom=True, seen=breakdown.add)
         sums = torch.tensor(
             [[errors[t][p].absolute, errors[t][p].trivial, errors[t][p].count] for t, p in names],
             dtype=torch.float64,
         )
         sums = total(fabric, sums.to(fabric.device)).cpu()
+        breakdown.sizes, breakdown.elements = (
+            total(fabric, x.to(fabric.device)).cpu() for x in (breakdown.sizes, breakdown.elements)
+        )
         by_set: dict[str, dict[str, float]] = {}
         for (task, prop), (absolute, trivial, count) in zip(names, sums.tolist(), strict=True):
             values = by_set.setdefault(task, {})
@@ -251,34 +437,126 @@ def _worker(
             values[f"{prop}_baseline"] = shown(prop, trivial / max(count, 1))[0]
         validation.append({"step": step, "seconds": round(seconds, 2), "by_set": by_set})
         display.validated(step, by_set)
+        if first:
+            log.validated(step, by_set)
+            _write_json(folder / "validation.json", {"validation": validation, "errors": breakdown.table()})
+            drawing.renew()
+
+    def stepped(entry: dict[str, Any]) -> None:
+        display.stepped(entry)
+        log.stepped(entry)
 
     # Only the first process shows anything.
-    with Display("pre-training", settings.train.steps, hidden=quiet or fabric.global_rank != 0) as display:
-        trained = train(
-            fabric,
-            model,
-            tasks,
-            source,
-            settings.train,
-            settings.optimiser,
-            folder=folder,
-            validate=validate,
-            extra_state=lambda: {"validation": json.dumps(validation)},
-            restore_extra=lambda state: validation.extend(json.loads(state["validation"])),
-            on_step=display.stepped,
-            describe=lambda module: TrainedModel(module, tasks, backbone.name, backbone.settings, settings.graph),
-            stop=stop,
-        )
-    if fabric.global_rank == 0:
+    with Display("pre-training", settings.train.steps, hidden=quiet) as display:
+        try:
+            trained = train(
+                fabric,
+                model,
+                tasks,
+                source,
+                settings.train,
+                settings.optimiser,
+                folder=folder,
+                validate=validate,
+                extra_state=lambda: {"validation": json.dumps(validation)},
+                restore_extra=lambda state: validation.extend(json.loads(state["validation"])),
+                on_step=stepped,
+                describe=lambda module: TrainedModel(module, tasks, backbone.name, backbone.settings, prepared.graph),
+                stop=stop,
+            )
+        finally:
+            log.close()
+    if first:
         _finish(settings, folder, prepared, source, trained.averaged, trained.raw, validation, trained.seconds)
 
 
-def _in_training(settings: PretrainSettings) -> BackboneChoice:
-    """The backbone that makes up for dropped edges, where it can. What is saved does not: it will see all edges."""
-    chosen = settings.backbone
-    if not settings.edge_dropout or "edge_dropout" not in BACKBONES[chosen.name][0].model_fields:
-        return chosen
-    return BackboneChoice(name=chosen.name, settings={**chosen.settings, "edge_dropout": settings.edge_dropout})
+class _Drawing:
+    """Calls `page` as often as it can in 2 % of the time."""
+
+    SHARE = 0.02
+
+    def __init__(self, page: Page | None, folder: Path) -> None:
+        self.page, self.folder, self._not_before = page, folder, 0.0
+
+    def renew(self) -> None:
+        began = time.monotonic()
+        if self.page is not None and began >= self._not_before:
+            self.page(self.folder)
+            took = time.monotonic() - began
+            self._not_before = began + took / self.SHARE
+
+
+def _costed(
+    fabric: lf.Fabric,
+    settings: PretrainSettings,
+    folder: Path,
+    prepared: _Prepared,
+    source: Source,
+    model: MultitaskModel,
+    quiet: bool,
+) -> Source:
+    """The batches of the run: cut by cost if so asked. Says what the run will take.
+
+    What was measured is kept in the run's folder: a resumed run is cut where it was.
+    """
+    batching = settings.batching
+    measured = batching.by == "cost" and batching.coefficients is None
+    calibration = None
+    # Every process goes the same way here, whether or not it is the one that shows something.
+    if fabric.broadcast(measured or not quiet):
+        with Console(quiet=quiet).status("measuring what batches cost"):
+            work = functools.partial(_calibration, fabric, settings, folder, prepared, source, model)
+            calibration = Calibration.from_dict(once(fabric, work))
+    elif batching.by == "count":
+        return source
+    sizes = [size_model(r) for r in source.sets]
+    if batching.by == "cost":
+        coefficients = batching.coefficients
+        if coefficients is None:
+            assert calibration is not None
+            coefficients = calibration.seconds.coefficients
+        source = make_source(settings, source.sets, coefficients, sizes)
+    if calibration is not None and fabric.global_rank == 0:
+        given = settings.train.workers
+        plan = plan_run(
+            settings,
+            source,
+            sizes,
+            calibration,
+            processes=fabric.world_size,
+            workers=default_workers(fabric.device, fabric.world_size) if given is None else given,
+            parameters=sum(p.numel() for p in model.parameters()),
+            held_out=sum(len(s.split.validation) for s in prepared.sets),
+        )
+        _write_json(folder / "plan.json", plan.to_dict())
+        if not quiet:
+            plan.show(Console())
+    return source
+
+
+def _calibration(
+    fabric: lf.Fabric,
+    settings: PretrainSettings,
+    folder: Path,
+    prepared: _Prepared,
+    source: Source,
+    model: MultitaskModel,
+) -> dict[str, Any]:
+    path = folder / "cost.json"
+    if path.exists():
+        return cast(dict[str, Any], json.loads(path.read_text()))
+    if settings.train.activation_checkpointing:
+        checkpoint_activations(model)
+    calibration = calibrate(
+        model,
+        prepared.tasks,
+        trials_of(source, fabric.world_size),
+        device=fabric.device,
+        dtype=DTYPES.get(settings.train.precision, torch.float32),
+        autocast=fabric.autocast,
+    )
+    _write_json(path, calibration.to_dict())
+    return calibration.to_dict()
 
 
 def _finish(
@@ -291,44 +569,55 @@ def _finish(
     validation: list[dict[str, Any]],
     seconds: float,
 ) -> None:
-    steps, size = settings.train.steps, settings.train.accumulate * settings.train.batch_size
-    names = [task.name for task in prepared.tasks]
-    counts = np.zeros(len(names), dtype=np.int64)
-    for step in range(steps * settings.train.accumulate):
-        counts += np.bincount(source.chosen(step)[0], minlength=len(names))
+    steps = settings.train.steps
+    drawn = dict(zip(source.mixture.names, source.drawn(steps * settings.train.accumulate).tolist(), strict=True))
+    seen = sum(drawn.values())
+    start = None if settings.start is None else load_model(Path(settings.start))
+    before = {} if start is None else dict(cast("Mapping[str, Any]", start.provenance.get("pretrained_on", {})))
     provenance = {
         "eutectic": eutectic.__version__,
         "pretrained_on": {
-            task.name: {
-                "structures": len(parts.train),
-                "theory": store.card.theory,
-                "licence": store.card.licence,
-                "elements": sorted(store.composition()),
-            }
-            for task, store, parts in zip(*_columns(prepared), strict=True)
+            **before,
+            **{
+                s.task.name: {
+                    "structures": source.mixture.sizes[s.task.name],
+                    "theory": s.store.card.theory,
+                    "licence": s.store.card.licence,
+                    "elements": sorted(s.store.composition()),
+                }
+                for s in prepared.learned
+            },
         },
         "steps": steps,
-        "structures_seen": steps * size,
+        "structures_seen": seen,
         "seed": settings.train.seed,
     }
+    if start is not None:
+        provenance["started_from"] = dict(start.provenance)
     model = TrainedModel(
         module=averaged,
         tasks=prepared.tasks,
-        backbone=settings.backbone.name,
-        backbone_settings=settings.backbone.settings,
-        graph=settings.graph,
+        backbone=prepared.backbone.name,
+        backbone_settings=prepared.backbone.settings,
+        graph=prepared.graph,
         provenance=provenance,
     )
     save_model(folder / "model", model, raw=raw)
-    summary = {
-        "steps": steps,
-        "seconds": round(seconds, 2),
-        "structures_per_second": round(steps * size / max(seconds, 1e-9), 2),
-        "n_parameters": sum(p.numel() for p in averaged.parameters()),
-        "backbone": settings.backbone.name,
-        "drawn": dict(zip(names, counts.tolist(), strict=True)),
-        "validation": validation,
-    }
-    half = folder / ".summary.json.writing"
-    half.write_text(json.dumps(summary, indent=1))
-    os.replace(half, folder / "summary.json")
+    _write_json(
+        folder / "summary.json",
+        {
+            "steps": steps,
+            "seconds": round(seconds, 2),
+            "structures_per_second": round(seen / max(seconds, 1e-9), 2),
+            "n_parameters": sum(p.numel() for p in averaged.parameters()),
+            "backbone": prepared.backbone.name,
+            "drawn": drawn,
+            "validation": validation,
+        },
+    )
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    half = path.with_name(f".{path.name}.writing")
+    half.write_text(json.dumps(values, indent=1, ensure_ascii=False))
+    os.replace(half, path)

@@ -90,6 +90,45 @@ class TrainSettings(Settings):
     )
 
 
+class Coefficients(Settings):
+    """What one structure adds to the cost of a batch; only ratios matter to where batches are cut."""
+
+    atom: float = Field(default=0.0, ge=0)
+    edge: float = Field(default=0.0, ge=0)
+    triplet: float = Field(default=0.0, ge=0)
+    quadruplet: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _some(self) -> Coefficients:
+        if not any(self.model_dump().values()):
+            raise ValueError("all are zero, so that no structure costs anything; give at least one")
+        return self
+
+
+class BatchingSettings(Settings):
+    """Where the sequence of structures is cut into batches (docs/decisions/0006-batches-by-cost.md)."""
+
+    by: Literal["count", "cost"] = Field(
+        default="count", description="batches of equally many structures, or of equal cost and `batch_size` on average"
+    )
+    atoms: int | None = Field(
+        default=None, ge=1, description="with 'cost': budget of a batch on average; replaces batch_size"
+    )
+    edges: int | None = Field(
+        default=None, ge=1, description="with 'cost': budget of a batch on average; the tighter of the two counts"
+    )
+    window: int = Field(default=16, ge=1, description="with 'cost': batches that are cut together")
+    coefficients: Coefficients | None = Field(
+        default=None, description="with 'cost': measured on the device at the first start if not given"
+    )
+
+    @model_validator(mode="after")
+    def _together(self) -> BatchingSettings:
+        if self.by == "count" and (self.atoms or self.edges or self.coefficients):
+            raise ValueError("atoms, edges and coefficients are for by: cost; set `by: cost` or drop them")
+        return self
+
+
 class SetSettings(Settings):
     """One data set of a pre-training."""
 
@@ -103,6 +142,8 @@ class SetSettings(Settings):
     graph: GraphSettings | None = Field(default=None, description="this set's own; the run's if not given")
     split: str | None = Field(default=None, description="the data set's default if not given")
     validation: int = Field(default=200, ge=1, description="structures used to watch the training")
+    cap: int | None = Field(default=None, ge=1, description="use at most so many structures, always the same")
+    max_share: float | None = Field(default=None, gt=0, le=1, description="at most this part of what is drawn")
 
     @model_validator(mode="after")
     def _known(self) -> SetSettings:
@@ -125,8 +166,21 @@ class PretrainSettings(Settings):
         lt=1,
         description="share of the edges left out at random, anew each time (JMP: 0.1); GemNet-OC makes up for it",
     )
+    batching: BatchingSettings = BatchingSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
     train: TrainSettings = TrainSettings()
+    start: str | None = Field(
+        default=None,
+        description="folder of a finished model to add sets to: its backbone, graphs, heads and references stay; "
+        "a new set may have a graph of its own",
+    )
+    watch: dict[str, SetSettings] = Field(
+        default_factory=dict,
+        description="sets of `start` that are not learned from but validated on; those of its run if not given",
+    )
+    loggers: tuple[str, ...] | None = Field(
+        default=None, description="csv, tensorboard, wandb; csv and, where it is installed, tensorboard if not given"
+    )
 
 
 class DataSettings(Settings):

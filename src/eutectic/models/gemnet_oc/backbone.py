@@ -17,6 +17,7 @@ from eutectic.models.gemnet_oc.interaction import EdgeFromAtoms, InteractionBloc
 from eutectic.models.gemnet_oc.layers import keeping_all
 from eutectic.models.gemnet_oc.output import OutputBlock, Readout
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
+from eutectic.models.precision import in_full
 
 
 class GemNetOC(nn.Module):
@@ -46,7 +47,7 @@ class GemNetOC(nn.Module):
 
     def forward(self, graph: Graph) -> Features:
         where = Where(graph, layout(graph, quadruplets=self.settings.quadruplet))
-        with torch.autocast(graph.positions.device.type, enabled=False):
+        with in_full(graph.positions.device):
             bases = self.bases(graph, where.layout)
         bases = bases.mixed()
         h = self.atom_embedding(graph.numbers - 1)

@@ -26,6 +26,7 @@ from eutectic.graph import Graph
 from eutectic.graph.indices import Layout
 from eutectic.models.gemnet_oc.layers import he_orthogonal_
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
+from eutectic.models.precision import lowered
 
 
 class RadialBasis(nn.Module):
@@ -128,10 +129,8 @@ class Bases:
 
         Geometry is worked out in full precision; here its results are turned once, not in every block.
         """
-        device = self.main.device.type
-        if not torch.is_autocast_enabled(device):
-            return self
-        return _turned(self, torch.get_autocast_dtype(device), keep=("directions",))
+        precision = lowered(self.main.device)
+        return self if precision is None else _turned(self, precision, keep=("directions",))
 
 
 def _turned(basis: Any, dtype: torch.dtype, keep: tuple[str, ...] = ()) -> Any:

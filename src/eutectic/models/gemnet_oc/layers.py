@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from eutectic.models.precision import lowered
+
 SILU_GAIN = 1 / 0.6
 """Keeps the variance of a standard normal input (GemNet, appendix on the architecture)."""
 
@@ -130,22 +132,27 @@ def remade(*cheap: tuple[Tensor, Maker | None]) -> AbstractContextManager[object
     # A compiler decides for itself what to keep.
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or _KEEPING_ALL.get():
         return nullcontext()
-    makers = {(tensor.data_ptr(), tensor.shape, tensor.dtype): maker for tensor, maker in cheap if maker is not None}
-    device = cheap[0][0].device.type
+    makers = {_place(tensor): maker for tensor, maker in cheap if maker is not None}
+    device = cheap[0][0].device
     # Made again in the precision it was first made in, whatever holds in the backward pass.
-    mixed = torch.is_autocast_enabled(device)
-    precision = torch.get_autocast_dtype(device)
+    precision = lowered(device)
 
     def keep(tensor: Tensor) -> Tensor | Maker:
-        return makers.get((tensor.data_ptr(), tensor.shape, tensor.dtype), tensor)
+        return makers.get(_place(tensor), tensor)
 
     def give(kept: Tensor | Maker) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
-        with torch.no_grad(), torch.autocast(device, precision, mixed, cache_enabled=False) if mixed else nullcontext():
+        mixed = nullcontext() if precision is None else torch.autocast(device.type, precision, cache_enabled=False)
+        with torch.no_grad(), mixed:
             return kept()
 
     return torch.autograd.graph.saved_tensors_hooks(keep, give)
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Tells tensors apart, on the meta device as well, where all addresses are 0."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.dtype
 
 
 class Dense(Linear):

@@ -1,0 +1,400 @@
+"""What a batch costs: measured on real batches of this device, or counted without doing the work.
+
+A step's time and memory are each modelled as constant + a·atoms + e·edges + t·triplets + q·quadruplets with
+coefficients that are not negative, fitted to real steps. How many edges, triplets and quadruplets a structure has is
+predicted from its number of atoms, for each data set on its own (`SizeModel`): that number is a column of the store,
+and a graph is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.optimize import nnls
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
+
+from eutectic.graph import Counts
+from eutectic.models.multitask import MultitaskModel
+from eutectic.tasks import Batch, Item, Task, make_batch, structure_losses
+from eutectic.tasks.folder import build_backbone
+from eutectic.train.gradient import out_of_memory
+from eutectic.train.loop import checkpoint_activations
+from eutectic.train.settings import BackboneChoice, Coefficients
+from eutectic.train.source import Source, TaskRows
+
+SAMPLED = 48
+"""Structures of a set that are made into graphs to learn what sizes imply."""
+
+PATIENCE = 4.0
+"""Seconds after which a calibration tries no larger batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostModel:
+    """constant + atoms · atom + edges · edge + …, in seconds or bytes; `constant` is of a step, not a structure."""
+
+    constant: float
+    atom: float
+    edge: float
+    triplet: float
+    quadruplet: float
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """What decides where steps are cut, to two digits: it is to be written down and read again."""
+        values = {k: float(f"{v:.2g}") for k, v in asdict(self).items() if k != "constant"}
+        return Coefficients(**values) if any(values.values()) else Coefficients(atom=1.0)
+
+    def of(self, counts: np.ndarray) -> np.ndarray:
+        """(…, 4) atoms, edges, triplets, quadruplets of steps → (…,) their cost."""
+        return np.asarray(self.constant + counts @ np.array([self.atom, self.edge, self.triplet, self.quadruplet]))
+
+
+def fit_cost(counts: Float[np.ndarray, "n 4"], measured: Float[np.ndarray, " n"]) -> CostModel:
+    """Non-negative least squares of relative errors, so that small steps count as much as large ones.
+
+    Args:
+        counts: atoms, edges, triplets, quadruplets of each step.
+        measured: its cost, positive.
+    """
+    table = np.column_stack([np.ones(len(counts)), counts]) / measured[:, None]
+    # Columns differ by orders of magnitude.
+    size = np.maximum(np.abs(table).max(axis=0), 1e-300)
+    solution, _ = nnls(table / size, np.ones(len(counts)))
+    constant, atom, edge, triplet, quadruplet = (solution / size).tolist()
+    return CostModel(constant=constant, atom=atom, edge=edge, triplet=triplet, quadruplet=quadruplet)
+
+
+@dataclass(frozen=True)
+class SizeModel:
+    """Number of atoms → edges, triplets, quadruplets, for the structures of one data set.
+
+    With n atoms and k neighbours kept, there are at most n·min(n − 1, k) edges in a molecule. Each count is fitted as
+    a sum of n, n·d and n·d², d = min(n − 1, k), with coefficients that are not negative.
+
+    Attributes:
+        neighbours: k of the main graph.
+        coefficients: (3, 3) of edges, triplets, quadruplets.
+    """
+
+    neighbours: int
+    coefficients: np.ndarray
+
+    @classmethod
+    def fit(cls, counts: Sequence[Counts], neighbours: int) -> SizeModel:
+        """From structures whose graphs were built."""
+        table = np.array(counts, dtype=np.float64)
+        features = cls._features(table[:, 0], neighbours)
+        return cls(neighbours, np.stack([nnls(features, table[:, i])[0] for i in (1, 2, 3)]))
+
+    def counts(self, atoms: np.ndarray) -> np.ndarray:
+        """(n,) atoms → (n, 4) atoms, edges, triplets, quadruplets."""
+        n = np.asarray(atoms, dtype=np.float64)
+        return np.column_stack([n, self._features(n, self.neighbours) @ self.coefficients.T])
+
+    @staticmethod
+    def _features(n: np.ndarray, neighbours: int) -> np.ndarray:
+        d = np.minimum(np.maximum(n - 1, 0), neighbours)
+        return np.column_stack([n, n * d, n * d * d])
+
+
+def spread_rows(rows: TaskRows, count: int) -> np.ndarray:
+    """Positions of `count` structures, evenly spread over the sizes of a set."""
+    order = np.argsort(rows.sizes(), kind="stable")
+    return order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(int))]
+
+
+def size_model(rows: TaskRows, count: int = SAMPLED) -> SizeModel:
+    """What sizes imply in one set, learned from a few of its structures, always the same; as training sees them."""
+    counts = [_seen(rows, int(i)).graph.counts for i in spread_rows(rows, count)]
+    return SizeModel.fit(counts, rows.task.graph.max_neighbours)
+
+
+def _seen(rows: TaskRows, position: int) -> Item:
+    """A structure as training sees it: where edges are dropped, without some."""
+    return rows.item(position, (0, 0, position))
+
+
+def costs_by_size(rows: TaskRows, sizes: SizeModel, coefficients: Coefficients) -> Float[np.ndarray, " most_atoms"]:
+    """What `Source` takes: the cost of a structure by its number of atoms, (most atoms + 1,), positive."""
+    c = coefficients
+    counts = sizes.counts(np.arange(int(rows.sizes().max()) + 1))
+    cost = counts @ np.array([c.atom, c.edge, c.triplet, c.quadruplet])
+    return np.asarray(np.maximum(cost, 1e-3 * max(float(cost.max()), 1e-12)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What steps cost on this device.
+
+    Attributes:
+        seconds: of forward, backward and loss.
+        bytes: of what is made on the way, at its most.
+        data_seconds: of reading a structure and building its graph.
+        error: relative root mean square error of the fit of seconds.
+        batches: what was measured: structures, atoms, edges, triplets, quadruplets, seconds, bytes.
+        device: in words.
+    """
+
+    seconds: CostModel
+    bytes: CostModel
+    data_seconds: float
+    error: float
+    batches: tuple[Mapping[str, float | int], ...]
+    device: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """The inverse of `to_dict`."""
+        models = {k: CostModel(**values[k]) for k in ("seconds", "bytes")}
+        return cls(**{**values, **models, "batches": tuple(values["batches"])})
+
+
+def calibrate(
+    model: MultitaskModel,
+    tasks: Sequence[Task],
+    trials: Iterable[Sequence[Item]],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    patience: float = PATIENCE,
+) -> Calibration:
+    """Time forward and backward of real batches. The weights stay as they are.
+
+    Args:
+        model: anywhere; left on `device`, without gradients.
+        tasks: all tasks of the model.
+        trials: batches, the smallest first, made while they are asked for (see `trials_of`).
+        patience: seconds after which no larger batch is tried, nor is one where the memory did not hold the last.
+    """
+    device = torch.device(device)
+    model = model.to(device, dtype)
+    model.train()
+    built = 0.0
+    records: list[dict[str, float | int]] = []
+
+    def step(batch: Batch) -> None:
+        with autocast():
+            losses = structure_losses(model(batch.graph, batch.parts), batch, tasks)
+        torch.cat(losses).sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    began = start = time.perf_counter()
+    for items in trials:
+        batch = make_batch(items, tasks, dtype)
+        built += time.perf_counter() - start
+        batch = batch.to(device)
+        work = functools.partial(step, batch)
+        if not records:
+            # Loads and prepares what later passes find ready.
+            work()
+            began = time.perf_counter()
+        try:
+            used = _memory(work, device)
+            seconds = _seconds(work, device)
+        except (RuntimeError, MemoryError) as error:
+            if not records or not out_of_memory(error):
+                raise
+            model.zero_grad(set_to_none=True)
+            break
+        counts = np.sum([item.graph.counts for item in items], axis=0).tolist()
+        records.append(
+            {"structures": len(items), **dict(zip(Counts._fields, counts, strict=True)), "seconds": seconds}
+            | {"bytes": used}
+        )
+        if time.perf_counter() - began > patience:
+            break
+        start = time.perf_counter()
+    table = np.array([[r[k] for k in Counts._fields] for r in records], dtype=np.float64)
+    seconds_seen, bytes_seen = (np.array([r[k] for r in records], dtype=np.float64) for k in ("seconds", "bytes"))
+    fitted = fit_cost(table, seconds_seen)
+    threads = torch.get_num_threads()
+    return Calibration(
+        seconds=fitted,
+        bytes=fit_cost(table, np.maximum(bytes_seen, 1.0)),
+        data_seconds=built / sum(r["structures"] for r in records),
+        error=float(np.sqrt(np.mean((fitted.of(table) / seconds_seen - 1) ** 2))),
+        batches=tuple(records),
+        device=torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{threads} CPU thread{'s' * (threads > 1)}",
+    )
+
+
+def trials_of(source: Source, processes: int = 1) -> Iterator[list[Item]]:
+    """Of a process's share of a batch (64 structures at most): an eighth and a quarter of each set, then a half and
+    all of the mixture.
+
+    Args:
+        source: the batches.
+        processes: that share each.
+    """
+    whole = max(2, min(source.batch_size // processes, 64))
+    for size in sorted({max(1, whole // 8), max(1, whole // 4)}):
+        for rows in source.sets:
+            yield [_seen(rows, int(i)) for i in spread_rows(rows, size)]
+    which, row = (x[:whole] for x in source.chosen(0))
+    mixed = [_seen(source.sets[w], int(r)) for w, r in zip(which, row, strict=True)]
+    yield mixed[: whole // 2]
+    yield mixed
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return max(time.perf_counter() - start, 1e-9)
+
+
+def _memory(work: Callable[[], None], device: torch.device) -> int:
+    """Bytes a step needs beside weights at its worst: the allocator's on a GPU, of all tensors made on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with PeakBytes() as peak:
+        work()
+    return peak.most
+
+
+class PeakBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made while it is entered; as an allocator would, on any device.
+
+    Attributes:
+        most: of them alive at any one time. What a kernel uses while it runs is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._alive: dict[int, int] = {}
+        self._sum = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and (key := _storage(tensor)) not in given and key not in self._alive:
+                storage = tensor.untyped_storage()
+                self._alive[key] = storage.nbytes()
+                self._sum += storage.nbytes()
+                weakref.finalize(storage, self._forget, key)
+        self.most = max(self.most, self._sum)
+        return made
+
+    def _forget(self, key: int) -> None:
+        self._sum -= self._alive.pop(key)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a step would do.
+
+    Attributes:
+        flops: floating-point operations of the matrix products of forward and backward pass; a product and a sum
+            are two.
+        bytes: of what is made on the way, at its most, at 32 bits.
+        parameters: of the model.
+    """
+
+    flops: int
+    bytes: int
+    parameters: int
+
+
+def count_work(
+    choice: BackboneChoice, tasks: Sequence[Task], items: Sequence[Item], *, checkpointing: bool = False
+) -> Work:
+    """Count a training step of a model of any size, without its weights and without doing it.
+
+    Weights, positions and everything computed from them are on the meta device: shapes without numbers. Indices and
+    masks are real, since shapes depend on them (docs/decisions/0007-counting-work-without-doing-it.md).
+
+    Args:
+        choice: the backbone.
+        tasks: all tasks of the model.
+        items: the batch.
+        checkpointing: blocks are computed again in the backward pass.
+    """
+    batch = make_batch(items, tasks)
+    graph = batch.graph.with_positions(batch.graph.positions.to("meta"), batch.graph.cell.to("meta"))
+    with torch.device("meta"):
+        backbone, _ = build_backbone(choice.name, choice.settings)
+        model = MultitaskModel(backbone, {task.name: task.heads for task in tasks}).train()
+    if checkpointing:
+        checkpoint_activations(model)
+    with PeakBytes() as peak, _Shapes(), _Products() as products:
+        predictions = model(graph, batch.parts)
+        torch.stack([value.sum() for by_name in predictions.values() for value in by_name.values()]).sum().backward()
+    return Work(
+        flops=products.flops,
+        bytes=peak.most,
+        parameters=sum(p.numel() for p in cast(nn.Module, model).parameters()),
+    )
+
+
+class _Products(TorchDispatchMode):
+    """Adds up the operations of matrix products.
+
+    (What PyTorch's `FlopCounterMode` says, which holds on to tensors that checkpointed blocks have let go.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=made)
+        return made
+
+
+class _Shapes(TorchDispatchMode):
+    """Lets real tensors meet those of the meta device: they become shapes as soon as they do."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if any(isinstance(x, torch.Tensor) and x.is_meta for x in tree_leaves((args, kwargs))):
+            args, kwargs = tree_map(lambda x: self._shape(x) if isinstance(x, torch.Tensor) else x, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _shape(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_meta:
+            return tensor
+        # A tensor that was there already is no new one to whoever counts bytes.
+        with _disable_current_modes():
+            return tensor.to("meta")

@@ -1,0 +1,144 @@
+"""Where the numbers of a run go while it runs, besides its journal: Fabric's loggers, by name.
+
+`csv` writes metrics.csv and `tensorboard` the folder tensorboard/, both in the run's folder; `wandb` is that
+package's own logger for Fabric. An installed package adds others under the entry point group `eutectic.loggers`: a
+function of the run's folder and of the step it goes on from, which returns a `lightning_fabric.loggers.Logger`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from eutectic.atoms import EutecticError
+from eutectic.train.journal import read_journal
+
+Factory = Callable[[Path, int], Logger]
+
+
+def _csv(folder: Path, step: int) -> Logger:
+    return CSVLogger(folder, name="", version="", flush_logs_every_n_steps=20)
+
+
+def _tensorboard(folder: Path, step: int) -> Logger:
+    return TensorBoardLogger(folder, name="tensorboard", version="", purge_step=step, default_hp_metric=False)
+
+
+def _wandb(folder: Path, step: int) -> Logger:
+    from wandb.integration.lightning.fabric import WandbLogger  # type: ignore[import-not-found,unused-ignore]
+
+    made: Logger = WandbLogger(name=folder.name, save_dir=str(folder), project="eutectic", id=folder.name)
+    return made
+
+
+KNOWN: Mapping[str, tuple[Factory, str]] = {
+    "csv": (_csv, "lightning_fabric"),
+    "tensorboard": (_tensorboard, "tensorboard"),
+    "wandb": (_wandb, "wandb"),
+}
+"""Name → what makes it, and the package it needs."""
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def chosen(names: Sequence[str] | None) -> dict[str, Factory]:
+    """The loggers of a run; csv, and tensorboard where it is installed, if none is named.
+
+    Raises:
+        EutecticError: no logger of that name, or its package is not installed.
+    """
+    if names is None:
+        names = [name for name in ("csv", "tensorboard") if installed(KNOWN[name][1])]
+    others = {point.name: point for point in entry_points(group="eutectic.loggers")}
+    factories: dict[str, Factory] = {}
+    for name in names:
+        if name in others:
+            factories[name] = others[name].load()
+        elif name not in KNOWN:
+            every = [*KNOWN, *others]
+            near = difflib.get_close_matches(name, every, 1)
+            raise EutecticError(
+                "loggers",
+                repr(name),
+                f"one of {', '.join(every)}",
+                f"did you mean {near[0]!r}?" if near else "name one of these",
+            )
+        elif not installed(KNOWN[name][1]):
+            raise EutecticError(
+                "loggers",
+                f"{name!r}, and the package {KNOWN[name][1]!r} is not installed",
+                "an installed one",
+                f"pip install {KNOWN[name][1]}, or leave out --loggers {name}",
+            )
+        else:
+            factories[name] = KNOWN[name][0]
+    return factories
+
+
+class Loggers:
+    """All loggers of a run.
+
+    Args:
+        factories: see `chosen`.
+        folder: the run's.
+        sets: names of the data sets: columns are the same from the first row to the last.
+    """
+
+    def __init__(self, factories: Mapping[str, Factory], folder: Path, sets: Iterable[str]) -> None:
+        self._factories, self._folder, self._sets = factories, folder, tuple(sets)
+        self._loggers: list[Logger] | None = None
+
+    def stepped(self, entry: Mapping[str, Any]) -> None:
+        """One entry of the journal."""
+        self._begin(entry["step"])
+        row = self._row(entry)
+        for logger in self._loggers or ():
+            logger.log_metrics(row, entry["step"])
+
+    def validated(self, step: int, by_set: Mapping[str, Mapping[str, float]]) -> None:
+        """Errors on held-out structures, in physical units. Not to a table, which has one row for each step."""
+        self._begin(step)
+        row = {f"validation/{name}/{key}": v for name, errors in by_set.items() for key, v in errors.items()}
+        for logger in self._loggers or ():
+            if not isinstance(logger, CSVLogger):
+                logger.log_metrics(row, step)
+
+    def close(self) -> None:
+        """Write what is waiting."""
+        for logger in self._loggers or ():
+            logger.finalize("success")
+
+    def _begin(self, step: int) -> None:
+        """At the first thing that is told: what is known of earlier steps is kept, of later ones forgotten."""
+        if self._loggers is not None:
+            return
+        self._loggers = []
+        for make in self._factories.values():
+            with warnings.catch_warnings():
+                # The run's folder is not empty, and the table in it is about to be made again: that is meant.
+                warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+                logger = make(self._folder, step)
+                if isinstance(logger, CSVLogger):
+                    _ = logger.experiment
+            self._loggers.append(logger)
+            if isinstance(logger, CSVLogger):
+                for entry in read_journal(self._folder):
+                    if entry["step"] < step:
+                        logger.log_metrics(dict(self._row(entry)), entry["step"])
+
+    def _row(self, entry: Mapping[str, Any]) -> dict[str, float]:
+        by_set = entry.get("loss_by_set", {})
+        row = {k: float(v) for k, v in entry.items() if isinstance(v, int | float) and k != "step" and math.isfinite(v)}
+        row.update({f"loss/{name}": float(by_set.get(name, math.nan)) for name in self._sets})
+        return row
