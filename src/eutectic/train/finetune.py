@@ -179,6 +179,8 @@ def finetune(
             "seed": settings.train.seed,
             "elements": sorted(store.composition()),
         }
+        if start is not None:
+            provenance["pretrained"] = dict(start.provenance)
         described = TrainedModel(final, (task,), choice.name, choice.settings, graph, provenance)
         save_model(folder / "model", described)
         half = folder / ".result.json.writing"

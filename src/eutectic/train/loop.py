@@ -23,6 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from eutectic.atoms import EutecticError, Interrupted
 from eutectic.models.multitask import MultitaskModel
+from eutectic.models.products import prefer_fast_products
 from eutectic.tasks import Task
 from eutectic.tasks.folder import TrainedModel
 from eutectic.train.bad_step import save_bad_step
@@ -107,6 +108,8 @@ def train(
     dtype = DTYPES.get(settings.precision, torch.float32)
     first, world = fabric.global_rank == 0, fabric.world_size
     model = model.to(fabric.device, dtype)
+    if fabric.device.type == "cpu" and settings.precision == "32-true":
+        prefer_fast_products(model)
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     average = Average(model, optimiser_settings.ema_decay)
@@ -348,10 +351,10 @@ def _compiled(model: MultitaskModel) -> MultitaskModel:
 
 def _check_shareable(tasks: Sequence[Task]) -> None:
     for task in tasks:
-        if any(target.settings.head.kind == "gradient_forces" for target in task.targets.values()):
+        if any(target.settings.head.kind.startswith("gradient_") for target in task.targets.values()):
             raise EutecticError(
                 f"train.strategy, task {task.name}",
-                "fsdp with forces that are the gradient of an energy",
+                "fsdp with forces or stress that are derivatives of an energy",
                 "direct forces: the inner derivative would gather and free parameters at the wrong time",
                 "use train.strategy ddp",
             )
