@@ -136,8 +136,8 @@ class Plan:
         if counted:
             table.add_column("GFLOP each", justify="right")
         for s in self.sets:
-            row = [s.name, f"{s.structures:,}", f"{100 * s.share:.0f} %", f"{s.epochs:.3g}", f"{s.atoms:.0f}"]
-            row += [f"{s.edges:.0f}", _many(s.drawn * s.atoms), *([f"{s.gflops:,.1f}"] if counted else [])]
+            row = [s.name, _short(s.structures), f"{100 * s.share:.0f} %", f"{s.epochs:.3g}", f"{s.atoms:.0f}"]
+            row += [f"{s.edges:.0f}", _short(s.drawn * s.atoms), *([f"{s.gflops:,.1f}"] if counted else [])]
             table.add_row(*row)
         console.print(table)
         console.print(
@@ -165,6 +165,14 @@ class Plan:
                 )
         for sentence in self.assumptions:
             console.print(f"[dim]assumed: {sentence}[/]", highlight=False)
+
+
+def _short(value: float) -> str:
+    """For a column: 1,748, 100 M, 14.6 G."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:,.0f}"
 
 
 def _many(value: float | int) -> str:
