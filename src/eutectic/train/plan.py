@@ -167,7 +167,7 @@ class Plan:
             console.print(f"[dim]assumed: {sentence}[/]", highlight=False)
 
 
-def _short(value: float) -> str:
+def _short(value: int | float) -> str:
     """For a column: 1,748, 100 M, 14.6 G."""
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= size:
