@@ -22,7 +22,7 @@ from torch import Tensor
 from eutectic.atoms import Structure
 from eutectic.graph import Edges, Graph, GraphSettings, build_graph, collate
 from eutectic.graph.indices import layout, quadruplet_list, triplet_list
-from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
+from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings, layers
 from eutectic.models.gemnet_oc.published import (
     EMBEDDING,
     from_published,
@@ -35,6 +35,12 @@ FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures" / "gemnet_oc
 needs_fixtures = pytest.mark.skipif(
     not FIXTURES.is_dir(), reason=f"the published implementation's arrays are not at {FIXTURES}"
 )
+
+
+@pytest.fixture(autouse=True)
+def whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reduced models take the same way through the backward pass as whole ones."""
+    monkeypatch.setattr(layers, "SMALL", 0)
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from eutectic.atoms import Structure
 from eutectic.data.store import Store
 from eutectic.graph import Graph, GraphSettings, build_graph, collate
 from eutectic.models import Backbone
-from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
+from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings, layers
 from eutectic.models.heads import HeadSettings, pool
 from eutectic.models.multitask import MultitaskModel, Part
 from eutectic.models.painn import PaiNN, PaiNNSettings
@@ -155,8 +155,12 @@ def test_stress_is_the_energy_by_strain_and_volume(backbone: Callable[[], Backbo
 
 
 @pytest.mark.parametrize("backbone", [_backbone, _gemnet], ids=["painn", "gemnet_oc"])
-def test_derivatives_of_the_energy_can_be_learned_from(backbone: Callable[[], Backbone]) -> None:
+@pytest.mark.parametrize("small", [0, layers.SMALL], ids=["made again", "kept"])
+def test_derivatives_of_the_energy_can_be_learned_from(
+    backbone: Callable[[], Backbone], small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """∂/∂w of forces and stress, by differences of the weight."""
+    monkeypatch.setattr(layers, "SMALL", small)
     model, graph, parts = _derived(backbone())
 
     def loss() -> torch.Tensor:

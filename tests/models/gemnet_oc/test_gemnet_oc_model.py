@@ -207,6 +207,14 @@ def _gradients(backbone: GemNetOC, graph: Graph) -> tuple[Tensor, dict[str, Tens
     return loss.detach(), gradients
 
 
+def test_what_is_made_again_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, graph = _model(), _graph(_molecule(6), _crystal())
+    kept = _gradients(backbone, graph)
+    monkeypatch.setattr(layers, "SMALL", 0)
+    again = _gradients(backbone, graph)
+    torch.testing.assert_close(again, kept, rtol=0, atol=0)
+
+
 def test_blocks_computed_twice_give_the_same() -> None:
     backbone, graph = _model(), _graph(_molecule(6), _crystal())
     loss, expected = _gradients(backbone, graph)
@@ -224,7 +232,8 @@ def _alive(backbone: GemNetOC, graph: Graph) -> int:
     return sum(event.self_cpu_memory_usage for event in profile.key_averages())
 
 
-def test_what_is_cheap_is_not_kept() -> None:
+def test_what_is_cheap_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "SMALL", 0)
     backbone, graph = _model(GemNetOCSettings.tiny()), _graph(_molecule(9), _crystal())
     lean = _alive(backbone, graph)
     token = layers._KEEPING_ALL.set(True)

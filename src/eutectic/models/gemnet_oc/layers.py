@@ -105,6 +105,9 @@ Maker = Callable[[], Tensor]
 """Makes a tensor's values once more, from others that are kept anyway."""
 
 
+SMALL = 2**18
+"""Tensors of fewer elements are kept: making them again costs more time than their megabyte is worth."""
+
 _KEEPING_ALL: ContextVar[bool] = ContextVar("keeping_all", default=False)
 
 
@@ -131,6 +134,8 @@ def remade(*cheap: tuple[Tensor, Maker | None]) -> AbstractContextManager[object
     """
     # A compiler decides for itself what to keep.
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or _KEEPING_ALL.get():
+        return nullcontext()
+    if cheap[0][0].numel() < SMALL:
         return nullcontext()
     makers = {_place(tensor): maker for tensor, maker in cheap if maker is not None}
     device = cheap[0][0].device
