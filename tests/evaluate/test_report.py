@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from ase.build import molecule
-from made_up import make_run, make_store, make_task, slab
+from made_up import make_run, make_task, slab
 from rich.console import Console
 
 from eutectic.atoms import Structure
 from eutectic.evaluate import wording
-from eutectic.evaluate.comparison import DemoResults, PretrainingSummary, summarise
-from eutectic.evaluate.report import write_demo_report, write_finetune_report, write_pretrain_report
+from eutectic.evaluate.comparison import DemoResults, PretrainingSummary
+from eutectic.evaluate.report import write_demo_report, write_finetune_report
 from eutectic.evaluate.table import comparison_table
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/x> $a$ [red]"
@@ -168,29 +168,6 @@ def test_odd_numbers_can_be_drawn(tmp_path: Path) -> None:
         path = tmp_path / "odd.html"
         write_finetune_report(path, make_task("odd", runs, steps=200))
         check_self_contained(path)
-
-
-def test_pretrain_report(results: DemoResults, tmp_path: Path) -> None:
-    assert results.pretraining is not None
-    write_pretrain_report(tmp_path / "p.html", results.pretraining, settings={"steps": 3})
-    text, _ = check_self_contained(tmp_path / "p.html")
-    assert "10× below" in text or "10.0× below" in text
-
-
-def test_pretrain_report_with_nothing_noted_yet(tmp_path: Path) -> None:
-    store = make_store(tmp_path, "lone", [Structure.from_ase(molecule("H2O"))], citation="https://doi.org/10.1/x")
-    summary = PretrainingSummary(
-        sets=[summarise(store, 0)],
-        journal=[],
-        validation=[],
-        drawn={},
-        seconds=0.0,
-        n_parameters=10,
-        backbone="gemnet_oc",
-    )
-    write_pretrain_report(tmp_path / "p.html", summary)
-    text, _ = check_self_contained(tmp_path / "p.html")
-    assert "https://doi.org/10.1/x" in text
 
 
 def test_terminal_table_fits_80_columns(results: DemoResults) -> None:

@@ -10,7 +10,7 @@ from eutectic.evaluate.comparison import (
     Trial,
     summarise,
 )
-from eutectic.evaluate.report import write_demo_report, write_finetune_report, write_pretrain_report
+from eutectic.evaluate.report import write_demo_report, write_finetune_report
 from eutectic.evaluate.table import comparison_table
 
 __all__ = [
@@ -25,5 +25,4 @@ __all__ = [
     "summarise",
     "write_demo_report",
     "write_finetune_report",
-    "write_pretrain_report",
 ]

@@ -93,33 +93,6 @@ def write_finetune_report(
     write_whole(path, page.document(f"Fine-tuning: {task.title}", lead, sections, FOOT))
 
 
-def write_pretrain_report(
-    path: Path,
-    pretraining: PretrainingSummary,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    times: Mapping[str, Any] | None = None,
-    environment: Mapping[str, Any] | None = None,
-) -> None:
-    """Write the report of a pre-training run alone.
-
-    Args:
-        path: the HTML file to write, whole or not at all.
-        pretraining: what was learned from and how it went.
-        settings, times, environment: as in `DemoResults`.
-
-    Raises:
-        EutecticError: the file cannot be written.
-    """
-    sections = [
-        ("What was learned from", _sets(pretraining)),
-        ("Pre-training", _pretraining(pretraining)),
-        ("Settings", _facts(settings or {}, times or {}, environment or {})),
-    ]
-    lead = f"One {pretraining.backbone} model, {len(pretraining.sets)} data sets at once."
-    write_whole(path, page.document("Joint pre-training", lead, sections, FOOT))
-
-
 def _headline(results: DemoResults) -> str:
     starts = _starts(results.tasks)
     if len(starts) < 2:
