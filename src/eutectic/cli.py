@@ -859,9 +859,12 @@ def data_generate(
 ) -> None:
     """Make the embedded data sets again, or larger ones (needs `pip install 'eutectic[generate]'`).
 
-    A killed or stopped generation goes on where it was.
+    A killed or stopped generation goes on where it was. A larger scale begins with what is embedded, or with a smaller
+    store of the same seed at the same place, and makes only what that lacks.
 
     **Examples**
+
+    `eutectic data generate molecules --out my-data --scale 4`
 
     `eutectic data generate molecules --out my-data --scale 0.1`
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on_and_ends_with_what_two_workers_made(tmp_path: Path
     running.wait()
     assert not made.exists()
     # A chunk that was being written when the run was killed has no report.
-    (work / "chunk-00001").mkdir(exist_ok=True)
+    (work / "chunk-0000100").mkdir(exist_ok=True)
     subprocess.run([sys.executable, str(script)], check=True, stdout=subprocess.DEVNULL)
     assert not work.exists()
     one, two = (
@@ -156,6 +156,43 @@ def test_another_store_is_not_written_over(tmp_path: Path) -> None:
     assert generate(["molecules"], tmp_path) == {"molecules": len(store("molecules"))}
     with pytest.raises(EutecticError, match="--overwrite"):
         generate(["molecules"], tmp_path, seed=1)
+
+
+def test_a_store_grows_by_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row, made = store("molecules")[0], []
+
+    def make(item: int, seed: int) -> list[LabelledStructure]:
+        made.append(item)
+        if item == 1:
+            raise engine.Rejected("no conformer")
+        return [LabelledStructure(structure=row.structure, labels=row.labels, id=f"{seed}/{item}", group="")]
+
+    def here(generator: engine.Generator, seed: int, todo: dict[Path, range], n_items: int, workers: int) -> None:
+        for folder, items in todo.items():
+            engine.make_chunk(generator, seed, items, folder)
+
+    monkeypatch.setattr(engine, "_make_all", here)
+    monkeypatch.setattr(engine, "embedded", dict)
+    generator = engine.Generator(card=GENERATORS["molecules"].card, items=10, make=make, needs=(), chunk=4)
+    run = partial(engine.run, generator, seed=0, workers=1, overwrite=False)
+    assert run(tmp_path / "grown", scale=1.0) == 9
+    assert run(tmp_path / "grown", scale=2.0) == 19
+    assert run(tmp_path / "grown", scale=3.0) == 29
+    assert made == list(range(30))
+    grown = Store(tmp_path / "grown" / "molecules")
+    assert [r.id for r in grown] == [f"0/{item}" for item in range(30) if item != 1]
+    assert grown.card.notes[-2:] == (
+        "Made from 30 items with seed 0.",
+        "Left out of items below 10: 1 × no conformer.",
+    )
+    # The embedded store is a beginning too, of its own seed only; and a store never shrinks.
+    monkeypatch.setattr(engine, "embedded", lambda: {"molecules": tmp_path / "grown" / "molecules"})
+    assert run(tmp_path / "other", scale=4.0) == 39
+    assert made == list(range(40))
+    assert run(tmp_path / "seed", scale=4.0, seed=1) == 39
+    assert len(made) == 80
+    with pytest.raises(EutecticError, match="--overwrite"):
+        run(tmp_path / "grown", scale=1.0)
 
 
 # The labels

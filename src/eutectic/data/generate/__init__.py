@@ -52,7 +52,8 @@ def generate(
     Args:
         names: which; None is all of them.
         out: a folder; each store becomes `out/<name>`.
-        scale: share of each set's items; the items of a smaller scale are the first of a larger one.
+        scale: share of each set's items; the items of a smaller scale are the first of a larger one, and are
+            taken from the embedded store, or a smaller one at the same place, rather than made again.
         seed: fixes every structure, whatever the number of workers.
         workers: processes, of one thread each; None is one per core.
         overwrite: replace stores that were made with another scale or seed.

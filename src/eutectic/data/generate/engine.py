@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import multiprocessing
+import re
 import shutil
 import signal
 import zlib
@@ -29,11 +30,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from eutectic.atoms import EutecticError, Interrupted, LabelledStructure
 from eutectic.data.card import Card
+from eutectic.data.catalogue import embedded
 from eutectic.data.store import Store, write_store
 from eutectic.data.workers import end_workers, one_thread_each, start_worker
 
 MAX_FORCE = 50.0
 """Structures with a larger force component (eV/Å) are left out: no path or trajectory goes there."""
+
+LEFT_OUT = "Left out"
+"""How a note about items that could not be used begins."""
 
 EXTRA = "pip install 'eutectic[generate]'"
 
@@ -203,6 +208,22 @@ def provenance(generator: Generator, scale: float, seed: int) -> str:
     return f"Made from {generator.count(scale)} items with seed {seed}."
 
 
+def items_in(store: Store, seed: int) -> int:
+    """Of how many items a store holds what could be made; 0 if it was made with another seed."""
+    made = (re.fullmatch(r"Made from (\d+) items with seed (\d+)\.", note) for note in store.card.notes)
+    return next((int(m[1]) for m in made if m and int(m[2]) == seed), 0)
+
+
+def _beginning(card: Card, path: Path, seed: int, n_items: int) -> tuple[Path, int] | None:
+    """The largest store that holds the first of these items already, the embedded one or one at `path`.
+
+    Items depend on their number and the seed alone, so that nothing is made twice.
+    """
+    there = [folder for folder in (path, embedded().get(card.name)) if folder is not None and folder.exists()]
+    made = [(folder, n) for folder in there if 0 < (n := items_in(Store(folder), seed)) < n_items]
+    return max(made, key=lambda entry: entry[1], default=None)
+
+
 def _rows(folders: Iterable[Path]) -> Iterator[LabelledStructure]:
     seen: set[str] = set()
     for folder in folders:
@@ -213,7 +234,9 @@ def _rows(folders: Iterable[Path]) -> Iterator[LabelledStructure]:
 
 
 def run(generator: Generator, out: Path, *, scale: float, seed: int, workers: int, overwrite: bool) -> int:
-    """Make one data set, or go on making it.
+    """Make one data set, or go on making it, or make it larger.
+
+    What the embedded store, or a smaller one at the same place, holds of the same seed is taken as it is.
 
     Args:
         generator: what to make.
@@ -231,24 +254,26 @@ def run(generator: Generator, out: Path, *, scale: float, seed: int, workers: in
         Interrupted: Ctrl-C; finished chunks are kept.
     """
     card, path = generator.card, out / generator.card.name
-    note = provenance(generator, scale, seed)
-    if path.exists() and not overwrite:
+    note, n_items = provenance(generator, scale, seed), generator.count(scale)
+    beginning = _beginning(card, path, seed, n_items)
+    grown = beginning is not None and beginning[0] == path
+    if path.exists() and not (overwrite or grown):
         if note in (store := Store(path)).card.notes:
             return len(store)
         raise EutecticError(
             str(path), "a store made otherwise is there", note, "choose another --out, or pass --overwrite"
         )
     generator.check_extras()
-    work, plan = out / f".{card.name}.work", _plan(generator, scale, seed)
+    first = beginning[1] if beginning else 0
+    work, plan = out / f".{card.name}.work", {**_plan(generator, scale, seed), "first": first}
     if work.exists() and (not (work / "plan.json").exists() or json.loads((work / "plan.json").read_text()) != plan):
         shutil.rmtree(work)
     if not work.exists():
         work.mkdir(parents=True)
         (work / "plan.json").write_text(json.dumps(plan))
-    n_items = generator.count(scale)
     chunks = {
-        work / f"chunk-{start // generator.chunk:05d}": range(start, min(start + generator.chunk, n_items))
-        for start in range(0, n_items, generator.chunk)
+        work / f"chunk-{start:07d}": range(start, min(start + generator.chunk, n_items))
+        for start in range(first, n_items, generator.chunk)
     }
     todo = {folder: items for folder, items in chunks.items() if not (folder / "report.json").exists()}
     _make_all(generator, seed, todo, n_items, workers)
@@ -256,9 +281,16 @@ def run(generator: Generator, out: Path, *, scale: float, seed: int, workers: in
     for folder in chunks:
         rejected.update(json.loads((folder / "report.json").read_text()))
     notes = [note]
+    if beginning:
+        earlier = [kept for kept in Store(beginning[0]).card.notes if kept.startswith(LEFT_OUT)]
+        notes += [kept if " of items " in kept else f"{LEFT_OUT} of items below {first}{kept[8:]}" for kept in earlier]
     if rejected:
-        notes.append("Left out: " + "; ".join(f"{n} × {why}" for why, n in sorted(rejected.items())) + ".")
-    written = write_store(path, replace(card, notes=(*card.notes, *notes)), _rows(chunks), overwrite=overwrite)
+        where = f" of items from {first}" if first else ""
+        notes.append(f"{LEFT_OUT}{where}: " + "; ".join(f"{n} × {why}" for why, n in sorted(rejected.items())) + ".")
+    folders = [*([beginning[0]] if beginning else []), *chunks]
+    written = write_store(
+        path, replace(card, notes=(*card.notes, *notes)), _rows(folders), overwrite=overwrite or grown
+    )
     shutil.rmtree(work)
     return written
 
