@@ -23,6 +23,7 @@ COMMANDS = [
     ["demo"],
     ["import-jmp"],
     ["predict"],
+    ["models"],
     ["data", "list"],
     ["data", "prepare"],
     ["data", "info"],

@@ -313,7 +313,7 @@ def finetune(
     start: Annotated[str, typer.Option(help="`pretrained`, `scratch`, or `both` for a comparison.")] = "pretrained",
     model: Annotated[
         Path | None,
-        typer.Option(help="Folder of the pre-trained model. A start from scratch takes its size."),
+        typer.Option(help="Pre-trained model: `eutectic-small`, or a folder. A start from scratch takes its size."),
     ] = None,
     train: Annotated[int | None, typer.Option(help="Training structures; all of the split's if not given.")] = None,
     validation: Annotated[int | None, typer.Option(help="Validation structures.")] = None,
@@ -338,12 +338,12 @@ def finetune(
 
     **Examples**
 
-    `eutectic finetune md_aspirin -p forces --model demo-output/pretrain/model --train 100 --out runs/aspirin`
+    `eutectic finetune md_aspirin -p forces --model eutectic-small --train 100 --out runs/aspirin`
 
     `eutectic data prepare rmd17 --molecule ethanol --source rmd17.tar.bz2 --store stores/ethanol`
 
     `eutectic finetune stores/ethanol -p forces --split official_01 --train 50 --start both --seeds 3
-    --model demo-output/pretrain/model --rate 1e-3 --rate 3e-3 --out runs/ethanol`
+    --model eutectic-small --rate 1e-3 --rate 3e-3 --out runs/ethanol`
     """
     from eutectic.data.catalogue import open_store
     from eutectic.evaluate.comparison import DemoResults, Start, varied
@@ -368,8 +368,8 @@ def finetune(
         raise EutecticError(
             "--model",
             "nothing",
-            f"the folder of a pre-trained model, for --start {start}",
-            "make one with `eutectic pretrain demo --out runs/demo` and pass --model runs/demo/model",
+            f"a pre-trained model, for --start {start}",
+            "pass --model eutectic-small, which comes with the package, or the model of a pre-training of your own",
         )
     from eutectic.atoms import PROPERTIES
 
@@ -563,7 +563,7 @@ def import_jmp(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a model, or `eutectic-small`.")],
     structures: Annotated[Path, typer.Argument(help="A file that ASE reads.")],
     task: Annotated[str, typer.Option(help="Which of the model's tasks: decides heads, graph and level of theory.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Extended xyz to write.")] = None,
@@ -627,6 +627,48 @@ def predict(
         console.print(f"{len(predictions)} structures, task {task} ({_plain(asked.theory)}): {out}")
         if note is not None:
             console.print(f"[yellow]energies are[/] {_plain(note)}")
+
+
+@app.command()
+def models(
+    model: Annotated[
+        Path | None, typer.Argument(help="Name or folder of one; all that are shipped if not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines: everything, weights aside.")] = False,
+) -> None:
+    """Models that come with the package; or what one is, was trained on, and can predict.
+
+    **Examples**
+
+    `eutectic models`
+
+    `eutectic models eutectic-small`
+
+    `eutectic models runs/demo/model --json`
+    """
+    from eutectic.tasks.folder import describe_model, load_model
+    from eutectic.tasks.shipped import CARD, model_folder, shipped_models
+
+    if model is None:
+        every = {name: describe_model(load_model(folder)) for name, folder in shipped_models().items()}
+        if as_json:
+            sys.stdout.write(json.dumps(every, indent=1, ensure_ascii=False) + "\n")
+            return
+        for name, told in every.items():
+            tasks = ", ".join(cast("dict[str, Any]", told["tasks"]))
+            console.print(f"[bold]{_plain(name)}[/]  {told['backbone']}, {told['parameters']:,} parameters: {tasks}")
+        console.print("More of one: eutectic models NAME; fine-tune from it: eutectic finetune … --model NAME")
+        return
+    folder = model_folder(model)
+    told = describe_model(load_model(folder))
+    if as_json:
+        sys.stdout.write(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        return
+    _show({key: value for key, value in told.items() if key not in ("settings", "provenance")})
+    if (folder / CARD).is_file():
+        from rich.markdown import Markdown
+
+        console.print(Markdown((folder / CARD).read_text()))
 
 
 @data_app.command("list")

@@ -6,7 +6,14 @@ from collections.abc import Callable
 
 from eutectic.recipes.demonstration import demo
 from eutectic.recipes.joint import jmp_l, jmp_s
+from eutectic.recipes.small import eutectic_small, eutectic_small_molecules
 from eutectic.train.settings import PretrainSettings
 
-RECIPES: dict[str, Callable[[], PretrainSettings]] = {"demo": demo, "jmp_s": jmp_s, "jmp_l": jmp_l}
+RECIPES: dict[str, Callable[[], PretrainSettings]] = {
+    "demo": demo,
+    "eutectic_small": eutectic_small,
+    "eutectic_small_molecules": eutectic_small_molecules,
+    "jmp_s": jmp_s,
+    "jmp_l": jmp_l,
+}
 """Pre-training recipes by name."""

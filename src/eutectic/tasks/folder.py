@@ -12,16 +12,19 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
+from ase.data import chemical_symbols
 from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from eutectic.atoms import EutecticError
+from eutectic.atoms import PROPERTIES, EutecticError
 from eutectic.graph import GraphSettings
 from eutectic.models import BACKBONES, Backbone
 from eutectic.models.multitask import MultitaskModel
+from eutectic.tasks.shipped import model_folder
 from eutectic.tasks.task import Task
 
 FORMAT = "eutectic-model-1"
@@ -105,13 +108,13 @@ def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
-def load_model(path: Path) -> TrainedModel:
-    """Read a model folder.
+def load_model(path: str | Path) -> TrainedModel:
+    """Read a model folder, or a model that comes with the package, by its name.
 
     Raises:
         EutecticError: not a model folder, another format version, or weights that do not fit the settings.
     """
-    path = Path(path)
+    path = model_folder(path)
     try:
         description = json.loads((path / "model.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -151,6 +154,29 @@ def load_model(path: Path) -> TrainedModel:
         graph=GraphSettings.model_validate(description["graph"]),
         provenance=description["provenance"],
     )
+
+
+def describe_model(model: TrainedModel) -> dict[str, object]:
+    """What `eutectic models` shows of one, as plain JSON."""
+    backbone = sum(p.numel() for p in cast("torch.nn.Module", model.module.backbone).parameters())
+    return {
+        "backbone": model.backbone,
+        "parameters": sum(p.numel() for p in model.module.parameters()),
+        "parameters_of_backbone": backbone,
+        "cutoff": model.graph.cutoff,
+        "max_neighbours": model.graph.max_neighbours,
+        "tasks": {
+            task.name: {
+                "properties": {name: PROPERTIES[name].unit for name in task.targets},
+                "theory": task.theory,
+                "scales": {name: target.normaliser.scale for name, target in task.targets.items()},
+            }
+            for task in model.tasks
+        },
+        "elements": [chemical_symbols[z] for z in sorted(elements_seen(model))],
+        "settings": dict(model.backbone_settings),
+        "provenance": dict(model.provenance),
+    }
 
 
 def elements_seen(model: TrainedModel) -> set[int]:

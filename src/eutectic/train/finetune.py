@@ -209,7 +209,7 @@ def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSetti
     model_folder = settings.like if settings.start == "scratch" else settings.start
     if model_folder is None:
         return settings.backbone or BackboneChoice(), settings.graph or GraphSettings(), None
-    model = load_model(Path(model_folder))
+    model = load_model(model_folder)
     if settings.backbone is not None:
         raise EutecticError(
             "backbone",

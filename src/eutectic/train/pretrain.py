@@ -202,7 +202,7 @@ def _essence(stored: Mapping[str, Any], kind: type[Settings]) -> dict[str, Any]:
 
 def _prepare(settings: PretrainSettings) -> _Prepared:
     loggers = chosen_loggers(settings.loggers)
-    start = None if settings.start is None else load_model(Path(settings.start))
+    start = None if settings.start is None else load_model(settings.start)
     backbone, graph = settings.backbone, settings.graph
     tasks: list[Task] = []
     if start is not None:
@@ -572,7 +572,7 @@ def _finish(
     steps = settings.train.steps
     drawn = dict(zip(source.mixture.names, source.drawn(steps * settings.train.accumulate).tolist(), strict=True))
     seen = sum(drawn.values())
-    start = None if settings.start is None else load_model(Path(settings.start))
+    start = None if settings.start is None else load_model(settings.start)
     before = {} if start is None else dict(cast("Mapping[str, Any]", start.provenance.get("pretrained_on", {})))
     provenance = {
         "eutectic": eutectic.__version__,

@@ -1,0 +1,355 @@
+"""What a pre-trained backbone is worth: fine-tuning from it, from another one and from scratch.
+
+    eutectic data prepare rmd17:ethanol            # rmd17:toluene, rmd17:aspirin, matbench:jdft2d
+    eutectic data prepare oc20:free_energy --source DIRECTORY-OF-OC20-TRAJECTORIES
+    python benchmarks/transfer.py --joint eutectic-small --molecules runs/eutectic-small-molecules/model --out study
+    python benchmarks/transfer.py … --only scratch   # a part of the runs, before a backbone is finished
+
+Tasks, grid and budgets below were fixed before any result was seen. Three starts (scratch, the joint backbone, one
+trained for as many steps on molecules alone) share model size, data, batches and number of steps. The learning rate of
+each start is chosen on validation data by the same grid, with a seed that no reported run uses; rMD17's are chosen at
+200 structures for all three sizes, jdft2d's on fold 0. Writes `results.json`, `table.md` and `report.html`.
+Interrupted, it goes on where it stopped. About 350 runs; an hour and a half of two CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from eutectic.evaluate.comparison import DemoResults, TaskComparison, Trial
+from eutectic.evaluate.report import write_demo_report
+from eutectic.recipes.comparison import (
+    FINETUNING_OPTIMISER,
+    SWEEP_SEED,
+    Choice,
+    best_choices,
+    comparison,
+    environment,
+    target_of,
+)
+from eutectic.recipes.small import BACKBONE, GRAPH
+from eutectic.train.finetune import FinetuneResult
+from eutectic.train.runs import run_all
+from eutectic.train.settings import DataSettings, FinetuneSettings, TrainSettings
+
+RATES = (1e-3, 2.5e-3, 6e-3)
+SEEDS = (0, 1, 2)
+STARTS = ("scratch", "joint", "molecules")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One row of the table.
+
+    Attributes:
+        name, title: for tables.
+        store: name of an embedded or prepared set.
+        property: what is learned and judged.
+        train, validation, test: structures; None is all of the split's.
+        batch_size, steps: the budget, the same for all starts.
+        splits: one run each; seeds repeat a single split instead.
+        rates_of: the task whose learning rates are taken; its own if None.
+        kind: what the mean is taken over.
+    """
+
+    name: str
+    title: str
+    store: str
+    property: str
+    kind: str
+    train: int | None = None
+    validation: int | None = None
+    test: int | None = None
+    batch_size: int = 8
+    steps: int = 240
+    splits: tuple[str | None, ...] = (None,)
+    rates_of: str | None = None
+
+
+def _rmd17(molecule: str, train: int) -> Task:
+    return Task(
+        name=f"{molecule}-{train}",
+        title=f"rMD17 {molecule}, {train} structures",
+        store=f"rmd17:{molecule}",
+        property="forces",
+        kind="rMD17",
+        train=train,
+        validation=50,
+        test=400,
+        splits=("official_01",),
+        rates_of=None if train == 200 else f"{molecule}-200",
+    )
+
+
+def _demo(name: str, title: str, store: str, property: str, train: int, batch_size: int) -> Task:
+    held_out = {"validation": 50 if train < 1000 else 120, "test": 100 if store == "crystals" else 200}
+    return Task(
+        name=name,
+        title=title,
+        store=store,
+        property=property,
+        kind="demonstration",
+        train=train,
+        batch_size=batch_size,
+        **held_out,
+    )
+
+
+def _qm9(property: str, title: str) -> Task:
+    return Task(
+        name=f"qm9-{property}",
+        title=f"QM9 {title}, 2000 molecules",
+        store="qm9_sample",
+        property=property,
+        kind="QM9",
+        train=2000,
+        validation=200,
+        test=800,
+        batch_size=16,
+    )
+
+
+TASKS: tuple[Task, ...] = (
+    _demo("aspirin", "Aspirin MD at 500 K, 100", "md_aspirin", "forces", 100, 8),
+    _demo("alanine-dipeptide", "Alanine dipeptide MD at 500 K, 100", "md_alanine_dipeptide", "forces", 100, 8),
+    _demo("crystals", "Crystals, formation energy, 300", "crystals", "formation_energy", 300, 16),
+    *(_rmd17(molecule, n) for molecule in ("ethanol", "toluene", "aspirin") for n in (200, 50, 950)),
+    _qm9("gap", "HOMO-LUMO gap"),
+    _qm9("u0", "atomisation energy"),
+    _qm9("dipole_moment", "dipole moment"),
+    Task(
+        name="jdft2d",
+        title="Matbench jdft2d, exfoliation energy, official folds",
+        store="matbench:jdft2d",
+        property="exfoliation_energy",
+        kind="Matbench",
+        batch_size=16,
+        splits=tuple(f"fold_{k}" for k in range(5)),
+    ),
+    Task(
+        name="oc20",
+        title="OC20 relaxations, forces on systems not trained on, 400",
+        store="oc20:free_energy",
+        property="forces",
+        kind="catalysts",
+        train=400,
+        validation=40,
+        test=160,
+        batch_size=4,
+        steps=160,
+    ),
+)
+
+
+def settings_of(task: Task, split: str | None, stores: Mapping[str, str]) -> FinetuneSettings:
+    """What all runs of a task on one split share; the size of the model is the shipped one's for every start."""
+    return FinetuneSettings(
+        name=task.name,
+        data=DataSettings(
+            store=stores.get(task.store, task.store),
+            split=split,
+            train=task.train,
+            validation=task.validation,
+            test=task.test,
+        ),
+        targets={task.property: target_of(task.property)},
+        start="scratch",
+        backbone=BACKBONE,
+        graph=GRAPH,
+        optimiser=FINETUNING_OPTIMISER,
+        train=TrainSettings(
+            steps=task.steps,
+            batch_size=task.batch_size,
+            evaluate_every=max(1, task.steps // 10),
+            threads=1,
+            accelerator="cpu",
+        ),
+    )
+
+
+def started(base: FinetuneSettings, model: str | None, *, seed: int, choice: Choice) -> FinetuneSettings:
+    """One run: from a model's backbone, or from scratch without one."""
+    start = {"start": "scratch"} if model is None else {"start": model, "backbone": None, "graph": None}
+    return base.model_copy(
+        update={
+            **start,
+            "optimiser": base.optimiser.model_copy(update=dict(choice)),
+            "train": base.train.model_copy(update={"seed": seed}),
+        }
+    )
+
+
+def study(
+    starts: Mapping[str, str | None],
+    tasks: Sequence[Task],
+    stores: Mapping[str, str],
+    out: Path,
+    workers: int | None,
+    console: Console,
+) -> tuple[dict[str, dict[str, list[FinetuneResult]]], dict[str, dict[str, list[Trial]]]]:
+    """All runs of some starts, and the trials that chose their learning rates: task → start → runs, trials."""
+    own = [task for task in tasks if task.rates_of is None]
+    grid = [{"learning_rate": rate, "weight_decay": 0.01} for rate in RATES]
+    plan = [(task, start, choice) for task in own for start in starts for choice in grid]
+    tried = run_all(
+        [
+            (
+                started(settings_of(t, t.splits[0], stores), starts[s], seed=SWEEP_SEED, choice=c),
+                out / "choices" / t.name / f"{s}-{c['learning_rate']:g}",
+            )
+            for t, s, c in plan
+        ],
+        title="choosing rates",
+        workers=workers,
+        console=console,
+    )
+    trials: dict[str, dict[str, list[Trial]]] = {task.name: {start: [] for start in starts} for task in own}
+    for (task, start, _), r in zip(plan, tried, strict=True):
+        kind = "scratch" if start == "scratch" else "pretrained"
+        trials[task.name][start].append(Trial(kind, r.learning_rate, r.weight_decay, min(r.errors)))
+    chosen = {t: {s: next(iter(best_choices(found).values())) for s, found in by.items()} for t, by in trials.items()}
+    runs = [
+        (task, start, split, seed)
+        for task in tasks
+        for start in starts
+        for split, seed in (
+            [(s, i) for i, s in enumerate(task.splits)]
+            if len(task.splits) > 1
+            else [(task.splits[0], seed) for seed in SEEDS]
+        )
+    ]
+    made = run_all(
+        [
+            (
+                started(settings_of(t, p, stores), starts[s], seed=seed, choice=chosen[t.rates_of or t.name][s]),
+                out / "runs" / t.name / f"{s}-{seed}",
+            )
+            for t, s, p, seed in runs
+        ],
+        title="fine-tuning",
+        workers=workers,
+        console=console,
+    )
+    results: dict[str, dict[str, list[FinetuneResult]]] = {t.name: {s: [] for s in starts} for t in tasks}
+    for (task, start, _, _), result in zip(runs, made, strict=True):
+        results[task.name][start].append(result)
+    return results, trials
+
+
+def compared(
+    task: Task, results: Mapping[str, list[FinetuneResult]], trials: Mapping[str, list[Trial]], start: str
+) -> TaskComparison:
+    """One backbone against scratch."""
+    tried = [*trials.get("scratch", []), *trials.get(start, [])]
+    return replace(comparison([*results["scratch"], *results[start]], task.title, tried), name=task.name)
+
+
+def row(task: Task, against: Mapping[str, TaskComparison]) -> dict[str, Any]:
+    """One line of the table, as plain JSON."""
+    first = next(iter(against.values()))
+    line: dict[str, Any] = {
+        "task": task.name,
+        "title": task.title,
+        "kind": task.kind,
+        "property": task.property,
+        "unit": first.unit,
+        "steps": task.steps,
+        "batch_size": task.batch_size,
+        "scratch": first.scratch,
+        "scratch_spread": first.spread("scratch"),
+        "rate_scratch": first.of("scratch")[0].learning_rate,
+    }
+    for start, one in against.items():
+        line[start] = {
+            "error": one.pretrained,
+            "spread": one.spread("pretrained"),
+            "improvement_percent": one.improvement_percent,
+            "improvement_spread_percent": one.improvement_spread,
+            "speedup": one.speedup,
+            "rate": one.of("pretrained")[0].learning_rate,
+        }
+    return line
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], starts: Sequence[str], means: Mapping[str, Any]) -> str:
+    """The table for people."""
+    heads = [f"{s} | improvement | speed-up" for s in starts]
+    lines = [
+        f"| task | unit | scratch | {' | '.join(heads)} |",
+        f"|---|---|--:|{'--:|--:|--:|' * len(starts)}",
+    ]
+    for line in rows:
+        cells = [line["title"], line["unit"], _pm(line["scratch"], line["scratch_spread"])]
+        for s in starts:
+            one = line[s]
+            cells += [
+                _pm(one["error"], one["spread"]),
+                f"{one['improvement_percent']:+.1f} ± {one['improvement_spread_percent']:.1f} %",
+                f"{one['speedup']:.2g}×",
+            ]
+        lines.append("| " + " | ".join(cells) + " |")
+    mean = [f" | {means[s]['improvement_percent']:+.1f} % | {means[s]['speedup']:.2g}×" for s in starts]
+    lines.append("| **mean** | | | " + " | ".join(mean) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _pm(value: float, spread: float) -> str:
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:.{digits}f} ± {spread:.{digits}f}"
+
+
+def mean_of(tasks: Sequence[TaskComparison]) -> dict[str, float]:
+    """Arithmetic mean of improvements, geometric mean of speed-ups."""
+    return {
+        "improvement_percent": float(np.mean([t.improvement_percent for t in tasks])),
+        "speedup": float(np.exp(np.mean([math.log(t.speedup or math.nan) for t in tasks]))),
+    }
+
+
+def main() -> None:
+    """Run what is asked for, and write the tables once scratch and a backbone are there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--joint", default="eutectic-small", help="model, by name or folder")
+    parser.add_argument("--molecules", help="model trained on molecules alone")
+    parser.add_argument("--only", nargs="+", choices=STARTS, help="starts to run now")
+    parser.add_argument("--tasks", nargs="+", choices=[t.name for t in TASKS])
+    parser.add_argument("--stores", type=Path, help="folder of stores; its subfolders are named as the sets are")
+    parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
+    parser.add_argument("--workers", type=int)
+    given = parser.parse_args()
+    folders = {t.store: given.stores / t.store.partition(":")[2] for t in TASKS} if given.stores else {}
+    stores = {name: str(folder) for name, folder in folders.items() if ":" in name and folder.exists()}
+    models = {"scratch": None, "joint": given.joint, "molecules": given.molecules}
+    starts = {s: models[s] for s in given.only or STARTS if s == "scratch" or models[s]}
+    tasks = [t for t in TASKS if given.tasks is None or t.name in given.tasks]
+    results, trials = study(starts, tasks, stores, given.out, given.workers, Console())
+    backbones = [s for s in starts if s != "scratch"]
+    if "scratch" not in starts or not backbones:
+        return
+    against = {
+        s: [compared(t, results[t.name], trials.get(t.rates_of or t.name, {}), s) for t in tasks] for s in backbones
+    }
+    means = {s: mean_of(found) for s, found in against.items()}
+    rows = [row(t, {s: against[s][i] for s in backbones}) for i, t in enumerate(tasks)]
+    record = {"rows": rows, "means": means, "rates": RATES, "seeds": SEEDS, "environment": environment()}
+    (given.out / "results.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    (given.out / "table.md").write_text(markdown(rows, backbones, means))
+    for s in backbones:
+        shown = DemoResults(
+            tasks=against[s], pretraining=None, settings={}, times={}, environment=dict(record["environment"])
+        )
+        write_demo_report(given.out / ("report.html" if s == "joint" else f"report-{s}.html"), shown)
+    print((given.out / "table.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
