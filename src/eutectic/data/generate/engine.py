@@ -16,6 +16,7 @@ import multiprocessing
 import re
 import shutil
 import signal
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -316,7 +317,7 @@ def _make_all(generator: Generator, seed: int, todo: dict[Path, range], n_items:
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
         )
-        left_out = 0
+        left_out, done, told, began = 0, 0, 0, time.monotonic()
         try:
             futures: dict[Future[dict[str, int]], range] = {
                 pool.submit(make_chunk, generator, seed, items, folder): items for folder, items in todo.items()
@@ -326,6 +327,16 @@ def _make_all(generator: Generator, seed: int, todo: dict[Path, range], n_items:
                 speed = progress.tasks[0].speed
                 rate = f"{speed:.2g}/s" if speed else ""
                 progress.update(shown, advance=len(futures[future]), rate=rate, rejected=left_out)
+                done += len(futures[future])
+                # A log file has no bar: a line for each twentieth.
+                if not progress.console.is_terminal and 20 * done // remaining > told:
+                    told = 20 * done // remaining
+                    left = (time.monotonic() - began) / done * (remaining - done)
+                    progress.console.print(
+                        f"{generator.card.name}: {n_items - remaining + done} of {n_items} items, {left_out} left out, "
+                        f"about {left / 60:.0f} min left",
+                        highlight=False,
+                    )
         except BrokenProcessPool as error:
             raise EutecticError(
                 f"generating {generator.card.name}",
