@@ -1,15 +1,18 @@
 """Where the numbers of a run go while it runs, besides its journal: Fabric's loggers, by name.
 
-`csv` writes metrics.csv and `tensorboard` the folder tensorboard/, both in the run's folder; `wandb` is that
-package's own logger for Fabric. An installed package adds others under the entry point group `eutectic.loggers`: a
-function of the run's folder and of the step it goes on from, which returns a `lightning_fabric.loggers.Logger`.
+`csv` writes metrics.csv and `tensorboard` the folder tensorboard/, both in the run's folder; `wandb` sends to Weights &
+Biases (offline with WANDB_MODE=offline). An installed package adds others under the entry point group
+`eutectic.loggers`: a function of the run's folder and of the step it goes on from, which returns a
+`lightning_fabric.loggers.Logger`.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import math
+import secrets
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
@@ -32,11 +35,58 @@ def _tensorboard(folder: Path, step: int) -> Logger:
     return TensorBoardLogger(folder, name="tensorboard", version="", purge_step=step, default_hp_metric=False)
 
 
-def _wandb(folder: Path, step: int) -> Logger:
-    from wandb.integration.lightning.fabric import WandbLogger  # type: ignore[import-not-found,unused-ignore]
+class WandbLogger(Logger):
+    """A run in Weights & Biases, under its folder's name; resumed, it goes on where it was.
 
-    made: Logger = WandbLogger(name=folder.name, save_dir=str(folder), project="eutectic", id=folder.name)
-    return made
+    (The logger that comes with wandb needs the whole of PyTorch Lightning, which nothing else here does.)
+
+    Args:
+        folder: the run's. Its settings become the configuration, and it keeps the identifier, by which a resumed run
+            is found again, in `wandb-id`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import wandb
+
+        kept = folder / "wandb-id"
+        if not kept.exists():
+            kept.write_text(secrets.token_hex(4))
+        self.run: Any = wandb.init(
+            project="eutectic",
+            name=folder.name,
+            id=kept.read_text().strip(),
+            dir=str(folder),
+            resume="allow",
+            config=json.loads((folder / "settings.json").read_text()),
+        )
+        # Validations come beside steps, and a step may be told of twice.
+        self.run.define_metric("*", step_metric="step")
+
+    @property
+    def name(self) -> str:
+        """The project's."""
+        return "eutectic"
+
+    @property
+    def version(self) -> str:
+        """The run's identifier."""
+        return str(self.run.id)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """What is known of a step, as far as it is a number."""
+        self.run.log({"step": step, **{k: v for k, v in metrics.items() if math.isfinite(v)}})
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Settings beside those of the folder."""
+        self.run.config.update(dict(params))
+
+    def finalize(self, status: str) -> None:
+        """Send what is waiting."""
+        self.run.finish(exit_code=0 if status == "success" else 1)
+
+
+def _wandb(folder: Path, step: int) -> Logger:
+    return WandbLogger(folder)
 
 
 KNOWN: Mapping[str, tuple[Factory, str]] = {
