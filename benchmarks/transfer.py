@@ -70,7 +70,7 @@ class Task:
     validation: int | None = None
     test: int | None = None
     batch_size: int = 8
-    steps: int = 240
+    steps: int = 200
     splits: tuple[str | None, ...] = (None,)
     rates_of: str | None = None
 
@@ -145,7 +145,7 @@ TASKS: tuple[Task, ...] = (
         validation=40,
         test=160,
         batch_size=4,
-        steps=160,
+        steps=120,
     ),
 )
 

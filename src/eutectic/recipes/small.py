@@ -61,5 +61,5 @@ def _small(names: tuple[str, ...], folder: Path = Path("generated")) -> Pretrain
         optimiser=OptimiserSettings(
             learning_rate=2e-3, warmup_steps=200, weight_decay=0.01, floor=0.02, clip_norm=5.0, ema_decay=0.995
         ),
-        train=TrainSettings(steps=5500, batch_size=32, evaluate_every=500, threads=1),
+        train=TrainSettings(steps=4500, batch_size=32, evaluate_every=450, threads=1),
     )
