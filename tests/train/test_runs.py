@@ -17,9 +17,10 @@ import torch
 
 from eutectic.atoms import EutecticError, Interrupted
 from eutectic.data.store import Store
+from eutectic.evaluate.prediction import predict
 from eutectic.tasks.folder import load_model
 from eutectic.train import gradient, launch
-from eutectic.train.finetune import finetune
+from eutectic.train.finetune import finetune, split_of
 from eutectic.train.pretrain import pretrain
 from eutectic.train.settings import FinetuneSettings, PretrainSettings
 
@@ -235,6 +236,13 @@ def test_kept_heads_start_where_pretraining_ended(finished: Path, molecules: Sto
         say=said.append,
     )
     assert "energy, forces" in said[0]
+    # The judged forces, in physical units, are those of the model before, whatever this data's scale is.
+    before = load_model(finished / "model")
+    parts = split_of(molecules, finetuning(molecules, "scratch", finished / "model", targets=kept))
+    rows = [molecules[int(i)] for i in parts.validation]
+    made = predict(before, "molecules", [row.structure for row in rows])
+    wrong = [np.abs(p["forces"] - row.labels["forces"]).reshape(-1) for p, row in zip(made, rows, strict=True)]
+    assert held.errors[0] == pytest.approx(1000 * np.concatenate(wrong).mean(), rel=1e-4)
     assert held.errors[0] != fresh.errors[0]
     with pytest.raises(EutecticError, match="no task 'ani1x'"):
         finetune(finetuning(molecules, "pretrained", finished / "model", head_from="ani1x"), None)

@@ -247,6 +247,10 @@ def _model(
                 donor, mine = (cast(nn.ModuleDict, heads) for heads in both)
                 if name in donor:
                     mine[name].load_state_dict(donor[name].state_dict())
+                    # The same prediction in physical units, although this data's scale is another.
+                    ratio = theirs.targets[name].normaliser.scale / task.targets[name].normaliser.scale
+                    with torch.no_grad():
+                        cast(Any, mine[name]).perceptron[-1].weight.mul_(ratio)
                     loaded.append(name)
         said += f"; heads kept from {settings.head_from}: {', '.join(loaded) or 'none fits'}"
     say(said + f"; fresh heads otherwise, references and scales fitted on {task.name}, seed {seed}")

@@ -206,7 +206,10 @@ class FinetuneSettings(Settings):
     )
     backbone: BackboneChoice | None = Field(default=None, description="for a start from scratch without `like`")
     graph: GraphSettings | None = Field(default=None, description="the start's if not given")
-    head_from: str | None = Field(default=None, description="task of the start whose heads are kept; fresh if none")
+    head_from: str | None = Field(
+        default=None,
+        description="task of the start whose heads are kept, so that a run begins with its forces; fresh if none",
+    )
     name: str = "finetuned"
     optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-3, warmup_steps=20, weight_decay=0.01)
     train: TrainSettings = TrainSettings(steps=500, batch_size=16, evaluate_every=50)
