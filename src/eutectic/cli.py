@@ -340,7 +340,7 @@ def finetune(
 
     `eutectic finetune md_aspirin -p forces --model eutectic-small --train 100 --out runs/aspirin`
 
-    `eutectic finetune md_aspirin -p forces --model eutectic-small --head-from molecules --out runs/kept` (heads kept too)
+    `eutectic finetune md_aspirin -p forces --model eutectic-small --head-from molecules --out runs/kept`
 
     `eutectic data prepare rmd17 --molecule ethanol --source rmd17.tar.bz2 --store stores/ethanol`
 
