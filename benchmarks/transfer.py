@@ -37,6 +37,7 @@ from eutectic.recipes.comparison import (
     target_of,
 )
 from eutectic.recipes.small import BACKBONE, GRAPH
+from eutectic.tasks.shipped import model_folder
 from eutectic.train.finetune import FinetuneResult
 from eutectic.train.runs import run_all
 from eutectic.train.settings import DataSettings, FinetuneSettings, TrainSettings
@@ -58,6 +59,7 @@ class Task:
         batch_size, steps: the budget, the same for all starts.
         splits: one run each; seeds repeat a single split instead.
         rates_of: the task whose learning rates are taken; its own if None.
+        head: of the pre-trained model's tasks, the one whose force head is kept; fresh where there is none.
         kind: what the mean is taken over.
     """
 
@@ -73,6 +75,7 @@ class Task:
     steps: int = 200
     splits: tuple[str | None, ...] = (None,)
     rates_of: str | None = None
+    head: str | None = None
 
 
 def _rmd17(molecule: str, train: int) -> Task:
@@ -87,6 +90,7 @@ def _rmd17(molecule: str, train: int) -> Task:
         test=400,
         splits=("official_01",),
         rates_of=None if train == 200 else f"{molecule}-200",
+        head="molecules",
     )
 
 
@@ -100,6 +104,7 @@ def _demo(name: str, title: str, store: str, property: str, train: int, batch_si
         kind="demonstration",
         train=train,
         batch_size=batch_size,
+        head="molecules" if property == "forces" else None,
         **held_out,
     )
 
@@ -146,6 +151,7 @@ TASKS: tuple[Task, ...] = (
         test=160,
         batch_size=4,
         steps=120,
+        head="metal_slabs",
     ),
 )
 
@@ -176,9 +182,14 @@ def settings_of(task: Task, split: str | None, stores: Mapping[str, str]) -> Fin
     )
 
 
-def started(base: FinetuneSettings, model: str | None, *, seed: int, choice: Choice) -> FinetuneSettings:
-    """One run: from a model's backbone, or from scratch without one."""
-    start = {"start": "scratch"} if model is None else {"start": model, "backbone": None, "graph": None}
+def started(
+    base: FinetuneSettings, model: str | None, head: str | None, *, seed: int, choice: Choice
+) -> FinetuneSettings:
+    """One run: from a model's backbone, and its head if it has that one, or from scratch without a model."""
+    start: dict[str, Any] = {"start": "scratch"}
+    if model is not None:
+        known = [task["name"] for task in json.loads((model_folder(model) / "model.json").read_text())["tasks"]]
+        start = {"start": model, "backbone": None, "graph": None, "head_from": head if head in known else None}
     return base.model_copy(
         update={
             **start,
@@ -203,7 +214,7 @@ def study(
     tried = run_all(
         [
             (
-                started(settings_of(t, t.splits[0], stores), starts[s], seed=SWEEP_SEED, choice=c),
+                started(settings_of(t, t.splits[0], stores), starts[s], t.head, seed=SWEEP_SEED, choice=c),
                 out / "choices" / t.name / f"{s}-{c['learning_rate']:g}",
             )
             for t, s, c in plan
@@ -230,7 +241,9 @@ def study(
     made = run_all(
         [
             (
-                started(settings_of(t, p, stores), starts[s], seed=seed, choice=chosen[t.rates_of or t.name][s]),
+                started(
+                    settings_of(t, p, stores), starts[s], t.head, seed=seed, choice=chosen[t.rates_of or t.name][s]
+                ),
                 out / "runs" / t.name / f"{s}-{seed}",
             )
             for t, s, p, seed in runs

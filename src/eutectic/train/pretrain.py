@@ -31,6 +31,7 @@ from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task, make_batch
 from eutectic.tasks.folder import TrainedModel, build_backbone, load_model, save_model
 from eutectic.tasks.metrics import shown
+from eutectic.tasks.shipped import model_folder
 from eutectic.train.cost import Calibration, SizeModel, calibrate, costs_by_size, size_model, trials_of
 from eutectic.train.display import Display
 from eutectic.train.evaluation import Breakdown, evaluate
@@ -252,8 +253,8 @@ def _watched(settings: PretrainSettings, known: Sequence[str]) -> dict[str, SetS
                 "name a set of that model, or move it to `sets` to learn from it",
             )
     watch = dict(settings.watch)
-    theirs = Path(settings.start or "").parent / "settings.json"
-    if settings.start is not None and not watch and theirs.is_file():
+    theirs = None if settings.start is None else model_folder(settings.start).parent / "settings.json"
+    if theirs is not None and not watch and theirs.is_file():
         values = json.loads(theirs.read_text())
         if values.get("command") == "pretrain":
             every = {**values["watch"], **values["sets"]} if "watch" in values else values["sets"]
