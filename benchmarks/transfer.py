@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from eutectic.evaluate.comparison import DemoResults, TaskComparison, Trial
+from eutectic.evaluate.comparison import DemoResults, Start, TaskComparison, Trial
 from eutectic.evaluate.report import write_demo_report
 from eutectic.recipes.comparison import (
     FINETUNING_OPTIMISER,
@@ -225,8 +225,8 @@ def study(
     )
     trials: dict[str, dict[str, list[Trial]]] = {task.name: {start: [] for start in starts} for task in own}
     for (task, start, _), r in zip(plan, tried, strict=True):
-        kind = "scratch" if start == "scratch" else "pretrained"
-        trials[task.name][start].append(Trial(kind, r.learning_rate, r.weight_decay, min(r.errors)))
+        told: Start = "scratch" if start == "scratch" else "pretrained"
+        trials[task.name][start].append(Trial(told, r.learning_rate, r.weight_decay, min(r.errors)))
     chosen = {t: {s: next(iter(best_choices(found).values())) for s, found in by.items()} for t, by in trials.items()}
     runs = [
         (task, start, split, seed)
@@ -294,7 +294,7 @@ def row(task: Task, against: Mapping[str, TaskComparison]) -> dict[str, Any]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], starts: Sequence[str], means: Mapping[str, Any]) -> str:
-    """The table for people."""
+    """The table for people, means over all tasks and over each kind at its end."""
     heads = [f"{s} | improvement | speed-up" for s in starts]
     lines = [
         f"| task | unit | scratch | {' | '.join(heads)} |",
@@ -310,8 +310,9 @@ def markdown(rows: Sequence[Mapping[str, Any]], starts: Sequence[str], means: Ma
                 f"{one['speedup']:.2g}×",
             ]
         lines.append("| " + " | ".join(cells) + " |")
-    mean = [f" | {means[s]['improvement_percent']:+.1f} % | {means[s]['speedup']:.2g}×" for s in starts]
-    lines.append("| **mean** | | | " + " | ".join(mean) + " |")
+    for kind, values in means.items():
+        mean = [f" | {values[s]['improvement_percent']:+.1f} % | {values[s]['speedup']:.2g}×" for s in starts]
+        lines.append(f"| **mean, {kind}** | | | " + " | ".join(mean) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -351,14 +352,26 @@ def main() -> None:
     against = {
         s: [compared(t, results[t.name], trials.get(t.rates_of or t.name, {}), s) for t in tasks] for s in backbones
     }
-    means = {s: mean_of(found) for s, found in against.items()}
+    kinds = {"all": {t.kind for t in tasks}} | {t.kind: {t.kind} for t in tasks}
+    means = {
+        kind: {
+            s: mean_of([c for t, c in zip(tasks, found, strict=True) if t.kind in of]) for s, found in against.items()
+        }
+        for kind, of in kinds.items()
+    }
     rows = [row(t, {s: against[s][i] for s in backbones}) for i, t in enumerate(tasks)]
-    record = {"rows": rows, "means": means, "rates": RATES, "seeds": SEEDS, "environment": environment()}
+    record: dict[str, Any] = {
+        "rows": rows,
+        "means": means,
+        "rates": RATES,
+        "seeds": SEEDS,
+        "environment": environment(),
+    }
     (given.out / "results.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     (given.out / "table.md").write_text(markdown(rows, backbones, means))
     for s in backbones:
         shown = DemoResults(
-            tasks=against[s], pretraining=None, settings={}, times={}, environment=dict(record["environment"])
+            tasks=against[s], pretraining=None, settings={}, times={}, environment=record["environment"]
         )
         write_demo_report(given.out / ("report.html" if s == "joint" else f"report-{s}.html"), shown)
     print((given.out / "table.md").read_text())
