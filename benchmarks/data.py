@@ -410,7 +410,9 @@ Real files, not all of them the publisher's own (stand-ins are read as `ase`, or
 have): each was prepared by one process, counted, checked by `eutectic data check`, and put through two steps of
 training. The same is tested in `tests/data/test_shared_data.py`. Structures per second are those of a whole
 preparation (look into the files, read, check, write) on one core of a machine shared with others; below a few hundred
-structures they are mostly the cost of starting. The verdict is the check's, with its warnings, without its notes.
+structures they are mostly the cost of starting. `records` are files of no layout of their own, whose fields and units
+were stated by hand (the options are in `tests/data/shared_sets.py`). The verdict is the check's, with its warnings,
+without its notes.
 
 | set | files | kind | structures | atoms | elements | structures/s | verdict |
 |---|---|---|---:|---:|---:|---:|---|
@@ -420,7 +422,7 @@ structures they are mostly the cost of starting. The verdict is the check's, wit
 def table(shared: Path, say: Callable[[str], None], only: str) -> str:
     """A page with one line for each real data set."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "data"))
-    from shared_sets import SETS, go_through
+    from shared_sets import NOT_SETS, SETS, go_through
 
     lines = []
     for which in SETS:
@@ -454,7 +456,8 @@ def table(shared: Path, say: Callable[[str], None], only: str) -> str:
                 f"{which.title}: {found.structures} of {which.structures}, {found.structures / out.seconds:,.0f}/s, "
                 f"{time.perf_counter() - start:.1f} s in all, losses {out.losses}, {sorted(codes)}; {verdict}"
             )
-    return PAGE + "\n".join(lines) + "\n"
+    rest = "".join(f"* {which.place}: {which.why}\n" for which in NOT_SETS)
+    return PAGE + "\n".join(lines) + f"\nFiles that are no set by themselves, which `prepare` says:\n\n{rest}"
 
 
 def main() -> None:

@@ -725,7 +725,9 @@ def _cell(value: Any) -> str:
 
 @data_app.command("prepare")
 def data_prepare(
-    name: Annotated[str, typer.Argument(help="Data set, as `eutectic data list` names it; `ase` for your own files.")],
+    name: Annotated[
+        str, typer.Argument(help="Data set, as `eutectic data list` names it; `ase` or `records` for your own files.")
+    ],
     store: Annotated[
         Path | None,
         typer.Option(help="Folder of the store to make; without it, a place where its name finds it again."),
@@ -738,12 +740,24 @@ def data_prepare(
     ] = None,
     molecule: Annotated[str | None, typer.Option(help="Of rmd17: which molecule; the same as rmd17:MOLECULE.")] = None,
     key: Annotated[
-        list[str] | None, typer.Option(help="Of ase: which entry holds a property, as property=key; repeat.")
+        list[str] | None,
+        typer.Option(
+            help="Of ase, records: which entry holds a property, as property=key; repeat. Of records also "
+            "numbers=…, positions=…, cell=…, and property= to leave one out."
+        ),
+    ] = None,
+    unit: Annotated[
+        list[str] | None,
+        typer.Option(help="Of records: a unit in the files, as energy=kcal/mol or positions=bohr; repeat."),
+    ] = None,
+    pbc: Annotated[
+        str | None, typer.Option(help="Of records: whether cells repeat: true, false, or such as TTF for slabs.")
     ] = None,
     group_key: Annotated[
-        str | None, typer.Option(help="Of ase: entry that names what must not be split (a molecule, a trajectory).")
+        str | None,
+        typer.Option(help="Of ase, records: entry that names what must not be split (a molecule, a trajectory)."),
     ] = None,
-    theory: Annotated[str, typer.Option(help="Of ase: level of theory of the labels.")] = "not stated",
+    theory: Annotated[str, typer.Option(help="Of ase, records: level of theory of the labels.")] = "not stated",
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out records that cannot be used, and say how many.")
     ] = False,
@@ -764,6 +778,9 @@ def data_prepare(
     `eutectic data prepare qm9 --store stores/qm9` (from the package of `pip install 'eutectic[qm9]'` if it is there)
 
     `eutectic data prepare ase --source my.xyz --store stores/mine`
+
+    `eutectic data prepare records --source my.lmdb --key energy=y --unit energy=eV --unit positions=angstrom
+    --pbc true --store stores/mine` (what the file does not say is asked for)
     """
     from eutectic.data.catalogue import describe, open_store, prepare
 
@@ -773,6 +790,8 @@ def data_prepare(
         store,
         molecule=molecule,
         keys=_keys(key),
+        units=_keys(unit, "--unit", "energy=kcal/mol"),
+        pbc=pbc,
         group_key=group_key,
         theory=theory,
         skip_bad=skip_bad,
@@ -845,12 +864,13 @@ def data_check(
         raise typer.Exit(1)
 
 
-def _keys(pairs: Sequence[str] | None) -> dict[str, str] | None:
+def _keys(pairs: Sequence[str] | None, option: str = "--key", example: str = "energy=E_dft") -> dict[str, str] | None:
     keys = {}
     for pair in pairs or []:
         prop, equals, named = pair.partition("=")
         if not equals:
-            raise EutecticError("--key", repr(pair), "property=key, e.g. energy=E_dft", "correct the option")
+            what = option.removeprefix("--")
+            raise EutecticError(option, repr(pair), f"property={what}, e.g. {example}", "correct the option")
         keys[prop] = named
     return keys or None
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class SharedSet:
     labels: Mapping[str, int] = field(default_factory=dict)
     findings: frozenset[str] = frozenset()
     splits: tuple[str, ...] = ()
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     unpack: bool = False
     slow: bool = False
 
@@ -60,6 +61,25 @@ class SharedSet:
         """For a table, and as the name of a test."""
         return f"{self.name} {self.place}".strip()
 
+
+def records(
+    place: str,
+    kind: str,
+    structures: int,
+    *,
+    units: str,
+    keys: str = "",
+    pbc: str | None = None,
+    theory: str = "not stated",
+    **more: Any,
+) -> SharedSet:
+    """Files of no layout of their own, with what the user has to say of them, as on the command line."""
+    said = {name: dict(pair.split("=") for pair in text.split()) for name, text in (("keys", keys), ("units", units))}
+    options = {**said, "pbc": pbc, "theory": theory}
+    return SharedSet(name="records", place=place, kind=kind, structures=structures, options=options, **more)
+
+
+EV = "positions=angstrom energy=eV forces=eV/angstrom"
 
 RMD17 = ("aspirin", "azobenzene", "benzene", "ethanol", "malonaldehyde", "naphthalene", "salicylic", "toluene")
 
@@ -257,6 +277,160 @@ SETS: tuple[SharedSet, ...] = (
         kind="extended xyz",
         structures=1000,
         slow=True,
+    ),
+    SharedSet(
+        name="spice",
+        place="spice/spice2-1000_429_md_0-1.hdf5",
+        kind="HDF5 of mlip",
+        structures=2,
+        labels={"dipole": 0, "charges": 0},
+    ),
+    SharedSet(
+        name="ase",
+        place="md22_like/3bpa_iso_atoms.xyz",
+        findings=frozenset({"elements_held_out"}),
+        kind="extended xyz",
+        structures=4,
+    ),
+    SharedSet(
+        name="qmof",
+        place="qmof_like/qmof_13058_bandgap_targets.csv",
+        findings=frozenset({"elements_held_out"}),
+        kind="CIF in tar.xz",
+        structures=259,
+        slow=True,
+    ),
+    SharedSet(name="horm", place="transition1x/horm_sample_100.lmdb", kind="pickled LMDB", structures=100),
+    *(
+        records(
+            f"transition1x/t1x_{reaction}_energies.json",
+            "JSON",
+            n,
+            keys="energy=wB97x.energy",
+            units="positions=angstrom energy=eV",
+            theory="ωB97X/6-31G(d)",
+            findings=frozenset({"duplicates", "leaked_structures"}),
+        )
+        for reaction, n in (("rxn0103", 252), ("rxn1961", 133))
+    ),
+    # Clusters in a box, but a ninth of them are cut by its sides, so that they need it (forces turn them otherwise).
+    records(
+        "clusters_pt/pt_data_forces_500.json",
+        "JSON",
+        500,
+        units=EV,
+        pbc="true",
+        theory="PBE",
+        findings=frozenset({"duplicates", "force_outliers", "leaked_structures"}),
+    ),
+    records("md22_like/qm7x_250_small.npz", "padded npz", 2500, units=EV, theory="PBE0+MBD"),
+    records("matsciml_devsets/lips_data.lmdb", "pickled LMDB", 200, units=EV, theory="PBE"),
+    # Energies per atom of copper, near its cohesive energy whatever the size; stress as VASP prints it.
+    records(
+        "matsciml_devsets/colabfit_data.lmdb",
+        "pickled LMDB",
+        262,
+        keys="energy=potential-energy",
+        units="positions=angstrom energy=eV/atom forces=eV/angstrom stress=-kbar",
+        findings=frozenset({"two_populations"}),
+    ),
+    records(
+        "matsciml_devsets/alexandria_data.lmdb",
+        "pickled LMDB",
+        98,
+        keys="energy=targets.regression.energy_total formation_energy=targets.regression.e_form",
+        units="energy=eV forces=eV/angstrom formation_energy=eV/atom",
+        theory="PBE",
+    ),
+    # What it calls `cart_coords` are fractions of the cell, as its `sites` say.
+    records(
+        "matsciml_devsets/oqmd_data.lmdb",
+        "pickled LMDB",
+        200,
+        keys="positions=cart_coords formation_energy=delta_e",
+        units="positions=fractional cell=angstrom formation_energy=eV/atom band_gap=eV",
+        pbc="true",
+        labels={"band_gap": 199},
+        findings=frozenset({"missing_labels"}),
+    ),
+    records(
+        "matsciml_devsets/materials_project_data.lmdb",
+        "pickled LMDB",
+        200,
+        keys="formation_energy=formation_energy_per_atom",
+        units="formation_energy=eV/atom band_gap=eV",
+        theory="PBE or PBE+U",
+        findings=frozenset({"elements_held_out"}),
+    ),
+    records(
+        "matbench/castelli_perov5_val_test.csv.gz",
+        "CSV of CIFs",
+        7572,
+        keys="cell_formation_energy=heat_all",
+        units="cell_formation_energy=eV",
+        theory="RPBE",
+        slow=True,
+    ),
+    records(
+        "matbench/raw_data_exfoliation.json",
+        "JSON",
+        636,
+        keys="exfoliation_energy=y",
+        units="positions=angstrom exfoliation_energy=meV/atom",
+        pbc="true",
+        theory="optB88-vdW",
+        findings=frozenset({"elements_held_out"}),
+    ),
+    records(
+        "matbench/mp-binary-pbe-elasticity-2025.1.json.gz",
+        "JSON.gz",
+        3953,
+        keys="log10_bulk_modulus=bulk_modulus_vrh log10_shear_modulus=shear_modulus_vrh",
+        units="log10_bulk_modulus=GPa log10_shear_modulus=GPa",
+        theory="PBE",
+        slow=True,
+    ),
+    records(
+        "qm9/qm9_full.npz",
+        "npz of all atoms",
+        130831,
+        keys="gap=properties:7 u0=properties:10",
+        units="positions=angstrom gap=hartree u0=hartree",
+        theory="B3LYP/6-31G(2df,p)",
+        slow=True,
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotASet:
+    """A file nothing can be learned from by itself.
+
+    Attributes:
+        place: the file.
+        name: what a user would prepare it as.
+        told: what `prepare` says, in part.
+        why: in words.
+    """
+
+    place: str
+    name: str
+    told: str
+    why: str
+
+
+NOT_SETS: tuple[NotASet, ...] = (
+    NotASet(
+        place="matbench/substitute_log_gvrh_mpbinary.targets.json",
+        name="records",
+        told="numbers without structures cannot be learned from",
+        why="shear moduli without structures; they are in `mp-binary-pbe-elasticity-2025.1.json.gz` with these",
+    ),
+    NotASet(
+        place="matbench/matbench_v0.1_validation_subset.json.gz",
+        name="records",
+        told="an object with",
+        why="the official folds, read beside `matbench_jdft2d.json.gz`",
     ),
 )
 

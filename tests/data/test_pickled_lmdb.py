@@ -20,8 +20,17 @@ import torch
 from pyg_records import LAYOUTS, frame, pickled, write_aselmdb, write_lmdb
 
 from eutectic.atoms import EutecticError
-from eutectic.data import ase_lmdb
-from eutectic.data.pickled_lmdb import array, fields, read_records, record_count, unpickle
+from eutectic.data import ase_lmdb, pymatgen_json
+from eutectic.data.pickled_lmdb import (
+    array,
+    crystal,
+    fields,
+    read_keys,
+    read_records,
+    record_count,
+    record_keys,
+    unpickle,
+)
 from eutectic.data.pickles import pickle_end
 
 TENSORS = {
@@ -402,6 +411,37 @@ def test_real_files(shared_data: Path, name: str) -> None:
             assert np.isfinite(array(record[field], where)).all()
 
 
-def test_real_documents_of_other_classes_are_refused(shared_data: Path) -> None:
-    with pytest.raises(EutecticError, match="asks for 'emmet"):
-        list(read_records(shared_data / "matsciml_devsets" / "materials_project_data.lmdb"))
+def test_real_crystals_of_pymatgen(shared_data: Path) -> None:
+    n = 0
+    for where, record in read_records(shared_data / "matsciml_devsets" / "materials_project_data.lmdb"):
+        pymatgen_json.structure(crystal(record["structure"], where), where).check(where)
+        n += 1
+    assert n == 200
+
+
+def test_keys_may_be_missing(tmp_path: Path) -> None:
+    path = write_lmdb(tmp_path / "some.lmdb", [pickled({"y": i}) for i in range(12)], length=12)
+    with lmdb.open(str(path), subdir=False, lock=False) as environment, environment.begin(write=True) as transaction:
+        transaction.delete(b"3")
+    keys = record_keys(path)
+    assert keys == [0, 1, 2, *range(4, 12)]
+    assert [fields["y"] for _, fields in read_keys(path, keys)] == keys
+
+
+def test_crystals_that_are_none() -> None:
+    many: Any = {"a": 1}
+    for _ in range(40):
+        many = {"a": many, "b": many}
+    deep: Any = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    for value in (many, deep, {"_lattice": 1}, 3):
+        read = unpickle(pickle.dumps(many), "here") if value is many else value
+        with pytest.raises(EutecticError, match=r"no crystal that can be read|not a structure of pymatgen"):
+            pymatgen_json.structure(crystal(read, "here"), "here")
+
+
+def test_rows_and_no_long_ones() -> None:
+    assert array([[1, 2, 3], [4, 5, 6]], "here").tolist() == [[1, 2, 3], [4, 5, 6]]
+    with pytest.raises(EutecticError, match="a list; expected numbers"):
+        array([[0.0] * 10] * 3, "here")

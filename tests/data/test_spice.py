@@ -215,11 +215,6 @@ def test_files_that_are_not_it(path: Path, tmp_path: Path) -> None:
         pass
     with pytest.raises(EutecticError, match="no molecules"):
         read(path)
-    with h5py.File(path, "w") as file:
-        file["a/elements"], file["a/positions"] = np.ones(2, dtype=int), np.zeros((2, 3))
-        file["a"].attrs["energy"] = -1.0
-    with pytest.raises(EutecticError, match=r"the layout of the package mlip.* the data set `ase`"):
-        read(path)
     (tmp_path / "spice.xyz").write_text("1\nenergy=1\nH 0 0 0\n")
     with pytest.raises(EutecticError, match=r"not an HDF5 file.*prepare it as the data set `ase`"):
         read(tmp_path / "spice.xyz")
@@ -270,13 +265,47 @@ def test_real_forces_are_the_slope_of_energies(shared_data: Path) -> None:
     assert r < -0.95
 
 
-@pytest.mark.parametrize(
-    ("file", "message"),
-    [
-        ("SPICE_small_with_charges.xyz", "prepare it as the data set `ase`"),
-        ("spice2-1000_429_md_0-1.hdf5", "the layout of the package mlip"),
-    ],
-)
-def test_real_stand_ins_of_other_formats(shared_data: Path, file: str, message: str) -> None:
-    with pytest.raises(EutecticError, match=message):
-        spice.pieces(shared_data / "spice" / file, "spice")
+def test_real_stand_ins_of_other_formats(shared_data: Path) -> None:
+    with pytest.raises(EutecticError, match="prepare it as the data set `ase`"):
+        spice.pieces(shared_data / "spice" / "SPICE_small_with_charges.xyz", "spice")
+
+
+@pytest.fixture
+def mlip(tmp_path: Path) -> Path:
+    """Two frames of a molecule and one of another, as the package mlip lays them out."""
+    with h5py.File(tmp_path / "spice2.hdf5", "w") as file:
+        for i, (name, numbers) in enumerate({"a_md_0": [8, 1], "a_md_1": [8, 1], "b_md_0": [1, 9]}.items()):
+            group = file.create_group(name)
+            group["elements"], group["positions"] = numbers, np.eye(3)[:2] * (1 + i)
+            group["forces"], group["dipole"] = np.full((2, 3), 0.5 * i), np.ones(3)
+            group.attrs.update({"energy": -100.0 - i, "charge": -1.0, "n_atoms": 2})
+    return tmp_path / "spice2.hdf5"
+
+
+def test_the_layout_of_mlip(mlip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = read(mlip)
+    assert [(row.id, row.group) for row in rows] == [("a_md_0", "a"), ("a_md_1", "a"), ("b_md_0", "b")]
+    last = rows[-1]
+    last.check("here")
+    assert last.structure.numbers.tolist() == [1, 9]
+    assert last.structure.positions.tolist() == [[3, 0, 0], [0, 3, 0]]
+    assert {name: value.tolist() for name, value in last.labels.items()} == {
+        "energy": -102.0,
+        "forces": [[1.0] * 3] * 2,
+        "charge": -1.0,
+    }
+    monkeypatch.setattr(hdf5, "FRAMES_PER_PIECE", 2)
+    assert len(spice.pieces(mlip, "spice")) == 2
+    assert [row.id for row in read(mlip)] == [row.id for row in rows]
+    with pytest.raises(EutecticError, match="names no subsets"):
+        read(mlip, "spice:dipeptides")
+
+
+@pytest.mark.parametrize("value", [None, "much", [1.0, 2.0]], ids=str)
+def test_the_layout_of_mlip_without_an_energy(mlip: Path, value: object) -> None:
+    with h5py.File(mlip, "a") as file:
+        del file["a_md_1"].attrs["energy"]
+        if value is not None:
+            file["a_md_1"].attrs["energy"] = value
+    with pytest.raises(EutecticError, match=r"a_md_1, attribute energy: .*expected one number"):
+        read(mlip)

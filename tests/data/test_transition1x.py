@@ -7,6 +7,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
+from pyg_records import pickled, write_lmdb
 
 from eutectic.atoms import EutecticError, LabelledStructure
 from eutectic.data import catalogue, hdf5
@@ -172,6 +174,47 @@ def test_files_that_are_not_it(path: Path, tmp_path: Path) -> None:
         read(tmp_path / "data.lmdb")
     with pytest.raises(EutecticError, match="data set 't1x'"):
         transition1x.pieces(path, "t1x")
+
+
+def horm(path: Path, **changed: object) -> Path:
+    fields = {
+        "pos": torch.tensor([[0.0, 0, 0], [0, 0, 1]]),
+        "rxn": torch.tensor([1]),
+        "energy": torch.tensor(-2000.5),
+        "ae": torch.tensor(-3.0),
+        "forces": torch.tensor([[0.0, 0, 1], [0, 0, -1]]),
+        "charges": torch.tensor([8, 1], dtype=torch.int32),
+        "hessian": torch.zeros(36),
+        **changed,
+    }
+    return write_lmdb(path, [pickled({k: v for k, v in fields.items() if v is not None})] * 3)
+
+
+def test_horm(tmp_path: Path) -> None:
+    path = horm(tmp_path / "sample.lmdb")
+    (piece,) = transition1x.pieces(path, "horm")
+    rows = list(transition1x.read(piece, "horm"))
+    assert [(row.id, row.group) for row in rows] == [(f"sample-{i}", "HO") for i in range(3)]
+    rows[0].check("here")
+    assert rows[0].structure.numbers.tolist() == [8, 1]
+    assert (rows[0].labels["energy"].tolist(), rows[0].labels["forces"].tolist()) == (
+        -2000.5,
+        [[0, 0, 1], [0, 0, -1]],
+    )
+    assert transition1x.published_splits(path, "horm") == {}
+    with pytest.raises(EutecticError, match=r"of another kind; expected LMDB files of HORM"):
+        transition1x.pieces(Path(__file__), "horm")
+    horm(tmp_path / "other.lmdb", charges=None)
+    with pytest.raises(EutecticError, match=r"no 'charges' among .*prepare other LMDB files as records"):
+        list(transition1x.read(transition1x.pieces(tmp_path / "other.lmdb", "horm")[0], "horm"))
+
+
+def test_the_two_layouts_hold_the_same_real_structures(shared_data: Path) -> None:
+    path = shared_data / "transition1x" / "horm_sample_100.lmdb"
+    rows = [row for piece in transition1x.pieces(path, "horm") for row in transition1x.read(piece, "horm")]
+    others = read(shared_data / "transition1x" / "t1x_layout_from_horm.h5")
+    energies = [sorted(float(row.labels["energy"]) for row in some) for some in (rows, others)]
+    np.testing.assert_allclose(*energies, rtol=1e-6)
 
 
 def test_real_structures(shared_data: Path) -> None:

@@ -1,7 +1,8 @@
 """The data sets that the commands know by name, and what the commands do with them.
 
 Embedded ones lie in the package as stores; native ones (`rmd17:<molecule>`, `qm9`, …) are read once from their
-published files, by `prepare`, which puts them where their name finds them again; `ase` stands for the user's own.
+published files, by `prepare`, which puts them where their name finds them again; `ase` and `records` stand for the
+user's own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from eutectic.data.datasets import (
     oc22,
     qm9,
     qmof,
+    records,
     rmd17,
     spice,
     transition1x,
@@ -51,6 +53,13 @@ DATASETS: tuple[Dataset, ...] = (
     qmof,
 )
 """Every module of `eutectic.data.datasets` that reads published files."""
+
+
+_OWN = {
+    "ase": "Your own structures: any file or folder that ASE reads",
+    "records": "Your own structures as named arrays: pickled LMDB, npz, JSON or CSV (units to state with --unit)",
+}
+"""Names of the user's own files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +114,7 @@ def embedded() -> dict[str, Path]:
 
 def native() -> tuple[str, ...]:
     """Names that `prepare` knows."""
-    return (*_modules(), "ase")
+    return (*_modules(), *_OWN)
 
 
 def _modules() -> dict[str, Dataset]:
@@ -134,18 +143,16 @@ def listing() -> list[Row]:
         # A store knows more of itself than the data set's module does: what was left out, how it is divided.
         card = module.card(name) if ready is None else ready.card
         rows.append(replace(_row(name, "native", card, ready), files=module.files(name)))
-    rows.append(
-        Row(
-            name="ase",
-            kind="native",
-            title="Your own structures: any file or folder that ASE reads",
-            domain="user",
-            properties=(),
-            theory="yours to state (--theory)",
-            licence="yours",
-        )
+    own = Row(
+        name="",
+        kind="native",
+        title="",
+        domain="user",
+        properties=(),
+        theory="yours to state (--theory)",
+        licence="yours",
     )
-    return rows
+    return [*rows, *(replace(own, name=name, title=title) for name, title in _OWN.items())]
 
 
 def families(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -203,6 +210,8 @@ def prepare(
     molecule: str | None = None,
     keys: Mapping[str, str] | None = None,
     group_key: str | None = None,
+    units: Mapping[str, str] | None = None,
+    pbc: str | None = None,
     theory: str = "not stated",
     skip_bad: bool = False,
     workers: int | None = None,
@@ -212,14 +221,17 @@ def prepare(
     """Read a data set's own files into a store; an interrupted call goes on where it was when repeated.
 
     Args:
-        name: "rmd17:<molecule>" (or "rmd17" with `molecule`), "qm9", … as `listing` has it, or "ase".
+        name: "rmd17:<molecule>" (or "rmd17" with `molecule`), "qm9", … as `listing` has it; "ase" or "records" for
+            files of one's own.
         source: its files; None downloads them where the publisher allows it (QM9: takes the package qm9pack if it
             is installed).
         store: the folder to make; None is the place where `open_store` finds it by name.
         molecule: of a family such as rMD17, where `name` does not say it.
-        keys: of "ase": property → key in the files.
-        group_key: of "ase": entry that names the group of a structure.
-        theory: of "ase": level of theory of the labels.
+        keys: of "ase" and "records": property → key in the files.
+        group_key: of these: entry that names the group of a structure.
+        units: of "records": property, "positions" or "cell" → unit in the files.
+        pbc: of "records": along which vectors of the cell structures repeat, "true", "false" or such as "TTF".
+        theory: of "ase" and "records": level of theory of the labels.
         skip_bad: leave out records that cannot be used; the store and its card say how many.
         workers: processes; None is one for each core.
         overwrite: replace a store that is there.
@@ -236,21 +248,41 @@ def prepare(
     if molecule is not None and ":" not in name:
         name = f"{name}:{molecule}"
     modules = _modules()
-    if name != "ase" and name not in modules:
+    if name not in _OWN and name not in modules:
         raise _unknown(name)
-    if store is None and name == "ase":
-        raise EutecticError("ase", "no place for the store", "a new folder", "pass --store with the folder to make")
+    said = {"--key": keys, "--group-key": group_key, "--unit": units, "--pbc": pbc}
+    for option, value in said.items():
+        if value and name not in (("records",) if option in ("--unit", "--pbc") else _OWN):
+            raise EutecticError(
+                option,
+                f"for {name}, which settles that itself",
+                "it with files of your own",
+                f"leave it out, or prepare them as {'records' if option in ('--unit', '--pbc') else ' or '.join(_OWN)}",
+            )
+    if store is None and name in _OWN:
+        raise EutecticError(name, "no place for the store", "a new folder", "pass --store with the folder to make")
     store = prepared(name) if store is None else Path(store)
     check_place(store, overwrite=overwrite)
     dataset: Dataset
-    if name == "ase":
+    if name in _OWN:
         if source is None:
             raise EutecticError(name, "no source", "its files", "pass --source with the file or folder")
+        source = Path(source)
         with Shown("Counting structures and labels", noun="", enabled=progress):
-            found = ase_files.scan(Path(source), keys, group_key, skip_bad=skip_bad)
-        dataset = ase_files.AseFiles(
-            source=Path(source), found=found, keys=dict(keys or {}), group_key=group_key, theory=theory
-        )
+            if name == "ase":
+                held = ase_files.scan(source, keys, group_key, skip_bad=skip_bad)
+                dataset = ase_files.AseFiles(
+                    source=source, found=held, keys=dict(keys or {}), group_key=group_key, theory=theory
+                )
+            else:
+                choices = records.Choices(
+                    keys=dict(keys or {}),
+                    units=dict(units or {}),
+                    pbc=None if pbc is None else records.periodicity(pbc),
+                    group_key=group_key,
+                )
+                found = records.scan(source, choices, skip_bad=skip_bad)
+                dataset = records.RecordFiles(source=source, found=found, choices=choices, theory=theory)
     else:
         dataset = modules[name]
         source = _fetched(dataset, name, progress=progress) if source is None else Path(source)

@@ -54,7 +54,11 @@ def find(source: Path, suffixes: Iterable[str], expected: str) -> tuple[str, lis
         archive = next((path for path in paths if path.name.endswith(ARCHIVES)), None)
         raise EutecticError(
             str(source),
-            f"the archive {archive.name}" if archive else f"none among {len(paths)} files",
+            f"the archive {archive.name}"
+            if archive
+            else "a file of another kind"
+            if source.is_file()
+            else f"none among {len(paths)} files",
             expected,
             f"unpack it (tar -xf {archive} -C {archive.parent}) and name the folder that makes"
             if archive

@@ -3,10 +3,12 @@ anything in them.
 
 Keys "0", "1", … hold records, "length" sometimes their number. A record is a pickled `torch_geometric.data.Data`
 (before version 2.0 with its fields in `__dict__`, after it in `_store`) or a dictionary; its fields are numbers,
-texts, NumPy arrays and torch tensors, each of these a `torch.save` archive of the old format within the pickle.
+texts, NumPy arrays and torch tensors, each of these a `torch.save` archive of the old format within the pickle;
+sometimes crystals of pymatgen, as objects or as their dictionaries.
 
 A pickle is a program, and unpickling calls whatever its author named. Here the names lead nowhere: those of arrays,
-tensors and PyTorch Geometric stand for descriptions of where the numbers are, and any other name is refused. Lengths
+tensors, PyTorch Geometric, pymatgen and emmet stand for descriptions of where the numbers are, and any other name is
+refused. Lengths
 and places a pickle gives are compared with the size of the record before memory is set aside for them. Numbers are
 decoded only when `array` is asked for them, so the edges in a record, most of its bytes, cost nothing.
 """
@@ -17,10 +19,11 @@ import io
 import math
 import pickle
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import lmdb
 import numpy as np
 
 from eutectic.atoms import EutecticError
@@ -39,6 +42,9 @@ STORAGES = {
     "ShortStorage": "<i2",
 }
 """Name of a storage's class within `torch` → NumPy's name for the type of its numbers."""
+
+LARGEST_CRYSTAL = 1 << 20
+"""Entries of the dictionary of a crystal: a site has some twenty."""
 
 _HEAD = b"".join(
     pickle.dumps(part, protocol=2)
@@ -164,12 +170,12 @@ class _Encoded:
 
 
 class _Object:
-    """For whatever PyTorch Geometric has in a record: its attributes, and nothing it can do."""
+    """For whatever PyTorch Geometric or pymatgen has in a record: its attributes, and nothing it can do."""
 
-    __slots__ = ("attributes",)
+    __slots__ = ("arguments", "attributes")
 
-    def __init__(self, *_arguments: object, **_keywords: object) -> None:
-        pass
+    def __init__(self, *arguments: object, **_keywords: object) -> None:
+        self.arguments = arguments
 
     def __setstate__(self, state: object) -> None:
         self.attributes = state
@@ -197,6 +203,10 @@ _KNOWN: dict[tuple[str, str], type] = {
 }
 
 
+_INERT = ("torch_geometric.data.", "pymatgen.core.", "emmet.core.")
+"""Modules whose classes are read as attributes alone."""
+
+
 class _Records(pickle.Unpickler):
     """Never imports, so never runs, what it reads the name of."""
 
@@ -204,7 +214,7 @@ class _Records(pickle.Unpickler):
         known = _KNOWN.get((module_name, global_name))
         if known is not None:
             return known
-        if module_name.startswith("torch_geometric.data."):
+        if module_name.startswith(_INERT):
             return _Object
         raise _Refused(f"{module_name}.{global_name}")
 
@@ -291,8 +301,11 @@ def array(value: object, where: str) -> np.ndarray:
             return value.array()
         if isinstance(value, int | float):
             return np.asarray(value)
-        # Not nested: a few bytes of pickle can be a list of lists of lists … without end.
+        # Rows, and no deeper: a few bytes of pickle can be a list of lists of lists … without end, or one long row
+        # a million times.
         if isinstance(value, list | tuple) and all(isinstance(number, int | float) for number in value):
+            return np.asarray(value, dtype=np.float64)
+        if isinstance(value, list | tuple) and all(_is_row(row) for row in value):
             return np.asarray(value, dtype=np.float64)
     except _Refused as name:
         raise _not_opened(where, name) from None
@@ -301,6 +314,64 @@ def array(value: object, where: str) -> np.ndarray:
     raise EutecticError(
         where, f"a {type(value).__name__.strip('_')}", "numbers", "check that the file is of this data set"
     )
+
+
+def _is_row(value: object) -> bool:
+    """Of coordinates, or of a tensor."""
+    return (
+        isinstance(value, list | tuple) and len(value) <= 9 and all(isinstance(number, int | float) for number in value)
+    )
+
+
+def crystal(value: object, where: str) -> Mapping[str, object]:
+    """What `pymatgen_json.structure` reads, of a pickled `Structure` of pymatgen or of its dictionary.
+
+    Raises:
+        EutecticError: neither; a dictionary made to fill the memory.
+    """
+    try:
+        if isinstance(value, dict):
+            return cast(Mapping[str, object], _plain(value, iter(range(LARGEST_CRYSTAL))))
+        lattice, sites = (_attributes(value)[name] for name in ("_lattice", "_sites"))
+        matrix, pbc = _attributes(lattice)["_matrix"], _attributes(lattice).get("_pbc", (True, True, True))
+        return {
+            "lattice": {"matrix": array(matrix, where).tolist(), "pbc": pbc},
+            "sites": [_site(site, where) for site in sites],
+        }
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise EutecticError(
+            where,
+            f"no crystal that can be read ({type(error).__name__}: {error})",
+            "a Structure of pymatgen, or the dictionary that its as_dict gives",
+            "write the records as dictionaries of arrays: atomic_numbers, positions, cell, pbc",
+        ) from error
+
+
+def _site(site: object, where: str) -> Mapping[str, object]:
+    held = _attributes(site)
+    species = _attributes(held["_species"])["_data"]
+    return {
+        "species": [{"element": element.arguments[0], "occu": share} for element, share in species.items()],
+        "abc": array(held["_frac_coords"], where).tolist(),
+    }
+
+
+def _attributes(value: object) -> dict[str, Any]:
+    if not isinstance(value, _Object) or not isinstance(value.attributes, dict):
+        raise TypeError(f"a {type(value).__name__.strip('_')} without attributes")
+    return value.attributes
+
+
+def _plain(value: object, left: Iterator[int]) -> object:
+    """A copy in which nothing is shared; it stops where `left` does, since a pickle may name one part many times."""
+    if next(left, None) is None:
+        raise ValueError("more entries than a crystal has")
+    if isinstance(value, dict):
+        return {name: _plain(entry, left) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry, left) for entry in value]
+    # Arrays are beside the point: what describes sites is numbers and texts.
+    return value if isinstance(value, int | float | str) else None
 
 
 def fields(value: object, where: str) -> Mapping[str, object]:
@@ -349,6 +420,27 @@ def record_count(path: Path) -> int:
         return count
 
 
+def record_keys(path: Path) -> list[int]:
+    """The keys of a file that may lack some of them, in order; "length" and other names are no records.
+
+    Raises:
+        EutecticError: not a whole LMDB file; no keys that are whole numbers.
+    """
+    with opened(path) as environment, environment.begin() as transaction:
+        try:
+            keys = [int(key) for key in transaction.cursor().iternext(values=False) if bytes(key).isdigit()]
+        except lmdb.Error as error:
+            raise unreadable(path, error) from error
+    if not keys:
+        raise EutecticError(
+            str(path),
+            "no records",
+            'records under the keys "0", "1", …',
+            "check the file; an .aselmdb of fairchem is read by `ase`",
+        )
+    return sorted(keys)
+
+
 def read_records(path: Path, first: int = 0, count: int | None = None) -> Iterator[tuple[str, Mapping[str, object]]]:
     """Records in the order of their keys, one in memory at a time.
 
@@ -363,9 +455,17 @@ def read_records(path: Path, first: int = 0, count: int | None = None) -> Iterat
     Raises:
         EutecticError: as `record_count`, `unpickle` and `fields`; a record that is missing.
     """
-    last = record_count(path) if count is None else first + count
+    yield from read_keys(path, range(first, record_count(path) if count is None else first + count))
+
+
+def read_keys(path: Path, keys: Iterable[int]) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """As `read_records`, by key.
+
+    Raises:
+        EutecticError: as `read_records`.
+    """
     with opened(path) as environment, environment.begin() as transaction:
-        for key in range(first, last):
+        for key in keys:
             where = f"{path}, record {key}"
             data = get(path, transaction, str(key))
             if data is None:
@@ -377,7 +477,7 @@ def _not_opened(where: str, name: object) -> EutecticError:
     return EutecticError(
         where,
         f"a pickle that asks for {str(name)[:80]!r}",
-        "numbers, texts, NumPy arrays, torch tensors and PyTorch Geometric's Data",
+        "numbers, texts, NumPy arrays, torch tensors, PyTorch Geometric's Data and crystals of pymatgen",
         "nothing of it was run; take the file from its publisher, or write its records as dictionaries of arrays",
     )
 

@@ -28,9 +28,9 @@ from jaxtyping import Int
 from eutectic.atoms import EutecticError
 from eutectic.atoms.units import BOHR, HARTREE, KCAL_PER_MOL
 from eutectic.data.archive import Bytes, damage_explained, opened
+from eutectic.data.npz_arrays import array_head, blocks
 
 FRAMES_PER_PIECE = 50_000
-FRAMES_AT_ONCE = 256
 STRETCHES = 40
 """A trajectory's groups: as many stretches of neighbours in time, so that nine tenths and one tenth can be parted
 with few neighbours on both sides."""
@@ -146,7 +146,7 @@ def frames(head: Trajectory, first: int, count: int | None, fetch: str) -> Itera
                 yield positions * head.length_unit, energy * head.energy_unit, forces * force_unit
             return
         with zipfile.ZipFile(handle) as bundle:
-            parts = [_blocks(bundle, key, first, stop) for key in ("R", "E", "F")]
+            parts = [blocks(bundle, key, first, stop) for key in ("R", "E", "F")]
             for positions, energies, forces in zip(*parts, strict=True):
                 for r, e, f in zip(positions, energies.reshape(-1), forces, strict=True):
                     yield r * head.length_unit, float(e) * head.energy_unit, f * force_unit
@@ -163,7 +163,7 @@ def _npz_head(where: str, handle: Bytes, fetch: str) -> tuple[np.ndarray, int, f
                 "arrays of sgdml.org (z, R, E, F)",
                 "prepare it as rmd17:<molecule>, which is another level of theory",
             )
-        shapes = {key: _array_head(bundle, key)[1] for key in ("R", "E", "F", "z")}
+        shapes = {key: array_head(bundle, key)[1] for key in ("R", "E", "F", "z")}
         r, e, f, z = (shapes[key] for key in ("R", "E", "F", "z"))
         if len(z) == 2:
             raise EutecticError(
@@ -179,46 +179,10 @@ def _npz_head(where: str, handle: Bytes, fetch: str) -> tuple[np.ndarray, int, f
                 "R and F (frames, atoms, 3), E (frames,) or (frames, 1), z (atoms,)",
                 fetch,
             )
-        numbers = next(_blocks(bundle, "z", 0, z[0], at_once=z[0])).astype(np.int64)
-        first = float(next(_blocks(bundle, "E", 0, 1)).reshape(-1)[0])
+        numbers = next(blocks(bundle, "z", 0, z[0], at_once=z[0])).astype(np.int64)
+        first = float(next(blocks(bundle, "E", 0, 1)).reshape(-1)[0])
         stated = tuple(_text(bundle, key) if key in names else "" for key in ("e_unit", "r_unit"))
     return numbers, int(r[0]), first, (stated[0], stated[1])
-
-
-def _array_head(bundle: zipfile.ZipFile, key: str) -> tuple[np.dtype, tuple[int, ...], bool]:
-    with bundle.open(f"{key}.npy") as handle:
-        return _read_array_head(handle)
-
-
-def _read_array_head(handle: Bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
-    """Type, shape, and whether the last index runs slowest."""
-    version = np.lib.format.read_magic(handle)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(handle)
-    if dtype.hasobject:
-        raise ValueError("an array of Python objects, which only a pickle can hold")
-    return dtype, shape, fortran
-
-
-def _blocks(
-    bundle: zipfile.ZipFile, key: str, first: int, stop: int, at_once: int = FRAMES_AT_ONCE
-) -> Iterator[np.ndarray]:
-    """Rows of an array in the archive, some at a time; what comes before them is decompressed but not kept."""
-    with bundle.open(f"{key}.npy") as handle:
-        dtype, shape, fortran = _read_array_head(handle)
-        if fortran and len(shape) > 1:
-            handle.seek(0)
-            whole = np.lib.format.read_array(handle, allow_pickle=False)
-            yield from (whole[i : min(i + at_once, stop)] for i in range(first, stop, at_once))
-            return
-        row = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-        handle.seek(first * row, io.SEEK_CUR)
-        for i in range(first, stop, at_once):
-            n = min(at_once, stop - i)
-            content = handle.read(n * row)
-            if len(content) < n * row:
-                raise EOFError(f"{key} ends in row {i + len(content) // row} of {shape[0]}")
-            yield np.frombuffer(content, dtype=dtype).reshape(n, *shape[1:])
 
 
 def _text(bundle: zipfile.ZipFile, key: str) -> str:

@@ -12,20 +12,17 @@ read, by what the source is:
 from __future__ import annotations
 
 import csv
-import io
 import math
 import re
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase.io import read as ase_read
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
-from eutectic.data import pymatgen_json
+from eutectic.data import cif, pymatgen_json
 from eutectic.data.archive import INSIDE, damage_explained, opened, tar_members, zip_members
 from eutectic.data.card import Card
 from eutectic.data.source import File, Piece
@@ -110,7 +107,7 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
         return
     gaps = _csv_targets(piece.path)
     for stem, text in _cifs(piece):
-        structure = _structure(text, f"{piece.path.parent / piece.member}, {stem}")
+        structure = cif.structure(text, f"{piece.path.parent / piece.member}, {stem}", _FETCH)
         found = _find(gaps, stem)
         yield _row(stem, found[0] if found else stem, structure, found[1] if found else None)
 
@@ -245,31 +242,6 @@ def _text(content: bytes, name: str) -> str:
     if len(content) > LONGEST_CIF:
         raise ValueError(f"{name} is longer than {LONGEST_CIF} bytes, which is no CIF of one crystal")
     return content.decode("utf-8")
-
-
-def _structure(text: str, where: str) -> Structure:
-    try:
-        with warnings.catch_warnings():
-            # ASE warns of settings and dates that say nothing of the atoms.
-            warnings.simplefilter("ignore")
-            atoms: Any = ase_read(io.StringIO(text), format="cif")
-    except Exception as error:
-        # ASE's CIF reader raises whatever the text leads it to.
-        raise EutecticError(
-            where, f"not a CIF that ASE reads ({type(error).__name__}: {error})", "a crystal structure", _FETCH
-        ) from error
-    shares = [s for site in atoms.info.get("occupancy", {}).values() for s in site.items()]
-    partly = [f"{symbol} {share:g}" for symbol, share in shares if abs(share - 1) > 1e-3]
-    if partly:
-        raise EutecticError(
-            where,
-            f"sites that are partly occupied: {', '.join(partly[:5])}",
-            "whole atoms",
-            "leave this structure out, or order it first: a disordered crystal has no atoms to learn from",
-        )
-    if atoms.cell.rank < 3:
-        raise EutecticError(where, "no cell", "a crystal with its cell", _FETCH)
-    return Structure.from_ase(atoms)
 
 
 _Gaps = dict[str, tuple[str, float | None]]

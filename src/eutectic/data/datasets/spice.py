@@ -6,6 +6,11 @@ Chodera, Markland, J. Chem. Theory Comput. 20, 8583 (2024), doi:10.1021/acs.jctc
 each molecule, every array with its unit as the attribute `units`. `dft_total_gradient` is the gradient of the energy:
 **forces are its negative** (issue 94 of github.com/openmm/spice-dataset).
 
+Also read is the layout of the package mlip (github.com/instadeepai/mlip, "HDF5 reader"; units eV and Å by its
+documentation), in which SPICE 2 was published again: a group for each structure, with `elements`, `positions` and
+`forces`, and `energy` and `charge` as attributes. Its `dipole` and `atomic_charges` are left out: no unit and no
+method is documented for them.
+
 "spice" is all of a file; "spice:dipeptides", "spice:solvated_amino_acids", … are its subsets.
 """
 
@@ -135,7 +140,15 @@ def pieces(source: Path, name: str) -> list[Piece]:
         molecules = hdf5.names(file)
         if not molecules:
             raise EutecticError(str(path), "no molecules", _EXPECTED, _FIX)
-        _check_layout(hdf5.subgroup(file, molecules[0]))
+        if _is_mlip(hdf5.subgroup(file, molecules[0])):
+            if subset:
+                raise EutecticError(
+                    str(path),
+                    "the layout of mlip, which names no subsets",
+                    name,
+                    "prepare it as spice, or take " + _FIX,
+                )
+            return hdf5.pieces(path, molecules, lambda _: 1)
         found = hdf5.pieces(path, molecules, partial(_size, file, subset))
         if not found:
             held = sorted({_subset_in(hdf5.subgroup(file, molecule)) for molecule in molecules[:1000]})
@@ -157,6 +170,10 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
     """
     subset = _subset_of(name)
     with hdf5.opened(piece.path, _EXPECTED, _fix(piece.path)) as file:
+        if _is_mlip(hdf5.subgroup(file, piece.member)):
+            for structure, _, _ in hdf5.spans(piece, hdf5.names(file), lambda _: 1):
+                yield _mlip_row(hdf5.subgroup(file, structure), structure)
+            return
         for molecule, first, last in hdf5.spans(piece, hdf5.names(file), partial(_size, file, subset)):
             group = hdf5.subgroup(file, molecule)
             numbers = hdf5.numbers_in(hdf5.dataset(group, "atomic_numbers", None)).astype(np.int64)
@@ -198,14 +215,40 @@ def _fix(path: Path) -> str:
     return "prepare it as the data set `ase`" if path.suffix in (".xyz", ".extxyz") else _FIX
 
 
-def _check_layout(molecule: h5py.Group) -> None:
-    if {"elements", "positions"} <= set(hdf5.names(molecule)):
+def _is_mlip(group: h5py.Group) -> bool:
+    """One structure by itself, as the package mlip lays them out."""
+    return {"elements", "positions"} <= set(hdf5.names(group))
+
+
+def _mlip_row(group: h5py.Group, name: str) -> LabelledStructure:
+    """A structure in the layout of mlip; "…_md_7" is a frame of the molecule "…"."""
+    numbers = hdf5.numbers_in(hdf5.dataset(group, "elements", None)).astype(np.int64)
+    labels = {
+        "energy": _attribute(group, "energy"),
+        "forces": hdf5.numbers_in(hdf5.dataset(group, "forces", len(numbers), 3)),
+    }
+    if "charge" in group.attrs:
+        labels["charge"] = _attribute(group, "charge")
+    return LabelledStructure(
+        structure=Structure(
+            numbers=numbers, positions=hdf5.numbers_in(hdf5.dataset(group, "positions", len(numbers), 3))
+        ),
+        labels=labels,
+        id=name,
+        group=re.sub(r"_[a-z]+_\d+$", "", name),
+    )
+
+
+def _attribute(group: h5py.Group, name: str) -> np.ndarray:
+    value = np.asarray(group.attrs.get(name, ""))
+    if value.size != 1 or value.dtype.kind not in "iuf":
         raise EutecticError(
-            hdf5.place(molecule),
-            "a group for each structure, with 'elements' and 'positions': the layout of the package mlip (eV, Å)",
-            "the layout of the publisher, one group for each molecule with 'conformations'",
-            f"{_FIX}; or write it as extended xyz and prepare that as the data set `ase`",
+            f"{hdf5.place(group)}, attribute {name}",
+            str(value)[:60] or "nothing",
+            "one number",
+            "check that the file is whole and in the layout of mlip",
         )
+    return value.astype(np.float64).reshape(())
 
 
 def _frames(molecule: h5py.Group) -> int:

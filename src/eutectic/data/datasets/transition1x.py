@@ -4,6 +4,10 @@ Schreiner, Bhowmik, Vegge, Busk, Winther, Scientific Data 9, 779 (2022), doi:10.
 doi:10.6084/m9.figshare.19614657 (version 4). Layout of `transition1x.h5`:
 `/data/<formula>/<reaction>/{atomic_numbers, positions, wB97x_6-31G(d).energy, wB97x_6-31G(d).forces}` in Å, eV and
 eV/Å; `/train`, `/val` and `/test` are links into `/data`, and are the published split.
+
+"horm" is HORM (Cui et al., arXiv:2505.12447): structures from Transition1x and RGD1, calculated anew at the same level
+of theory with their Hessians. LMDB files of pickled records (`pos`, `charges`, which are atomic numbers, `energy`,
+`forces`, `hessian`) in Å and eV.
 """
 
 from __future__ import annotations
@@ -14,10 +18,14 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from ase.data import chemical_symbols
+from ase.formula import Formula
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.data import hdf5
 from eutectic.data.card import Card
+from eutectic.data.open_catalyst import find, lmdb_pieces
+from eutectic.data.pickled_lmdb import array, read_records
 from eutectic.data.source import File, Piece
 
 CARD = Card(
@@ -38,6 +46,23 @@ CARD = Card(
     ),
 )
 
+HORM = Card(
+    name="horm",
+    title="HORM: reactive molecules of Transition1x and RGD1, with Hessians",
+    domain="reactions",
+    properties=("energy", "forces"),
+    theory="ωB97X/6-31G(d)",
+    licence="not stated (the code beside it: GPL-3.0)",
+    citation="Cui et al., arXiv:2505.12447 (2025)",
+    source="github.com/deepprinciple/HORM",
+    notes=(
+        "Energies are total energies in float32: 5e-4 eV coarse at -8000 eV.",
+        "A group is a chemical formula: records do not say which reaction they are of (`rxn` is 1 in all that were "
+        "seen).",
+        "Hessians are not read. The field `ae` (the energy without a linear reference) is not either.",
+    ),
+)
+
 PARTS = {"train": "train", "validation": "val", "test": "test"}
 """Parts of the published split, and what the file calls them."""
 
@@ -47,19 +72,24 @@ _FIX = "fetch transition1x.h5 again (doi:10.6084/m9.figshare.19614657)"
 
 
 def names() -> tuple[str, ...]:
-    """The data set of this module."""
-    return ("transition1x",)
+    """The data set, and the one that goes on from it."""
+    return ("transition1x", "horm")
 
 
 def card(name: str) -> Card:
-    """Of it."""
+    """Of one of them."""
     _known(name)
-    return CARD
+    return CARD if name == "transition1x" else HORM
 
 
 def files(name: str) -> tuple[File, ...]:
-    """What is downloaded; figshare's checksum is not known here."""
+    """What is downloaded; figshare's checksum is not known here.
+
+    None of HORM: no address that a program can read is known.
+    """
     _known(name)
+    if name == "horm":
+        return ()
     return (
         File(
             name="transition1x.h5",
@@ -70,12 +100,14 @@ def files(name: str) -> tuple[File, ...]:
 
 
 def pieces(source: Path, name: str) -> list[Piece]:
-    """Ranges of structures, by formula and reaction.
+    """Ranges of structures, by formula and reaction; of HORM in the order of the files.
 
     Raises:
-        EutecticError: nothing is there; not HDF5, cut short, or of another data set.
+        EutecticError: nothing is there; not HDF5 (HORM: LMDB), cut short, or of another data set.
     """
     _known(name)
+    if name == "horm":
+        return lmdb_pieces(find(Path(source), (".lmdb",), "LMDB files of HORM, such as ts1x-val.lmdb")[1])
     (path,) = hdf5.files_of(Path(source), _EXPECTED, _FIX)
     with hdf5.opened(path, _EXPECTED, _FIX) as file:
         data = hdf5.subgroup(file, "data")
@@ -86,12 +118,16 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
     """The structures of a piece.
 
     Yields:
-        energy in eV, forces in eV/Å; ids are "<formula>-<reaction>-<position>", groups "<formula>-<reaction>".
+        energy in eV, forces in eV/Å; ids are "<formula>-<reaction>-<position>", groups "<formula>-<reaction>". Of
+        HORM "<file>-<position>" and the formula.
 
     Raises:
-        EutecticError: not HDF5, cut short, or arrays of other shapes.
+        EutecticError: not HDF5 (HORM: LMDB), cut short, or arrays of other shapes.
     """
     _known(name)
+    if name == "horm":
+        yield from _horm(piece)
+        return
     with hdf5.opened(piece.path, _EXPECTED, _FIX) as file:
         data = hdf5.subgroup(file, "data")
         for path, first, last in hdf5.spans(piece, _reactions(data), partial(_size, data)):
@@ -121,6 +157,8 @@ def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.nd
         EutecticError: as `pieces`; a part that names what is not in `data`, or that is a link out of it.
     """
     _known(name)
+    if name == "horm":
+        return {}
     (path,) = hdf5.files_of(Path(source), _EXPECTED, _FIX)
     with hdf5.opened(path, _EXPECTED, _FIX) as file:
         if not set(PARTS.values()) <= set(hdf5.names(file)):
@@ -138,8 +176,31 @@ def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.nd
 
 
 def _known(name: str) -> None:
-    if name != "transition1x":
-        raise EutecticError("transition1x", f"data set {name!r}", "transition1x", "name this one")
+    if name not in names():
+        raise EutecticError("transition1x", f"data set {name!r}", " or ".join(names()), "name one of these")
+
+
+def _horm(piece: Piece) -> Iterator[LabelledStructure]:
+    for number, (where, held) in enumerate(read_records(piece.path, piece.first, piece.count), start=piece.first):
+        if missing := [key for key in ("pos", "charges", "energy", "forces") if held.get(key) is None]:
+            raise EutecticError(
+                where,
+                f"no {missing[0]!r} among {', '.join(held)}",
+                "a record of HORM: pos, charges, energy, forces",
+                "prepare other LMDB files as records",
+            )
+        charges, positions, energy, forces = (
+            np.asarray(array(held[key], f"{where}, {key}"), dtype=np.float64)
+            for key in ("charges", "pos", "energy", "forces")
+        )
+        numbers = np.rint(charges).astype(np.int64)
+        symbols = [chemical_symbols[z] if 0 < z < len(chemical_symbols) else "X" for z in numbers.reshape(-1)]
+        yield LabelledStructure(
+            structure=Structure(numbers=numbers, positions=positions),
+            labels={"energy": energy.reshape(()), "forces": forces},
+            id=f"{piece.path.stem}-{number}",
+            group=format(Formula.from_list(symbols), "hill"),
+        )
 
 
 def _reactions(data: h5py.Group) -> list[str]:

@@ -1,0 +1,610 @@
+"""The user's own structures as named arrays: pickled LMDB, npz, JSON or CSV, as many groups publish theirs.
+
+A record is one structure with its fields, of any names: `--key energy=total_energy` says which one is what, and
+`targets.energy` is the field `energy` of the field `targets`. What such files do not say has to be stated: units
+(`--unit energy=kcal/mol`) and whether a cell repeats (`--pbc true`). Nothing is guessed.
+
+* `.lmdb`: pickled dictionaries or PyTorch Geometric's `Data` under the keys "0", "1", … (some may be missing), read
+  without running anything in them.
+* `.npz`: `positions` (structures, atoms, 3), with `numbers` (atoms,), or (structures, atoms) filled up with zeros where
+  structures differ in size, as in QM7-X; or arrays of all atoms, with `n_atoms` (structures,). `properties:3` is the
+  fourth column of an array (structures, columns).
+* `.json`, `.json.gz`: a list of objects. * `.csv`, `.csv.gz`: a line for each structure, with its CIF in a column.
+
+In an LMDB or JSON the geometry may also be one field `structure`, a crystal of pymatgen; like a CIF it is in Å.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import itertools
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+from ase.formula import Formula
+
+from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Structure
+from eutectic.data import cif, pickled_lmdb, pymatgen_json, stated_units
+from eutectic.data.archive import damage_explained, opened
+from eutectic.data.card import Card
+from eutectic.data.npz_arrays import array_head, blocks, cut
+from eutectic.data.open_catalyst import find
+from eutectic.data.source import File, Piece
+from eutectic.data.splits import HELD_OUT
+
+SUFFIXES = (".lmdb", ".npz", ".json", ".json.gz", ".csv", ".csv.gz")
+
+GEOMETRY: dict[str, tuple[str, ...]] = {
+    "structure": ("structure",),
+    "cif": ("cif",),
+    "numbers": ("numbers", "atomic_numbers", "nuclear_charges", "z", "Z"),
+    "positions": ("positions", "pos", "coordinates", "coords", "R"),
+    "cell": ("cell", "lattice"),
+    "pbc": ("pbc",),
+    "n_atoms": ("n_atoms", "natoms"),
+}
+"""Part of a structure → the names it has in many files; the first that is there is taken."""
+
+LABELS: dict[str, tuple[str, ...]] = {"energy": ("energy", "E"), "forces": ("forces", "force", "F")}
+"""Property → names that can mean nothing else; other properties are found under their own."""
+
+LONGEST_LINE = 1 << 20
+"""Characters of a line of CSV, and of the CIF in it."""
+
+MOST_NAMES = 1000
+"""Fields of a record that are looked at."""
+
+_EXPECTED = "pickled .lmdb, .npz, .json or .csv (the last two also as .gz)"
+_WHOLE = "check that it is whole: download, unpack or write it again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the user says of the files.
+
+    Attributes:
+        keys: property, or part of `GEOMETRY`, → the field that holds it; an empty name leaves a property out.
+        units: property, "positions" or "cell" → unit in the files (`eutectic.data.stated_units`); positions may be
+            "fractional".
+        pbc: along which lattice vectors structures repeat, where the files do not say it.
+        group_key: field that names the group of a structure.
+    """
+
+    keys: Mapping[str, str] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
+    pbc: tuple[bool, bool, bool] | None = None
+    group_key: str | None = None
+
+    def __post_init__(self) -> None:
+        for option, given, known in (
+            ("--key", self.keys, (*PROPERTIES, *GEOMETRY)),
+            ("--unit", self.units, (*PROPERTIES, "positions", "cell")),
+        ):
+            if unknown := [name for name in given if name not in known]:
+                raise EutecticError(option, repr(unknown[0]), f"one of {', '.join(known)}", "correct the option")
+        for name, unit in self.units.items():
+            if name in PROPERTIES:
+                stated_units.conversion(name, unit)
+            elif (name, unit) != ("positions", "fractional"):
+                stated_units.length(name, unit)
+
+    def names(self, what: str) -> tuple[str, ...]:
+        """The fields a property or a part of the geometry may be in."""
+        if what in self.keys:
+            return (self.keys[what],) if self.keys[what] else ()
+        return GEOMETRY.get(what) or LABELS.get(what) or (what,)
+
+
+def periodicity(text: str) -> tuple[bool, bool, bool]:
+    """ "true", "false", or a letter for each lattice vector: "TTF".
+
+    Raises:
+        EutecticError: anything else.
+    """
+    letters = {"true": "ttt", "false": "fff"}.get(text.lower(), text.lower())
+    if len(letters) != 3 or set(letters) - {"t", "f"}:
+        raise EutecticError("--pbc", repr(text), "true, false, or three letters such as TTF", "correct the option")
+    a, b, c = (letter == "t" for letter in letters)
+    return a, b, c
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a source holds.
+
+    Attributes:
+        of_file: structures in each file.
+        counts: property → field → number of structures.
+        groups: number of groups.
+        largest_group: structures of the largest.
+    """
+
+    of_file: Mapping[Path, int]
+    counts: Mapping[str, Mapping[str, int]]
+    groups: int
+    largest_group: int
+
+
+def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
+    """Read a source once, and see that everything is known that its records need.
+
+    Args:
+        source: a file, or a folder of files of one kind.
+        choices: what the user says of it.
+        skip_bad: pass over what cannot be read.
+
+    Raises:
+        EutecticError: not such files; no geometry, or no label, under these names; a unit or a periodicity that
+            nothing says.
+    """
+    _, paths = find(Path(source), SUFFIXES, _EXPECTED)
+    groups: Counter[str] = Counter()
+    counts: dict[str, Counter[str]] = {}
+    names: dict[str, None] = {}
+    of_file: dict[Path, int] = {}
+    cells = False
+    for path in paths:
+        n, whole = 0, False
+        while not whole:
+            try:
+                for record in _records(path, choices, n):
+                    names = names or dict.fromkeys(record.names())
+                    n += 1
+                    try:
+                        found = {p: key for p in PROPERTIES if (key := record.key(*choices.names(p))) is not None}
+                        group = _group(record, choices, len(paths) > 1)
+                        cells = cells or _asks_for_periodicity(record, choices)
+                    except EutecticError:
+                        if not skip_bad:
+                            raise
+                        continue
+                    for name, key in found.items():
+                        counts.setdefault(name, Counter())[key] += 1
+                    groups[group] += 1
+                whole = True
+            except EutecticError:
+                if not skip_bad:
+                    raise
+                # After a record of an LMDB that cannot be read there may be others; what follows in a file that is
+                # read from its beginning to its end is lost.
+                n, whole = n + 1, path.suffix != ".lmdb"
+        if not n:
+            raise EutecticError(str(path), "no records", "at least one structure", _WHOLE)
+        of_file[path] = n
+    _check_labels(Path(source), choices, counts, names)
+    _check_stated(Path(source), choices, counts, names, cells)
+    return Found(
+        of_file=of_file,
+        counts={name: dict(counts[name]) for name in PROPERTIES if name in counts},
+        groups=len(groups),
+        largest_group=max(groups.values(), default=0),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordFiles:
+    """A source as a `Dataset`.
+
+    Attributes:
+        source: a file or a folder.
+        found: of it, by `scan`.
+        choices: the user's, as for `scan`.
+        theory: level of theory of the labels; no file says it.
+    """
+
+    source: Path
+    found: Found
+    choices: Choices
+    theory: str = "not stated"
+
+    def names(self) -> tuple[str, ...]:
+        """One data set."""
+        return ("records",)
+
+    def card(self, name: str) -> Card:
+        """What was found, and the user's word on units and theory."""
+        found, total = self.found, sum(self.found.of_file.values())
+        # As for trajectories that ASE reads: the largest group is trained on.
+        few = found.groups < 3 or total - found.largest_group < 2 * HELD_OUT * total
+        notes = [
+            f"{label} from {key!r}"
+            + (f" in {self.choices.units[label]}" if label in self.choices.units else "")
+            + f": {n} structures"
+            for label, keys in found.counts.items()
+            for key, n in keys.items()
+        ]
+        if few:
+            notes.append("Nearly all is one group: the split is random, with structures of one group on both sides.")
+        return Card(
+            name="records",
+            title=f"Structures from {self.source.name}",
+            domain="user",
+            properties=tuple(found.counts),
+            theory=self.theory,
+            licence="not stated",
+            citation="not stated",
+            source=self.source.name,
+            default_split="random" if few else "group",
+            notes=tuple(notes),
+        )
+
+    def files(self, name: str) -> tuple[File, ...]:
+        """None: the files are the user's own."""
+        return ()
+
+    def pieces(self, source: Path, name: str) -> list[Piece]:
+        """The files; those that can be entered anywhere with their number of structures."""
+        return [
+            Piece(path=path, count=n if path.suffix in (".lmdb", ".npz") else None)
+            for path, n in self.found.of_file.items()
+        ]
+
+    def read(self, piece: Piece, name: str) -> Iterator[LabelledStructure]:
+        """The structures of a file or a part of it, with the ids "<file>#<position in it>".
+
+        Raises:
+            EutecticError: damaged, cut short, or fields of other shapes.
+        """
+        several = len(self.found.of_file) > 1
+        for record in _records(piece.path, self.choices, piece.first, piece.count):
+            structure = _structure(record, self.choices)
+            yield LabelledStructure(
+                structure=structure,
+                labels=_labels(record, self.choices, len(structure)),
+                id=record.id,
+                group=_group(record, self.choices, several),
+            )
+
+    def published_splits(self, source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
+        """None."""
+        return {}
+
+
+# --- one record -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One structure as its file has it.
+
+    Attributes:
+        id: "<file>#<position>".
+        where: it is, in words.
+        fields: by name.
+        padded: arrays of atoms may be longer than the atoms, as those of an npz of several sizes.
+    """
+
+    id: str
+    where: str
+    fields: Mapping[str, Any]
+    padded: bool = False
+
+    def value(self, key: str) -> Any:
+        """Of "energy", "targets.energy" or "properties:3"; None where it is not there."""
+        if key in self.fields or not {".", ":"} & set(key):
+            return self.fields.get(key)
+        base, colon, column = key.rpartition(":")
+        if colon and column.isdigit() and isinstance(found := self.value(base), np.ndarray):
+            return found[int(column)] if found.ndim == 1 and int(column) < len(found) else None
+        value: Any = self.fields
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    def key(self, *names: str) -> str | None:
+        """The first of these that holds something."""
+        # An empty cell of a table holds nothing.
+        return next((name for name in names if not _is_nothing(self.value(name))), None)
+
+    def names(self) -> list[str]:
+        """Of all fields, those of fields in fields with a point, of columns with a colon."""
+        found: list[str] = []
+        ahead: list[tuple[str, Any, int]] = [(name, value, 0) for name, value in self.fields.items()]
+        while ahead and len(found) < MOST_NAMES:
+            name, value, depth = ahead.pop(0)
+            if isinstance(value, Mapping) and depth < 3 and not _is_crystal(value):
+                ahead += [(f"{name}.{inner}", entry, depth + 1) for inner, entry in value.items()]
+            elif not _is_nothing(value):
+                found.append(name)
+        return found
+
+    def numbers(self, key: str) -> np.ndarray:
+        """A field's numbers, in float64.
+
+        Raises:
+            EutecticError: something else.
+        """
+        value, where = self.value(key), f"{self.where}, {key}"
+        try:
+            if isinstance(value, str):
+                return np.asarray(float(value))
+            if not isinstance(value, np.ndarray):
+                value = pickled_lmdb.array(value, where)
+            return np.asarray(value, dtype=np.float64)
+        except (ValueError, TypeError) as error:
+            raise EutecticError(where, f"{str(value)[:60]!r}", "numbers", "name another field with --key") from error
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _is_crystal(value: Mapping[str, object]) -> bool:
+    return "lattice" in value and "sites" in value
+
+
+def _structure(record: Record, choices: Choices) -> Structure:
+    if (key := record.key(*choices.names("structure"))) is not None:
+        where = f"{record.where}, {key}"
+        return pymatgen_json.structure(pickled_lmdb.crystal(record.value(key), where), where)
+    if (key := record.key(*choices.names("cif"))) is not None:
+        return cif.structure(str(record.value(key)), f"{record.where}, {key}", "repair the CIF, or leave it out")
+    numbers = _atomic_numbers(record, choices)
+    n = len(numbers)
+    positions = _of_atoms(record, _needed(record, choices, "positions"), n, (n, 3))
+    unit = choices.units.get("positions", "angstrom")
+    key = record.key(*choices.names("cell"))
+    cell = np.zeros((3, 3)) if key is None else _shaped(record, key, (3, 3))
+    pbc_key = record.key(*choices.names("pbc"))
+    pbc = np.array(choices.pbc or (False, False, False))
+    if pbc_key is not None and choices.pbc is None:
+        pbc = _periodic(record, pbc_key)
+    of_cell = choices.units.get("cell", unit)
+    cell = cell * (stated_units.length("cell", of_cell) if key is not None else 1.0)
+    if unit == "fractional":
+        if key is None:
+            raise EutecticError(record.where, "fractional positions without a cell", "a cell", _WHOLE)
+        positions = positions @ cell
+    else:
+        positions = positions * stated_units.length("positions", unit)
+    # A molecule in a box has no cell: the box is the program's that made the labels.
+    return Structure(numbers=numbers, positions=positions, cell=cell if pbc.any() else np.zeros((3, 3)), pbc=pbc)
+
+
+def _atomic_numbers(record: Record, choices: Choices) -> np.ndarray:
+    key = _needed(record, choices, "numbers")
+    value = record.value(key)
+    if isinstance(value, list | tuple) and value and all(isinstance(symbol, str) for symbol in value):
+        if unknown := [symbol for symbol in value if symbol not in atomic_numbers]:
+            raise EutecticError(f"{record.where}, {key}", repr(unknown[0]), "symbols of elements", _WHOLE)
+        return np.array([atomic_numbers[symbol] for symbol in value], dtype=np.int64)
+    values = record.numbers(key).reshape(-1)
+    if record.padded:
+        # Zeros fill up the end alone: one in the midst would be an atom of no element, and is refused as such.
+        values = values[: len(values) - int(np.argmax(values[::-1] != 0)) if values.any() else 0]
+    whole = np.rint(values)
+    if not np.array_equal(whole, values) or np.abs(whole).max(initial=0) > 1e6:
+        raise EutecticError(
+            f"{record.where}, {key}", "atomic numbers with fractions", "whole numbers", "name another with --key"
+        )
+    return whole.astype(np.int64)
+
+
+def _needed(record: Record, choices: Choices, what: str) -> str:
+    key = record.key(*choices.names(what))
+    if key is None:
+        raise EutecticError(
+            record.where,
+            f"no {what} among {', '.join(record.names()[:30]) or 'no fields'}",
+            f"a field {' or '.join(choices.names(what))}",
+            f"name the field that holds them: --key {what}=NAME; without positions and atomic numbers there is "
+            "nothing to learn from",
+        )
+    return key
+
+
+def _shaped(record: Record, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A field's numbers; more dimensions of size one are how some writers stack them."""
+    values = record.numbers(key)
+    if tuple(n for n in values.shape if n != 1) != tuple(n for n in shape if n != 1):
+        raise EutecticError(
+            f"{record.where}, {key}",
+            f"shape {values.shape}",
+            f"shape {shape}",
+            "check that labels and atoms belong together, or name another field with --key",
+        )
+    return values.reshape(shape)
+
+
+def _of_atoms(record: Record, key: str, n: int, shape: tuple[int, ...]) -> np.ndarray:
+    values = record.numbers(key)
+    if record.padded and values.ndim == len(shape) and len(values) > n:
+        return _shaped(Record(id="", where=record.where, fields={key: values[:n]}), key, shape)
+    return _shaped(record, key, shape)
+
+
+def _periodic(record: Record, key: str) -> np.ndarray:
+    values = record.numbers(key).reshape(-1)
+    if values.size not in (1, 3) or set(values.tolist()) - {0.0, 1.0}:
+        raise EutecticError(f"{record.where}, {key}", str(values.tolist()[:9]), "true or false, once or thrice", _WHOLE)
+    return np.broadcast_to(values != 0, 3).copy()
+
+
+def _labels(record: Record, choices: Choices, n: int) -> dict[str, np.ndarray]:
+    found = {}
+    for name, prop in PROPERTIES.items():
+        key = record.key(*choices.names(name))
+        if key is None:
+            continue
+        shape = prop.shape(n)
+        values = _of_atoms(record, key, n, shape) if prop.level == "atom" else _shaped(record, key, shape)
+        if name in choices.units:
+            values = np.asarray(stated_units.conversion(name, choices.units[name])(values, n))
+        found[name] = values
+    return found
+
+
+def _group(record: Record, choices: Choices, several_files: bool) -> str:
+    if choices.group_key is not None:
+        value = record.value(choices.group_key)
+        if _is_nothing(value):
+            raise EutecticError(
+                record.where,
+                f"no field {choices.group_key!r}",
+                f"one of {', '.join(record.names()[:30])}",
+                "name another field for the groups, or none",
+            )
+        if isinstance(value, str):
+            return value
+        return " ".join(f"{x:g}" for x in record.numbers(choices.group_key).reshape(-1)[:9])
+    if several_files:
+        return record.id.rpartition("#")[0]
+    if any(record.key(*choices.names(part)) for part in ("structure", "cif")):
+        numbers = _structure(record, choices).numbers
+    else:
+        _needed(record, choices, "positions")
+        numbers = _atomic_numbers(record, choices)
+    return format(Formula.from_list([chemical_symbols[z] if 0 < z < 119 else "X" for z in numbers.tolist()]), "hill")
+
+
+# --- what has to be known ---------------------------------------------------------------------------
+
+
+def _asks_for_periodicity(record: Record, choices: Choices) -> bool:
+    if any(record.key(*choices.names(what)) for what in ("structure", "cif", "pbc")):
+        return False
+    key = record.key(*choices.names("cell"))
+    return key is not None and bool(record.numbers(key).any())
+
+
+def _check_labels(source: Path, choices: Choices, counts: Mapping[str, object], names: Mapping[str, object]) -> None:
+    missing = [name for name, key in choices.keys.items() if name in PROPERTIES and key and name not in counts]
+    if counts and not missing:
+        return
+    told = f"no {' and no '.join(repr(choices.keys[name]) for name in missing)}" if missing else "no label"
+    raise EutecticError(
+        str(source),
+        f"{told}; the fields are {', '.join(names)}",
+        f"a property of the structures, such as {', '.join(list(PROPERTIES)[:4])}",
+        "name the field of a property, e.g. --key energy=total_energy",
+    )
+
+
+def _check_stated(
+    source: Path, choices: Choices, counts: Mapping[str, object], names: Mapping[str, object], cells: bool
+) -> None:
+    """All at once, so that one more command is enough."""
+    usual = {name: stated_units.example(name) for name in counts if stated_units.needed(name)}
+    if not any(name in names for what in ("structure", "cif") for name in choices.names(what)):
+        fractional = choices.units.get("positions") == "fractional"
+        usual = {"positions": "angstrom", **({"cell": "angstrom"} if fractional else {}), **usual}
+    missing = [name for name in usual if name not in choices.units]
+    periodic = cells and choices.pbc is None
+    if not missing and not periodic:
+        return
+    given = [f"no unit of {', '.join(missing)}"] if missing else []
+    fix = ["state what they are in: " + " ".join(f"--unit {name}={usual[name]}" for name in missing)] if missing else []
+    if missing:
+        fix.append("others are " + ", ".join(dict.fromkeys(u for name in missing for u in stated_units.others(name))))
+    if any(name in PROPERTIES for name in missing):
+        fix.append("--key NAME= leaves a property out")
+    if periodic:
+        given.append("cells that may repeat or not")
+        fix.append("pass --pbc true for crystals, --pbc false for molecules in a box, or --pbc TTF for slabs")
+    raise EutecticError(
+        str(source),
+        ", and ".join(given),
+        "what the file does not say of itself, since a wrong guess would spoil the training",
+        "; ".join(fix),
+    )
+
+
+# --- the files --------------------------------------------------------------------------------------
+
+
+def _records(path: Path, choices: Choices, first: int = 0, count: int | None = None) -> Iterator[Record]:
+    stop = None if count is None else first + count
+    if path.suffix == ".lmdb":
+        keys = pickled_lmdb.record_keys(path)[first:stop]
+        for number, (where, fields) in enumerate(pickled_lmdb.read_keys(path, keys), start=first):
+            yield Record(id=f"{path.name}#{number}", where=where, fields=fields)
+        return
+    with damage_explained(str(path), _EXPECTED, _WHOLE):
+        if path.suffix == ".npz":
+            yield from _of_npz(path, choices, first, count)
+            return
+        rows = _of_json(path) if path.name.endswith((".json", ".json.gz")) else _of_csv(path)
+        for number, fields in enumerate(itertools.islice(rows, first, stop), start=first):
+            yield Record(id=f"{path.name}#{number}", where=f"{path}, record {number}", fields=fields)
+
+
+def _of_json(path: Path) -> Iterator[Mapping[str, Any]]:
+    with opened(path) as raw:
+        read = gzip.GzipFile(fileobj=raw).read if path.suffix == ".gz" else raw.read
+        for key, row in pymatgen_json.items(read):
+            if key or not isinstance(row, Mapping):
+                raise EutecticError(
+                    str(path),
+                    f"an object with {key!r}" if key else f"a list of {type(row).__name__}s",
+                    "a list of objects, one for each structure, with its atoms and its labels",
+                    "write it so; numbers without structures cannot be learned from",
+                )
+            yield row
+
+
+def _of_csv(path: Path) -> Iterator[Mapping[str, Any]]:
+    packed = path.suffix == ".gz"
+    with (
+        gzip.open(path, "rt", encoding="utf-8", newline="") if packed else path.open(newline="", encoding="utf-8") as f
+    ):
+        stream = cast(IO[str], f)
+        try:
+            # A line without an end must not fill the memory.
+            for row in csv.DictReader(iter(lambda: stream.readline(LONGEST_LINE), "")):
+                yield {name: value for name, value in row.items() if isinstance(name, str)}
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+
+
+def _of_npz(path: Path, choices: Choices, first: int, count: int | None) -> Iterator[Record]:
+    with opened(path) as raw, zipfile.ZipFile(raw) as bundle:
+        heads = {Path(name).stem: array_head(bundle, Path(name).stem) for name in bundle.namelist()}
+        shapes = {name: shape for name, (dtype, shape, _) in heads.items() if dtype.kind in "biufUS"}
+        key = {what: next((n for n in choices.names(what) if n in shapes), "") for what in GEOMETRY}
+        positions, numbers, sizes = (key[what] for what in ("positions", "numbers", "n_atoms"))
+        shape = shapes.get(positions, ())
+        flat = len(shape) == 2
+        if not positions or not numbers or len(shape) not in (2, 3) or shape[-1] != 3 or (flat and not sizes):
+            raise EutecticError(
+                str(path),
+                f"arrays {', '.join(f'{name} {held}' for name, held in shapes.items())}",
+                "positions (structures, atoms, 3) and numbers (atoms,) or (structures, atoms); "
+                "or positions (all atoms, 3), numbers (all atoms,) and n_atoms (structures,)",
+                "name the arrays: --key positions=NAME --key numbers=NAME --key n_atoms=NAME; without these there is "
+                "nothing to learn from",
+            )
+        n = shapes[sizes][0] if flat else shape[0]
+        stop = n if count is None else min(n, first + count)
+        columns: dict[str, Iterator[Any]] = {}
+        if flat:
+            of_each = np.concatenate([*blocks(bundle, sizes, 0, n), np.zeros(0)]).reshape(-1).astype(np.int64)
+            if len(of_each) != n or (of_each < 0).any() or of_each.sum() != shape[0]:
+                raise EutecticError(
+                    f"{path}, {sizes}", f"{of_each.sum()} atoms", f"{shape[0]}, as in {positions}", _WHOLE
+                )
+            start, counts = int(of_each[:first].sum()), of_each[first:stop].tolist()
+        for name, held in shapes.items():
+            if flat and held[:1] == shape[:1]:
+                columns[name] = cut(blocks(bundle, name, start, shape[0]), counts)
+            elif held[:1] == (n,) and not (name == numbers and len(held) == 1):
+                columns[name] = itertools.chain.from_iterable(blocks(bundle, name, first, stop))
+        shared = (
+            {}
+            if numbers in columns
+            else {numbers: next(blocks(bundle, numbers, 0, shapes[numbers][0], at_once=1 << 20))}
+        )
+        for i in range(first, stop):
+            row = {name: next(column) for name, column in columns.items()}
+            fields = {
+                name: str(value) if isinstance(value, np.str_ | np.bytes_) else value for name, value in row.items()
+            }
+            yield Record(
+                id=f"{path.name}#{i}", where=f"{path}, structure {i}", fields={**shared, **fields}, padded=not flat
+            )
