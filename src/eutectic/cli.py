@@ -666,7 +666,14 @@ def models(
     if as_json:
         sys.stdout.write(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
         return
-    _show({key: value for key, value in told.items() if key not in ("settings", "provenance")})
+    _show({key: value for key, value in told.items() if key not in ("settings", "provenance", "tasks")})
+    table = Table(box=None, pad_edge=False)
+    for heading in ("task", "predicts", "level of theory"):
+        table.add_column(heading)
+    for name, task in cast("dict[str, Any]", told["tasks"]).items():
+        predicts = ", ".join(f"{one} ({unit})" for one, unit in task["properties"].items())
+        table.add_row(_plain(name), predicts, _plain(task["theory"]))
+    console.print(table)
     if (folder / CARD).is_file():
         from rich.markdown import Markdown
 

@@ -165,6 +165,7 @@ def test_model_folder_round_trip_without_pickle(task: Task, molecules: Store, tm
     model = MultitaskModel(backbone, {"molecules": task.heads}).eval()
     save_model(tmp_path / "model", TrainedModel(model, (task,), "painn", settings, GRAPH, {"from": "a test"}))
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
+    assert len({p.stat().st_mode for p in (tmp_path / "model").iterdir()}) == 1  # whoever reads one reads the other
     again = load_model(tmp_path / "model")
     batch = make_batch(_items(molecules, task, range(3)), [task])
     with torch.no_grad():

@@ -91,6 +91,8 @@ def save_model(path: Path, model: TrainedModel, *, raw: Mapping[str, torch.Tenso
         if raw is not None:
             save_file(_plain(raw), str(half / "raw.safetensors"))
         (half / "model.json").write_text(json.dumps(description, indent=1, ensure_ascii=False))
+        for weights in half.glob("*.safetensors"):
+            shutil.copymode(half / "model.json", weights)  # safetensors makes files that nobody else can read
         shutil.rmtree(path, ignore_errors=True)
         half.rename(path)
     except (OSError, SafetensorError) as error:
