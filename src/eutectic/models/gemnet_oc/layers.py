@@ -86,7 +86,7 @@ def he_orthogonal_(weight: Tensor) -> None:
 
 
 def _orthogonal_(weight: Tensor) -> None:
-    """Uniformly distributed orthogonal matrices as `nn.init.orthogonal_` gives them, at less than half the cost.
+    """Uniformly distributed orthogonal matrices as `nn.init.orthogonal_` gives them, with less work.
 
     That one factorises a matrix of normal numbers. The reflections this leads to are those of independent normal
     vectors, one a number shorter than the last (Stewart, SIAM J. Numer. Anal. 17, 403, 1980): nothing is factorised.
