@@ -77,12 +77,29 @@ def he_orthogonal_(weight: Tensor) -> None:
         return
     inputs = (1,) if weight.ndim == 2 else (0, 1)
     with torch.no_grad():
-        nn.init.orthogonal_(weight)
+        _orthogonal_(weight)
         # A single input has no variance to standardise.
         if math.prod(weight.shape[i] for i in inputs) > 1:
             variance, mean = torch.var_mean(weight, dim=inputs, keepdim=True)
             weight.sub_(mean).div_((variance + 1e-6).sqrt())
         weight.mul_(math.sqrt(1 / math.prod(weight.shape[i] for i in inputs)))
+
+
+def _orthogonal_(weight: Tensor) -> None:
+    """Uniformly distributed orthogonal matrices as `nn.init.orthogonal_` gives them, with less work.
+
+    That one factorises a matrix of normal numbers. The reflections this leads to are those of independent normal
+    vectors, one a number shorter than the last (Stewart, SIAM J. Numer. Anal. 17, 403, 1980): nothing is factorised.
+    """
+    rows, columns = weight.shape[0], weight[0].numel()
+    x = weight.new_empty(max(rows, columns), min(rows, columns)).normal_().tril_()
+    diagonal = x.diagonal()
+    # Of the triangle's diagonal, which is to be positive for a uniform distribution.
+    sign = torch.where(diagonal > 0, -1.0, 1.0).to(x.dtype)
+    end = sign * torch.linalg.vector_norm(x, dim=0)
+    scale = 1 - diagonal / end
+    q = torch.linalg.householder_product(x.div_(diagonal - end), scale).mul_(sign)
+    weight.copy_((q if rows >= columns else q.mT).reshape(weight.shape))
 
 
 class Linear(nn.Module):
