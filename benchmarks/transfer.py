@@ -9,8 +9,8 @@ Tasks, rates and budgets below were fixed before any pre-trained start was teste
 backbone, one trained for as many steps on molecules alone) share model size, data, batches and number of steps. The
 learning rate of each start is chosen from three or four on validation data, with a seed that no reported run uses;
 rMD17's are chosen at 200 structures for all three sizes, QM9's on the gap for all three properties, jdft2d's on fold 0.
-Writes `results.json`, `table.md` and `report.html`. Interrupted, it goes on where it stopped. About 250 runs; an hour of
-two CPU cores.
+Writes `results.json`, `table.md` and `report.html`. Interrupted, it goes on where it stopped. About 250 runs; an hour
+of two CPU cores.
 """
 
 from __future__ import annotations
