@@ -176,16 +176,17 @@ class BasisProjections(nn.Module):
 
     def forward(self, graph: Graph, layout: Layout) -> Bases:
         s = self.settings
-        # Lengths and angles are few, and their rounding is what is felt most in forces.
+        # Lengths are few, and their rounding, which the sharpness of the Gaussians amplifies, is felt most in forces.
         dtype = graph.positions.dtype
         if graph.positions.device.type != "mps":  # has no float64
             graph = graph.to(graph.positions.device, torch.float64)
         distance, direction = graph.vectors(graph.main)
+        direction = direction.to(dtype)
         weight = graph.weights("main", distance)
         basis = self._functions(distance, weight)
         radial = self._radial(basis)
         main = layout.main.spread(direction)
-        cosine = (main @ main.mT).to(dtype)
+        cosine = main @ main.mT
         # Spread out before it is projected: it is narrower than what it is projected to.
         spread = layout.main.spread(basis)
         mix = self._mix(spread, self.edge_edge_angular, cosine, layout.edge_edge)
@@ -195,7 +196,7 @@ class BasisProjections(nn.Module):
         if s.atom_edge or s.edge_atom:
             near_distance, near_direction = graph.vectors(graph.atom_edge)
             near = self._functions(near_distance, graph.weights("atom_edge", near_distance))
-            cosine = (main @ layout.atom_edge.spread(near_direction).mT).to(dtype)
+            cosine = main @ layout.atom_edge.spread(near_direction.to(dtype)).mT
             if s.atom_edge:
                 mix = self._mix(spread, self.atom_edge_angular, cosine, layout.atom_edge_table)
                 atom_edge = TripletBasis(radial=F.linear(near, self.atom_edge_radial), mix=mix)
@@ -209,7 +210,7 @@ class BasisProjections(nn.Module):
 
         return Bases(
             main=basis,
-            directions=(direction if weight is None else direction * weight[:, None]).to(dtype),
+            directions=direction if weight is None else direction * weight[:, None].to(dtype),
             update=radial["update"],
             output=radial["output"],
             edge_edge=edge_edge,
@@ -260,23 +261,22 @@ class BasisProjections(nn.Module):
         n_centres, n_middle, n_slots = q.angle_in.shape
         distance, direction = graph.vectors(graph.quadruplet)
         middle = q.middle.reshape(-1)
-        ba = direction.index_select(0, middle).view(n_centres, n_middle, 1, 3)
+        ba = direction.to(main.dtype).index_select(0, middle).view(n_centres, n_middle, 1, 3)
         # Directions d→b and c→a: (centres, Q, D, 3), and (centres, 1, D, 3).
         db = main.index_select(0, q.source.reshape(-1)).view(n_centres, n_middle, n_slots, 3)
         ca = main.index_select(0, q.centre)[:, None]
 
-        dtype = spread.dtype
-        angle = legendre((db * ba).sum(-1).to(dtype), q.angle_in.to(dtype), s.num_spherical)  # (centres, Q, S, D)
+        angle = legendre((db * ba).sum(-1), q.angle_in.to(ba.dtype), s.num_spherical)  # (centres, Q, S, D)
         basis = self._functions(distance, graph.weights("quadruplet", distance))
         weights = basis.index_select(0, middle) @ self.quadruplet_circular.flatten(1)
         weights = weights.view(len(middle), s.circular_width, s.num_spherical)
         circular = torch.bmm(angle.flatten(0, 1).mT, weights.mT).view(-1, s.circular_width)
 
         # The dihedral is the angle between the normals of the planes cab and abd.
-        cosine = (self._normal(ca, ba, dtype) @ self._normal(db, ba, dtype).mT).to(dtype)
-        dihedral = legendre(cosine, q.table.to(dtype), s.num_spherical)  # (centres, Q, D, S, D)
+        cosine = self._normal(ca, ba) @ self._normal(db, ba).mT
+        dihedral = legendre(cosine, q.table.to(ba.dtype), s.num_spherical)  # (centres, Q, D, S, D)
         # Both angles' functions times a weight of c→a: here over the first, in each block over the second.
-        cosine = (ca * ba).sum(-1).mT.to(dtype)  # (centres, D, Q)
+        cosine = (ca * ba).sum(-1).mT  # (centres, D, Q)
         angle = legendre(cosine, torch.ones_like(cosine), s.num_spherical).flatten(0, 1)
         weight = _relabelled(self.quadruplet_spherical)  # (K, B, S · S)
         weights = spread.index_select(0, q.centre) @ weight.mT.flatten(1)
@@ -288,11 +288,11 @@ class BasisProjections(nn.Module):
             spherical=spherical.view(len(angle), n_middle * s.num_spherical, s.spherical_width),
         )
 
-    def _normal(self, first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:
+    def _normal(self, first: Tensor, second: Tensor) -> Tensor:
         """Unit normal of the plane of two unit vectors; shorter where they are nearly in line, to stay smooth."""
         cross = torch.linalg.cross(first, second)
         # 1e-5 of a radian: in single precision eps itself would be felt by angles of a degree.
-        floor = max(self.settings.sine_floor**2, min(torch.finfo(dtype).eps, 1e-10))
+        floor = max(self.settings.sine_floor**2, min(torch.finfo(cross.dtype).eps, 1e-10))
         return cross * torch.rsqrt((cross * cross).sum(-1, keepdim=True) + floor)
 
 
