@@ -555,6 +555,7 @@ def _of_csv(path: Path) -> Iterator[Mapping[str, Any]]:
         gzip.open(path, "rt", encoding="utf-8", newline="") if packed else path.open(newline="", encoding="utf-8") as f
     ):
         stream = cast(IO[str], f)
+        csv.field_size_limit(LONGEST_LINE)  # Python's own limit is shorter than many a CIF
         try:
             # A line without an end must not fill the memory.
             for row in csv.DictReader(iter(lambda: stream.readline(LONGEST_LINE), "")):
