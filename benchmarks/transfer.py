@@ -35,13 +35,14 @@ from eutectic.recipes.comparison import (
     best_choices,
     comparison,
     environment,
+    short_run,
     target_of,
 )
 from eutectic.recipes.small import BACKBONE, GRAPH
 from eutectic.tasks.shipped import model_folder
 from eutectic.train.finetune import FinetuneResult
 from eutectic.train.runs import run_all
-from eutectic.train.settings import DataSettings, FinetuneSettings, TrainSettings
+from eutectic.train.settings import DataSettings, FinetuneSettings
 
 SCRATCH_RATES = (1.2e-3, 2.5e-3, 6e-3, 1e-2, 1.6e-2)
 PRETRAINED_RATES = (3e-4, 6e-4, 1.2e-3, 2.5e-3, 6e-3)
@@ -176,13 +177,7 @@ def settings_of(task: Task, split: str | None, stores: Mapping[str, str]) -> Fin
         backbone=BACKBONE,
         graph=GRAPH,
         optimiser=FINETUNING_OPTIMISER,
-        train=TrainSettings(
-            steps=task.steps,
-            batch_size=task.batch_size,
-            evaluate_every=max(1, task.steps // 10),
-            threads=1,
-            accelerator="cpu",
-        ),
+        train=short_run(task.steps, task.batch_size),
     )
 
 

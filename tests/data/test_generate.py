@@ -185,10 +185,14 @@ def test_a_store_grows_by_what_it_lacks(tmp_path: Path, monkeypatch: pytest.Monk
         "Made from 30 items with seed 0.",
         "Left out of items below 10: 1 × no conformer.",
     )
+    # What is to be replaced is not taken over.
+    assert engine.run(generator, tmp_path / "grown", scale=4.0, seed=0, workers=1, overwrite=True) == 39
+    assert made == [*range(30), *range(40)]
+    del made[30:]
     # The embedded store is a beginning too, of its own seed only; and a store never shrinks.
     monkeypatch.setattr(engine, "embedded", lambda: {"molecules": tmp_path / "grown" / "molecules"})
-    assert run(tmp_path / "other", scale=4.0) == 39
-    assert made == list(range(40))
+    assert run(tmp_path / "other", scale=5.0) == 49
+    assert made == [*range(30), *range(40, 50)]
     assert run(tmp_path / "seed", scale=4.0, seed=1) == 39
     assert len(made) == 80
     with pytest.raises(EutecticError, match="--overwrite"):

@@ -21,7 +21,7 @@ from eutectic.tasks import TargetSettings
 from eutectic.tasks.folder import load_model
 from eutectic.train.finetune import FinetuneResult, split_of
 from eutectic.train.runs import run_all
-from eutectic.train.settings import FinetuneSettings, OptimiserSettings
+from eutectic.train.settings import FinetuneSettings, OptimiserSettings, TrainSettings
 
 STARTS: tuple[Start, Start] = ("scratch", "pretrained")
 SWEEP_SEED = 1000
@@ -31,6 +31,14 @@ FINETUNING_OPTIMISER = OptimiserSettings(
     learning_rate=2e-3, warmup_steps=20, weight_decay=0.01, clip_norm=5.0, ema_decay=0.9
 )
 """For runs of a few hundred steps: an average of the weights that does not lag behind (see docs/log.md)."""
+
+
+def short_run(steps: int, batch_size: int) -> TrainSettings:
+    """How long a compared run is: judged ten times, on one thread of a CPU, so that runs go side by side."""
+    return TrainSettings(
+        steps=steps, batch_size=batch_size, evaluate_every=max(1, steps // 10), threads=1, accelerator="cpu"
+    )
+
 
 Choice = Mapping[str, float]
 """Settings of the optimiser that are chosen for each start: `learning_rate`, and `weight_decay` if swept."""

@@ -20,7 +20,7 @@ from eutectic.evaluate.comparison import DemoResults, PretrainingSummary, summar
 from eutectic.graph import GraphSettings
 from eutectic.models.gemnet_oc import GemNetOCSettings
 from eutectic.models.heads import HeadSettings
-from eutectic.recipes.comparison import FINETUNING_OPTIMISER, Choice, compare, environment, target_of
+from eutectic.recipes.comparison import FINETUNING_OPTIMISER, Choice, compare, environment, short_run, target_of
 from eutectic.tasks import TargetSettings
 from eutectic.train.pretrain import PretrainResult, pretrain
 from eutectic.train.settings import (
@@ -175,13 +175,7 @@ def finetuning(task: DemoTask) -> FinetuneSettings:
         targets={task.property: target_of(task.property)},
         start="scratch",
         optimiser=FINETUNING_OPTIMISER,
-        train=TrainSettings(
-            steps=task.steps,
-            batch_size=task.batch_size,
-            evaluate_every=max(1, task.steps // 10),
-            threads=1,
-            accelerator="cpu",
-        ),
+        train=short_run(task.steps, task.batch_size),
     )
 
 

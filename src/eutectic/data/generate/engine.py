@@ -215,7 +215,7 @@ def items_in(store: Store, seed: int) -> int:
     return next((int(m[1]) for m in made if m and int(m[2]) == seed), 0)
 
 
-def _beginning(card: Card, path: Path, seed: int, n_items: int) -> tuple[Path, int] | None:
+def _beginning(card: Card, path: Path | None, seed: int, n_items: int) -> tuple[Path, int] | None:
     """The largest store that holds the first of these items already, the embedded one or one at `path`.
 
     Items depend on their number and the seed alone, so that nothing is made twice.
@@ -256,7 +256,8 @@ def run(generator: Generator, out: Path, *, scale: float, seed: int, workers: in
     """
     card, path = generator.card, out / generator.card.name
     note, n_items = provenance(generator, scale, seed), generator.count(scale)
-    beginning = _beginning(card, path, seed, n_items)
+    # Whoever says --overwrite does not want what is there.
+    beginning = _beginning(card, None if overwrite else path, seed, n_items)
     grown = beginning is not None and beginning[0] == path
     if path.exists() and not (overwrite or grown):
         if note in (store := Store(path)).card.notes:
@@ -284,7 +285,10 @@ def run(generator: Generator, out: Path, *, scale: float, seed: int, workers: in
     notes = [note]
     if beginning:
         earlier = [kept for kept in Store(beginning[0]).card.notes if kept.startswith(LEFT_OUT)]
-        notes += [kept if " of items " in kept else f"{LEFT_OUT} of items below {first}{kept[8:]}" for kept in earlier]
+        notes += [
+            kept if " of items " in kept else f"{LEFT_OUT} of items below {first}{kept.removeprefix(LEFT_OUT)}"
+            for kept in earlier
+        ]
     if rejected:
         where = f" of items from {first}" if first else ""
         notes.append(f"{LEFT_OUT}{where}: " + "; ".join(f"{n} × {why}" for why, n in sorted(rejected.items())) + ".")
