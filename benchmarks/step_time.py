@@ -5,6 +5,10 @@
     python benchmarks/step_time.py --fast-products      # as training does on AMD processors
     python benchmarks/step_time.py --compile --json -   # torch.compile; figures for machines
     python benchmarks/step_time.py --error              # bfloat16 and float32 against float64, no timing
+    python benchmarks/step_time.py --profile            # and which kernels the time goes to
+
+On a GPU the same commands, with two cases that fill it; `waits` are the times a step waits for the device, and
+`busy` is the share of a step in which the device computes.
 
 A step is forward, loss and backward on graphs that are built beforehand, four tasks with an energy and a direct
 force head each. Every case runs in a process of its own, whose largest resident set is its peak memory (on a GPU:
@@ -26,6 +30,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -52,7 +57,7 @@ from eutectic.tasks.task import Normaliser, Target, TargetSettings
 MOLECULE = GraphSettings(cutoff=8, max_neighbours=30, symmetry="lower_source")
 PERIODIC = GraphSettings(cutoff=12, max_neighbours=30, symmetry="lower_source")
 TASKS = {"oc20": PERIODIC, "oc22": PERIODIC, "ani1x": MOLECULE, "transition1x": MOLECULE}
-SECONDS = 12.0
+SECONDS = {"cpu": 12.0, "cuda": 3.0}
 """For each case, about."""
 
 PUBLISHED_TIMES_FLOOR = (2.0, 2.7)
@@ -98,6 +103,10 @@ CASES: dict[str, Callable[[], list[tuple[int, Structure]]]] = {
     "2 slabs": lambda: [(0, slab("Cu", 3.61, 1)), (1, slab("Pt", 3.92, 2))],
     "1 crystal": lambda: [(0, rutile())],
 }
+ON_GPU: dict[str, Callable[[], list[tuple[int, Structure]]]] = {
+    "64 molecules": lambda: molecules([12, 13, 14, 14, 15, 15, 16, 17] * 8),
+    "16 slabs": lambda: [(i % 2, slab(*(("Cu", 3.61), ("Pt", 3.92))[i % 2], i)) for i in range(16)],
+}
 
 
 def tasks() -> list[Task]:
@@ -112,7 +121,7 @@ def batch_of(case: str, dtype: torch.dtype, device: torch.device) -> tuple[Batch
     """Structures with random labels, as one batch."""
     random = np.random.default_rng(0)
     made, items, graphs = tasks(), [], []
-    for index, structure in CASES[case]():
+    for index, structure in (CASES | ON_GPU)[case]():
         graphs.append(build_graph(structure, made[index].graph))
         labels = {"energy": np.asarray(random.normal()), "forces": random.normal(size=(len(structure), 3))}
         items.append(Item(index, graphs[-1], labels))
@@ -214,12 +223,41 @@ def product_rate(dtype: torch.dtype, device: torch.device, size: int) -> float:
     return 3 * 2e-9 * size**3 / (time.perf_counter() - start)
 
 
+def on_device(run: Callable[[], object], show: bool) -> dict[str, float]:
+    """How often a step waits for a GPU, and the share of its time in which the GPU computes."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        run()
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as profiler:
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        wall = time.perf_counter() - start
+    kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    if show:
+        print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=25), file=sys.stderr)
+    waits = sum("synchroniz" in str(w.message) for w in caught)
+    computing = sum(e.device_time for e in kernels) * 1e-6
+    return {
+        "waits": waits,
+        "kernels": len(kernels),
+        "device_milliseconds": 1000 * computing,
+        "profiled_milliseconds": 1000 * wall,
+    }
+
+
 def mixed_precision(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Autocast where it is asked for."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def measure(case: str, size: str, precision: str, compiled: bool, device: torch.device) -> dict[str, object]:
+def measure(
+    case: str, size: str, precision: str, compiled: bool, device: torch.device, profiled: bool = False
+) -> dict[str, object]:
     """One case, in this process."""
     batch, made, graphs = batch_of(case, torch.float32, device)
     model = model_of(size, torch.float32, device)
@@ -240,7 +278,7 @@ def measure(case: str, size: str, precision: str, compiled: bool, device: torch.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024e-9
     large = 8192 if device.type == "cuda" else 1536
     seconds, rates = [], []
-    end = time.perf_counter() + SECONDS
+    end = time.perf_counter() + SECONDS.get(device.type, 12.0)
     while len(seconds) < 5 or time.perf_counter() < end:
         model.zero_grad(set_to_none=True)
         start = time.perf_counter()
@@ -251,6 +289,11 @@ def measure(case: str, size: str, precision: str, compiled: bool, device: torch.
     rate = statistics.median(rates)
     median = statistics.median(seconds)
     model.zero_grad(set_to_none=True)
+    gpu: dict[str, float] = {}
+    if device.type == "cuda":
+        gpu = on_device(lambda: step(run, batch, made, mixed_precision(precision, device)), profiled)
+        # While the profiler runs a step takes longer: what the device computes, of a step without it.
+        gpu["busy"] = gpu["device_milliseconds"] / (1000 * median)
     with FlopCounterMode(display=False) as counter:
         step(model, batch, made, nullcontext())
     gflop = counter.get_total_flops() * 1e-9
@@ -278,12 +321,13 @@ def measure(case: str, size: str, precision: str, compiled: bool, device: torch.
         "flop_ratio": gflop / published,
         "times_faster": [t * published / rate32 / median for t in PUBLISHED_TIMES_FLOOR],
         "graph_share": graph_seconds(case) / median,
+        **gpu,
     }
 
 
 def graph_seconds(case: str) -> float:
     """Neighbours, the four graphs and the tables of a batch."""
-    made, structures = tasks(), CASES[case]()
+    made, structures = tasks(), (CASES | ON_GPU)[case]()
     best = []
     for _ in range(5):
         start = time.perf_counter()
@@ -325,7 +369,8 @@ def main() -> None:
     fast = "let oneDNN do float32 products where that is faster, as training does (eutectic.models.products)"
     parser.add_argument("--fast-products", action="store_true", help=fast)
     parser.add_argument("--error", action="store_true", help="precision instead of time")
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--profile", action="store_true", help="which kernels a step's time goes to (GPU)")
+    parser.add_argument("--cases", nargs="+", choices=[*CASES, *ON_GPU], help="all that suit the device if not given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=None, help="of the CPU; all if not given")
     parser.add_argument(
@@ -343,14 +388,14 @@ def main() -> None:
         if given.error:
             print(json.dumps(errors(case, given.size, device)))
         else:
-            print(json.dumps(measure(case, given.size, given.precision, given.compile, device)))
+            print(json.dumps(measure(case, given.size, given.precision, given.compile, device, given.profile)))
         return
     rows = []
-    for case in given.cases:
+    for case in given.cases or [*CASES, *(ON_GPU if given.device.startswith("cuda") else ())]:
         print(f"{case} …", file=sys.stderr, flush=True)
         command = [sys.executable, __file__, "--one", "--cases", case, "--size", given.size, "--device", given.device]
         command += ["--precision", given.precision] + ["--compile"] * given.compile + ["--error"] * given.error
-        command += ["--fast-products"] * given.fast_products
+        command += ["--fast-products"] * given.fast_products + ["--profile"] * given.profile
         command += ["--threads", str(given.threads)] if given.threads else []
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
@@ -378,6 +423,7 @@ def table(rows: Sequence[dict[str, Any]], error: bool) -> str:
             f"{r['case']:12}  {r['atoms']:5d} {r['edges']:5d} {r['milliseconds']:7.0f} {r['gflop']:6.0f} "
             f"{r['flop_ratio']:13.2f} {r['gemm_gflops']:7.0f} {r['times_floor']:8.2f}  {low:.1f}–{high:.1f}  "
             f"{r['peak_memory_gb']:5.2f} {100 * r['graph_share']:5.1f} %"
+            + (f"  {r['structures_per_second']:.0f}/s, {r['waits']} waits, busy {r['busy']:.2f}" if "busy" in r else "")
         )
     return "\n".join(lines)
 

@@ -118,7 +118,7 @@ def test_angles_in_do_not_come_back(graph: Graph) -> None:
 
 
 def test_slots_spread_and_collect(graph: Graph) -> None:
-    slots = incoming(graph.main.target, len(graph.numbers))
+    slots = incoming(graph.main, len(graph.numbers))
     x = torch.randn(len(graph.main), 3)
     spread = slots.spread(x)
     torch.testing.assert_close(slots.collect(spread.flatten(0, 1)), x)

@@ -8,7 +8,7 @@ target. Every edge list is sorted by target.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -161,6 +161,18 @@ def _fading(
     )
 
 
+class Crowding(NamedTuple):
+    """How the edges of a list fall on its atoms: what decides the shapes of tables.
+
+    Attributes:
+        most: edges into one atom.
+        reached: atoms with an edge into them.
+    """
+
+    most: int
+    reached: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Edges:
     """Directed edges of a batch, sorted by target.
@@ -168,11 +180,13 @@ class Edges:
     Attributes:
         source, target: (n_edges,) atom indices within the batch.
         offset: (n_edges, 3) lattice vectors added to the source's position.
+        crowding: counted where the batch was made, so that a GPU need not be waited for; None where it was not.
     """
 
     source: Int[Tensor, edges]
     target: Int[Tensor, edges]
     offset: Float[Tensor, "edges 3"]
+    crowding: Crowding | None = None
 
     def __len__(self) -> int:
         return int(self.source.shape[0])
@@ -218,10 +232,10 @@ class Graph:
             return value.to(device, dtype if floating else None, non_blocking=True)
 
         def moved(item: Any) -> Any:
-            if item is None:
-                return None
             if isinstance(item, Tensor):
                 return move(item)
+            if not is_dataclass(item):
+                return item
             return replace(item, **{f.name: moved(getattr(item, f.name)) for f in fields(item)})
 
         return cast(Graph, moved(self))
@@ -287,10 +301,13 @@ def collate(graphs: Sequence[StructureGraph], dtype: torch.dtype = torch.float32
     def joined(name: str) -> Edges:
         lists: list[NeighbourList] = [getattr(g, name) for g in graphs]
         first = np.repeat(first_atom, [len(e) for e in lists])
+        target = np.concatenate([e.target for e in lists]) + first
+        into = np.bincount(target, minlength=1)
         return Edges(
             source=torch.from_numpy(np.concatenate([e.source for e in lists]) + first),
-            target=torch.from_numpy(np.concatenate([e.target for e in lists]) + first),
+            target=torch.from_numpy(target),
             offset=torch.from_numpy(np.concatenate([e.offset for e in lists])).to(dtype),
+            crowding=Crowding(most=int(into.max()), reached=int(np.count_nonzero(into))),
         )
 
     n_main = np.array([len(g.main) for g in graphs])

@@ -16,10 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from eutectic.graph.graph import Edges, Graph
+from eutectic.graph.graph import Crowding, Edges, Graph
 
 IMAGES = 2**12
 """Lattice offsets are told apart up to ±half of this, in each direction."""
@@ -48,16 +49,31 @@ class Incoming:
         return x.index_select(0, self.slot)
 
 
-def incoming(target: Int[Tensor, edges], n_atoms: int) -> Incoming:
-    """Slots for edges that are sorted by target."""
-    n_edges = target.shape[0]
-    counts = torch.bincount(target, minlength=n_atoms)
-    first = counts.cumsum(0) - counts
-    width = int(counts.max()) if n_edges else 0
+def crowding(edges: Edges) -> Crowding:
+    """As the batch was made with; otherwise counted now, for which a GPU has to be waited for."""
+    if edges.crowding is not None:
+        return edges.crowding
+    _, counts = torch.unique_consecutive(edges.target, return_counts=True)
+    return Crowding(most=int(counts.max()) if len(counts) else 0, reached=len(counts))
+
+
+def incoming(edges: Edges, n_atoms: int) -> Incoming:
+    """Slots for the edges into each atom."""
+    target, n_edges, width = edges.target, len(edges), crowding(edges).most
+    bounds = torch.searchsorted(target, torch.arange(n_atoms + 1, device=target.device))
+    first, counts = bounds[:-1], bounds.diff()
     place = torch.arange(width, device=target.device)
     edge = (first[:, None] + place).clamp(max=max(n_edges - 1, 0))
     slot = target * width + torch.arange(n_edges, device=target.device) - first[target]
     return Incoming(edge=edge, filled=place < counts[:, None], slot=slot)
+
+
+def reached(edges: Edges) -> Int[Tensor, reached]:
+    """The atoms that have an edge into them, in order."""
+    target = edges.target
+    found = target.new_zeros(crowding(edges).reached)
+    changes = (target[1:] != target[:-1]).long()
+    return found.index_copy(0, F.pad(changes.cumsum(0), (1, 0)), target) if len(edges) else found
 
 
 def _shift(edges: Edges) -> Int[Tensor, edges]:
@@ -118,8 +134,8 @@ def layout(graph: Graph, quadruplets: bool = True) -> Layout:
         quadruplets: leave them out where no layer wants them.
     """
     n_atoms = graph.numbers.shape[0]
-    main = incoming(graph.main.target, n_atoms)
-    atom_edge = incoming(graph.atom_edge.target, n_atoms)
+    main = incoming(graph.main, n_atoms)
+    atom_edge = incoming(graph.atom_edge, n_atoms)
     image = main.spread(_image(graph.main))
     other = torch.eye(main.edge.shape[1], dtype=torch.bool, device=image.device).logical_not()
     edge_edge = main.filled[:, :, None] & main.filled[:, None, :] & other
@@ -128,7 +144,7 @@ def layout(graph: Graph, quadruplets: bool = True) -> Layout:
     return Layout(
         main=main,
         atom_edge=atom_edge,
-        atom_atom=incoming(graph.atom_atom.target, n_atoms),
+        atom_atom=incoming(graph.atom_atom, n_atoms),
         edge_edge=edge_edge,
         atom_edge_table=table & (image[:, :, None] != atom_edge_image[:, None, :]),
         quadruplets=_quadruplets(graph, main, image) if quadruplets else None,
@@ -136,8 +152,8 @@ def layout(graph: Graph, quadruplets: bool = True) -> Layout:
 
 
 def _quadruplets(graph: Graph, main: Incoming, image: Int[Tensor, "atoms slots"]) -> Quadruplets:
-    middle = incoming(graph.quadruplet.target, main.edge.shape[0])
-    centre = middle.filled.any(1).nonzero()[:, 0]
+    middle = incoming(graph.quadruplet, main.edge.shape[0])
+    centre = reached(graph.quadruplet)
     edge, filled = middle.edge[centre], middle.filled[centre]
     source = graph.quadruplet.source[edge]
     shift = _shift(graph.quadruplet)[edge]
