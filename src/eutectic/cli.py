@@ -923,12 +923,14 @@ def _show(values: dict[str, Any]) -> None:
 def data_generate(
     out: Annotated[Path, typer.Option(help="Folder for the stores.")],
     names: Annotated[list[str] | None, typer.Argument(help="Sets to make; all if none is named.")] = None,
-    scale: Annotated[float, typer.Option(help="1 makes the sets shipped with the package.")] = 1.0,
+    scale: Annotated[float, typer.Option(help="1 makes the sets in the size that is shipped with the package.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes; one for each core if not given.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace stores that are there.")] = False,
 ) -> None:
     """Make the embedded data sets again, or larger ones (needs `pip install 'eutectic[generate]'`).
+
+    One set more is not embedded, but only made here: `bulk`, inorganic crystals off equilibrium, to pre-train on.
 
     A killed or stopped generation goes on where it was. A larger scale begins with what is embedded, or with a smaller
     store of the same seed at the same place, and makes only what that lacks.
@@ -938,6 +940,8 @@ def data_generate(
     `eutectic data generate molecules --out my-data --scale 4`
 
     `eutectic data generate molecules --out my-data --scale 0.1`
+
+    `eutectic data generate bulk --out my-data`
 
     `eutectic data generate --out my-data --workers 8`
     """

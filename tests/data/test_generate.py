@@ -23,7 +23,9 @@ from eutectic.data import generate as generate_module
 from eutectic.data.generate import (
     FINETUNING,
     GENERATORS,
+    NOT_EMBEDDED,
     PRETRAINING,
+    bulk,
     dynamics,
     engine,
     generate,
@@ -32,7 +34,7 @@ from eutectic.data.generate import (
     reserved_for_finetuning,
     slabs,
 )
-from eutectic.data.generate.crystals import TYPES, filled
+from eutectic.data.generate.crystals import TYPES, filled, formula_of, placed
 from eutectic.data.generate.qm9_sample import FREE_ATOMS_U0
 from eutectic.data.store import Store
 
@@ -309,6 +311,87 @@ def test_slabs_are_as_in_oc20(name: str) -> None:
             assert z[s.tags == 2].mean() > z[s.tags == 1].max() - 0.8
 
 
+# Bulk crystals, which are not embedded
+
+
+def test_no_crystal_that_is_fine_tuned_to_is_pretrained_on() -> None:
+    finetuned = set(store("crystals").column("group").tolist())
+    assert bulk.held_out() == finetuned
+    formulas = [formula_of(placed(*material)) for pool in bulk.candidates() for material in pool]
+    assert not finetuned & set(formulas)
+    # Composition is what counts, however a formula is written: crystals' own candidates lead to its own formulas.
+    row = store("crystals")[0]
+    assert formula_of(row.structure.to_ase()) == row.group
+    kinds = [kind for pool in bulk.candidates() for kind, _ in pool]
+    assert len(set(zip(formulas, kinds, strict=True))) == len(kinds)
+
+
+def test_a_smaller_scale_of_bulk_is_the_beginning_of_a_larger_one() -> None:
+    materials = [bulk.material(item, 0) for item in range(4 * bulk.GENERATOR.items // 5)]
+    assert len(set(materials)) == len(materials)
+    assert materials[:5] != [bulk.material(item, 1) for item in range(5)]
+
+
+def test_bulk_frames_are_small_supercells_with_room_between_atoms() -> None:
+    rng = np.random.default_rng(0)
+    for name in TYPES:
+        cell = filled(name, ("Mg", "O", "Ti")[: len(TYPES[name][1])])
+        for _ in range(5):
+            several = bulk.repeated(cell, rng)
+            assert bulk.SIZES[0] <= len(several) <= bulk.SIZES[1]
+            frame = bulk.strained(several, rng)
+            assert abs(frame.get_volume() / several.get_volume() - 1) < bulk.VOLUME + 1e-6
+            places = [a.cell.scaled_positions(a.positions) for a in (frame, several)]
+            np.testing.assert_allclose(*places, atol=1e-9)
+            assert not bulk.too_near(bulk.displaced(several, rng))
+    squeezed = filled("fcc", ("Mg",))
+    squeezed.set_cell(squeezed.cell.array * 0.6, scale_atoms=True)
+    # Each atom meets its own image.
+    assert bulk.too_near(squeezed)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_bulk_depends_on_item_and_seed_alone() -> None:
+    needs("bulk")
+    made = bulk.make(0, 0)
+    bulk.make(1, 0)
+    for row, again in zip(made, bulk.make(0, 0), strict=True):
+        same(row, again)
+    assert [row.id for row in bulk.make(0, 1)] != [row.id for row in made]
+    assert len(made) == bulk.FRAMES
+    for row in made:
+        row.check(row.id)
+        assert row.structure.pbc.all()
+        assert bulk.SIZES[0] <= len(row.structure) <= bulk.SIZES[1]
+        assert row.labels.keys() == {"energy", "forces"}
+        assert row.group == formula_of(row.structure.to_ase())
+        assert row.group not in bulk.held_out()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_bulk_forces_are_the_slope_of_the_energy() -> None:
+    needs("bulk")
+    row, errors = bulk.make(0, 0)[0], []
+    for atom, axis in ((0, 0), (1, 1), (2, 2), (3, 0)):
+        energies = []
+        for step in (5e-3, -5e-3):
+            atoms = row.structure.to_ase()
+            atoms.positions[atom, axis] += step
+            atoms.calc = labels.chgnet()
+            energies.append(atoms.get_potential_energy())
+        errors.append(-(energies[0] - energies[1]) / 1e-2 - row.labels["forces"][atom, axis])
+    # As coarse as the network's energy is on slabs.
+    assert np.median(np.abs(errors)) < 0.02
+    assert np.abs(errors).max() < 0.1
+
+
+def test_a_set_may_leave_out_smaller_forces() -> None:
+    row = store("molecules")[0]
+    row.labels["forces"][...] = 20.0
+    assert engine.unusable(row) is None
+    assert engine.unusable(row, bulk.GENERATOR.max_force) == "a force of 15 eV/Å or more"
+
+
 # What is embedded
 
 
@@ -336,10 +419,13 @@ def test_embedded_store(name: str) -> None:
             assert np.abs(values).max() < engine.MAX_FORCE
 
 
-def test_every_set_is_made_here_and_embedded() -> None:
-    assert set(GENERATORS) == {*PRETRAINING, *FINETUNING}
-    assert sum(store(name).bytes() for name in GENERATORS) <= 12e6
-    assert {p.name for p in EMBEDDED.iterdir()} >= set(GENERATORS)
+def test_every_set_is_made_here_and_embedded_unless_it_is_said_not_to_be() -> None:
+    shipped = {*PRETRAINING, *FINETUNING}
+    assert set(GENERATORS) == {*shipped, *NOT_EMBEDDED}
+    assert sum(store(name).bytes() for name in shipped) <= 12e6
+    there = {p.name for p in EMBEDDED.iterdir()}
+    assert there >= shipped
+    assert not there & set(NOT_EMBEDDED)
 
 
 def test_no_molecule_that_is_fine_tuned_to_is_pretrained_on() -> None:

@@ -1,4 +1,4 @@
-"""Making the embedded data sets: four to pre-train on, four to fine-tune to.
+"""Making data sets: the embedded ones, four to pre-train on and four to fine-tune to, and one that is not embedded.
 
 `import eutectic.data.generate` needs none of the packages of the extra `generate`; making labels does.
 """
@@ -11,17 +11,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eutectic.atoms import EutecticError
-from eutectic.data.generate import crystals, dynamics, metals, molecules, oxides, qm9_sample, reactions
+from eutectic.data.generate import bulk, crystals, dynamics, metals, molecules, oxides, qm9_sample, reactions
 from eutectic.data.generate.engine import Generator, run
 from eutectic.data.generate.qm9 import reserved_for_finetuning
 
-__all__ = ["FINETUNING", "GENERATORS", "PRETRAINING", "Generator", "generate", "reserved_for_finetuning"]
+__all__ = [
+    "FINETUNING",
+    "GENERATORS",
+    "NOT_EMBEDDED",
+    "PRETRAINING",
+    "Generator",
+    "generate",
+    "reserved_for_finetuning",
+]
 
 PRETRAINING = ("metal_slabs", "oxide_slabs", "molecules", "reactions")
-"""The four domains that are pre-trained on jointly."""
+"""The four embedded domains that are pre-trained on jointly."""
 
 FINETUNING = ("md_aspirin", "md_alanine_dipeptide", "qm9_sample", "crystals")
 """What is fine-tuned to, and never pre-trained on."""
+
+NOT_EMBEDDED = ("bulk",)
+"""To pre-train on besides, made when asked for: the package would become too large with it."""
 
 GENERATORS: dict[str, Generator] = {
     g.card.name: g
@@ -33,6 +44,7 @@ GENERATORS: dict[str, Generator] = {
         *dynamics.GENERATORS,
         qm9_sample.GENERATOR,
         crystals.GENERATOR,
+        bulk.GENERATOR,
     )
 }
 """Every data set that can be made here, by name."""
@@ -53,7 +65,7 @@ def generate(
         names: which; None is all of them.
         out: a folder; each store becomes `out/<name>`.
         scale: share of each set's items; the items of a smaller scale are the first of a larger one, and are
-            taken from the embedded store, or a smaller one at the same place, rather than made again.
+            taken from the embedded store (if there is one), or a smaller one at the same place, rather than made again.
         seed: fixes every structure, whatever the number of workers.
         workers: processes, of one thread each; None is one per core.
         overwrite: replace stores that were made with another scale or seed.
@@ -77,7 +89,9 @@ def generate(
                 f"did you mean {near[0]!r}?" if near else "choose one of these",
             )
     if scale <= 0:
-        raise EutecticError("data generate", f"scale {scale:g}", "a number above 0", "1 makes what is embedded")
+        raise EutecticError(
+            "data generate", f"scale {scale:g}", "a number above 0", "1 makes each set in its usual size"
+        )
     if workers is not None and workers < 1:
         raise EutecticError("data generate", f"{workers} workers", "at least 1", "leave it out for one per core")
     for name in names:

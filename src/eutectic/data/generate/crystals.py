@@ -83,11 +83,23 @@ TYPES: dict[str, Type] = {
     "L1_2": (CUBIC, (((0, H, H), (H, 0, H), (H, H, 0)), ((0, 0, 0),))),
     "half-Heusler": (FACE_CENTRED, (((H, H, H),), ((Q, Q, Q),), ((0, 0, 0),))),
     "Heusler": (FACE_CENTRED, (((Q, Q, Q), (0.75, 0.75, 0.75)), ((0, 0, 0),), ((H, H, H),))),
+    # These are not among `candidates`; `bulk` has them.
+    "fcc": (FACE_CENTRED, (((0, 0, 0),),)),
+    "bcc": (((-H, H, H), (H, -H, H), (H, H, -H)), (((0, 0, 0),),)),
+    "diamond": (FACE_CENTRED, (((0, 0, 0), (Q, Q, Q)),)),
+    "L1_0": (((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 2**0.5)), (((0, 0, 0),), ((H, H, H),))),
+    "AlB2": ((*HEXAGONAL, (0.0, 0.0, 1.05)), (((0, 0, 0),), ((T, 2 * T, H), (2 * T, T, H)))),
+    "ReO3": (CUBIC, (((0, 0, 0),), ((H, 0, 0), (0, H, 0), (0, 0, H)))),
+    # As α-NaFeO2: rocksalt whose (111) planes of metal alternate.
+    "NaFeO2": (
+        ((1.0, 0.5, 0.5), (0.5, 1.0, 0.5), (0.5, 0.5, 1.0)),
+        (((0, 0, 0),), ((H, H, H),), ((Q, Q, Q), (0.75, 0.75, 0.75))),
+    ),
 }
 
 
 @cache
-def _candidates() -> tuple[list[tuple[str, tuple[str, ...]]], ...]:
+def candidates() -> tuple[list[tuple[str, tuple[str, ...]]], ...]:
     """(structure type, species of its sites), in five families."""
     pairs = [
         *itertools.product(PLUS1, MINUS1),
@@ -133,12 +145,22 @@ KINDS = (0, 1, 2, 3, 0, 1, 2, 4)
 """Families of items 0, 1, 2, 3, 4, …, in turn."""
 
 
-def filled(kind: str, species: tuple[str, ...]) -> Atoms:
-    """A structure type filled with elements, its closest pair touching (sum of covalent radii)."""
+def formula_of(atoms: Atoms) -> str:
+    """The reduced formula, metals first: "TiO2"."""
+    return str(atoms.symbols.formula.reduce()[0].format("metal"))
+
+
+def placed(kind: str, species: tuple[str, ...]) -> Atoms:
+    """A structure type filled with elements, in a cell of the type's own numbers: its size is to be set."""
     vectors, sites = TYPES[kind]
     symbols = [s for s, places in zip(species, sites, strict=True) for _ in places]
     places = [p for group in sites for p in group]
-    atoms = Atoms(symbols, scaled_positions=places, cell=vectors, pbc=True)
+    return Atoms(symbols, scaled_positions=places, cell=vectors, pbc=True)
+
+
+def filled(kind: str, species: tuple[str, ...]) -> Atoms:
+    """A structure type filled with elements, its closest pair touching (sum of covalent radii)."""
+    atoms = placed(kind, species)
     # A supercell holds every neighbour of the first cell once.
     several = atoms.repeat(3)
     radii = covalent_radii[several.numbers]
@@ -166,8 +188,13 @@ def element_energy(symbol: str) -> float:
     return float(atoms.get_potential_energy()) / len(atoms)
 
 
-def _breathed(atoms: Atoms) -> Atoms:
-    """The same shape at its best volume."""
+def breathed(atoms: Atoms, tolerance: float = 0.005) -> Atoms:
+    """The same shape at its best volume.
+
+    Args:
+        atoms: with a calculator; changed in place.
+        tolerance: of its length, relative to the length at which its closest pair touches.
+    """
     shape = atoms.cell.array.copy()
 
     def energy(scale: float) -> float:
@@ -175,7 +202,7 @@ def _breathed(atoms: Atoms) -> Atoms:
         return float(atoms.get_potential_energy())
 
     smallest, largest = 0.85, 1.35
-    best = float(minimize_scalar(energy, bounds=(smallest, largest), method="bounded", options={"xatol": 0.005}).x)
+    best = float(minimize_scalar(energy, bounds=(smallest, largest), method="bounded", options={"xatol": tolerance}).x)
     if min(best - smallest, largest - best) < 0.01:
         raise Rejected("no volume at which it holds together")
     energy(best)
@@ -185,11 +212,11 @@ def _breathed(atoms: Atoms) -> Atoms:
 def make(item: int, seed: int) -> list[LabelledStructure]:
     """One crystal."""
     family, place = in_turn(item, KINDS)
-    candidates = _candidates()[family]
-    kind, species = candidates[drawn(f"{CARD.name}/{family}", seed, len(candidates), place)]
+    pool = candidates()[family]
+    kind, species = pool[drawn(f"{CARD.name}/{family}", seed, len(pool), place)]
     atoms = filled(kind, species)
     atoms.calc = chgnet()
-    if not relax(FrechetCellFilter(_breathed(atoms)), fmax=0.05, steps=30):
+    if not relax(FrechetCellFilter(breathed(atoms)), fmax=0.05, steps=30):
         raise Rejected("not relaxed after 30 steps")
     if not 4 < atoms.get_volume() / len(atoms) < 60:
         raise Rejected("volume outside 4 to 60 Å³ per atom")
@@ -199,7 +226,7 @@ def make(item: int, seed: int) -> list[LabelledStructure]:
     formation = (energy - sum(element_energy(s) for s in atoms.get_chemical_symbols())) / len(atoms)
     if abs(formation) > 6:
         raise Rejected("formation energy beyond 6 eV/atom")
-    formula = atoms.symbols.formula.reduce()[0].format("metal")
+    formula = formula_of(atoms)
     return [
         LabelledStructure(
             structure=Structure.from_ase(atoms),

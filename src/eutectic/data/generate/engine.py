@@ -57,6 +57,7 @@ class Generator:
         items: number of independent pieces of work at scale 1.
         make: (item, seed) → its labelled structures; pure, so that order and worker count do not matter.
         needs: packages that must be importable.
+        max_force: structures with a larger force component (eV/Å) are left out.
         chunk: items saved at once; small enough that a kill costs little.
         seconds: an item that takes longer is rejected; generous, since it is the one thing here that depends
             on the machine.
@@ -66,6 +67,7 @@ class Generator:
     items: int
     make: Callable[[int, int], list[LabelledStructure]]
     needs: tuple[str, ...]
+    max_force: float = MAX_FORCE
     chunk: int = 10
     seconds: float = 120.0
 
@@ -116,12 +118,12 @@ def in_turn(item: int, kinds: Sequence[int]) -> tuple[int, int]:
     return kinds[turn], round_ * len(same) + same.index(turn)
 
 
-def unusable(row: LabelledStructure) -> str | None:
+def unusable(row: LabelledStructure, max_force: float = MAX_FORCE) -> str | None:
     """Why a row is left out, or None."""
     if not all(np.isfinite(value).all() for value in row.labels.values()):
         return "a label is not finite"
-    if "forces" in row.labels and np.abs(row.labels["forces"]).max() >= MAX_FORCE:
-        return f"a force of {MAX_FORCE:g} eV/Å or more"
+    if "forces" in row.labels and np.abs(row.labels["forces"]).max() >= max_force:
+        return f"a force of {max_force:g} eV/Å or more"
     return None
 
 
@@ -171,7 +173,7 @@ def make_chunk(generator: Generator, seed: int, items: range, folder: Path) -> d
             rejected[f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"] += 1
             continue
         for row in made:
-            if reason_for_row := unusable(row):
+            if reason_for_row := unusable(row, generator.max_force):
                 rejected[reason_for_row] += 1
             else:
                 rows.append(row)
