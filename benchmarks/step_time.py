@@ -240,7 +240,7 @@ def on_device(run: Callable[[], object], show: bool) -> dict[str, float]:
     kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     if show:
         print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=25), file=sys.stderr)
-    waits = sum("synchroniz" in str(w.message) for w in caught)
+    waits = sum("called a synchronizing" in str(w.message) for w in caught)
     computing = sum(e.device_time for e in kernels) * 1e-6
     return {
         "waits": waits,

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eutectic.atoms import EutecticError
 from eutectic.data.store import Store
 from eutectic.graph import GraphSettings
-from eutectic.tasks import TargetSettings, fit_task
+from eutectic.models.gemnet_oc import GemNetOCSettings
+from eutectic.models.heads import HeadSettings
+from eutectic.tasks import TargetSettings, fit_task, make_batch, structure_losses
 from eutectic.train.checkpoint import load_checkpoint, save_checkpoint
 from eutectic.train.journal import Journal
 from eutectic.train.optimisation import learning_rate
+from eutectic.train.pretrain import initial_model
 from eutectic.train.settings import FinetuneSettings, OptimiserSettings, PretrainSettings, parse
 from eutectic.train.source import Source, TaskRows, balanced
 
@@ -61,6 +66,43 @@ def test_balanced_shares() -> None:
     assert sorted(np.concatenate(shares)) == list(range(7))
     assert abs(sizes[shares[0]].sum() - sizes[shares[1]].sum()) <= 1
     assert balanced(np.array([3]), 2)[1].size == 0
+
+
+class _ReadBack(TorchDispatchMode):
+    """Notes operations whose result has a size that only numbers tell, or that are numbers outside: a GPU is waited
+    for by each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        masks = [x for arg in args if isinstance(arg, list | tuple) for x in arg if isinstance(x, torch.Tensor)]
+        by_mask = name.startswith("aten::index") and any(mask.dtype == torch.bool for mask in masks)
+        asking = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique", "repeat_interleave")
+        if by_mask or any(word in name for word in asking):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("gradient_forces", [False, True])
+def test_a_step_reads_nothing_back(molecules: Store, slabs: Store, gradient_forces: bool) -> None:
+    graph = GraphSettings(cutoff=4.0, max_neighbours=8)
+    head = HeadSettings(kind="gradient_forces" if gradient_forces else "direct_forces", layers=1)
+    targets = {"energy": TargetSettings(), "forces": TargetSettings(head=head)}
+    tasks = [fit_task(s.card.name, s, np.arange(len(s)), targets, graph) for s in (molecules, slabs)]
+    rows = [TaskRows(i, tasks[i], s, np.arange(len(s))) for i, s in enumerate((molecules, slabs))]
+    settings = GemNetOCSettings.tiny().model_dump()
+    model = initial_model("gemnet_oc", settings, tuple(tasks), Source(rows, 4, 2.0, 0), 0)
+    batch = make_batch([r.item(i) for r in rows for i in range(3)], tasks)
+    with _ReadBack() as read_back:
+        parts = structure_losses(model(batch.graph, batch.parts), batch, tasks)
+        torch.cat(parts).sum().backward()
+    assert read_back.found == []
+    with _ReadBack() as read_back:
+        (batch.graph.positions > 0).nonzero()
+    assert read_back.found == ["aten::nonzero"]
 
 
 def test_source_is_a_function_of_the_step(molecules: Store, slabs: Store) -> None:

@@ -8,7 +8,7 @@ target. Every edge list is sorted by target.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -111,7 +111,8 @@ def build_graph(
     """
     everything = neighbour_list(structure, settings.cutoff)
     caps = settings.caps
-    atom_atom = everything.take(nearest(everything, caps["atom_atom"]))
+    kept = nearest(everything, caps["atom_atom"])
+    atom_atom = everything if kept.all() else everything.take(kept)
     if edge_dropout:
         if rng is None:
             raise ValueError(
@@ -234,7 +235,7 @@ class Graph:
         def moved(item: Any) -> Any:
             if isinstance(item, Tensor):
                 return move(item)
-            if not is_dataclass(item):
+            if item is None or isinstance(item, Crowding):
                 return item
             return replace(item, **{f.name: moved(getattr(item, f.name)) for f in fields(item)})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import vesin
@@ -35,6 +36,14 @@ class NeighbourList:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @cached_property
+    def runs(self) -> tuple[np.ndarray, np.ndarray]:
+        """(n_reached,) the first edge into each atom that has any, and how many there are."""
+        first = np.ones(len(self), dtype=bool)
+        first[1:] = self.target[1:] != self.target[:-1]
+        starts = np.flatnonzero(first)
+        return starts, np.diff(starts, append=len(self))
 
     def take(self, keep: np.ndarray) -> NeighbourList:
         """The edges selected by a mask or by indices."""
@@ -83,9 +92,9 @@ def nearest(edges: NeighbourList, cap: int) -> np.ndarray:
     """(n_edges,) mask of the `cap` nearest incoming edges of each target, and of those that tie with the last."""
     if len(edges) == 0:
         return np.zeros(0, dtype=bool)
-    first = np.concatenate([[True], edges.target[1:] != edges.target[:-1]])
-    starts = np.flatnonzero(first)
-    counts = np.diff(np.append(starts, len(edges)))
+    starts, counts = edges.runs
+    if counts.max() <= cap:
+        return np.ones(len(edges), dtype=bool)
     last = starts + np.minimum(cap, counts) - 1
     return edges.distance <= np.repeat(edges.distance[last] + TIE, counts)
 
@@ -117,8 +126,13 @@ def symmetric(all_edges: NeighbourList, kept: np.ndarray, rule: str) -> tuple[Ne
         flip = ~forward
         source, target = np.where(flip, t, s), np.where(flip, s, t)
         offset = np.where(flip[:, None], -o, o)
-        key = np.column_stack([source, target, offset])
-        _, once = np.unique(key, axis=0, return_index=True)
+        pair = source.astype(np.int64) * (int(max(s.max(), t.max())) + 1 if len(s) else 1) + target
+        # Stable, so that of an edge and its reverse the first counts, as in `np.unique` of all five columns.
+        order = np.lexsort((*offset.T[::-1], pair))
+        ordered = np.column_stack([pair, offset])[order]
+        new = np.ones(len(order), dtype=bool)
+        new[1:] = (ordered[1:] != ordered[:-1]).any(1)
+        once = order[new]
         source, target, offset, distance = source[once], target[once], offset[once], edges.distance[once]
     else:
         source, target, offset, distance = s[forward], t[forward], o[forward], edges.distance[forward]
