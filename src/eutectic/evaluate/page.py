@@ -41,8 +41,8 @@ section > p { max-width: 46em; margin: 4px 0 16px; }
 .quiet { color: var(--quiet); } .small { font-size: .87rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 14px; margin:
   16px 0 20px; }
-.tile { background: var(--glow); border-radius: 12px; padding: 16px 20px; }
-.tile b { display: block; font-size: 2.5rem; line-height: 1.1; letter-spacing: -.02em; color:
+.tile { background: var(--glow); border-radius: 12px; padding: 16px 20px; container-type: inline-size; }
+.tile b { display: block; font-size: min(2.5rem, 17cqi); white-space: nowrap; line-height: 1.1; letter-spacing: -.02em; color:
   var(--pretrained);
   font-variant-numeric: tabular-nums; }
 .tile.plain { background: var(--card); } .tile.plain b { color: var(--ink); }
@@ -86,7 +86,7 @@ dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 2px 
 dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 520px) { dl { grid-template-columns: 1fr; } dd { margin-bottom: 6px; } header h1 {
   font-size: 1.5rem; }
-  .tile b { font-size: 2rem; } .card { padding: 14px 14px 10px; } }
+  .tile b { font-size: min(2rem, 17cqi); } .card { padding: 14px 14px 10px; } }
 .elements { margin: 10px 0 2px; } .elements svg { display: block; width: 100%; height: auto; }
 .elements rect { fill: var(--grid); fill-opacity: .45; } .elements rect.on { fill: var(--accent); }
 .elements text { font-size: 5px; text-anchor: middle; fill: var(--ink); font-weight: 600; }
