@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,31 @@ def test_a_step_reads_nothing_back(molecules: Store, slabs: Store, gradient_forc
     with _ReadBack() as read_back:
         (batch.graph.positions > 0).nonzero()
     assert read_back.found == ["aten::nonzero"]
+
+
+@pytest.mark.slow
+def test_to_a_compiler_the_model_is_one_graph() -> None:
+    """In a process of its own: under the tests' type checks it would be many."""
+    code = """
+import numpy as np, torch
+from eutectic.data.catalogue import open_store
+from eutectic.recipes import demo
+from eutectic.tasks import fit_task, make_batch
+from eutectic.train.pretrain import initial_model
+from eutectic.train.source import Source, TaskRows
+
+settings = demo()
+rows = []
+for i, name in enumerate(("molecules", "metal_slabs")):
+    store, some = open_store(name), np.arange(64)
+    rows.append(TaskRows(i, fit_task(name, store, some, settings.sets[name].targets, settings.graph), store, some))
+tasks = tuple(r.task for r in rows)
+model = initial_model("gemnet_oc", settings.backbone.settings, tasks, Source(rows, 4, 2.0, 0), 0)
+batch = make_batch([r.item(i) for r in rows for i in range(3)], tasks)
+print("breaks", torch._dynamo.explain(model)(batch.graph, batch.parts).graph_break_count)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
+    assert done.stdout.splitlines()[-1:] == ["breaks 0"], done.stderr
 
 
 def test_source_is_a_function_of_the_step(molecules: Store, slabs: Store) -> None:

@@ -2,7 +2,8 @@
 
 eutectic data generate molecules --scale 8 --out generated
 eutectic data generate reactions --scale 3.5 --out generated
-eutectic data generate metal_slabs oxide_slabs --scale 5 --out generated
+eutectic data generate metal_slabs --scale 5 --out generated
+eutectic data generate oxide_slabs --scale 3 --out generated
 eutectic data generate bulk --out generated
 eutectic pretrain eutectic_small --out runs/eutectic-small
 """
