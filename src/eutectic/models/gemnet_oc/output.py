@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eutectic.models.gemnet_oc.interaction import AtomUpdate, Where
@@ -46,8 +47,8 @@ class Readout(nn.Module):
 
     def forward(self, parts: list[Tensor]) -> Tensor:
         # As one product of all parts side by side, without laying them there.
-        weights = self.dense.weight.mT.split([part.shape[1] for part in parts])
-        before = parts[0] @ weights[0]
+        weights = self.dense.weight.split([part.shape[1] for part in parts], dim=1)
+        before = F.linear(parts[0], weights[0])
         for part, weight in zip(parts[1:], weights[1:], strict=True):
-            before = torch.addmm(before, part, weight)
+            before = torch.addmm(before, part, weight.mT)
         return self.residuals(scaled_silu(before))
