@@ -42,8 +42,8 @@ section > p { max-width: 46em; margin: 4px 0 16px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 14px; margin:
   16px 0 20px; }
 .tile { background: var(--glow); border-radius: 12px; padding: 16px 20px; container-type: inline-size; }
-.tile b { display: block; font-size: min(2.5rem, 17cqi); white-space: nowrap; line-height: 1.1; letter-spacing: -.02em; color:
-  var(--pretrained);
+.tile b { display: block; font-size: min(2.5rem, 17cqi); white-space: nowrap;
+  line-height: 1.1; letter-spacing: -.02em; color: var(--pretrained);
   font-variant-numeric: tabular-nums; }
 .tile.plain { background: var(--card); } .tile.plain b { color: var(--ink); }
 .scroll { overflow-x: auto; margin: 0 0 14px; }
