@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from eutectic.atoms import Structure
 from eutectic.graph import Edges, Graph, GraphSettings, build_graph, collate
-from eutectic.graph.indices import incoming, layout, quadruplet_list, triplet_list
+from eutectic.graph.indices import crowding, incoming, layout, quadruplet_list, reached, triplet_list
 
 Edge = tuple[int, int, tuple[int, int, int]]
 
@@ -115,6 +116,15 @@ def test_angles_in_do_not_come_back(graph: Graph) -> None:
     row, place, slot = q.angle_in.nonzero(as_tuple=True)
     got = zip(q.middle[row, place].tolist(), tables.main.edge[q.source[row, place], slot].tolist(), strict=True)
     assert set(got) == expected
+
+
+@pytest.mark.parametrize("name", ["main", "atom_atom", "atom_edge", "quadruplet"])
+def test_what_is_counted_with_the_batch_is_what_is_there(graph: Graph, name: str) -> None:
+    edges = getattr(graph, name)
+    counts = torch.bincount(edges.target)
+    assert edges.crowding == crowding(replace(edges, crowding=None))
+    assert edges.crowding.most == counts.max()
+    assert reached(edges).tolist() == counts.nonzero()[:, 0].tolist()
 
 
 def test_slots_spread_and_collect(graph: Graph) -> None:
