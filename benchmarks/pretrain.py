@@ -3,9 +3,9 @@
     python benchmarks/pretrain.py
     python benchmarks/pretrain.py --full --json > pretrain.json
 
-About two minutes on one CPU core, on the embedded mixture with the demonstration's model; on a GPU where there is one.
-Published data in ../shared/data, if it is there, is read through the reader of ASE's files and mixed in as well: its
-structures differ in size by a factor of ten, which the embedded ones do not. Whatever is compared is measured in
+About four minutes on two CPU cores, on the embedded mixture with the demonstration's model; on a GPU where there is
+one. Published data in ../shared/data, if it is there, is read through the reader of ASE's files and mixed in as well:
+its structures differ in size by a factor of ten, which the embedded ones do not. Whatever is compared is measured in
 turns in one process, and ratios are of medians.
 """
 
@@ -29,7 +29,7 @@ import torch
 from eutectic.data.catalogue import open_store, prepare
 from eutectic.data.mixture import Mixture
 from eutectic.data.store import Store
-from eutectic.graph import build_graph
+from eutectic.graph import build_graphs
 from eutectic.models.multitask import MultitaskModel
 from eutectic.recipes import demo
 from eutectic.tasks import Batch, Item, Task, fit_task, make_batch, structure_losses
@@ -38,13 +38,15 @@ from eutectic.train.cost import calibrate, costs_by_size, size_model, trials_of
 from eutectic.train.journal import Journal
 from eutectic.train.loggers import Loggers, chosen
 from eutectic.train.optimisation import make_optimiser
-from eutectic.train.pretrain import initial_model
+from eutectic.train.pretrain import initial_model, pretrain
 from eutectic.train.settings import Coefficients, OptimiserSettings
 from eutectic.train.source import Source, TaskRows
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SETTINGS = demo()
+WARM_UP = 5
+"""Steps at the beginning of a run that are not counted."""
 
 
 def now() -> float:
@@ -88,7 +90,7 @@ def parts(rows: Sequence[TaskRows], steps: int) -> dict[str, Any]:
             marks = [now()]
             read = [(rows[w], rows[w].store[int(rows[w].rows[r])]) for w, r in zip(*source.chosen(k + 2), strict=True)]
             marks.append(now())
-            graphs = [build_graph(row.structure, one.task.graph) for one, row in read]
+            graphs = build_graphs([row.structure for _, row in read], SETTINGS.graph)
             marks.append(now())
             items = [
                 Item(task=one.index, graph=g, labels=one.task.normalised_labels(row))
@@ -120,6 +122,27 @@ def parts(rows: Sequence[TaskRows], steps: int) -> dict[str, Any]:
         "parts": {name: seconds / total for name, seconds in spent.items()},
         "data_wait": (spent["data"] + spent["graph"] + spent["batch"]) / total,
     }
+
+
+def waiting(steps: int) -> dict[str, Any]:
+    """Whole runs of the demonstration as its command makes them, in turns: batches made in line, and by one worker."""
+    records: dict[int, list[dict[str, Any]]] = {0: [], 1: []}
+    with tempfile.TemporaryDirectory() as name:
+        for turn in range(4):
+            for workers in sorted(records, reverse=turn % 2 == 1):  # 0 1, 1 0, 0 1, 1 0
+                train = SETTINGS.train.model_copy(update={"steps": steps, "workers": workers})
+                folder = Path(name) / f"{turn}-{workers}"
+                pretrain(SETTINGS.model_copy(update={"train": train}), folder)
+                lines = (folder / "journal.jsonl").read_text().splitlines()
+                records[workers] += [json.loads(line) for line in lines][WARM_UP:]
+    found = {}
+    for workers, entries in records.items():
+        step, data, drawn = (sum(e[k] for e in entries) for k in ("step_seconds", "data_seconds", "structures"))
+        found["in line" if workers == 0 else "one worker"] = {
+            "data_wait": data / step,
+            "structures_per_second": drawn / step,
+        }
+    return {"processes": SETTINGS.train.processes, **found}
 
 
 def padding(batch: Batch) -> float:
@@ -266,6 +289,8 @@ def main() -> None:
     result: dict[str, Any] = {"device": device, "torch": torch.__version__, "model": "demonstration (0.4M parameters)"}
     say("parts of a step")
     result["embedded"] = parts(rows, 20 * more)
+    say("waiting for data")
+    result["embedded"]["waiting"] = waiting(40 * more)
     say("cost against count")
     result["embedded"]["batching"] = cost_against_count(rows, more)
     say("heads")

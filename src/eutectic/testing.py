@@ -1205,7 +1205,7 @@ def _morse(r: np.ndarray, r0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _pairwise(structure: Structure, radial: RadialFunction) -> tuple[float, np.ndarray, np.ndarray]:
     """Energy (eV), forces (eV/Å) and virial dE/dε (eV) of a sum over pairs, shifted so that energy and force
     vanish together at the cutoff (Allen & Tildesley, "Computer Simulation of Liquids", eq. 5.10)."""
-    edges = neighbour_list(structure, PAIR_CUTOFF)
+    edges = neighbour_list([structure], PAIR_CUTOFF)
     s, t, d = edges.source, edges.target, edges.distance
     vector = structure.positions[t] - structure.positions[s] - edges.offset @ structure.cell  # source → target
     radii = covalent_radii[structure.numbers]

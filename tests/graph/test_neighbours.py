@@ -12,7 +12,7 @@ from ase.build import bulk, molecule
 from ase.geometry import complete_cell
 
 from eutectic.atoms import Structure
-from eutectic.graph import GraphSettings, StructureGraph, build_graph, collate
+from eutectic.graph import GraphSettings, StructureGraph, build_graph, build_graphs, collate
 from eutectic.graph.neighbours import NeighbourList, nearest, neighbour_list, symmetric
 from eutectic.testing import STRUCTURES
 
@@ -67,7 +67,7 @@ def keys(edges: NeighbourList) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("cutoff", [2.9, 5.3])
 def test_neighbours_equal_brute_force(name: str, cutoff: float) -> None:
     structure = TEN_HARD_CASES[name]
-    edges = neighbour_list(structure, cutoff)
+    edges = neighbour_list([structure], cutoff)
     expected = brute_force(structure, cutoff)
     found = keys(edges)
     assert len(set(found)) == len(found)
@@ -77,13 +77,13 @@ def test_neighbours_equal_brute_force(name: str, cutoff: float) -> None:
 
 @pytest.mark.parametrize("name", TEN_HARD_CASES)
 def test_lists_are_sorted_by_target_then_distance(name: str) -> None:
-    edges = neighbour_list(TEN_HARD_CASES[name], 5.3)
+    edges = neighbour_list([TEN_HARD_CASES[name]], 5.3)
     assert (np.lexsort((edges.distance, edges.target)) == np.arange(len(edges))).all()
 
 
 def test_offset_belongs_to_the_source() -> None:
     for structure in TEN_HARD_CASES.values():
-        edges = neighbour_list(structure, 4.0)
+        edges = neighbour_list([structure], 4.0)
         vector = (
             structure.positions[edges.source]
             + edges.offset @ np.where(structure.pbc[:, None], structure.cell, 0.0)
@@ -93,7 +93,7 @@ def test_offset_belongs_to_the_source() -> None:
 
 
 def test_a_molecule_never_sees_images() -> None:
-    assert not neighbour_list(TEN_HARD_CASES["dummy cell on a molecule"], 12.0).offset.any()
+    assert not neighbour_list([TEN_HARD_CASES["dummy cell on a molecule"]], 12.0).offset.any()
 
 
 # --- the cap ---------------------------------------------------------------------------------
@@ -106,22 +106,22 @@ def line(*x: float) -> Structure:
 
 
 def test_nearest_keeps_the_cap() -> None:
-    edges = neighbour_list(line(0.0, 1.0, 2.1, 3.3, 4.6), 10.0)
+    edges = neighbour_list([line(0.0, 1.0, 2.1, 3.3, 4.6)], 10.0)
     kept = edges.take(nearest(edges, 2))
     assert np.bincount(kept.target).tolist() == [2, 2, 2, 2, 2]
     assert keys(kept)[:4] == [(0, 1, 0, 0, 0), (0, 2, 0, 0, 0), (1, 0, 0, 0, 0), (1, 2, 0, 0, 0)]
 
 
 def test_ties_with_the_last_are_all_kept() -> None:
-    edges = neighbour_list(line(-1.0, 0.0, 1.0 + 5e-6, 3.0), 10.0)
+    edges = neighbour_list([line(-1.0, 0.0, 1.0 + 5e-6, 3.0)], 10.0)
     kept = edges.take(nearest(edges, 1))
     assert kept.source[kept.target == 1].tolist() == [0, 2]
-    apart = neighbour_list(line(-1.0, 0.0, 1.0 + 5e-5, 3.0), 10.0)
+    apart = neighbour_list([line(-1.0, 0.0, 1.0 + 5e-5, 3.0)], 10.0)
     assert nearest(apart, 1).sum() == 4
 
 
 def test_a_cap_above_the_number_of_neighbours_keeps_all() -> None:
-    edges = neighbour_list(ETHANOL, 3.0)
+    edges = neighbour_list([ETHANOL], 3.0)
     assert nearest(edges, 1000).all()
 
 
@@ -180,7 +180,7 @@ def test_every_edge_has_its_reverse(name: str, rule: str, cap: int) -> None:
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_union_is_the_nearest_and_their_reverses(name: str) -> None:
-    everything = neighbour_list(STRUCTURES[name], 5.0)
+    everything = neighbour_list([STRUCTURES[name]], 5.0)
     kept = nearest(everything, 4)
     main, _ = symmetric(everything, kept, "union")
     wanted = {k for k, keep in zip(keys(everything), kept, strict=True) if keep}
@@ -190,7 +190,7 @@ def test_union_is_the_nearest_and_their_reverses(name: str) -> None:
 
 def test_published_rule_keeps_what_the_lower_source_sees() -> None:
     # Atom 0's nearest is 1, atom 1's is 2: as targets, 1 ← 2 has the higher source and is dropped.
-    edges = neighbour_list(line(0.0, 1.0, 1.5), 1.2)
+    edges = neighbour_list([line(0.0, 1.0, 1.5)], 1.2)
     main, _ = symmetric(edges, nearest(edges, 1), "lower_source")
     assert set(keys(main)) == {(2, 1, 0, 0, 0), (1, 2, 0, 0, 0)}
 
@@ -303,3 +303,35 @@ def test_vectors_are_differentiable_in_positions_and_cell() -> None:
     arguments = (graph.positions.clone().requires_grad_(), graph.cell.clone().requires_grad_())
     assert torch.autograd.gradcheck(lengths_and_directions, arguments)
     assert torch.autograd.gradgradcheck(lengths_and_directions, arguments)
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 10_000])
+@pytest.mark.parametrize("settings", [SETTINGS, GraphSettings(cutoff=5.0, max_neighbours=4, smooth_cap=0.5)])
+@pytest.mark.parametrize("edge_dropout", [0.0, 0.3])
+def test_graphs_built_together_are_those_built_alone(
+    at_once: int, settings: GraphSettings, edge_dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit: which structures share a batch must not show in any of them."""
+    monkeypatch.setattr("eutectic.graph.graph.AT_ONCE", at_once)
+    structures = [*STRUCTURES.values(), *TEN_HARD_CASES.values(), ETHANOL]
+
+    def rng(k: int) -> np.random.Generator:
+        return np.random.default_rng((1, k))
+
+    rngs = [rng(k) for k in range(len(structures))]
+    together = build_graphs(structures, settings, edge_dropout=edge_dropout, rngs=rngs)
+    assert [g.structure for g in together] == structures
+    for k, graph in enumerate(together):
+        alone = build_graph(structures[k], settings, edge_dropout=edge_dropout, rng=rng(k))
+        assert graph.reverse.tobytes() == alone.reverse.tobytes()
+        for name in ("main", "atom_atom", "atom_edge", "quadruplet"):
+            one, other = getattr(graph, name), getattr(alone, name)
+            for column in ("source", "target", "offset", "distance"):
+                assert getattr(one, column).tobytes() == getattr(other, column).tobytes()
+        if alone.fading is not None and graph.fading is not None:
+            assert torch.equal(graph.fading.source, alone.fading.source)
+            assert torch.equal(graph.fading.offset, alone.fading.offset)
+
+
+def test_no_structures_no_graphs() -> None:
+    assert build_graphs([], SETTINGS) == []

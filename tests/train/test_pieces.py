@@ -20,6 +20,7 @@ from eutectic.models.gemnet_oc import GemNetOCSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.tasks import TargetSettings, fit_task, make_batch, structure_losses
 from eutectic.train.checkpoint import load_checkpoint, save_checkpoint
+from eutectic.train.feed import default_workers, feed
 from eutectic.train.journal import Journal
 from eutectic.train.optimisation import learning_rate
 from eutectic.train.pretrain import initial_model
@@ -153,6 +154,46 @@ def test_one_epoch_visits_everything_once(molecules: Store) -> None:
     source = Source([TaskRows(0, task, molecules, np.arange(96))], 16, 1.0, 0)
     seen = np.concatenate([source.chosen(step)[1] for step in range(6)])
     assert sorted(seen) == list(range(96))
+
+
+def _rows(store: Store, keep: bool = False) -> TaskRows:
+    graph = GraphSettings(cutoff=4.0, max_neighbours=8)
+    task = fit_task("m", store, np.arange(len(store)), {"energy": TargetSettings()}, graph)
+    return TaskRows(0, task, store, np.arange(len(store)), keep=keep)
+
+
+def test_the_batch_that_cannot_be_made_is_the_one_that_fails(molecules: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are made together, those before it are trained on."""
+    source, read = Source([_rows(molecules)], 8, 1.0, 0), Store.__getitem__
+    broken = int(source.chosen(2)[1][3])
+
+    def refusing(self: Store, index: int) -> object:
+        if index == broken:
+            raise EutecticError("store", "a damaged row", "a whole one", "make it again")
+        return read(self, index)
+
+    monkeypatch.setattr(Store, "__getitem__", refusing)
+    for workers in (0, 1):
+        made = feed(
+            source, [source.sets[0].task], range(6), rank=0, world=1, dtype=torch.float32, workers=workers, pin=False
+        )
+        with made as batches:
+            assert [fed.index for fed in batches.take(2)] == [0, 1]
+            with pytest.raises(EutecticError, match="a damaged row"):
+                batches.take(1)
+            assert batches.take(1)[0].index == 3
+
+
+def test_how_many_workers(molecules: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eutectic.train.feed.sys.platform", "linux")
+    monkeypatch.setattr("eutectic.train.feed._shared_memory", lambda: 2.0**40)
+    monkeypatch.setattr("eutectic.train.feed._cores", lambda: 12)
+    cpu, gpu, rows = torch.device("cpu"), torch.device("cuda"), _rows(molecules)
+    assert [default_workers(device, 4, [rows]) for device in (cpu, gpu)] == [1, 2]
+    assert default_workers(cpu, 4, [_rows(molecules, keep=True)]) == 0
+    assert default_workers(gpu, 20, [rows]) == 0
+    monkeypatch.setattr("eutectic.train.feed._shared_memory", lambda: 2.0**26)
+    assert default_workers(gpu, 4, [rows]) == 0
 
 
 def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

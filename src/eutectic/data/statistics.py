@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow.compute as pc
@@ -75,9 +76,16 @@ class References:
             values={chemical_symbols.index(symbol): float(v) for symbol, v in table.items()},
         )
 
+    @cached_property
+    def _absent(self) -> np.ndarray:
+        return np.isnan(self.table())
+
+    @cached_property
+    def _filled(self) -> np.ndarray:
+        return np.nan_to_num(self.table())
+
     def _of_compositions(self, counts: Float[np.ndarray, "n 119"]) -> Float[np.ndarray, " n"]:
-        table = self.table()
-        missing = np.isnan(table) & (counts > 0).any(axis=0)
+        missing = self._absent & (counts > 0).any(axis=0)
         if missing.any():
             symbols = ", ".join(chemical_symbols[z] for z in np.flatnonzero(missing))
             raise EutecticError(
@@ -86,7 +94,7 @@ class References:
                 f"only {', '.join(chemical_symbols[z] for z in sorted(self.values))}",
                 "leave these structures out, or train on structures with this element",
             )
-        return counts @ np.nan_to_num(table)
+        return counts @ self._filled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Structures as graphs."""
 
-from eutectic.graph.graph import Counts, Edges, Graph, StructureGraph, build_graph, collate
+from eutectic.graph.graph import Counts, Edges, Graph, StructureGraph, build_graph, build_graphs, collate
 from eutectic.graph.settings import GraphSettings
 
-__all__ = ["Counts", "Edges", "Graph", "GraphSettings", "StructureGraph", "build_graph", "collate"]
+__all__ = ["Counts", "Edges", "Graph", "GraphSettings", "StructureGraph", "build_graph", "build_graphs", "collate"]

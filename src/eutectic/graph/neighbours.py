@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import vesin
@@ -45,6 +47,22 @@ class NeighbourList:
         starts = np.flatnonzero(first)
         return starts, np.diff(starts, append=len(self))
 
+    def split(self, first_atom: np.ndarray) -> list[NeighbourList]:
+        """The lists of single structures, their atoms numbered from 0.
+
+        Args:
+            first_atom: (n_structures,) where each begins.
+        """
+        if len(first_atom) == 1:
+            return [self]
+        bounds = np.append(np.searchsorted(self.target, first_atom), len(self))
+        shift = np.repeat(first_atom.astype(np.int32), np.diff(bounds))
+        source, target, ends = self.source - shift, self.target - shift, bounds.tolist()
+        return [
+            NeighbourList(source=source[a:b], target=target[a:b], offset=self.offset[a:b], distance=self.distance[a:b])
+            for a, b in pairwise(ends)
+        ]
+
     def take(self, keep: np.ndarray) -> NeighbourList:
         """The edges selected by a mask or by indices."""
         return NeighbourList(
@@ -55,30 +73,42 @@ class NeighbourList:
         )
 
 
-def neighbour_list(structure: Structure, cutoff: float) -> NeighbourList:
+def neighbour_list(structures: Sequence[Structure], cutoff: float) -> NeighbourList:
     """Every pair closer than `cutoff`, periodic images and an atom's own images included.
 
     Args:
-        structure: need not be wrapped into its cell.
+        structures: need not be wrapped into their cells. Their atoms are numbered one structure behind the other;
+            what follows the search is then done for all at once.
         cutoff: Å.
     """
     search = vesin.NeighborList(cutoff=cutoff, full_list=True)
-    cell = structure.cell.copy()
-    if structure.pbc.any() and not structure.pbc.all():
-        cell = _completed(cell, structure.pbc)
-    elif not structure.pbc.any():
-        cell = np.zeros((3, 3))
-    target, source, offset, distance = search.compute(
-        points=structure.positions, box=cell, periodic=structure.pbc, quantities="ijSd"
-    )
-    order = np.lexsort((distance, target))
+    pairs, offsets, distances = [np.zeros((0, 2), np.int32)], [np.zeros((0, 3), np.int32)], [np.zeros(0)]
+    first = 0
+    for structure in structures:
+        cell = structure.cell.copy()
+        if structure.pbc.any() and not structure.pbc.all():
+            cell = _completed(cell, structure.pbc)
+        elif not structure.pbc.any():
+            cell = np.zeros((3, 3))
+        # Not a copy: what comes back is overwritten by the next search, and turned into arrays of our own before.
+        found = search.compute(
+            points=structure.positions, box=cell, periodic=structure.pbc, quantities="PSd", copy=False
+        )
+        pairs.append(found[0].astype(np.int32) + np.int32(first))
+        offsets.append(found[1].astype(np.int32))
+        distances.append(found[2].astype(np.float64))
+        first += len(structure)
+    target, source = np.concatenate(pairs).T
+    offset, distance = np.concatenate(offsets), np.concatenate(distances)
+    order = _by_target_and_distance(target, distance, first)
     order = order[distance[order] > COINCIDENT]
-    return NeighbourList(
-        source=source[order].astype(np.int32),
-        target=target[order].astype(np.int32),
-        offset=offset[order].astype(np.int32),
-        distance=distance[order],
-    )
+    return NeighbourList(source=source[order], target=target[order], offset=offset[order], distance=distance[order])
+
+
+def _by_target_and_distance(target: np.ndarray, distance: np.ndarray, n_atoms: int) -> np.ndarray:
+    """As `np.lexsort((distance, target))`, which does not know that small whole numbers need no comparing."""
+    order = np.argsort(distance, kind="stable")
+    return order[np.argsort(target.astype(np.uint16 if n_atoms <= 2**16 else np.int64)[order], kind="stable")]
 
 
 def _completed(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
@@ -118,20 +148,20 @@ def symmetric(all_edges: NeighbourList, kept: np.ndarray, rule: str) -> tuple[Ne
     """
     edges = all_edges.take(kept)
     s, t, o = edges.source, edges.target, edges.offset
-    nonzero = o != 0
-    leading = np.where(nonzero.any(1), o[np.arange(len(o)), nonzero.argmax(1)], 0)
-    forward = (s < t) | ((s == t) & (leading < 0))
+    # One number for each image, of the sign of its first component that is not zero.
+    base = 2 * int(np.abs(o).max(initial=0)) + 1
+    image = (o @ np.array([base * base, base, 1])).astype(np.int64)
+    forward = (s < t) | ((s == t) & (image < 0))
     if rule == "union":
         # Turn every edge into its forward form, then keep each once.
-        flip = ~forward
-        source, target = np.where(flip, t, s), np.where(flip, s, t)
-        offset = np.where(flip[:, None], -o, o)
-        pair = source.astype(np.int64) * (int(max(s.max(), t.max())) + 1 if len(s) else 1) + target
-        # Stable, so that of an edge and its reverse the first counts, as in `np.unique` of all five columns.
-        order = np.lexsort((*offset.T[::-1], pair))
-        ordered = np.column_stack([pair, offset])[order]
+        source, target = np.where(forward, s, t), np.where(forward, t, s)
+        sign = np.where(forward, 1, -1).astype(np.int32)
+        offset, image = o * sign[:, None], image * sign
+        pair = source.astype(np.int64) * (int(t.max(initial=0)) + 1) + target
+        # Stable, so that of an edge and its reverse the first counts.
+        order = np.lexsort((image, pair))
         new = np.ones(len(order), dtype=bool)
-        new[1:] = (ordered[1:] != ordered[:-1]).any(1)
+        new[1:] = (pair[order[1:]] != pair[order[:-1]]) | (image[order[1:]] != image[order[:-1]])
         once = order[new]
         source, target, offset, distance = source[once], target[once], offset[once], edges.distance[once]
     else:
@@ -143,8 +173,7 @@ def symmetric(all_edges: NeighbourList, kept: np.ndarray, rule: str) -> tuple[Ne
         offset=np.concatenate([offset, -offset]),
         distance=np.concatenate([distance, distance]),
     )
-    reverse = np.concatenate([np.arange(n, 2 * n), np.arange(n)])
-    order = np.lexsort((both.distance, both.target))
+    order = _by_target_and_distance(both.target, both.distance, int(both.target.max(initial=0)) + 1)
     position = np.empty_like(order)
     position[order] = np.arange(2 * n)
-    return both.take(order), position[reverse[order]]
+    return both.take(order), position[(order + n) % (2 * n)] if n else order

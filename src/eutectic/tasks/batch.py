@@ -81,11 +81,13 @@ def _column(items: Sequence[Item], name: str, dtype: torch.dtype) -> Tensor:
     prop = PROPERTIES[name]
     one = prop.shape(0)[1:] if prop.level == "atom" else prop.shape(0)
     values = [np.zeros((0, *one))]
+    known = [np.zeros(0, dtype=bool)]
     for item in items:
-        if name in item.labels:
-            # NaN stands for "not known"; a label that is there and no number must not hide behind it.
-            value = np.nan_to_num(item.labels[name], nan=np.inf, posinf=np.inf, neginf=-np.inf)
-        else:
-            value = np.full(prop.shape(len(item.graph.structure)), np.nan)
+        there = name in item.labels
+        value = item.labels[name] if there else np.full(prop.shape(len(item.graph.structure)), np.nan)
         values.append(value.reshape(-1, *one))
-    return torch.from_numpy(np.concatenate(values)).to(dtype)
+        known.append(np.full(len(values[-1]), there))
+    column = np.concatenate(values)
+    # NaN stands for "not known"; a label that is there and no number must not hide behind it.
+    column[np.isnan(column) & np.concatenate(known).reshape(-1, *[1] * len(one))] = np.inf
+    return torch.from_numpy(column).to(dtype)

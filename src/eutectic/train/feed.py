@@ -6,10 +6,12 @@ import io
 import multiprocessing
 import os
 import pickle
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,7 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from eutectic.atoms import EutecticError
 from eutectic.tasks import Batch, Task, make_batch
-from eutectic.train.source import Source
+from eutectic.train.source import Source, TaskRows
+
+TOGETHER = 64
+"""Structures that are made in one go, where a process's share of a batch is smaller."""
+
+SHARED_MEMORY = 2**30
+"""Free bytes of it without which batches are made in line (a container of Docker's has 64 MiB)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,9 @@ class Fed:
 
     index: int
     batch: Batch | None
+
+
+_Made = list[Fed | EutecticError]
 
 
 @dataclass(frozen=True)
@@ -96,13 +107,21 @@ class _Batches(Dataset[Any]):
         self.source, self.tasks, self.rank, self.world, self.dtype = source, tasks, rank, world, dtype
         self.pack = pack
 
-    def __getitem__(self, index: int) -> Fed | _Packed | EutecticError:
+    def __getitems__(self, indices: Sequence[int]) -> _Made | _Packed:
+        made = self._made(indices)
+        return _Packed.of(made) if self.pack else made
+
+    def _made(self, indices: Sequence[int]) -> _Made:
         try:
-            items = self.source.items(index, self.rank, self.world)
+            shares = self.source.shares(indices, self.rank, self.world)
         except EutecticError as error:
-            return error  # raised in a worker process it would come back without its four parts
-        fed = Fed(index, make_batch(items, self.tasks, self.dtype) if items else None)
-        return _Packed.of(fed) if self.pack else fed
+            if len(indices) > 1:  # which of them cannot be made?
+                return [made for index in indices for made in self._made([index])]
+            return [error]  # raised in a worker process it would come back without its four parts
+        return [
+            Fed(index, make_batch(items, self.tasks, self.dtype) if items else None)
+            for index, items in zip(indices, shares, strict=True)
+        ]
 
 
 class Feed:
@@ -112,8 +131,9 @@ class Feed:
         waited: seconds, since this was last set to zero.
     """
 
-    def __init__(self, batches: Iterator[Fed | _Packed | EutecticError]) -> None:
-        self._batches = batches
+    def __init__(self, batches: Iterator[_Made | _Packed]) -> None:
+        several = (made.unpacked() if isinstance(made, _Packed) else made for made in batches)
+        self._batches: Iterator[Fed | EutecticError] = chain.from_iterable(several)
         self.waited = 0.0
 
     def take(self, count: int) -> list[Fed]:
@@ -128,17 +148,46 @@ class Feed:
             fed = next(self._batches)
             if isinstance(fed, EutecticError):
                 raise fed
-            taken.append(fed.unpacked() if isinstance(fed, _Packed) else fed)
+            taken.append(fed)
         self.waited += time.monotonic() - began
         return taken
 
 
-def default_workers(device: torch.device, processes: int) -> int:
-    """None on a CPU, where they would take the cores that train; with a GPU the cores are free."""
-    if device.type == "cpu":
+def default_workers(device: torch.device, processes: int, sets: Sequence[TaskRows]) -> int:
+    """Processes that make batches ahead, if nobody says how many.
+
+    On a CPU one, which works while the cores that train wait for each other (see `_politely`); with a GPU the cores are
+    free, up to eight. None where graphs are kept in memory once built, and none where batches cannot be handed over:
+    that takes processes that fork safely (macOS's do not), and shared memory, of which a container may have next to
+    nothing.
+    """
+    if all(s.keep and not s.edge_dropout for s in sets) or sys.platform != "linux" or _shared_memory() < SHARED_MEMORY:
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(0, min(8, cores // processes - 1))
+    if device.type == "cpu":
+        return 1
+    return max(0, min(8, _cores() // processes - 1))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _shared_memory() -> float:
+    """Free bytes."""
+    try:
+        room = os.statvfs("/dev/shm")
+    except OSError:
+        return 0.0
+    return float(room.f_bavail * room.f_frsize)
+
+
+def _politely(worker: int) -> None:
+    """A worker on a CPU takes a core only when nobody else wants it.
+
+    That is often enough: processes that share a batch wait for the slowest of them after every step. And when a step
+    waits for its batch, its core is free.
+    """
+    os.nice(19)
 
 
 @contextmanager
@@ -160,22 +209,24 @@ def feed(
         batches: which, in order.
         rank, world: this process among all.
         dtype: of geometry and labels.
-        workers: processes that make batches ahead; 0 makes each when it is asked for.
+        workers: processes that make batches ahead; 0 makes them when they are asked for, a few at a time.
         pin: for a GPU.
     """
     forks = workers > 0 and "fork" in multiprocessing.get_all_start_methods()
     loader = DataLoader(
         _Batches(source, tasks, rank, world, dtype, pack=workers > 0 or pin),
-        batch_size=None,
+        # Here a "batch" is several: making them together costs less than one after the other.
+        batch_size=max(1, min(8, TOGETHER * world // source.batch_size)),
         sampler=batches,
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=2 if workers else None,
         # Forked workers are there at once, share the memory of the stores, and never touch the device.
         multiprocessing_context="fork" if forks else None,
         # Of its own, so that the global one is not drawn from.
         generator=torch.Generator(),
+        worker_init_fn=None if pin else _politely,
     )
     iterator = iter(loader)
     try:

@@ -259,7 +259,7 @@ def train(
 
     stop = StopFlag() if stop is None else stop
     remaining = range(begun * batches, settings.steps * batches)
-    workers = default_workers(fabric.device, world) if settings.workers is None else settings.workers
+    workers = default_workers(fabric.device, world, source.sets) if settings.workers is None else settings.workers
     ahead = feed(
         source, tasks, remaining, rank=fabric.global_rank, world=world, dtype=dtype, workers=workers, pin=on_gpu
     )

@@ -239,7 +239,7 @@ def plan_run(
     batch = source.batch_size * (shares @ counts) / processes
     compute = accumulated * float(calibration.seconds.of(batch))
     data = calibration.data_seconds * size / processes
-    if workers:
+    if workers and calibration.device != "cpu":
         data = max(0.0, data / workers - compute)  # while a step is computed, the next ones are made
     each = (float(calibration.seconds.of(batch)) - calibration.seconds.constant) * processes / source.batch_size
     validations = (steps // settings.train.evaluate_every + 1) * EVALUATION * each * held_out / processes

@@ -525,7 +525,7 @@ def _costed(
             sizes,
             calibration,
             processes=fabric.world_size,
-            workers=default_workers(fabric.device, fabric.world_size) if given is None else given,
+            workers=default_workers(fabric.device, fabric.world_size, source.sets) if given is None else given,
             parameters=sum(p.numel() for p in model.parameters()),
             held_out=sum(len(s.split.validation) for s in prepared.sets),
         )

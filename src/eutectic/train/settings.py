@@ -86,7 +86,8 @@ class TrainSettings(Settings):
         default=None,
         ge=0,
         description="processes beside each training process that make batches ahead; 0 makes them in line. If not "
-        "given: none on a CPU, up to eight with a GPU",
+        "given: one on a CPU, which takes only time that nobody else wants, up to eight with a GPU; none where less "
+        "than 1 GiB of shared memory is free",
     )
 
 

@@ -8,15 +8,18 @@ takes one batch, or as many as are accumulated.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import cast
 
 import numpy as np
 
 from eutectic.atoms import EutecticError
 from eutectic.data.mixture import Mixture
 from eutectic.data.store import Store
-from eutectic.graph import build_graph
+from eutectic.graph import GraphSettings, build_graphs
 from eutectic.tasks import Item, Task
 
 Draw = tuple[int, int, int]
@@ -62,24 +65,43 @@ class TaskRows:
             position: 0 … len − 1.
             draw: for training: decides which edges it loses.
         """
-        if position in self._kept:
-            return self._kept[position]
-        row = self.store[int(self.rows[position])]
-        lossy = draw is not None and self.edge_dropout > 0
-        graph = build_graph(
-            row.structure,
-            self.task.graph,
-            edge_dropout=self.edge_dropout if lossy else 0.0,
-            rng=np.random.default_rng(draw) if lossy else None,
-        )
-        made = Item(task=self.index, graph=graph, labels=self.task.normalised_labels(row))
-        if self.keep and not lossy:
-            self._kept[position] = made
-        return made
+        return items_of([(self, position, draw)])[0]
 
     def items(self) -> list[Item]:
         """All of them, in order."""
-        return [self.item(i) for i in range(len(self))]
+        return items_of([(self, position, None) for position in range(len(self))])
+
+    @property
+    def kept(self) -> dict[int, Item]:
+        """Position → what is held in memory."""
+        return self._kept
+
+
+def items_of(wanted: Sequence[tuple[TaskRows, int, Draw | None]]) -> list[Item]:
+    """Structures ready to be batched. Those that become graphs in the same way do so together, which costs less.
+
+    Args:
+        wanted: of each the set, the position in it, and the draw if it is one.
+    """
+    found: list[Item | None] = [rows.kept.get(position) for rows, position, _ in wanted]
+    alike: dict[tuple[GraphSettings, float], list[int]] = defaultdict(list)
+    for k, (rows, _, draw) in enumerate(wanted):
+        if found[k] is None:
+            alike[rows.task.graph, 0.0 if draw is None else rows.edge_dropout].append(k)
+    for (settings, dropout), these in alike.items():
+        read = [rows.store[int(rows.rows[position])] for rows, position, _ in (wanted[k] for k in these)]
+        graphs = build_graphs(
+            [row.structure for row in read],
+            settings,
+            edge_dropout=dropout,
+            rngs=[np.random.default_rng(wanted[k][2]) for k in these] if dropout else None,
+        )
+        for k, row, graph in zip(these, read, graphs, strict=True):
+            rows, position, _ = wanted[k]
+            item = found[k] = Item(task=rows.index, graph=graph, labels=rows.task.normalised_labels(row))
+            if rows.keep and not dropout:
+                rows.kept[position] = item
+    return cast(list[Item], found)
 
 
 class Source:
@@ -152,12 +174,22 @@ class Source:
     def items(self, batch: int, rank: int, world: int) -> list[Item]:
         """This process's share of a batch. Shares are balanced by cost (by atoms, where batches are cut by count),
         and together they are the batch."""
-        which, row = self.chosen(batch)
-        draws = self.draws(batch)
-        mine = np.arange(len(which))
-        if world > 1:
-            mine = balanced(self._cost(which, row), world)[rank]
-        return [self.sets[which[i]].item(int(row[i]), draws[i]) for i in mine]
+        return self.shares([batch], rank, world)[0]
+
+    def shares(self, batches: Sequence[int], rank: int, world: int) -> list[list[Item]]:
+        """This process's share of each of some batches; making several at once costs less."""
+        wanted: list[tuple[TaskRows, int, Draw]] = []
+        ends = [0]
+        for batch in batches:
+            which, row = self.chosen(batch)
+            draws = self.draws(batch)
+            mine = np.arange(len(which))
+            if world > 1:
+                mine = balanced(self._cost(which, row), world)[rank]
+            wanted += [(self.sets[which[i]], int(row[i]), draws[i]) for i in mine.tolist()]
+            ends.append(len(wanted))
+        items = items_of(wanted)
+        return [items[a:b] for a, b in pairwise(ends)]
 
     def drawn(self, batches: int) -> np.ndarray:
         """(n_sets,) structures drawn from each set in the first `batches` batches, repeats counted."""
