@@ -1,6 +1,6 @@
 """Time, work and memory of one training step of GemNet-OC at the published sizes.
 
-    python benchmarks/step_time.py                      # JMP-S, float32, all cases, about three minutes
+    python benchmarks/step_time.py                      # JMP-S, float32, all cases, about four minutes
     python benchmarks/step_time.py --precision bf16     # matrix products in bfloat16
     python benchmarks/step_time.py --fast-products      # as training does on AMD processors
     python benchmarks/step_time.py --compile --json -   # torch.compile; figures for machines
@@ -19,6 +19,10 @@ or bfloat16 where that is asked for), which is measured between the steps of the
 within a case are not. `floor` and `gflop` count our own products. `published_gflop` counts those of the published
 implementation on the same graphs from the sizes of its layers, all four heads on every row as it runs them; its
 measured time is 2.0 to 2.7 times its own floor, so `times_faster` is given for both.
+
+`products` (CPU) is the time of the very products of a step, one after the other on random numbers that are not in the
+cache, again over the floor: smaller ones than the large one run at a lower rate, and nothing else a step does can bring
+it below this.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ import torch
 from ase import Atoms
 from ase.build import add_adsorbate, fcc111, molecule
 from ase.spacegroup import crystal as space_group
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from eutectic.atoms import Structure
@@ -223,6 +228,54 @@ def product_rate(dtype: torch.dtype, device: torch.device, size: int) -> float:
     return 3 * 2e-9 * size**3 / (time.perf_counter() - start)
 
 
+class Products(TorchDispatchMode):
+    """Notes every matrix product that is made while it is active, without its numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, list[Any]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name in ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"):
+            shapes = [(tuple(x.shape), tuple(x.stride()), x.dtype) for x in args if isinstance(x, torch.Tensor)]
+            if all(0 not in shape for shape, _, _ in shapes):
+                self.calls.append((getattr(torch, func._schema.name[6:]), shapes))
+        return func(*args, **(kwargs or {}))
+
+    def alone(self) -> Callable[[], None]:
+        """All of them again, in order, each kind on several sets of random numbers in turn."""
+        made: dict[Any, list[torch.Tensor]] = {}
+        ready = []
+        for product, shapes in self.calls:
+            given = []
+            for place, (shape, stride, dtype) in enumerate(shapes):
+                several = made.setdefault((shape, stride, dtype), [])
+                if len(several) < 4:
+                    room = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+                    several.append(torch.randn(room).to(dtype).as_strided(shape, stride))
+                given.append(several[(len(ready) + place) % len(several)])
+            ready.append((product, given))
+
+        def run() -> None:
+            for product, given in ready:
+                product(*given)
+
+        return run
+
+
+def against_large(
+    products: Callable[[], None], gflop: float, dtype: torch.dtype, device: torch.device, large: int
+) -> float:
+    """Time of some products over what it would be at the rate of a large one, measured in turn."""
+    products()
+    ratios = []
+    for _ in range(7):
+        start = time.perf_counter()
+        products()
+        ratios.append((time.perf_counter() - start) * product_rate(dtype, device, large) / gflop)
+    return statistics.median(ratios)
+
+
 def on_device(run: Callable[[], object], show: bool) -> dict[str, float]:
     """How often a step waits for a GPU, and the share of its time in which the GPU computes."""
     with warnings.catch_warnings(record=True) as caught:
@@ -299,6 +352,11 @@ def measure(
     gflop = counter.get_total_flops() * 1e-9
     published = published_gflop(graphs, getattr(GemNetOCSettings, size)())
     floor = gflop / rate
+    if device.type == "cpu":
+        # Afterwards: the memory it takes would slow the steps.
+        with Products() as noted:
+            step(model, batch, made, mixed_precision(precision, device))
+        products = against_large(noted.alone(), gflop, rate_of, device, large)
     rate32 = (
         rate if precision == "fp32" else statistics.median(product_rate(torch.float32, device, large) for _ in "abc")
     )
@@ -314,6 +372,7 @@ def measure(
         "gflop": gflop,
         "gemm_gflops": rate,
         "times_floor": median / floor,
+        **({"products_times_floor": products} if device.type == "cpu" else {}),
         "peak_memory_gb": peak,
         "structures_per_second": len(graphs) / median,
         "first_step_seconds": first,
@@ -416,12 +475,13 @@ def table(rows: Sequence[dict[str, Any]], error: bool) -> str:
         names = [k for k in rows[0] if k not in ("case", "size")]
         lines = [f"{'case':12}" + "".join(f"{n:>15}" for n in names)]
         return "\n".join(lines + [f"{r['case']:12}" + "".join(f"{r[n]:15.1e}" for n in names) for r in rows])
-    lines = ["case          atoms edges      ms  GFLOP  of published  GEMM/s  x floor  x faster   GB  graphs"]
+    lines = ["case          atoms edges      ms  GFLOP  of published  GEMM/s  x floor  products  x faster   GB  graphs"]
     for r in rows:
         low, high = r["times_faster"]
         lines.append(
             f"{r['case']:12}  {r['atoms']:5d} {r['edges']:5d} {r['milliseconds']:7.0f} {r['gflop']:6.0f} "
-            f"{r['flop_ratio']:13.2f} {r['gemm_gflops']:7.0f} {r['times_floor']:8.2f}  {low:.1f}–{high:.1f}  "
+            f"{r['flop_ratio']:13.2f} {r['gemm_gflops']:7.0f} {r['times_floor']:8.2f}  "
+            f"{r.get('products_times_floor', float('nan')):8.2f}  {low:.1f}–{high:.1f}  "
             f"{r['peak_memory_gb']:5.2f} {100 * r['graph_share']:5.1f} %"
             + (f"  {r['structures_per_second']:.0f}/s, {r['waits']} waits, busy {r['busy']:.2f}" if "busy" in r else "")
         )

@@ -14,7 +14,7 @@ from eutectic.graph.indices import layout
 from eutectic.models.backbone import Features
 from eutectic.models.gemnet_oc.basis import BasisProjections
 from eutectic.models.gemnet_oc.interaction import EdgeFromAtoms, InteractionBlock, Where
-from eutectic.models.gemnet_oc.layers import keeping_all
+from eutectic.models.gemnet_oc.layers import keeping_all, second_derivatives
 from eutectic.models.gemnet_oc.output import OutputBlock, Readout
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
 from eutectic.models.precision import in_full
@@ -46,6 +46,12 @@ class GemNetOC(nn.Module):
         self.edge_readout = Readout(s.blocks, s.edge_width, s.residuals_readout) if s.edge_features else None
 
     def forward(self, graph: Graph) -> Features:
+        if torch.compiler.is_compiling():
+            return self._features(graph)
+        with second_derivatives(graph.positions.requires_grad):
+            return self._features(graph)
+
+    def _features(self, graph: Graph) -> Features:
         where = Where(graph, layout(graph, quadruplets=self.settings.quadruplet))
         with in_full(graph.positions.device):
             bases = self.bases(graph, where.layout)
