@@ -133,6 +133,39 @@ print("breaks", torch._dynamo.explain(model)(batch.graph, batch.parts).graph_bre
     assert done.stdout.splitlines()[-1:] == ["breaks 0"], done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("per_task", [1, 2])
+def test_compiled_as_it_is(per_task: int) -> None:
+    """One structure of a task as well: Inductor's code for a CPU could not add its atoms up."""
+    code = f"""
+import numpy as np, torch
+from eutectic.data.catalogue import open_store
+from eutectic.models.gemnet_oc import GemNetOCSettings
+from eutectic.recipes import demo
+from eutectic.tasks import fit_task, make_batch, structure_losses
+from eutectic.train.pretrain import initial_model
+from eutectic.train.source import Source, TaskRows
+
+settings = demo()
+rows = []
+for i, name in enumerate(("molecules", "metal_slabs")):
+    store, some = open_store(name), np.arange(64)
+    rows.append(TaskRows(i, fit_task(name, store, some, settings.sets[name].targets, settings.graph), store, some))
+tasks = tuple(r.task for r in rows)
+model = initial_model("gemnet_oc", GemNetOCSettings.tiny().model_dump(), tasks, Source(rows, 4, 2.0, 0), 0)
+batch = make_batch([r.item(i) for r in rows for i in range({per_task})], tasks)
+found = []
+for run in (model, torch.compile(model, dynamic=True)):
+    model.zero_grad()
+    torch.cat(structure_losses(run(batch.graph, batch.parts), batch, tasks)).sum().backward()
+    found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+print("difference", float((found[1] - found[0]).norm() / found[0].norm()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900, check=False)
+    assert done.stdout.startswith("difference"), done.stderr[-3000:]
+    assert float(done.stdout.split()[1]) < 1e-4
+
+
 def test_source_is_a_function_of_the_step(molecules: Store, slabs: Store) -> None:
     targets = {"energy": TargetSettings()}
     graph = GraphSettings(cutoff=4.0, max_neighbours=8)

@@ -53,6 +53,9 @@ def pool(
     if how == "max":
         empty = values.new_full((n_structures,), -torch.inf)
         return empty.scatter_reduce(0, structure, values, "amax", include_self=True)
+    if n_structures == 1 and torch.compiler.is_compiling():
+        # Inductor's vectorised code for a CPU cannot add to one place (an assertion fails, PyTorch 2.13).
+        return values.sum(0, keepdim=True) if how == "sum" else values.mean(0, keepdim=True)
     total = values.new_zeros(n_structures).index_add(0, structure, values)
     if how == "sum":
         return total
