@@ -180,8 +180,9 @@ def _built_together(
 
     reverse, first_edge = reverse.astype(np.int32), 0
     graphs = []
-    lists = zip(*(e.split(first_atom) for e in (everything, main, atom_atom, atom_edge, quadruplet)), strict=True)
-    for structure, (all_of_it, m, aa, ae, q) in zip(structures, lists, strict=True):
+    lists = zip(*(edges.split(first_atom) for edges in (main, atom_atom, atom_edge, quadruplet)), strict=True)
+    whole = everything.split(first_atom) if settings.smooth_cap else [None] * len(structures)
+    for structure, (m, aa, ae, q), all_of_it in zip(structures, lists, whole, strict=True):
         graphs.append(
             StructureGraph(
                 structure=structure,
@@ -190,7 +191,7 @@ def _built_together(
                 atom_atom=aa,
                 atom_edge=ae,
                 quadruplet=q,
-                fading=_fading(structure, settings, all_of_it, aa) if settings.smooth_cap else None,
+                fading=None if all_of_it is None else _fading(structure, settings, all_of_it, aa),
             )
         )
         first_edge += len(m)

@@ -212,16 +212,17 @@ def feed(
         workers: processes that make batches ahead; 0 makes them when they are asked for, a few at a time.
         pin: for a GPU.
     """
+    together = max(1, min(8, TOGETHER * world // source.batch_size))
     forks = workers > 0 and "fork" in multiprocessing.get_all_start_methods()
     loader = DataLoader(
         _Batches(source, tasks, rank, world, dtype, pack=workers > 0 or pin),
         # Here a "batch" is several: making them together costs less than one after the other.
-        batch_size=max(1, min(8, TOGETHER * world // source.batch_size)),
+        batch_size=together,
         sampler=batches,
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin,
-        prefetch_factor=2 if workers else None,
+        prefetch_factor=max(2, 4 // together) if workers else None,
         # Forked workers are there at once, share the memory of the stores, and never touch the device.
         multiprocessing_context="fork" if forks else None,
         # Of its own, so that the global one is not drawn from.
