@@ -108,36 +108,7 @@ def test_a_step_reads_nothing_back(molecules: Store, slabs: Store, gradient_forc
     assert read_back.found == ["aten::nonzero"]
 
 
-@pytest.mark.slow
-def test_to_a_compiler_the_model_is_one_graph() -> None:
-    """In a process of its own: under the tests' type checks it would be many."""
-    code = """
-import numpy as np, torch
-from eutectic.data.catalogue import open_store
-from eutectic.recipes import demo
-from eutectic.tasks import fit_task, make_batch
-from eutectic.train.pretrain import initial_model
-from eutectic.train.source import Source, TaskRows
-
-settings = demo()
-rows = []
-for i, name in enumerate(("molecules", "metal_slabs")):
-    store, some = open_store(name), np.arange(64)
-    rows.append(TaskRows(i, fit_task(name, store, some, settings.sets[name].targets, settings.graph), store, some))
-tasks = tuple(r.task for r in rows)
-model = initial_model("gemnet_oc", settings.backbone.settings, tasks, Source(rows, 4, 2.0, 0), 0)
-batch = make_batch([r.item(i) for r in rows for i in range(3)], tasks)
-print("breaks", torch._dynamo.explain(model)(batch.graph, batch.parts).graph_break_count)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
-    assert done.stdout.splitlines()[-1:] == ["breaks 0"], done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("per_task", [1, 2])
-def test_compiled_as_it_is(per_task: int) -> None:
-    """One structure of a task as well: Inductor's code for a CPU could not add its atoms up."""
-    code = f"""
+TWO_SETS = """
 import numpy as np, torch
 from eutectic.data.catalogue import open_store
 from eutectic.models.gemnet_oc import GemNetOCSettings
@@ -152,6 +123,27 @@ for i, name in enumerate(("molecules", "metal_slabs")):
     store, some = open_store(name), np.arange(64)
     rows.append(TaskRows(i, fit_task(name, store, some, settings.sets[name].targets, settings.graph), store, some))
 tasks = tuple(r.task for r in rows)
+"""
+"""What a program of its own begins with: tasks and rows of molecules and slabs."""
+
+
+@pytest.mark.slow
+def test_to_a_compiler_the_model_is_one_graph() -> None:
+    """In a process of its own: under the tests' type checks it would be many."""
+    code = f"""{TWO_SETS}
+model = initial_model("gemnet_oc", settings.backbone.settings, tasks, Source(rows, 4, 2.0, 0), 0)
+batch = make_batch([r.item(i) for r in rows for i in range(3)], tasks)
+print("breaks", torch._dynamo.explain(model)(batch.graph, batch.parts).graph_break_count)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
+    assert done.stdout.splitlines()[-1:] == ["breaks 0"], done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_task", [1, 2])
+def test_compiled_as_it_is(per_task: int) -> None:
+    """One structure of a task as well: Inductor's code for a CPU could not add its atoms up."""
+    code = f"""{TWO_SETS}
 model = initial_model("gemnet_oc", GemNetOCSettings.tiny().model_dump(), tasks, Source(rows, 4, 2.0, 0), 0)
 batch = make_batch([r.item(i) for r in rows for i in range({per_task})], tasks)
 found = []
@@ -220,7 +212,7 @@ def test_the_batch_that_cannot_be_made_is_the_one_that_fails(molecules: Store, m
 def test_how_many_workers(molecules: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eutectic.train.feed.sys.platform", "linux")
     monkeypatch.setattr("eutectic.train.feed._shared_memory", lambda: 2.0**40)
-    monkeypatch.setattr("eutectic.train.feed._cores", lambda: 12)
+    monkeypatch.setattr("eutectic.train.feed.cores", lambda: 12)
     cpu, gpu, rows = torch.device("cpu"), torch.device("cuda"), _rows(molecules)
     assert [default_workers(device, 4, [rows]) for device in (cpu, gpu)] == [1, 2]
     assert default_workers(cpu, 4, [_rows(molecules, keep=True)]) == 0

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from eutectic.atoms import EutecticError
+from eutectic.data.workers import cores
 from eutectic.tasks import Batch, Task, make_batch
 from eutectic.train.source import Source, TaskRows
 
@@ -165,11 +166,7 @@ def default_workers(device: torch.device, processes: int, sets: Sequence[TaskRow
         return 0
     if device.type == "cpu":
         return 1
-    return max(0, min(8, _cores() // processes - 1))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(0, min(8, cores() // processes - 1))
 
 
 def _shared_memory() -> float:

@@ -28,6 +28,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from eutectic.atoms import EutecticError, Interrupted
+from eutectic.data.workers import cores
 from eutectic.train.settings import TrainSettings
 from eutectic.train.stop import SIGNALS, StopFlag
 
@@ -164,8 +165,7 @@ def _precision(settings: TrainSettings, accelerator: str) -> Precision:
 
 def share_threads(settings: TrainSettings, processes: int) -> None:
     """Give this process its share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    torch.set_num_threads(settings.threads or max(1, cores // processes))
+    torch.set_num_threads(settings.threads or max(1, cores() // processes))
 
 
 def once(fabric: lf.Fabric, work: Callable[[], T]) -> T:

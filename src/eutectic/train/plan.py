@@ -229,7 +229,7 @@ def plan_run(
         sizes: of each set in `source`.
         calibration: on one of its processes, in the run's precision.
         processes: that share a batch.
-        workers: that make batches ahead for each of them.
+        workers: that make batches ahead for each of them, on cores of their own: 0 on a CPU, whose time they share.
         parameters: of the model.
         held_out: structures of a validation.
     """
@@ -239,7 +239,7 @@ def plan_run(
     batch = source.batch_size * (shares @ counts) / processes
     compute = accumulated * float(calibration.seconds.of(batch))
     data = calibration.data_seconds * size / processes
-    if workers and calibration.device != "cpu":
+    if workers:
         data = max(0.0, data / workers - compute)  # while a step is computed, the next ones are made
     each = (float(calibration.seconds.of(batch)) - calibration.seconds.constant) * processes / source.batch_size
     validations = (steps // settings.train.evaluate_every + 1) * EVALUATION * each * held_out / processes

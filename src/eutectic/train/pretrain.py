@@ -518,14 +518,18 @@ def _costed(
             coefficients = calibration.seconds.coefficients
         source = make_source(settings, source.sets, coefficients, sizes)
     if calibration is not None and fabric.global_rank == 0:
-        given = settings.train.workers
+        workers = settings.train.workers
+        if fabric.device.type == "cpu":
+            workers = 0
+        elif workers is None:
+            workers = default_workers(fabric.device, fabric.world_size, source.sets)
         plan = plan_run(
             settings,
             source,
             sizes,
             calibration,
             processes=fabric.world_size,
-            workers=default_workers(fabric.device, fabric.world_size, source.sets) if given is None else given,
+            workers=workers,
             parameters=sum(p.numel() for p in model.parameters()),
             held_out=sum(len(s.split.validation) for s in prepared.sets),
         )

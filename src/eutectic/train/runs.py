@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from eutectic.atoms import EutecticError, Interrupted
+from eutectic.data.workers import cores
 from eutectic.train.display import progress_bar
 from eutectic.train.finetune import FinetuneResult, finetune
 from eutectic.train.settings import FinetuneSettings
@@ -57,8 +58,7 @@ def run_all(
         Interrupted: Ctrl-C; each run is resumable.
         EutecticError: one run failed; the others' results are kept on disk.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    workers = min(workers or cores, len(runs))
+    workers = min(workers or cores(), len(runs))
     context = multiprocessing.get_context("spawn")
     done = context.Array("q", len(runs), lock=False)
     total = sum(settings.train.steps for settings, _ in runs)

@@ -38,6 +38,7 @@ class TaskRows:
         store, rows: which structures.
         keep: hold graphs in memory once built (for sets seen many times); not where edges are dropped anew.
         edge_dropout: share of the edges that a structure drawn for training loses.
+        kept: position → what is held in memory so far.
     """
 
     index: int
@@ -46,7 +47,7 @@ class TaskRows:
     rows: np.ndarray
     keep: bool = False
     edge_dropout: float = 0.0
-    _kept: dict[int, Item] = field(default_factory=dict, repr=False)
+    kept: dict[int, Item] = field(default_factory=dict, repr=False)
     _sizes: np.ndarray | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -70,11 +71,6 @@ class TaskRows:
     def items(self) -> list[Item]:
         """All of them, in order."""
         return items_of([(self, position, None) for position in range(len(self))])
-
-    @property
-    def kept(self) -> dict[int, Item]:
-        """Position → what is held in memory."""
-        return self._kept
 
 
 def items_of(wanted: Sequence[tuple[TaskRows, int, Draw | None]]) -> list[Item]:
