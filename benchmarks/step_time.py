@@ -2,7 +2,7 @@
 
     python benchmarks/step_time.py                      # JMP-S, float32, all cases, about four minutes
     python benchmarks/step_time.py --precision bf16     # matrix products in bfloat16
-    python benchmarks/step_time.py --fast-products      # as training does on AMD processors
+    python benchmarks/step_time.py --plain              # PyTorch as it is, without what training sets on a CPU
     python benchmarks/step_time.py --compile --json -   # torch.compile; figures for machines
     python benchmarks/step_time.py --error              # bfloat16 and float32 against float64, no timing
     python benchmarks/step_time.py --profile            # and which kernels the time goes to
@@ -14,11 +14,16 @@ A step is forward, loss and backward on graphs that are built beforehand, four t
 force head each. Every case runs in a process of its own, whose largest resident set is its peak memory (on a GPU:
 the allocator's peak).
 
+A CPU is set up as training does it (`models.memory`, `models.products`): freed memory is kept, and on AMD processors
+oneDNN does float32 products.
+
 The *floor* of a step is the time its matrix products would take if all ran at the rate of one large product (float32,
 or bfloat16 where that is asked for), which is measured between the steps of the case: machines are noisy, ratios
-within a case are not. `floor` and `gflop` count our own products. `published_gflop` counts those of the published
-implementation on the same graphs from the sizes of its layers, all four heads on every row as it runs them; its
-measured time is 2.0 to 2.7 times its own floor, so `times_faster` is given for both.
+within a case are not. `times_floor` is by the library that does the step's products; `times_default_floor` by the one
+that PyTorch takes if nothing is set, which is slower where training sets another. Both count our own products.
+`published_gflop` counts those of the published implementation on the same graphs from the sizes of its layers, all
+four heads on every row as it runs them; its measured time is 2.0 to 2.7 times its own floor, by PyTorch's default
+library in float32, so `times_faster` is given for both.
 
 `products` (CPU) is the time of the very products of a step, one after the other on random numbers that are not in the
 cache, again over the floor: smaller ones than the large one run at a lower rate, and nothing else a step does can bring
@@ -35,8 +40,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -53,6 +58,7 @@ from eutectic.graph import GraphSettings, StructureGraph, build_graph
 from eutectic.graph.indices import layout
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.heads import HeadSettings
+from eutectic.models.memory import keep_freed_memory
 from eutectic.models.multitask import MultitaskModel
 from eutectic.models.products import prefer_fast_products
 from eutectic.tasks import Item, Task, make_batch, structure_losses
@@ -228,6 +234,20 @@ def product_rate(dtype: torch.dtype, device: torch.device, size: int) -> float:
     return 3 * 2e-9 * size**3 / (time.perf_counter() - start)
 
 
+@contextmanager
+def default_library() -> Iterator[None]:
+    """Float32 products inside are done by what PyTorch takes if nothing is set."""
+    setting = getattr(torch.backends.mkldnn, "matmul", None)
+    if setting is None:
+        yield
+        return
+    before, setting.fp32_precision = setting.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
+
+
 class Products(TorchDispatchMode):
     """Notes every matrix product that is made while it is active, without its numbers."""
 
@@ -330,7 +350,7 @@ def measure(
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024e-9
     large = 8192 if device.type == "cuda" else 1536
-    seconds, rates = [], []
+    seconds, rates, defaults = [], [], []
     end = time.perf_counter() + SECONDS.get(device.type, 12.0)
     while len(seconds) < 5 or time.perf_counter() < end:
         model.zero_grad(set_to_none=True)
@@ -339,7 +359,9 @@ def measure(
         wait(device)
         seconds.append(time.perf_counter() - start)
         rates.append(product_rate(rate_of, device, large))
-    rate = statistics.median(rates)
+        with default_library():
+            defaults.append(product_rate(torch.float32, device, large))
+    rate, default_rate = statistics.median(rates), statistics.median(defaults)
     median = statistics.median(seconds)
     model.zero_grad(set_to_none=True)
     gpu: dict[str, float] = {}
@@ -357,9 +379,6 @@ def measure(
         with Products() as noted:
             step(model, batch, made, mixed_precision(precision, device))
         products = against_large(noted.alone(), gflop, rate_of, device, large)
-    rate32 = (
-        rate if precision == "fp32" else statistics.median(product_rate(torch.float32, device, large) for _ in "abc")
-    )
     return {
         "case": case,
         "size": size,
@@ -372,13 +391,15 @@ def measure(
         "gflop": gflop,
         "gemm_gflops": rate,
         "times_floor": median / floor,
+        "default_gemm_gflops": default_rate,
+        "times_default_floor": median * default_rate / gflop,
         **({"products_times_floor": products} if device.type == "cpu" else {}),
         "peak_memory_gb": peak,
         "structures_per_second": len(graphs) / median,
         "first_step_seconds": first,
         "published_gflop": published,
         "flop_ratio": gflop / published,
-        "times_faster": [t * published / rate32 / median for t in PUBLISHED_TIMES_FLOOR],
+        "times_faster": [t * published / default_rate / median for t in PUBLISHED_TIMES_FLOOR],
         "graph_share": graph_seconds(case) / median,
         **gpu,
     }
@@ -425,8 +446,8 @@ def main() -> None:
     parser.add_argument("--size", choices=("small", "large"), default="small", help="JMP-S or JMP-L")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
-    fast = "let oneDNN do float32 products where that is faster, as training does (eutectic.models.products)"
-    parser.add_argument("--fast-products", action="store_true", help=fast)
+    plain = "PyTorch as it is: freed memory given back, float32 products by its default library"
+    parser.add_argument("--plain", action="store_true", help=plain)
     parser.add_argument("--error", action="store_true", help="precision instead of time")
     parser.add_argument("--profile", action="store_true", help="which kernels a step's time goes to (GPU)")
     parser.add_argument("--cases", nargs="+", choices=[*CASES, *ON_GPU], help="all that suit the device if not given")
@@ -442,8 +463,10 @@ def main() -> None:
             torch.set_num_threads(given.threads)
         device = torch.device(given.device)
         case = given.cases[0]
-        if given.fast_products:
-            prefer_fast_products(model_of(given.size, torch.float32, torch.device("meta")))
+        if device.type == "cpu" and not given.plain:
+            keep_freed_memory()
+            if given.precision == "fp32":
+                prefer_fast_products(model_of(given.size, torch.float32, torch.device("meta")))
         if given.error:
             print(json.dumps(errors(case, given.size, device)))
         else:
@@ -454,7 +477,7 @@ def main() -> None:
         print(f"{case} …", file=sys.stderr, flush=True)
         command = [sys.executable, __file__, "--one", "--cases", case, "--size", given.size, "--device", given.device]
         command += ["--precision", given.precision] + ["--compile"] * given.compile + ["--error"] * given.error
-        command += ["--fast-products"] * given.fast_products + ["--profile"] * given.profile
+        command += ["--plain"] * given.plain + ["--profile"] * given.profile
         command += ["--threads", str(given.threads)] if given.threads else []
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
@@ -475,12 +498,14 @@ def table(rows: Sequence[dict[str, Any]], error: bool) -> str:
         names = [k for k in rows[0] if k not in ("case", "size")]
         lines = [f"{'case':12}" + "".join(f"{n:>15}" for n in names)]
         return "\n".join(lines + [f"{r['case']:12}" + "".join(f"{r[n]:15.1e}" for n in names) for r in rows])
-    lines = ["case          atoms edges      ms  GFLOP  of published  GEMM/s  x floor  products  x faster   GB  graphs"]
+    lines = [
+        "case          atoms edges      ms  GFLOP of theirs  GEMM/s  x floor  default  products  x faster   GB  graphs"
+    ]
     for r in rows:
         low, high = r["times_faster"]
         lines.append(
             f"{r['case']:12}  {r['atoms']:5d} {r['edges']:5d} {r['milliseconds']:7.0f} {r['gflop']:6.0f} "
-            f"{r['flop_ratio']:13.2f} {r['gemm_gflops']:7.0f} {r['times_floor']:8.2f}  "
+            f"{r['flop_ratio']:9.2f} {r['gemm_gflops']:7.0f} {r['times_floor']:8.2f} {r['times_default_floor']:8.2f}  "
             f"{r.get('products_times_floor', float('nan')):8.2f}  {low:.1f}–{high:.1f}  "
             f"{r['peak_memory_gb']:5.2f} {100 * r['graph_share']:5.1f} %"
             + (f"  {r['structures_per_second']:.0f}/s, {r['waits']} waits, busy {r['busy']:.2f}" if "busy" in r else "")

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 from eutectic.atoms import EutecticError, Interrupted
+from eutectic.models.memory import keep_freed_memory
 from eutectic.models.multitask import MultitaskModel
 from eutectic.models.products import prefer_fast_products
 from eutectic.tasks import Task
@@ -108,8 +109,10 @@ def train(
     dtype = DTYPES.get(settings.precision, torch.float32)
     first, world = fabric.global_rank == 0, fabric.world_size
     model = model.to(fabric.device, dtype)
-    if fabric.device.type == "cpu" and settings.precision == "32-true":
-        prefer_fast_products(model)
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
+        if settings.precision == "32-true":
+            prefer_fast_products(model)
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     average = Average(model, optimiser_settings.ema_decay)
