@@ -75,7 +75,9 @@ class TrainSettings(Settings):
         default=False,
         description="compute the inside of blocks twice instead of keeping it: less memory, a third slower",
     )
-    compile: bool = Field(default=False, description="torch.compile; what it cannot compile runs as ever")
+    compile: bool = Field(
+        default=False, description="torch.compile: minutes first; on a CPU faster for small batches only"
+    )
     out_of_memory: Literal["split", "stop"] = Field(
         default="split",
         description="a batch too large for the memory is halved until it fits, the step staying the same; or the run "
