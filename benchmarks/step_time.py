@@ -20,7 +20,7 @@ oneDNN does float32 products.
 The *floor* of a step is the time its matrix products would take if all ran at the rate of one large product (float32,
 or bfloat16 where that is asked for), which is measured between the steps of the case: machines are noisy, ratios
 within a case are not. `times_floor` is by the library that does the step's products; `times_default_floor` by the one
-that PyTorch takes if nothing is set, which is slower where training sets another. Both count our own products.
+that PyTorch takes for float32 if nothing is set (not given in bfloat16). Both count our own products.
 `published_gflop` counts those of the published implementation on the same graphs from the sizes of its layers, all
 four heads on every row as it runs them; its measured time is 2.0 to 2.7 times its own floor, by PyTorch's default
 library in float32, so `times_faster` is given for both.
@@ -392,7 +392,8 @@ def measure(
         "gemm_gflops": rate,
         "times_floor": median / floor,
         "default_gemm_gflops": default_rate,
-        "times_default_floor": median * default_rate / gflop,
+        # Of float32: nothing to hold a step in bfloat16 against.
+        **({"times_default_floor": median * default_rate / gflop} if precision == "fp32" else {}),
         **({"products_times_floor": products} if device.type == "cpu" else {}),
         "peak_memory_gb": peak,
         "structures_per_second": len(graphs) / median,
@@ -505,7 +506,8 @@ def table(rows: Sequence[dict[str, Any]], error: bool) -> str:
         low, high = r["times_faster"]
         lines.append(
             f"{r['case']:12}  {r['atoms']:5d} {r['edges']:5d} {r['milliseconds']:7.0f} {r['gflop']:6.0f} "
-            f"{r['flop_ratio']:9.2f} {r['gemm_gflops']:7.0f} {r['times_floor']:8.2f} {r['times_default_floor']:8.2f}  "
+            f"{r['flop_ratio']:9.2f} {r['gemm_gflops']:7.0f} {r['times_floor']:8.2f} "
+            f"{r.get('times_default_floor', float('nan')):8.2f}  "
             f"{r.get('products_times_floor', float('nan')):8.2f}  {low:.1f}–{high:.1f}  "
             f"{r['peak_memory_gb']:5.2f} {100 * r['graph_share']:5.1f} %"
             + (f"  {r['structures_per_second']:.0f}/s, {r['waits']} waits, busy {r['busy']:.2f}" if "busy" in r else "")

@@ -76,7 +76,8 @@ class TrainSettings(Settings):
         description="compute the inside of blocks twice instead of keeping it: less memory, a third slower",
     )
     compile: bool = Field(
-        default=False, description="torch.compile: minutes first; on a CPU faster for small batches only"
+        default=False,
+        description="torch.compile (minutes; on a CPU for small batches only); what it cannot compile runs as ever",
     )
     out_of_memory: Literal["split", "stop"] = Field(
         default="split",
