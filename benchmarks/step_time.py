@@ -14,16 +14,15 @@ A step is forward, loss and backward on graphs that are built beforehand, four t
 force head each. Every case runs in a process of its own, whose largest resident set is its peak memory (on a GPU:
 the allocator's peak).
 
-A CPU is set up as training does it (`models.memory`, `models.products`): freed memory is kept, and on AMD processors
-oneDNN does float32 products.
+A CPU is set up as training does it (`models.memory`, `models.products`): freed memory is kept, and on AMD's Zen 5 and
+later oneDNN does float32 products.
 
 The *floor* of a step is the time its matrix products would take if all ran at the rate of one large product (float32,
 or bfloat16 where that is asked for), which is measured between the steps of the case: machines are noisy, ratios
-within a case are not. `times_floor` is by the library that does the step's products; `times_default_floor` by the one
-that PyTorch takes for float32 if nothing is set (not given in bfloat16). Both count our own products.
+within a case are not. `times_floor` counts our own products, by the library that does them in the step.
 `published_gflop` counts those of the published implementation on the same graphs from the sizes of its layers, all
-four heads on every row as it runs them; its measured time is 2.0 to 2.7 times its own floor, by PyTorch's default
-library in float32, so `times_faster` is given for both.
+four heads on every row as it runs them; its measured time in float32 is 2.0 to 2.7 times its own floor, so
+`times_faster` is given for both.
 
 `products` (CPU) is the time of the very products of a step, one after the other on random numbers that are not in the
 cache, again over the floor: smaller ones than the large one run at a lower rate, and nothing else a step does can bring
@@ -40,8 +39,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -234,20 +233,6 @@ def product_rate(dtype: torch.dtype, device: torch.device, size: int) -> float:
     return 3 * 2e-9 * size**3 / (time.perf_counter() - start)
 
 
-@contextmanager
-def default_library() -> Iterator[None]:
-    """Float32 products inside are done by what PyTorch takes if nothing is set."""
-    setting = getattr(torch.backends.mkldnn, "matmul", None)
-    if setting is None:
-        yield
-        return
-    before, setting.fp32_precision = setting.fp32_precision, "ieee"
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before
-
-
 class Products(TorchDispatchMode):
     """Notes every matrix product that is made while it is active, without its numbers."""
 
@@ -350,7 +335,7 @@ def measure(
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024e-9
     large = 8192 if device.type == "cuda" else 1536
-    seconds, rates, defaults = [], [], []
+    seconds, rates, singles = [], [], []
     end = time.perf_counter() + SECONDS.get(device.type, 12.0)
     while len(seconds) < 5 or time.perf_counter() < end:
         model.zero_grad(set_to_none=True)
@@ -359,10 +344,8 @@ def measure(
         wait(device)
         seconds.append(time.perf_counter() - start)
         rates.append(product_rate(rate_of, device, large))
-        with default_library():
-            defaults.append(product_rate(torch.float32, device, large))
-    rate, default_rate = statistics.median(rates), statistics.median(defaults)
-    median = statistics.median(seconds)
+        singles.append(rates[-1] if rate_of is torch.float32 else product_rate(torch.float32, device, large))
+    rate, median = statistics.median(rates), statistics.median(seconds)
     model.zero_grad(set_to_none=True)
     gpu: dict[str, float] = {}
     if device.type == "cuda":
@@ -391,16 +374,13 @@ def measure(
         "gflop": gflop,
         "gemm_gflops": rate,
         "times_floor": median / floor,
-        "default_gemm_gflops": default_rate,
-        # Of float32: nothing to hold a step in bfloat16 against.
-        **({"times_default_floor": median * default_rate / gflop} if precision == "fp32" else {}),
         **({"products_times_floor": products} if device.type == "cpu" else {}),
         "peak_memory_gb": peak,
         "structures_per_second": len(graphs) / median,
         "first_step_seconds": first,
         "published_gflop": published,
         "flop_ratio": gflop / published,
-        "times_faster": [t * published / default_rate / median for t in PUBLISHED_TIMES_FLOOR],
+        "times_faster": [t * published / statistics.median(singles) / median for t in PUBLISHED_TIMES_FLOOR],
         "graph_share": graph_seconds(case) / median,
         **gpu,
     }
@@ -447,7 +427,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("small", "large"), default="small", help="JMP-S or JMP-L")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
-    plain = "PyTorch as it is: freed memory given back, float32 products by its default library"
+    plain = "PyTorch as it is: freed memory given back, products by its default library"
     parser.add_argument("--plain", action="store_true", help=plain)
     parser.add_argument("--error", action="store_true", help="precision instead of time")
     parser.add_argument("--profile", action="store_true", help="which kernels a step's time goes to (GPU)")
@@ -499,15 +479,12 @@ def table(rows: Sequence[dict[str, Any]], error: bool) -> str:
         names = [k for k in rows[0] if k not in ("case", "size")]
         lines = [f"{'case':12}" + "".join(f"{n:>15}" for n in names)]
         return "\n".join(lines + [f"{r['case']:12}" + "".join(f"{r[n]:15.1e}" for n in names) for r in rows])
-    lines = [
-        "case          atoms edges      ms  GFLOP of theirs  GEMM/s  x floor  default  products  x faster   GB  graphs"
-    ]
+    lines = ["case          atoms edges      ms  GFLOP of theirs  GEMM/s  x floor  products  x faster   GB  graphs"]
     for r in rows:
         low, high = r["times_faster"]
         lines.append(
             f"{r['case']:12}  {r['atoms']:5d} {r['edges']:5d} {r['milliseconds']:7.0f} {r['gflop']:6.0f} "
-            f"{r['flop_ratio']:9.2f} {r['gemm_gflops']:7.0f} {r['times_floor']:8.2f} "
-            f"{r.get('times_default_floor', float('nan')):8.2f}  "
+            f"{r['flop_ratio']:9.2f} {r['gemm_gflops']:7.0f} {r['times_floor']:8.2f}  "
             f"{r.get('products_times_floor', float('nan')):8.2f}  {low:.1f}–{high:.1f}  "
             f"{r['peak_memory_gb']:5.2f} {100 * r['graph_share']:5.1f} %"
             + (f"  {r['structures_per_second']:.0f}/s, {r['waits']} waits, busy {r['busy']:.2f}" if "busy" in r else "")
