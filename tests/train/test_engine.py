@@ -190,6 +190,14 @@ def test_fsdp_needs_someone_to_share_with(molecules: Store, slabs: Store, tmp_pa
         pretrain.pretrain(settings_for(molecules, slabs, strategy="fsdp"), tmp_path / "run")
 
 
+def test_forces_as_derivatives_are_not_compiled(molecules: Store, slabs: Store, tmp_path: Path) -> None:
+    settings = settings_for(molecules, slabs, compile=True).model_dump()
+    heads = {"energy": {}, "forces": {"head": {"kind": "gradient_forces"}}}
+    settings["sets"]["slabs"]["targets"] = heads
+    with pytest.raises(EutecticError, match="cannot differentiate compiled code twice"):
+        pretrain.pretrain(PretrainSettings.model_validate(settings), tmp_path / "run")
+
+
 def test_batches_made_ahead_are_the_same(plain: Path, molecules: Store, slabs: Store, tmp_path: Path) -> None:
     pretrain.pretrain(settings_for(molecules, slabs, steps=6, workers=2), tmp_path / "run")
     assert losses(tmp_path / "run") == losses(plain)

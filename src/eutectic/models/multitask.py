@@ -85,6 +85,15 @@ class MultitaskModel(nn.Module):
                 self._add_derivatives(parts, derived, graph, positions, strain, predictions)
         return predictions
 
+    def compile_parts(self) -> None:
+        """Have torch.compile do the backbone's parts and the heads, each for all sizes of batch, in place.
+
+        Part by part because most are alike: they are compiled once, in a third of the time that the whole takes.
+        """
+        heads = [head.perceptron for mine in self.heads.values() for head in mine.values()]  # type: ignore[operator]
+        for part in (*getattr(self.backbone, "parts", [self.backbone]), *heads):
+            part.compile(dynamic=True)
+
     def _derived(self, task: str, conservative: bool) -> dict[str, str]:
         """Property → kind, of those that are derivatives of the energy."""
         settings = self.head_settings[task]

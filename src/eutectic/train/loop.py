@@ -116,7 +116,9 @@ def train(
     if settings.activation_checkpointing:
         checkpoint_activations(model)
     average = Average(model, optimiser_settings.ema_decay)
-    wrapped = fabric.setup_module(_compiled(model) if settings.compile else model)
+    if settings.compile:
+        _compile(model, tasks)
+    wrapped = fabric.setup_module(model)
     adamw = make_optimiser(model, optimiser_settings)
     optimiser = cast(torch.optim.Optimizer, fabric.setup_optimizers(adamw))
     average.follow(model)
@@ -346,18 +348,29 @@ def checkpoint_activations(model: MultitaskModel) -> None:
     model.backbone.checkpoint_blocks = True
 
 
-def _compiled(model: MultitaskModel) -> MultitaskModel:
-    # What cannot be compiled runs as it would without, and torch says so.
+def _compile(model: MultitaskModel, tasks: Sequence[Task]) -> None:
+    for task in _with_derivatives(tasks):
+        raise EutecticError(
+            f"train.compile, task {task.name}",
+            "on, with forces or stress that are derivatives of an energy",
+            "direct forces: PyTorch cannot differentiate compiled code twice",
+            "leave it off, or use direct_forces heads",
+        )
+    # What cannot be compiled runs as it would without, and torch says so. The averaged model, which validates, was
+    # copied before and stays as it is.
     torch._dynamo.config.suppress_errors = True
-    return cast(MultitaskModel, torch.compile(model, dynamic=True))
+    model.compile_parts()
 
 
 def _check_shareable(tasks: Sequence[Task]) -> None:
-    for task in tasks:
-        if any(target.settings.head.kind.startswith("gradient_") for target in task.targets.values()):
-            raise EutecticError(
-                f"train.strategy, task {task.name}",
-                "fsdp with forces or stress that are derivatives of an energy",
-                "direct forces: the inner derivative would gather and free parameters at the wrong time",
-                "use train.strategy ddp",
-            )
+    for task in _with_derivatives(tasks):
+        raise EutecticError(
+            f"train.strategy, task {task.name}",
+            "fsdp with forces or stress that are derivatives of an energy",
+            "direct forces: the inner derivative would gather and free parameters at the wrong time",
+            "use train.strategy ddp",
+        )
+
+
+def _with_derivatives(tasks: Sequence[Task]) -> list[Task]:
+    return [t for t in tasks if any(x.settings.head.kind.startswith("gradient_") for x in t.targets.values())]

@@ -77,7 +77,8 @@ class TrainSettings(Settings):
     )
     compile: bool = Field(
         default=False,
-        description="torch.compile (minutes; on a CPU for small batches only); what it cannot compile runs as ever",
+        description="torch.compile (a minute or more; little is gained on a CPU; direct forces only); what it cannot "
+        "compile runs as ever",
     )
     out_of_memory: Literal["split", "stop"] = Field(
         default="split",

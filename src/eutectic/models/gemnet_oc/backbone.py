@@ -45,6 +45,12 @@ class GemNetOC(nn.Module):
         self.atom_readout = Readout(s.blocks, s.atom_width, s.residuals_readout)
         self.edge_readout = Readout(s.blocks, s.edge_width, s.residuals_readout) if s.edge_features else None
 
+    @property
+    def parts(self) -> list[nn.Module]:
+        """What computes, piece by piece, for a compiler: blocks are alike, and so compiled once."""
+        readouts = [self.atom_readout] if self.edge_readout is None else [self.atom_readout, self.edge_readout]
+        return [self.edge_embedding, *self.blocks, *self.outputs, *readouts]
+
     def forward(self, graph: Graph) -> Features:
         if torch.compiler.is_compiling():
             return self._features(graph)
@@ -61,10 +67,9 @@ class GemNetOC(nn.Module):
         atoms: list[Tensor] = []
         edges: list[Tensor] = []
         for i, output in enumerate(self.outputs):
-            assert isinstance(output, OutputBlock)
             if i:
                 h, m = self._run(self.blocks[i - 1], h, m, bases, where)
-            x, e = self._run(output.output, h, m, bases.output, where)
+            x, e = self._run(output, h, m, bases.output, where)
             atoms.append(x)
             if e is not None:
                 edges.append(e)

@@ -27,9 +27,11 @@ class OutputBlock(AtomUpdate):
             self.edge_residuals = residuals(s.residuals_atom, s.edge_width)
             self.edge_radial = Filter(s.radial_width, s.edge_width)
 
-    def output(self, h: Tensor, m: Tensor, radial: Tensor, where: Where) -> tuple[Tensor, Tensor | None]:
+    def forward(  # type: ignore[override]
+        self, h: Tensor, m: Tensor, radial: Tensor, where: Where
+    ) -> tuple[Tensor, Tensor | None]:
         """((n_atoms, atom_width), (n_main, edge_width) or None)."""
-        g = self(m, radial, where, boost=self.boost if self.training else 1.0)
+        g = super().forward(m, radial, where, boost=self.boost if self.training else 1.0)
         atoms = self.after(joined(g, h))
         if not self.has_edges:
             return atoms, None
