@@ -21,8 +21,8 @@ The *floor* of a step is the time its matrix products would take if all ran at t
 or bfloat16 where that is asked for), which is measured between the steps of the case: machines are noisy, ratios
 within a case are not. `times_floor` counts our own products, by the library that does them in the step.
 `published_gflop` counts those of the published implementation on the same graphs from the sizes of its layers, all
-four heads on every row as it runs them; its measured time in float32 is 2.0 to 2.7 times its own floor, so
-`times_faster` is given for both.
+four heads on every row as it runs them. How much of its time is theirs depends on the machine, so times are compared
+in `against_fairchem.py`, in one process.
 
 `products` (CPU) is the time of the very products of a step, one after the other on random numbers that are not in the
 cache, again over the floor: smaller ones than the large one run at a lower rate, and nothing else a step does can bring
@@ -69,9 +69,6 @@ PERIODIC = GraphSettings(cutoff=12, max_neighbours=30, symmetry="lower_source")
 TASKS = {"oc20": PERIODIC, "oc22": PERIODIC, "ani1x": MOLECULE, "transition1x": MOLECULE}
 SECONDS = {"cpu": 12.0, "cuda": 3.0}
 """For each case, about."""
-
-PUBLISHED_TIMES_FLOOR = (2.0, 2.7)
-"""Time of the published implementation's step over the floor of its own products (JMP-S, float32, CPU)."""
 
 
 def molecules(sizes: Sequence[int]) -> list[tuple[int, Structure]]:
@@ -336,7 +333,7 @@ def measure(
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024e-9
     large = 8192 if device.type == "cuda" else 1536
-    seconds, rates, singles = [], [], []
+    seconds, rates = [], []
     end = time.perf_counter() + SECONDS.get(device.type, 12.0)
     while len(seconds) < 5 or time.perf_counter() < end:
         model.zero_grad(set_to_none=True)
@@ -345,7 +342,6 @@ def measure(
         wait(device)
         seconds.append(time.perf_counter() - start)
         rates.append(product_rate(rate_of, device, large))
-        singles.append(rates[-1] if rate_of is torch.float32 else product_rate(torch.float32, device, large))
     rate, median = statistics.median(rates), statistics.median(seconds)
     model.zero_grad(set_to_none=True)
     gpu: dict[str, float] = {}
@@ -381,7 +377,6 @@ def measure(
         "first_step_seconds": first,
         "published_gflop": published,
         "flop_ratio": gflop / published,
-        "times_faster": [t * published / statistics.median(singles) / median for t in PUBLISHED_TIMES_FLOOR],
         "graph_share": graph_seconds(case) / median,
         **gpu,
     }
@@ -480,13 +475,12 @@ def table(rows: Sequence[dict[str, Any]], error: bool) -> str:
         names = [k for k in rows[0] if k not in ("case", "size")]
         lines = [f"{'case':12}" + "".join(f"{n:>15}" for n in names)]
         return "\n".join(lines + [f"{r['case']:12}" + "".join(f"{r[n]:15.1e}" for n in names) for r in rows])
-    lines = ["case          atoms edges      ms  GFLOP of theirs  GEMM/s  x floor  products  x faster   GB  graphs"]
+    lines = ["case          atoms edges      ms  GFLOP of theirs  GEMM/s  x floor  products     GB  graphs"]
     for r in rows:
-        low, high = r["times_faster"]
         lines.append(
             f"{r['case']:12}  {r['atoms']:5d} {r['edges']:5d} {r['milliseconds']:7.0f} {r['gflop']:6.0f} "
             f"{r['flop_ratio']:9.2f} {r['gemm_gflops']:7.0f} {r['times_floor']:8.2f}  "
-            f"{r.get('products_times_floor', float('nan')):8.2f}  {low:.1f}–{high:.1f}  "
+            f"{r.get('products_times_floor', float('nan')):8.2f}  "
             f"{r['peak_memory_gb']:5.2f} {100 * r['graph_share']:5.1f} %"
             + (f"  {r['structures_per_second']:.0f}/s, {r['waits']} waits, busy {r['busy']:.2f}" if "busy" in r else "")
         )

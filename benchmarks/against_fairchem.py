@@ -1,0 +1,275 @@
+"""A training step of GemNet-OC here and in fairchem-core 1.10 (MIT licence), in turn in one process.
+
+    python -m venv other && other/bin/pip install torch==2.13.0 setuptools wheel && other/bin/pip install .
+    other/bin/pip install --no-deps fairchem-core==1.10.0
+    other/bin/pip install torch_geometric e3nn numba submitit hydra-core torchtnt pymatgen wandb tensorboard
+    other/bin/pip install --no-build-isolation torch-scatter torch-sparse    # compiled: twenty minutes
+    other/bin/python benchmarks/against_fairchem.py                # float32, all cases, about six minutes
+    other/bin/python benchmarks/against_fairchem.py --precision bf16 --json FILE
+
+fairchem's is the published GemNet-OC; JMP's is a variant of it. Both models get the sizes of JMP-S, the same weights,
+one energy and one direct force output of one layer each, and the same structures with the same neighbours. Graphs are
+built beforehand, with the index sets of triplets and quadruplets. The heads of four tasks, which JMP's own code runs on
+every row, are in neither. Both run with freed memory kept (`models.memory`).
+
+Precision is ours alone: fairchem's step is float32 throughout. `times_faster` is the median over steps that follow each
+other. `difference` is the largest between the two models' energies and forces, over the largest value; where neighbours
+tie at a cap (an atom's own images in a slab) fairchem drops some and we keep them all, which makes 5e-3. Memory is the
+largest resident set of a process that runs three steps of one of the two and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from eutectic.atoms import Structure
+from eutectic.graph import GraphSettings, build_graph
+from eutectic.graph.indices import layout
+from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
+from eutectic.models.gemnet_oc.published import EMBEDDING, SETTINGS, from_published, published_names
+from eutectic.models.heads import HeadSettings
+from eutectic.models.memory import keep_freed_memory
+from eutectic.models.multitask import MultitaskModel
+from eutectic.models.products import prefer_fast_products
+from eutectic.tasks import Item, Task, make_batch
+from eutectic.tasks.batch import Batch
+from eutectic.tasks.task import Normaliser, Target, TargetSettings
+from step_time import CASES, MOLECULE, PERIODIC, mixed_precision, product_rate
+
+SECONDS = 30.0
+"""For each case, about."""
+
+
+class Runnable(NamedTuple):
+    """A model with its batch.
+
+    Attributes:
+        model: in training mode.
+        step: forward, loss, backward; gives energies and forces.
+        graphs: builds the graphs of the batch and the index sets or tables of its triplets and quadruplets.
+        edges: number of edges of its main graph.
+    """
+
+    model: Any
+    step: Callable[[], tuple[Tensor, Tensor]]
+    graphs: Callable[[], object]
+    edges: int
+
+
+def loss_of(energy: Tensor, forces: Tensor) -> Tensor:
+    """Some loss that reaches everything."""
+    return energy.square().mean() + forces.square().sum(1).mean()
+
+
+def theirs(structures: Sequence[Structure], graph: GraphSettings, settings: GemNetOCSettings) -> Runnable:
+    """fairchem's model, and a step of it."""
+    from fairchem.core.models.gemnet_oc.gemnet_oc import GemNetOC as Theirs
+    from torch_geometric.data import Batch, Data
+
+    sizes = {
+        theirs: getattr(settings, ours) for theirs, ours in SETTINGS.items() if theirs.startswith(("num_", "emb_"))
+    }
+    sizes |= {name: True for name in SETTINGS if name.endswith("_interaction")}
+    caps = graph.caps
+    model = Theirs(
+        **sizes,
+        regress_forces=True,
+        direct_forces=True,
+        otf_graph=True,
+        cutoff=graph.cutoff,
+        max_neighbors=caps["main"],
+        max_neighbors_qint=caps["quadruplet"],
+        max_neighbors_aeaint=caps["atom_edge"],
+        max_neighbors_aint=caps["atom_atom"],
+        enforce_max_neighbors_strictly=True,
+        cbf={"name": "spherical_harmonics"},
+        sbf={"name": "legendre_outer"},
+        qint_tags=list(graph.quadruplet_tags),
+    ).train()
+    data = Batch.from_data_list(
+        [
+            Data(
+                pos=torch.as_tensor(s.positions, dtype=torch.float32),
+                # A molecule is put into a cell that is too large to be noticed.
+                cell=torch.as_tensor(s.cell if s.pbc.any() else 1000.0 * torch.eye(3), dtype=torch.float32)[None],
+                atomic_numbers=torch.as_tensor(s.numbers, dtype=torch.float32),
+                tags=torch.as_tensor(s.tags),
+                natoms=len(s),
+            )
+            for s in structures
+        ]
+    )
+    build = model.get_graphs_and_indices
+    prepared = build(data)
+    model.get_graphs_and_indices = lambda _: prepared
+
+    def step() -> tuple[Tensor, Tensor]:
+        model.zero_grad(set_to_none=True)
+        predicted = model(data)
+        loss_of(predicted["energy"], predicted["forces"]).backward()
+        return predicted["energy"].detach(), predicted["forces"].detach()
+
+    return Runnable(model, step, lambda: build(data), prepared[0]["edge_index"].shape[1])
+
+
+def ours(structures: Sequence[Structure], graph: GraphSettings, settings: GemNetOCSettings, precision: str) -> Runnable:
+    """Our model, and a step of it."""
+    plain = Normaliser(references=None, mean=0.0, scale=1.0)
+    heads = {"energy": HeadSettings(layers=0), "forces": HeadSettings(kind="direct_forces", layers=0)}
+    targets = {p: Target(TargetSettings(head=head), plain, 1.0) for p, head in heads.items()}
+    made = [Task(name="all", theory="none", targets=targets, graph=graph)]
+    model = MultitaskModel(GemNetOC(settings), {"all": heads}).train()
+
+    def graphs() -> Batch:
+        batch = make_batch([Item(0, build_graph(s, graph), {}) for s in structures], made, torch.float32)
+        layout(batch.graph)
+        return batch
+
+    batch = graphs()
+    device = torch.device("cpu")
+
+    def step() -> tuple[Tensor, Tensor]:
+        model.zero_grad(set_to_none=True)
+        with mixed_precision(precision, device):
+            predicted = model(batch.graph, batch.parts)["all"]
+        loss_of(predicted["energy"], predicted["forces"]).backward()
+        return predicted["energy"].detach(), predicted["forces"].detach()
+
+    return Runnable(model, step, graphs, len(batch.graph.main))
+
+
+def same_weights(mine: MultitaskModel, state: Mapping[str, Tensor], settings: GemNetOCSettings) -> None:
+    """Give our model the weights of fairchem's, which are named almost as JMP's."""
+    renamed = {
+        "backbone.bases." + name: value for name, value in state.items() if name.startswith(("mlp_", "edge_emb"))
+    }
+    renamed |= {f"backbone.{name}": value for name, value in state.items()}
+    renamed[EMBEDDING] = state["atom_emb.embeddings.weight"]
+    for part in ("E", "F"):
+        start = f"out_mlp_{part}."
+        renamed |= {f"backbone.{start}out_mlp.{n[len(start) :]}": v for n, v in state.items() if n.startswith(start)}
+    own = mine.backbone.state_dict()
+    radial = {n: own[name] for n, name in published_names(settings).items() if name.startswith("bases.radial.")}
+    factors = {n: own[name] for n, name in published_names(settings).items() if name.endswith(".value")}
+    mine.backbone.load_state_dict(from_published(renamed | radial | factors, settings))
+    heads: Any = mine.heads["all"]
+    heads["energy"].perceptron[0].load_state_dict({"weight": state["out_energy.linear.weight"]})
+    heads["forces"].perceptron[0].load_state_dict({"weight": state["out_forces.linear.weight"]})
+
+
+def inputs(case: str) -> tuple[list[Structure], GraphSettings, GemNetOCSettings]:
+    """What both are given; fairchem's radial basis ends where its graph does."""
+    structures = [structure for _, structure in CASES[case]()]
+    graph = PERIODIC if structures[0].pbc.any() else MOLECULE
+    return structures, graph, GemNetOCSettings(radial_cutoff=graph.cutoff)
+
+
+def peak(case: str, who: str, precision: str) -> float:
+    """GB, of this process."""
+    run = theirs(*inputs(case)) if who == "theirs" else ours(*inputs(case), precision)
+    for _ in range(3):
+        run.step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024e-9
+
+
+def compare(case: str, precision: str) -> dict[str, object]:
+    """Times of steps, in turn."""
+    structures, graph, settings = inputs(case)
+    runs = {"ours": ours(structures, graph, settings, precision), "theirs": theirs(structures, graph, settings)}
+    same_weights(runs["ours"].model, runs["theirs"].model.state_dict(), settings)
+    results = [run.step() for run in runs.values()]
+    difference = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*results, strict=True))
+    gflop = {}
+    for who, run in runs.items():
+        with FlopCounterMode(display=False) as work:
+            run.step()
+        gflop[who] = work.get_total_flops() * 1e-9
+    steps: dict[str, list[float]] = {who: [] for who in runs}
+    graphs: dict[str, list[float]] = {who: [] for who in runs}
+    rates = []
+    end = time.perf_counter() + SECONDS
+    while len(rates) < 5 or time.perf_counter() < end:
+        for who, run in runs.items():
+            for times, work_of in ((graphs, run.graphs), (steps, run.step)):
+                start = time.perf_counter()
+                work_of()
+                times[who].append(time.perf_counter() - start)
+        rates.append(product_rate(torch.float32, torch.device("cpu"), 1536))
+    rate = statistics.median(rates)
+    milliseconds = {who: 1000 * statistics.median(steps[who]) for who in runs}
+    return {
+        "case": case,
+        "precision": precision,
+        "parameters": {who: sum(p.numel() for p in run.model.parameters()) for who, run in runs.items()},
+        "edges": {who: run.edges for who, run in runs.items()},
+        "difference": difference,
+        "milliseconds": milliseconds,
+        "graph_milliseconds": {who: 1000 * statistics.median(graphs[who]) for who in runs},
+        "gflop": gflop,
+        "gemm_gflops": rate,
+        "times_floor": {who: milliseconds[who] * 1e-3 * rate / gflop[who] for who in runs},
+        # Of steps that follow each other, so that a slow minute is in both.
+        "times_faster": statistics.median(b / a for a, b in zip(steps["ours"], steps["theirs"], strict=True)),
+    }
+
+
+def main() -> None:
+    """Each case in processes of its own, and a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our steps")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--one", choices=("both", "ours", "theirs"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        logging.disable()  # fairchem tells that scale factors are not fitted: so it is, and both are 1
+        if given.one != "theirs":
+            keep_freed_memory()
+        prefer_fast_products(torch.nn.Linear(512, 512))
+        case = given.cases[0]
+        print(
+            json.dumps(
+                compare(case, given.precision) if given.one == "both" else peak(case, given.one, given.precision)
+            )
+        )
+        return
+    rows = []
+    for case in given.cases:
+        print(f"{case} …", file=sys.stderr, flush=True)
+        found = {}
+        for one in ("both", "ours", "theirs"):
+            command = [sys.executable, __file__, "--one", one, "--cases", case, "--precision", given.precision]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            found[one] = json.loads(done.stdout.splitlines()[-1])
+        rows.append(found["both"] | {"peak_memory_gb": {who: found[who] for who in ("ours", "theirs")}})
+    print(
+        f"{'':12}        ms, ours  fairchem  x floor, ours  fairchem   GB, ours  fairchem  "
+        "ms for graphs, ours  fairchem  times faster  difference"
+    )
+    for r in rows:
+        ms, floor, gb, graphs = (r[n] for n in ("milliseconds", "times_floor", "peak_memory_gb", "graph_milliseconds"))
+        print(
+            f"{r['case']:12}  {ms['ours']:14.0f}  {ms['theirs']:8.0f}  {floor['ours']:13.2f}  {floor['theirs']:8.2f}  "
+            f"{gb['ours']:9.2f}  {gb['theirs']:8.2f}  {graphs['ours']:19.1f}  {graphs['theirs']:8.1f}  "
+            f"{r['times_faster']:12.2f}  {r['difference']:10.0e}"
+        )
+    if given.json:
+        with open(given.json, "w") as file:
+            json.dump({"threads": torch.get_num_threads(), "torch": torch.__version__, "cases": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
