@@ -591,12 +591,14 @@ def predict(
     `eutectic predict runs/aspirin/model my.xyz --task md_aspirin --json > predicted.json`
     """
     from eutectic.evaluate import prediction as made
+    from eutectic.models.memory import keep_freed_memory
     from eutectic.models.products import prefer_fast_products
     from eutectic.tasks.folder import load_model
 
     if out is None and not as_json:
         raise EutecticError("predict", "nowhere to put predictions", "--out FILE.xyz, --json, or both", "give one")
     trained = load_model(model)
+    keep_freed_memory()
     prefer_fast_products(trained.module)
     asked = made.task_of(trained, task)
     atoms, inputs = made.read_structures(structures)
