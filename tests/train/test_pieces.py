@@ -160,7 +160,7 @@ print("difference", float((found[1] - found[0]).norm() / found[0].norm()), compi
     assert done.stdout.startswith("difference"), done.stderr[-3000:]
     difference, compiled = map(float, done.stdout.split()[1:])
     assert difference < 1e-4
-    # An embedding, two blocks, three output blocks, two readouts, four heads: those that are alike compiled once.
+    # Of bases, embedding, two blocks, three output blocks, two readouts and four heads those that are alike once.
     assert 0 < compiled <= 7
 
 

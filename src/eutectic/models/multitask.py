@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.fx.experimental._config as shape_settings
 from torch import Tensor, nn
 
 from eutectic.graph import Graph
@@ -90,6 +91,8 @@ class MultitaskModel(nn.Module):
 
         Part by part because most are alike: they are compiled once, in a third of the time that the whole takes.
         """
+        # Sizes that agree in the first batch (atoms, and atoms that have quadruplets) need not in the next.
+        shape_settings.use_duck_shape = False
         heads = [head.perceptron for mine in self.heads.values() for head in mine.values()]  # type: ignore[operator]
         for part in (*getattr(self.backbone, "parts", [self.backbone]), *heads):
             part.compile(dynamic=True)

@@ -49,7 +49,7 @@ class GemNetOC(nn.Module):
     def parts(self) -> list[nn.Module]:
         """What computes, piece by piece, for a compiler: blocks are alike, and so compiled once."""
         readouts = [self.atom_readout] if self.edge_readout is None else [self.atom_readout, self.edge_readout]
-        return [self.edge_embedding, *self.blocks, *self.outputs, *readouts]
+        return [self.bases, self.edge_embedding, *self.blocks, *self.outputs, *readouts]
 
     def forward(self, graph: Graph) -> Features:
         if torch.compiler.is_compiling():
