@@ -29,6 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -234,6 +235,9 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
     parser.add_argument("--one", choices=("both", "ours", "theirs"), help=argparse.SUPPRESS)
     given = parser.parse_args()
+    absent = [name for name in ("fairchem", "torch_geometric", "torch_scatter", "torch_sparse") if not find_spec(name)]
+    if absent:
+        parser.error(f"not installed: {', '.join(absent)}; `--help` begins with the commands that install them")
     if given.one:
         logging.disable()  # fairchem tells that scale factors are not fitted: so it is, and both are 1
         if given.one != "theirs":
