@@ -10,12 +10,12 @@
 fairchem's is the published GemNet-OC; JMP's is a variant of it. Both models get the sizes of JMP-S, the same weights,
 one energy and one direct force output of one layer each, and the same structures with the same neighbours. Graphs are
 built beforehand, with the index sets of triplets and quadruplets. The heads of four tasks, which JMP's own code runs on
-every row, are in neither. Both run with freed memory kept (`models.memory`).
+every row, are in neither. Where times are compared both run with freed memory kept (`models.memory`).
 
 Precision is ours alone: fairchem's step is float32 throughout. `times_faster` is the median over steps that follow each
 other. `difference` is the largest between the two models' energies and forces, over the largest value; where neighbours
-tie at a cap (an atom's own images in a slab) fairchem drops some and we keep them all, which makes 5e-3. Memory is the
-largest resident set of a process that runs three steps of one of the two and nothing else.
+tie at a cap (an atom's own images in a slab) fairchem drops some and we keep them all, which makes 2e-3 to 1e-2. Memory
+is the largest resident set of a process that runs three steps of one of the two and nothing else.
 """
 
 from __future__ import annotations
@@ -78,11 +78,10 @@ def loss_of(energy: Tensor, forces: Tensor) -> Tensor:
 def theirs(structures: Sequence[Structure], graph: GraphSettings, settings: GemNetOCSettings) -> Runnable:
     """fairchem's model, and a step of it."""
     from fairchem.core.models.gemnet_oc.gemnet_oc import GemNetOC as Theirs
-    from torch_geometric.data import Batch, Data
+    from torch_geometric.data import Batch as Collated
+    from torch_geometric.data import Data
 
-    sizes = {
-        theirs: getattr(settings, ours) for theirs, ours in SETTINGS.items() if theirs.startswith(("num_", "emb_"))
-    }
+    sizes = {name: getattr(settings, ours) for name, ours in SETTINGS.items() if name.startswith(("num_", "emb_"))}
     sizes |= {name: True for name in SETTINGS if name.endswith("_interaction")}
     caps = graph.caps
     model = Theirs(
@@ -100,7 +99,7 @@ def theirs(structures: Sequence[Structure], graph: GraphSettings, settings: GemN
         sbf={"name": "legendre_outer"},
         qint_tags=list(graph.quadruplet_tags),
     ).train()
-    data = Batch.from_data_list(
+    data = Collated.from_data_list(
         [
             Data(
                 pos=torch.as_tensor(s.positions, dtype=torch.float32),
@@ -239,7 +238,7 @@ def main() -> None:
     if absent:
         parser.error(f"not installed: {', '.join(absent)}; `--help` begins with the commands that install them")
     if given.one:
-        logging.disable()  # fairchem tells that scale factors are not fitted: so it is, and both are 1
+        logging.disable()  # fairchem warns that scale factors are not fitted: they are 1 in both
         if given.one != "theirs":
             keep_freed_memory()
         prefer_fast_products(torch.nn.Linear(512, 512))

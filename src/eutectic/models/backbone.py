@@ -32,6 +32,10 @@ class Backbone(Protocol):
 
     Attributes:
         atom_width, edge_width: sizes of the last axes of `Features`.
+
+    It may have two attributes more: `parts`, the modules that a compiler takes one by one
+    (`MultitaskModel.compile_parts`), and `checkpoint_blocks`, which makes it compute its blocks again in the backward
+    pass.
     """
 
     atom_width: int

@@ -185,8 +185,8 @@ class AtomToAtom(nn.Module):
         return self.up(self.scale_sum(self.bilinear(z.flatten(1)), reference=x))
 
 
-class AtomUpdate(nn.Module):
-    """Edges summed to their target atom."""
+class EdgeSum(nn.Module):
+    """Edges summed to their target atom, and layers that make atom features of the sum."""
 
     def __init__(self, settings: GemNetOCSettings) -> None:
         super().__init__()
@@ -195,11 +195,19 @@ class AtomUpdate(nn.Module):
         self.dense = Dense(settings.edge_width, settings.atom_width)
         self.residuals = residuals(settings.residuals_atom, settings.atom_width)
 
-    def forward(self, m: Tensor, radial: Tensor, where: Where, boost: float = 1.0) -> Tensor:
+    def atoms(self, m: Tensor, radial: Tensor, where: Where, boost: float = 1.0) -> Tensor:
+        """(E, edge_width) → (N, atom_width); the sum is multiplied by `boost`."""
         g = sum_to_atoms(self.radial(m, radial), where.graph.main.target, len(where.graph.numbers))
         if boost != 1.0:
             g = g * boost
         return self.residuals(self.dense(self.scale_sum(g, reference=m)))
+
+
+class AtomUpdate(EdgeSum):
+    """What the edges into an atom tell it at the end of an interaction block."""
+
+    def forward(self, m: Tensor, radial: Tensor, where: Where) -> Tensor:
+        return self.atoms(m, radial, where)
 
 
 class EdgeFromAtoms(nn.Module):

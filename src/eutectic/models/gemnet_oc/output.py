@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eutectic.models.gemnet_oc.interaction import AtomUpdate, Where
+from eutectic.models.gemnet_oc.interaction import EdgeSum, Where
 from eutectic.models.gemnet_oc.layers import Dense, Filter, ScaleFactor, joined, residuals, scaled_silu
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
 
 
-class OutputBlock(AtomUpdate):
+class OutputBlock(EdgeSum):
     """Atom features from edges and atoms and, if wanted, edge features."""
 
     def __init__(self, settings: GemNetOCSettings) -> None:
@@ -27,11 +27,9 @@ class OutputBlock(AtomUpdate):
             self.edge_residuals = residuals(s.residuals_atom, s.edge_width)
             self.edge_radial = Filter(s.radial_width, s.edge_width)
 
-    def forward(  # type: ignore[override]
-        self, h: Tensor, m: Tensor, radial: Tensor, where: Where
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, h: Tensor, m: Tensor, radial: Tensor, where: Where) -> tuple[Tensor, Tensor | None]:
         """((n_atoms, atom_width), (n_main, edge_width) or None)."""
-        g = super().forward(m, radial, where, boost=self.boost if self.training else 1.0)
+        g = self.atoms(m, radial, where, boost=self.boost if self.training else 1.0)
         atoms = self.after(joined(g, h))
         if not self.has_edges:
             return atoms, None
