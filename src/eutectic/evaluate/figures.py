@@ -208,8 +208,10 @@ def parity(task: TaskComparison, start: Start) -> Figure:
             rasterized=True,
         )
         axes.set(xlim=(low - pad, high + pad), ylim=(low - pad, high + pad), aspect="equal")
+        # Labels of six characters and more would touch.
+        ticks = 4 if max(abs(low), abs(high)) < 2e4 else 2
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(4))
+            axis.set_major_locator(MaxNLocator(ticks))
         axes.set_title(START_WORDS[start], color=START_COLOURS[start])
         axes.set_xlabel(f"true {_short(task.symbol, 10)} ({_short(task.unit, 16)})")
         axes.set_ylabel(f"predicted {_short(task.symbol, 10)} ({_short(task.unit, 16)})")
