@@ -38,16 +38,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eutectic.atoms import Structure
 from eutectic.graph import GraphSettings, build_graph
-from eutectic.graph.indices import layout
+from eutectic.graph.padded import layout
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.gemnet_oc.published import EMBEDDING, SETTINGS, from_published, published_names
 from eutectic.models.heads import HeadSettings
-from eutectic.models.memory import keep_freed_memory
 from eutectic.models.multitask import MultitaskModel
-from eutectic.models.products import prefer_fast_products
 from eutectic.tasks import Item, Task, make_batch
 from eutectic.tasks.batch import Batch
 from eutectic.tasks.task import Normaliser, Target, TargetSettings
+from eutectic.train.runtime.matmul import prefer_fast_products
+from eutectic.train.runtime.memory import keep_freed_memory
 from step_time import CASES, MOLECULE, PERIODIC, mixed_precision, product_rate
 
 SECONDS = 30.0

@@ -4,7 +4,7 @@
     python benchmarks/data.py --json > data.json
     python benchmarks/data.py --table > docs/results/data-sets.md
 
-The last prepares every data set of `tests/data/shared_sets.py`, checks it, trains two steps on it, and makes a page.
+The last prepares every data set of `tests/helpers/shared_sets.py`, checks it, trains two steps on it, and makes a page.
 Random reads are compared on the same structures with (a) the LMDB of pickled graphs that OC20 is published in and
 JMP trains from, read as its data loader reads it (a transaction, `pickle.loads`, tensors rebuilt; here restricted, so
 that nothing of the file is run), and (b) structures as ASE database rows in JSON in an LMDB, the layout of `.aselmdb`.
@@ -39,9 +39,9 @@ from ase.io.jsonio import decode, encode
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.data.card import Card
 from eutectic.data.catalogue import DATASETS, embedded_folder
+from eutectic.data.dataset import Dataset
 from eutectic.data.datasets.ase_files import AseFiles, scan
 from eutectic.data.prepare import prepare_store
-from eutectic.data.source import Dataset
 from eutectic.data.store import Store, write_store
 
 SOURCES: dict[str, str] = {
@@ -411,7 +411,7 @@ have): each was prepared by one process, counted, checked by `eutectic data chec
 training. The same is tested in `tests/data/test_shared_data.py`. Structures per second are those of a whole
 preparation (look into the files, read, check, write) on one core of a machine shared with others; below a few hundred
 structures they are mostly the cost of starting. `records` are files of no layout of their own, whose fields and units
-were stated by hand (the options are in `tests/data/shared_sets.py`). The verdict is the check's, with its warnings,
+were stated by hand (the options are in `tests/helpers/shared_sets.py`). The verdict is the check's, with its warnings,
 without its notes.
 
 | set | files | kind | structures | atoms | elements | structures/s | verdict |
@@ -421,7 +421,7 @@ without its notes.
 
 def table(shared: Path, say: Callable[[str], None], only: str) -> str:
     """A page with one line for each real data set."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "data"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
     from shared_sets import NOT_SETS, SETS, go_through
 
     lines = []

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from eutectic.recipes.comparison import SWEEP_SEED, best_choices, sweep
 from eutectic.recipes.demonstration import TASKS, finetuning
+from eutectic.study.compare import SWEEP_SEED, best_choices, sweep
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 DECAYS = (0.01, 3.0)

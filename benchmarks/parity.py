@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fixtures", type=Path)
     given = parser.parse_args()
-    golden = Path(__file__).parents[1] / "tests" / "golden" / "test_gemnet_oc.py"
+    golden = Path(__file__).parents[1] / "tests" / "models" / "gemnet_oc" / "test_published_arrays.py"
     spec = importlib.util.spec_from_file_location("golden", golden)
     assert spec is not None
     assert spec.loader is not None

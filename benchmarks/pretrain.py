@@ -26,21 +26,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from eutectic.checkpoints.model import build_backbone
 from eutectic.data.catalogue import open_store, prepare
-from eutectic.data.mixture import Mixture
 from eutectic.data.store import Store
 from eutectic.graph import build_graphs
 from eutectic.models.multitask import MultitaskModel
 from eutectic.recipes import demo
 from eutectic.tasks import Batch, Item, Task, fit_task, make_batch, structure_losses
-from eutectic.tasks.folder import build_backbone
+from eutectic.train.batches.mixture import Mixture
+from eutectic.train.batches.sampler import Source, TaskRows
 from eutectic.train.cost import calibrate, costs_by_size, size_model, trials_of
-from eutectic.train.journal import Journal
-from eutectic.train.loggers import Loggers, chosen
 from eutectic.train.optimisation import make_optimiser
 from eutectic.train.pretrain import initial_model, pretrain
+from eutectic.train.runtime.journal import Journal
+from eutectic.train.runtime.loggers import Loggers, chosen
 from eutectic.train.settings import Coefficients, OptimiserSettings
-from eutectic.train.source import Source, TaskRows
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

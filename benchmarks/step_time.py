@@ -54,15 +54,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from eutectic.atoms import Structure
 from eutectic.data.catalogue import open_store
 from eutectic.graph import GraphSettings, StructureGraph, build_graph
-from eutectic.graph.indices import layout
+from eutectic.graph.padded import layout
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.heads import HeadSettings
-from eutectic.models.memory import keep_freed_memory
 from eutectic.models.multitask import MultitaskModel
-from eutectic.models.products import prefer_fast_products
 from eutectic.tasks import Item, Task, make_batch, structure_losses
 from eutectic.tasks.batch import Batch
 from eutectic.tasks.task import Normaliser, Target, TargetSettings
+from eutectic.train.runtime.matmul import prefer_fast_products
+from eutectic.train.runtime.memory import keep_freed_memory
 
 MOLECULE = GraphSettings(cutoff=8, max_neighbours=30, symmetry="lower_source")
 PERIODIC = GraphSettings(cutoff=12, max_neighbours=30, symmetry="lower_source")

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from eutectic.evaluate.comparison import DemoResults, Start, TaskComparison, Trial
-from eutectic.evaluate.report import write_demo_report
-from eutectic.recipes.comparison import (
+from eutectic.checkpoints.shipped import model_folder
+from eutectic.recipes.small import BACKBONE, GRAPH
+from eutectic.report.study_page import write_demo_report
+from eutectic.study.compare import (
     FINETUNING_OPTIMISER,
     SWEEP_SEED,
     Choice,
@@ -38,10 +39,9 @@ from eutectic.recipes.comparison import (
     short_run,
     target_of,
 )
-from eutectic.recipes.small import BACKBONE, GRAPH
-from eutectic.tasks.shipped import model_folder
+from eutectic.study.results import DemoResults, Start, TaskComparison, Trial
+from eutectic.study.runs import run_all
 from eutectic.train.finetune import FinetuneResult
-from eutectic.train.runs import run_all
 from eutectic.train.settings import DataSettings, FinetuneSettings
 
 SCRATCH_RATES = (1.2e-3, 2.5e-3, 6e-3, 1e-2, 1.6e-2)

@@ -16,8 +16,8 @@ from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.data import catalogue
 from eutectic.data import progress as progress_module
 from eutectic.data.card import Card
+from eutectic.data.dataset import File
 from eutectic.data.datasets import rmd17
-from eutectic.data.source import File
 from eutectic.data.store import Store, write_store
 
 

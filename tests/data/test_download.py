@@ -13,8 +13,8 @@ import pytest
 
 from eutectic.atoms import EutecticError
 from eutectic.data import download
+from eutectic.data.dataset import File
 from eutectic.data.download import fetch
-from eutectic.data.source import File
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA256 = "sha256:" + hashlib.sha256(CONTENT).hexdigest()

@@ -22,8 +22,8 @@ import pytest
 from eutectic.atoms import EutecticError, Interrupted, LabelledStructure, Structure
 from eutectic.data import prepare as prepare_module
 from eutectic.data.card import Card
+from eutectic.data.dataset import File, Piece
 from eutectic.data.prepare import LeftOut, plan, prepare_store
-from eutectic.data.source import File, Piece
 from eutectic.data.store import Store, is_store
 
 CARD = Card(

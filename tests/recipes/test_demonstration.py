@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from eutectic.evaluate.report import write_demo_report
 from eutectic.recipes.demonstration import TASKS, demo, run_demo
+from eutectic.report.study_page import write_demo_report
 
 
 def test_tasks_are_of_different_kinds_and_never_pretrained_on() -> None:

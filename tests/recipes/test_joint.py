@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from eutectic.data.mixture import Mixture
+from eutectic.checkpoints.model import build_backbone
 from eutectic.models.gemnet_oc import GemNetOCSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.recipes import RECIPES
 from eutectic.recipes.joint import jmp_s
-from eutectic.tasks.folder import build_backbone
+from eutectic.train.batches.mixture import Mixture
 from eutectic.train.pretrain import pretrain
 
 

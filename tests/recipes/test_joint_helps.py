@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from eutectic.recipes.comparison import compare
 from eutectic.recipes.demonstration import TASKS, demo, finetuning
+from eutectic.study.compare import compare
 from eutectic.train.pretrain import pretrain
 
 

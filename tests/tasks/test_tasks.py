@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
+from eutectic.checkpoints.model import TrainedModel, build_backbone, elements_seen, load_model, save_model
 from eutectic.data.store import Store
 from eutectic.graph import GraphSettings, build_graph
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Item, TargetSettings, Task, fit_task, make_batch, structure_losses
-from eutectic.tasks.folder import TrainedModel, build_backbone, elements_seen, load_model, save_model
 from eutectic.tasks.metrics import ErrorSum, primary, shown
 
 GRAPH = GraphSettings(cutoff=5.0, max_neighbours=20)

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eutectic.atoms import EutecticError
+from eutectic.checkpoints.model import build_backbone
 from eutectic.data.store import Store
 from eutectic.graph import Counts, GraphSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Batch, TargetSettings, Task, fit_task, make_batch, structure_losses
-from eutectic.tasks.folder import build_backbone
+from eutectic.train.batches.sampler import Source, TaskRows, balanced, check_shares, cuts
 from eutectic.train.cost import (
     Calibration,
     PeakBytes,
@@ -29,7 +30,6 @@ from eutectic.train.cost import (
     trials_of,
 )
 from eutectic.train.settings import BackboneChoice, Coefficients, PretrainSettings, parse
-from eutectic.train.source import Source, TaskRows, balanced, check_shares, cuts
 
 GRAPH = GraphSettings(cutoff=4.5, max_neighbours=8)
 

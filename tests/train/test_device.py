@@ -13,9 +13,9 @@ import torch
 from test_runs import finetuning, journal, settings_for
 
 from eutectic.atoms import Interrupted
+from eutectic.checkpoints.model import load_model
 from eutectic.data.store import Store
-from eutectic.evaluate.prediction import predict
-from eutectic.tasks.folder import load_model
+from eutectic.predict.prediction import predict
 from eutectic.train import loop
 from eutectic.train import pretrain as pretrain_module
 from eutectic.train.finetune import finetune

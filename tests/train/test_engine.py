@@ -22,20 +22,21 @@ from safetensors.torch import load_file
 from test_runs import journal, losses, settings_for
 
 from eutectic.atoms import EutecticError, Interrupted, LabelledStructure
+from eutectic.checkpoints.model import build_backbone, load_model
 from eutectic.data.splits import split
 from eutectic.data.store import Store
 from eutectic.graph import GraphSettings
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import TargetSettings, fit_task
-from eutectic.tasks.folder import build_backbone, load_model
-from eutectic.train import gradient, launch, pretrain
-from eutectic.train.bad_step import replay
+from eutectic.train import gradient, pretrain
+from eutectic.train.batches.sampler import Source, TaskRows
 from eutectic.train.checkpoint import load_checkpoint, previous, save_checkpoint
+from eutectic.train.nonfinite import replay
 from eutectic.train.optimisation import Average, shared_gradients
+from eutectic.train.runtime import launch
+from eutectic.train.runtime.stop import StopFlag
 from eutectic.train.settings import BackboneChoice, BatchingSettings, Coefficients, PretrainSettings, TrainSettings
-from eutectic.train.source import Source, TaskRows
-from eutectic.train.stop import StopFlag
 
 BY_COST = BatchingSettings(by="cost", window=3, coefficients=Coefficients(atom=1.0, edge=0.05))
 

@@ -19,13 +19,13 @@ from eutectic.graph import GraphSettings
 from eutectic.models.gemnet_oc import GemNetOCSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.tasks import TargetSettings, fit_task, make_batch, structure_losses
+from eutectic.train.batches.loader import default_workers, feed
+from eutectic.train.batches.sampler import Source, TaskRows, balanced
 from eutectic.train.checkpoint import load_checkpoint, save_checkpoint
-from eutectic.train.feed import default_workers, feed
-from eutectic.train.journal import Journal
 from eutectic.train.optimisation import learning_rate
 from eutectic.train.pretrain import initial_model
+from eutectic.train.runtime.journal import Journal
 from eutectic.train.settings import FinetuneSettings, OptimiserSettings, PretrainSettings, parse
-from eutectic.train.source import Source, TaskRows, balanced
 
 
 def test_learning_rate_by_hand() -> None:
@@ -115,7 +115,7 @@ from eutectic.models.gemnet_oc import GemNetOCSettings
 from eutectic.recipes import demo
 from eutectic.tasks import fit_task, make_batch, structure_losses
 from eutectic.train.pretrain import initial_model
-from eutectic.train.source import Source, TaskRows
+from eutectic.train.batches.sampler import Source, TaskRows
 
 settings = demo()
 rows = []
@@ -216,14 +216,14 @@ def test_the_batch_that_cannot_be_made_is_the_one_that_fails(molecules: Store, m
 
 
 def test_how_many_workers(molecules: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eutectic.train.feed.sys.platform", "linux")
-    monkeypatch.setattr("eutectic.train.feed._shared_memory", lambda: 2.0**40)
-    monkeypatch.setattr("eutectic.train.feed.cores", lambda: 12)
+    monkeypatch.setattr("eutectic.train.batches.loader.sys.platform", "linux")
+    monkeypatch.setattr("eutectic.train.batches.loader._shared_memory", lambda: 2.0**40)
+    monkeypatch.setattr("eutectic.train.batches.loader.cores", lambda: 12)
     cpu, gpu, rows = torch.device("cpu"), torch.device("cuda"), _rows(molecules)
     assert [default_workers(device, 4, [rows]) for device in (cpu, gpu)] == [1, 2]
     assert default_workers(cpu, 4, [_rows(molecules, keep=True)]) == 0
     assert default_workers(gpu, 20, [rows]) == 0
-    monkeypatch.setattr("eutectic.train.feed._shared_memory", lambda: 2.0**26)
+    monkeypatch.setattr("eutectic.train.batches.loader._shared_memory", lambda: 2.0**26)
     assert default_workers(gpu, 4, [rows]) == 0
 
 

@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from eutectic.atoms import EutecticError, Interrupted
+from eutectic.checkpoints.model import load_model
 from eutectic.data.store import Store
-from eutectic.evaluate.prediction import predict
-from eutectic.tasks.folder import load_model
-from eutectic.train import gradient, launch
+from eutectic.predict.prediction import predict
+from eutectic.train import gradient
 from eutectic.train.finetune import finetune, split_of
 from eutectic.train.pretrain import pretrain
+from eutectic.train.runtime import launch
 from eutectic.train.settings import FinetuneSettings, PretrainSettings
 
 PAINN = {"name": "painn", "settings": {"width": 16, "layers": 2, "cutoff": 4.0}}

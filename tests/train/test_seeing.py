@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from eutectic.atoms import EutecticError, Interrupted
+from eutectic.checkpoints.model import load_model
 from eutectic.data.store import Store
-from eutectic.evaluate.run_page import write_run_page
-from eutectic.tasks.folder import load_model
-from eutectic.train import launch, loggers
+from eutectic.plan.plan import plan_run
+from eutectic.report.run_page import write_run_page
 from eutectic.train.pretrain import pretrain
+from eutectic.train.runtime import launch, loggers
 from eutectic.train.settings import PretrainSettings
 
 BY_COST = {"by": "cost", "window": 3, "coefficients": {"atom": 1.0, "edge": 0.05}}
@@ -98,7 +99,7 @@ def test_what_was_measured_decides_the_cuts_of_a_resumed_run_too(
 ) -> None:
     sets = {"molecules": molecules, "slabs": slabs}
     settings = settings_for(sets, {"accumulate": 2}, batching={"by": "cost", "atoms": 60})
-    pretrain(settings, tmp_path / "run")
+    pretrain(settings, tmp_path / "run", planner=plan_run)
     measured = json.loads((tmp_path / "run" / "cost.json").read_text())
     assert len(measured["batches"]) > 4
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())

@@ -18,6 +18,7 @@ from ase.data import chemical_symbols
 
 from eutectic.atoms import PROPERTIES, EutecticError
 from eutectic.data.card import Card
+from eutectic.data.dataset import Dataset, File
 from eutectic.data.datasets import (
     ani1x,
     ase_files,
@@ -36,7 +37,6 @@ from eutectic.data.datasets import (
 from eutectic.data.download import fetch
 from eutectic.data.prepare import prepare_store
 from eutectic.data.progress import Shown
-from eutectic.data.source import Dataset, File
 from eutectic.data.store import Store, check_place, is_store
 
 DATASETS: tuple[Dataset, ...] = (

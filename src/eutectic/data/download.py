@@ -21,7 +21,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from eutectic import __version__
 from eutectic.atoms import EutecticError, Interrupted
-from eutectic.data.source import File
+from eutectic.data.dataset import File
 from eutectic.data.store import writing_to
 
 TIMEOUT = 60.0

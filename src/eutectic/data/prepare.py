@@ -33,8 +33,8 @@ from eutectic import __version__
 from eutectic.atoms import EutecticError, Interrupted, LabelledStructure
 from eutectic.data import store as store_module
 from eutectic.data.card import Card
+from eutectic.data.dataset import Dataset, Piece
 from eutectic.data.progress import Shown
-from eutectic.data.source import Dataset, Piece
 from eutectic.data.store import (
     PublishedSplits,
     Shard,
@@ -46,7 +46,7 @@ from eutectic.data.store import (
     shard_name,
     writing_to,
 )
-from eutectic.data.workers import cores, end_workers, one_thread_each, start_worker
+from eutectic.processes import cores, end_workers, one_thread_each, start_worker
 
 PART_RECORDS = 4096
 """Records of a part, at least: what a kill costs."""

@@ -3,6 +3,6 @@
 from eutectic.models.backbone import Backbone, Features
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.painn import PaiNN, PaiNNSettings
-from eutectic.models.table import BACKBONES
+from eutectic.models.registry import BACKBONES
 
 __all__ = ["BACKBONES", "Backbone", "Features", "GemNetOC", "GemNetOCSettings", "PaiNN", "PaiNNSettings"]

@@ -16,11 +16,12 @@ from pathlib import Path
 from rich.console import Console
 
 from eutectic.data.catalogue import open_store
-from eutectic.evaluate.comparison import DemoResults, PretrainingSummary, summarise
 from eutectic.graph import GraphSettings
 from eutectic.models.gemnet_oc import GemNetOCSettings
 from eutectic.models.heads import HeadSettings
-from eutectic.recipes.comparison import FINETUNING_OPTIMISER, Choice, compare, environment, short_run, target_of
+from eutectic.plan.plan import plan_run
+from eutectic.study.compare import FINETUNING_OPTIMISER, Choice, compare, environment, short_run, target_of
+from eutectic.study.results import DemoResults, PretrainingSummary, summarise
 from eutectic.tasks import TargetSettings
 from eutectic.train.pretrain import PretrainResult, pretrain
 from eutectic.train.settings import (
@@ -206,7 +207,7 @@ def run_demo(
 ) -> DemoResults:
     """Pre-train, fine-tune, compare. Interrupted, the same call goes on where it stopped."""
     began = time.monotonic()
-    pretrained = pretrain(settings, out / "pretrain", console=console)
+    pretrained = pretrain(settings, out / "pretrain", console=console, planner=plan_run)
     middle = time.monotonic()
     compared = compare(
         [(finetuning(task), task.title) for task in tasks],

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from eutectic.atoms import PROPERTIES, EutecticError
-from eutectic.data.statistics import fit_references, fit_scale, mean_atoms
 from eutectic.data.store import Store
 from eutectic.graph import GraphSettings
+from eutectic.tasks.references import fit_references, fit_scale, mean_atoms
 from eutectic.tasks.task import Normaliser, Target, TargetSettings, Task
 
 

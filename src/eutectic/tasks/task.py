@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property
-from eutectic.data.statistics import References
 from eutectic.graph import GraphSettings
 from eutectic.models.heads import HeadSettings
+from eutectic.tasks.references import References
 
 
 class TargetSettings(BaseModel):

@@ -25,14 +25,15 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
+from eutectic.checkpoints.model import build_backbone
 from eutectic.graph import Counts
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Batch, Item, Task, make_batch, structure_losses
-from eutectic.tasks.folder import build_backbone
+from eutectic.train.batches.mixture import Mixture
+from eutectic.train.batches.sampler import Source, TaskRows
 from eutectic.train.gradient import out_of_memory
 from eutectic.train.loop import checkpoint_activations
 from eutectic.train.settings import BackboneChoice, Coefficients
-from eutectic.train.source import Source, TaskRows
 
 SAMPLED = 48
 """Structures of a set that are made into graphs to learn what sizes imply."""
@@ -133,6 +134,21 @@ def costs_by_size(rows: TaskRows, sizes: SizeModel, coefficients: Coefficients) 
     counts = sizes.counts(np.arange(int(rows.sizes().max()) + 1))
     cost = counts @ np.array([c.atom, c.edge, c.triplet, c.quadruplet])
     return np.asarray(np.maximum(cost, 1e-3 * max(float(cost.max()), 1e-12)))
+
+
+def mean_counts(source: Source, sizes: Sequence[SizeModel]) -> np.ndarray:
+    """(4,) atoms, edges, triplets, quadruplets of a structure as the mixture draws them."""
+    return mixture_shares(source.mixture) @ counts_by_set(source, sizes)
+
+
+def counts_by_set(source: Source, sizes: Sequence[SizeModel]) -> np.ndarray:
+    """(n_sets, 4) the same of each set."""
+    return np.stack([size.counts(r.sizes()).mean(0) for r, size in zip(source.sets, sizes, strict=True)])
+
+
+def mixture_shares(mixture: Mixture) -> np.ndarray:
+    """(n_sets,) of the draws of one epoch, each set's."""
+    return np.array([mixture.places[name] / mixture.length for name in mixture.names])
 
 
 @dataclass(frozen=True, kw_only=True)

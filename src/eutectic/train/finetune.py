@@ -15,22 +15,22 @@ from torch import nn
 
 import eutectic
 from eutectic.atoms import EutecticError
+from eutectic.checkpoints.model import TrainedModel, load_model, save_model, task_named
 from eutectic.data.catalogue import open_store
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
 from eutectic.graph import GraphSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task
-from eutectic.tasks.folder import TrainedModel, load_model, save_model, task_named
 from eutectic.tasks.metrics import primary, shown
+from eutectic.train.batches.sampler import Source, TaskRows
 from eutectic.train.checkpoint import remove_checkpoints
 from eutectic.train.evaluation import evaluate
-from eutectic.train.launch import make_fabric, share_threads
 from eutectic.train.loop import train
 from eutectic.train.pretrain import claim_folder, initial_model
+from eutectic.train.runtime.launch import make_fabric, share_threads
+from eutectic.train.runtime.stop import StopFlag
 from eutectic.train.settings import BackboneChoice, FinetuneSettings
-from eutectic.train.source import Source, TaskRows
-from eutectic.train.stop import StopFlag
 
 PARITY_POINTS = 500
 

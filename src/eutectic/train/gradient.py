@@ -16,8 +16,8 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from eutectic.atoms import EutecticError
 from eutectic.tasks import Batch, Item, Task, make_batch, structure_losses
-from eutectic.train.feed import Fed
-from eutectic.train.source import Source
+from eutectic.train.batches.loader import Fed
+from eutectic.train.batches.sampler import Source
 
 BUCKET = 64 * 2**20
 """Bytes of gradients that are sent at once."""

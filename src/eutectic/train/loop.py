@@ -22,20 +22,20 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 from eutectic.atoms import EutecticError, Interrupted
-from eutectic.models.memory import keep_freed_memory
+from eutectic.checkpoints.model import TrainedModel
 from eutectic.models.multitask import MultitaskModel
-from eutectic.models.products import prefer_fast_products
 from eutectic.tasks import Task
-from eutectic.tasks.folder import TrainedModel
-from eutectic.train.bad_step import save_bad_step
+from eutectic.train.batches.loader import default_workers, feed
+from eutectic.train.batches.sampler import Source
 from eutectic.train.checkpoint import load_checkpoint, load_optimiser, load_weights, save_checkpoint, whole
-from eutectic.train.feed import default_workers, feed
 from eutectic.train.gradient import GradientSum
-from eutectic.train.journal import Journal
+from eutectic.train.nonfinite import save_bad_step
 from eutectic.train.optimisation import Average, learning_rate, make_optimiser, set_rate, shared_gradients
+from eutectic.train.runtime.journal import Journal
+from eutectic.train.runtime.matmul import prefer_fast_products
+from eutectic.train.runtime.memory import keep_freed_memory
+from eutectic.train.runtime.stop import StopFlag
 from eutectic.train.settings import OptimiserSettings, TrainSettings
-from eutectic.train.source import Source
-from eutectic.train.stop import StopFlag
 
 
 def total(fabric: lf.Fabric, values: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning_fabric as lf
 import numpy as np
@@ -21,6 +21,8 @@ from torch import nn
 
 import eutectic
 from eutectic.atoms import EutecticError
+from eutectic.checkpoints.model import TrainedModel, build_backbone, load_model, save_model
+from eutectic.checkpoints.shipped import model_folder
 from eutectic.data.catalogue import open_store
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
@@ -29,21 +31,18 @@ from eutectic.models import BACKBONES
 from eutectic.models.gemnet_oc.scaling import fit_scale_factors
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task, make_batch
-from eutectic.tasks.folder import TrainedModel, build_backbone, load_model, save_model
 from eutectic.tasks.metrics import shown
-from eutectic.tasks.shipped import model_folder
-from eutectic.train.cost import Calibration, SizeModel, calibrate, costs_by_size, size_model, trials_of
-from eutectic.train.display import Display
+from eutectic.train.batches.loader import default_workers
+from eutectic.train.batches.sampler import Source, TaskRows, check_shares
+from eutectic.train.cost import Calibration, SizeModel, calibrate, costs_by_size, mean_counts, size_model, trials_of
 from eutectic.train.evaluation import Breakdown, evaluate
-from eutectic.train.feed import default_workers
-from eutectic.train.launch import launch, launched_outside, once, share_threads
-from eutectic.train.loggers import Factory, Loggers
-from eutectic.train.loggers import chosen as chosen_loggers
 from eutectic.train.loop import DTYPES, checkpoint_activations, total, train
-from eutectic.train.plan import mean_counts, plan_run
+from eutectic.train.runtime.display import Display
+from eutectic.train.runtime.launch import launch, launched_outside, once, share_threads
+from eutectic.train.runtime.loggers import Factory, Loggers
+from eutectic.train.runtime.loggers import chosen as chosen_loggers
+from eutectic.train.runtime.stop import StopFlag, stopping_at_once
 from eutectic.train.settings import BackboneChoice, Coefficients, PretrainSettings, SetSettings, Settings
-from eutectic.train.source import Source, TaskRows, check_shares
-from eutectic.train.stop import StopFlag, stopping_at_once
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,40 @@ Page = Callable[[Path], object]
 """Draws a run from what is in its folder."""
 
 
+@runtime_checkable
+class RunPlan(Protocol):
+    """What a run will take."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def show(self, console: Console) -> None: ...
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """Says what a run will take from what was measured of its batches, as `eutectic.plan.plan_run` does."""
+
+    def __call__(
+        self,
+        settings: PretrainSettings,
+        source: Source,
+        sizes: Sequence[SizeModel],
+        calibration: Calibration,
+        *,
+        processes: int,
+        workers: int,
+        parameters: int,
+        held_out: int,
+    ) -> RunPlan: ...
+
+
 def pretrain(
-    settings: PretrainSettings, folder: Path, *, console: Console | None = None, page: Page | None = None
+    settings: PretrainSettings,
+    folder: Path,
+    *,
+    console: Console | None = None,
+    page: Page | None = None,
+    planner: Planner | None = None,
 ) -> PretrainResult:
     """Run, or resume, or return at once what is finished already.
 
@@ -112,6 +143,7 @@ def pretrain(
         console: where to report; silent without.
         page: called with `folder` after each validation (less often where it would take more than 2 % of the
             run). A function of a module, since it travels to other processes.
+        planner: says before the first step what the run will take; a function of a module, too.
 
     Raises:
         EutecticError: the folder holds something else; data or settings that cannot be used.
@@ -120,11 +152,15 @@ def pretrain(
     folder = Path(folder)
     if launched_outside():
         # Every process comes here: the first one of them prepares, within the run.
-        outside = functools.partial(_outside, settings=settings, folder=folder, console=console, page=page)
+        outside = functools.partial(
+            _outside, settings=settings, folder=folder, console=console, page=page, planner=planner
+        )
         launch(settings.train, outside)
     elif (prepared := _begin(settings, folder, console)) is not None:
         quiet = console is None
-        work = functools.partial(_worker, settings=settings, folder=folder, prepared=prepared, quiet=quiet, page=page)
+        work = functools.partial(
+            _worker, settings=settings, folder=folder, prepared=prepared, quiet=quiet, page=page, planner=planner
+        )
         launch(settings.train, work)
     return PretrainResult(folder, json.loads((folder / "summary.json").read_text()))
 
@@ -382,11 +418,12 @@ def _outside(
     folder: Path,
     console: Console | None,
     page: Page | None,
+    planner: Planner | None,
 ) -> None:
     """One process of a run whose processes torchrun or srun has started."""
     prepared = once(fabric, functools.partial(_begin, settings, folder, console))
     if prepared is not None:
-        _worker(fabric, stop, settings, folder, prepared, console is None, page)
+        _worker(fabric, stop, settings, folder, prepared, console is None, page, planner)
     fabric.barrier()  # no process is done before the model is there
 
 
@@ -398,6 +435,7 @@ def _worker(
     prepared: _Prepared,
     quiet: bool,
     page: Page | None,
+    planner: Planner | None,
 ) -> None:
     """One process of the run."""
     share_threads(settings.train, fabric.world_size)
@@ -413,7 +451,7 @@ def _worker(
         model = initial_model(backbone.name, backbone.settings, tasks, source, seed)
     else:
         model = model_started_from(Path(settings.start), backbone, tasks, list(settings.sets), seed)
-    source = _costed(fabric, settings, folder, prepared, source, model, quiet)
+    source = _costed(fabric, settings, folder, prepared, source, model, quiet, planner)
     check_shares(source, fabric.world_size)
     validation: list[dict[str, Any]] = []
     names = [(s.task.name, prop) for s in prepared.sets for prop in s.task.targets]
@@ -495,6 +533,7 @@ def _costed(
     source: Source,
     model: MultitaskModel,
     quiet: bool,
+    planner: Planner | None,
 ) -> Source:
     """The batches of the run: cut by cost if so asked. Says what the run will take.
 
@@ -504,7 +543,7 @@ def _costed(
     measured = batching.by == "cost" and batching.coefficients is None
     calibration = None
     # Every process goes the same way here, whether or not it is the one that shows something.
-    if fabric.broadcast(measured or not quiet):
+    if fabric.broadcast(measured or (planner is not None and not quiet)):
         with Console(quiet=quiet).status("measuring what batches cost"):
             work = functools.partial(_calibration, fabric, settings, folder, prepared, source, model)
             calibration = Calibration.from_dict(once(fabric, work))
@@ -517,13 +556,13 @@ def _costed(
             assert calibration is not None
             coefficients = calibration.seconds.coefficients
         source = make_source(settings, source.sets, coefficients, sizes)
-    if calibration is not None and fabric.global_rank == 0:
+    if calibration is not None and planner is not None and fabric.global_rank == 0:
         workers = settings.train.workers
         if fabric.device.type == "cpu":
             workers = 0
         elif workers is None:
             workers = default_workers(fabric.device, fabric.world_size, source.sets)
-        plan = plan_run(
+        plan = planner(
             settings,
             source,
             sizes,

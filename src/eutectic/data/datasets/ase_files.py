@@ -21,9 +21,9 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure
-from eutectic.data import ase_lmdb
 from eutectic.data.card import Card
-from eutectic.data.source import File, Piece
+from eutectic.data.dataset import File, Piece
+from eutectic.data.formats import ase_lmdb
 from eutectic.data.splits import HELD_OUT
 
 PREFIXES = ("REF_", "dft_", "")

@@ -19,10 +19,10 @@ from ase.data import chemical_symbols
 from ase.formula import Formula
 
 from eutectic.atoms import EutecticError, LabelledStructure
-from eutectic.data import pymatgen_json
-from eutectic.data.archive import damage_explained, opened
 from eutectic.data.card import Card
-from eutectic.data.source import File, Piece
+from eutectic.data.dataset import File, Piece
+from eutectic.data.formats import pymatgen_json
+from eutectic.data.formats.archives import damage_explained, opened
 
 FOLDS = 5
 SEED = 18012019

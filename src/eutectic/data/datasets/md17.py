@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
-from eutectic.data import sgdml
-from eutectic.data.archive import damage_explained, zip_members
 from eutectic.data.card import Card
-from eutectic.data.source import File, Piece
+from eutectic.data.dataset import File, Piece
+from eutectic.data.formats import sgdml
+from eutectic.data.formats.archives import damage_explained, zip_members
 
 MOLECULES: dict[str, tuple[str, str]] = {
     "aspirin": ("C9H8O4", "md17_aspirin"),

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
-from eutectic.data import sgdml
 from eutectic.data.card import Card
-from eutectic.data.source import File, Piece
+from eutectic.data.dataset import File, Piece
+from eutectic.data.formats import sgdml
 
 MOLECULES: dict[str, tuple[str, str]] = {
     "Ac-Ala3-NHMe": ("C12H22N4O4", "tetrapeptide"),

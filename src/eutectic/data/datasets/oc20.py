@@ -37,10 +37,11 @@ import numpy as np
 from ase import Atoms
 
 from eutectic.atoms import EutecticError, LabelledStructure
-from eutectic.data.ase_lmdb import SUFFIX as ASE_LMDB
-from eutectic.data.ase_lmdb import read_rows
 from eutectic.data.card import Card
-from eutectic.data.open_catalyst import (
+from eutectic.data.dataset import File, Piece
+from eutectic.data.formats.ase_lmdb import SUFFIX as ASE_LMDB
+from eutectic.data.formats.ase_lmdb import read_rows
+from eutectic.data.formats.open_catalyst import (
     URL,
     Record,
     find,
@@ -49,8 +50,7 @@ from eutectic.data.open_catalyst import (
     read_lmdb,
     structure_from_ase,
 )
-from eutectic.data.pickled_lmdb import array, unpickle
-from eutectic.data.source import File, Piece
+from eutectic.data.formats.pickled_lmdb import array, unpickle
 
 CARD = Card(
     name="oc20",

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from eutectic.atoms import EutecticError, LabelledStructure
-from eutectic.data.ase_lmdb import SUFFIX as ASE_LMDB
-from eutectic.data.ase_lmdb import read_rows
 from eutectic.data.card import Card
-from eutectic.data.open_catalyst import URL, Record, find, labelled, lmdb_pieces, read_lmdb, structure_from_ase
-from eutectic.data.source import File, Piece
+from eutectic.data.dataset import File, Piece
+from eutectic.data.formats.ase_lmdb import SUFFIX as ASE_LMDB
+from eutectic.data.formats.ase_lmdb import read_rows
+from eutectic.data.formats.open_catalyst import URL, Record, find, labelled, lmdb_pieces, read_lmdb, structure_from_ase
 
 CARD = Card(
     name="oc22",

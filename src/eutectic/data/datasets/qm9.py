@@ -25,9 +25,9 @@ from jaxtyping import Int
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.atoms.units import HARTREE
-from eutectic.data.archive import damage_explained, tar_members
 from eutectic.data.card import Card
-from eutectic.data.source import File, Piece
+from eutectic.data.dataset import File, Piece
+from eutectic.data.formats.archives import damage_explained, tar_members
 
 CARD = Card(
     name="qm9",

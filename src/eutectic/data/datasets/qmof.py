@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
-from eutectic.data import cif, pymatgen_json
-from eutectic.data.archive import INSIDE, damage_explained, opened, tar_members, zip_members
 from eutectic.data.card import Card
-from eutectic.data.source import File, Piece
+from eutectic.data.dataset import File, Piece
+from eutectic.data.formats import cif, pymatgen_json
+from eutectic.data.formats.archives import INSIDE, damage_explained, opened, tar_members, zip_members
 
 CARD = Card(
     name="qmof",

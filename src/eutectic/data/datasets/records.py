@@ -31,12 +31,13 @@ from ase.data import atomic_numbers, chemical_symbols
 from ase.formula import Formula
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Structure
-from eutectic.data import cif, pickled_lmdb, pymatgen_json, stated_units
-from eutectic.data.archive import damage_explained, opened
+from eutectic.data import stated_units
 from eutectic.data.card import Card
-from eutectic.data.npz_arrays import array_head, blocks, cut
-from eutectic.data.open_catalyst import find
-from eutectic.data.source import File, Piece
+from eutectic.data.dataset import File, Piece
+from eutectic.data.formats import cif, pickled_lmdb, pymatgen_json
+from eutectic.data.formats.archives import damage_explained, opened
+from eutectic.data.formats.npz_arrays import array_head, blocks, cut
+from eutectic.data.formats.open_catalyst import find
 from eutectic.data.splits import HELD_OUT
 
 SUFFIXES = (".lmdb", ".npz", ".json", ".json.gz", ".csv", ".csv.gz")

@@ -27,9 +27,9 @@ from ase.formula import Formula
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.atoms.units import KCAL_PER_MOL
-from eutectic.data.archive import damage_explained, tar_members
 from eutectic.data.card import Card
-from eutectic.data.source import File, Piece
+from eutectic.data.dataset import File, Piece
+from eutectic.data.formats.archives import damage_explained, tar_members
 
 CARD = Card(
     name="rmd17",

@@ -27,9 +27,9 @@ import numpy as np
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.atoms.units import BOHR, HARTREE
-from eutectic.data import hdf5
 from eutectic.data.card import Card
-from eutectic.data.source import File, Piece
+from eutectic.data.dataset import File, Piece
+from eutectic.data.formats import hdf5
 
 CARD = Card(
     name="spice",

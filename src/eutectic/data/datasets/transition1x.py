@@ -22,11 +22,11 @@ from ase.data import chemical_symbols
 from ase.formula import Formula
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
-from eutectic.data import hdf5
 from eutectic.data.card import Card
-from eutectic.data.open_catalyst import find, lmdb_pieces
-from eutectic.data.pickled_lmdb import array, read_records
-from eutectic.data.source import File, Piece
+from eutectic.data.dataset import File, Piece
+from eutectic.data.formats import hdf5
+from eutectic.data.formats.open_catalyst import find, lmdb_pieces
+from eutectic.data.formats.pickled_lmdb import array, read_records
 
 CARD = Card(
     name="transition1x",

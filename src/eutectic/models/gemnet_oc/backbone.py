@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from eutectic.graph import Graph
-from eutectic.graph.indices import layout
+from eutectic.graph.padded import layout
 from eutectic.models.backbone import Features
 from eutectic.models.gemnet_oc.basis import BasisProjections
 from eutectic.models.gemnet_oc.interaction import EdgeFromAtoms, InteractionBlock, Where

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from eutectic.graph import Graph
-from eutectic.graph.indices import Layout
+from eutectic.graph.padded import Layout
 from eutectic.models.gemnet_oc.layers import he_orthogonal_
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
 from eutectic.models.precision import lowered

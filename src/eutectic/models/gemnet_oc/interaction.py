@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eutectic.graph import Graph
-from eutectic.graph.indices import Layout
+from eutectic.graph.padded import Layout
 from eutectic.models.gemnet_oc.basis import Bases, QuadrupletBasis, TripletBasis
 from eutectic.models.gemnet_oc.layers import (
     Dense,

@@ -1,0 +1,183 @@
+"""Look a data set over before anything is trained on it: `check`.
+
+Labels decide what a model can become, and published ones come with traps: gradients called forces, forces in
+Hartree/bohr beside energies in Hartree and coordinates in Å, energies rounded to float32, cells of 1000 Å. Each
+examination has its file here: `contents`, `energies`, `geometry`, `motion`. All look at structures as they stream
+past, once, and keep sums, extremes and samples of bounded size. `units` and `diagnosis` say what it means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from eutectic.atoms import EutecticError, LabelledStructure
+from eutectic.check import diagnosis, raw_arrays
+from eutectic.check.contents import Contents, leaks
+from eutectic.check.energies import Energies
+from eutectic.check.geometry import Geometry
+from eutectic.check.motion import Motion
+from eutectic.check.report import Finding, Plotted, Report, SlopeTest, Units
+from eutectic.check.scales import spread
+from eutectic.check.units import judge
+from eutectic.data.catalogue import embedded, open_store
+from eutectic.data.datasets import ase_files
+from eutectic.data.progress import counted
+from eutectic.data.store import Store, is_store
+
+__all__ = ["Finding", "Report", "SlopeTest", "Units", "check"]
+
+ORDER = ("error", "warning", "note")
+
+
+@dataclass(eq=False)
+class _Source:
+    """What is looked at: its structures, and what is known before the first of them."""
+
+    kind: str
+    rows: Iterator[tuple[str, LabelledStructure]]
+    total: int | None = None
+    store: Store | None = None
+    arrays: raw_arrays.Arrays = field(default_factory=raw_arrays.Arrays)
+
+
+def check(
+    store_or_file: str | Path,
+    *,
+    keys: Mapping[str, str] | None = None,
+    model_elements: Iterable[int] | None = None,
+    progress: bool = False,
+) -> Report:
+    """Look at every structure and say whether it can be trained on.
+
+    Args:
+        store_or_file: an embedded name, a store, any file or folder that ASE reads, or an HDF5 or npz file of
+            arrays, which is taken as it lies: no unit is converted, no sign turned, and nothing unpickled.
+        keys: property → key (or array) in the files, instead of the usual names.
+        model_elements: atomic numbers that a model saw in its training; empty where its provenance does not say.
+        progress: show what is done, and the time left, when it takes more than a few seconds.
+
+    Returns:
+        The report; its `ok` is False where a finding is an error.
+
+    Raises:
+        EutecticError: there is nothing to look at.
+    """
+    source = _opened(store_or_file, keys)
+    contents, energies, geometry, motion = Contents(), Energies(), Geometry(), Motion()
+    bad: list[str] = []
+    n_bad = n_structures = 0
+    try:
+        for where, row in counted(source.rows, "Looking at structures", source.total, enabled=progress):
+            n_structures += 1
+            try:
+                row.check(where)
+            except EutecticError as error:
+                n_bad += 1
+                bad += [str(error)] * (len(bad) < 10)
+                continue
+            contents.add(row)
+            geometry.add(row)
+            if "energy" in row.labels:
+                energies.add(row.id, row.structure.numbers, float(row.labels["energy"]))
+            motion.add(row)
+    except EutecticError as error:
+        # The file ends here for its reader; what came before it is still worth a report.
+        if not n_structures:
+            raise
+        n_bad += 1
+        bad.append(str(error))
+    broken = {"count": n_bad, "first": bad}
+    found_keys, ignored = _keys(source, store_or_file, keys)
+    judged = judge(energies, geometry, motion, source.arrays.declared, raw=source.kind == "arrays")
+    units = judged.units
+    if energies.n:
+        units = replace(units, residual_per_atom=spread(energies.residuals())[1])
+    geometric, wild = diagnosis.of_geometry(geometry, units)
+    parted = leaks(source.store) if source.store is not None else []
+    findings = [
+        *diagnosis.of_contents(contents, n_structures, broken, ignored),
+        *judged.findings,
+        *diagnosis.of_energies(energies, units),
+        *geometric,
+        *diagnosis.of_elements(contents, model_elements),
+        *diagnosis.of_motion(motion, units),
+        *diagnosis.of_splits(parted),
+    ]
+    pairs = sorted(motion.pairs, key=lambda p: p.curvature / (abs(p.work) + 1e-300))
+    pairs = pairs[: max(len(pairs) // 2, 200)]
+    here = np.flatnonzero(contents.atoms_of)
+    return Report(
+        source=str(store_or_file),
+        kind=source.kind,
+        structures=n_structures,
+        labels=dict(contents.labels),
+        keys=found_keys,
+        ignored=ignored,
+        bad=broken,
+        duplicates=contents.distinct.repeated(),
+        force_outliers=wild,
+        largest_force=geometry.wild.items()[0][0] if len(geometry.largest) else None,
+        units=units,
+        force_test=judged.force_test,
+        stress_test=judged.stress_test,
+        bond_test={} if judged.bonds is None else _numbers(asdict(judged.bonds)),
+        elements={
+            chemical_symbols[z]: {"structures": int(contents.structures_with[z]), "atoms": int(contents.atoms_of[z])}
+            for z in here
+        },
+        splits=tuple(asdict(leak) for leak in parted),
+        findings=tuple(sorted(findings, key=lambda f: ORDER.index(f.severity))),
+        plotted=Plotted(
+            residuals=tuple(energies.residuals().tolist()) if energies.n else (),
+            forces=tuple(geometry.forces.kept),
+            work=tuple(p.work for p in pairs),
+            energy_change=tuple(p.energy_change for p in pairs),
+            atoms_of={int(z): int(contents.atoms_of[z]) for z in here},
+        ),
+    )
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: float(v) if isinstance(v, np.floating) else v for k, v in values.items()}
+
+
+def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None) -> _Source:
+    path = Path(store_or_file)
+    if str(store_or_file) in embedded() or is_store(path) or not path.exists():
+        store = open_store(store_or_file)
+        rows = ((f"{store.path}, {row.id}", row) for row in store)
+        return _Source(kind="store", rows=rows, total=len(store), store=store)
+    if raw_arrays.is_arrays(path):
+        arrays = raw_arrays.Arrays()
+        return _Source(kind="arrays", rows=raw_arrays.rows(path, arrays, keys), arrays=arrays)
+    if path.suffix.lower() in (".lmdb", ".pkl", ".pickle", ".pt"):
+        raise EutecticError(
+            str(path),
+            "a file of pickles",
+            "a store, a file that ASE reads, HDF5 or npz",
+            "a pickle runs what its author wrote, and is not opened here; make a store of it with `eutectic data "
+            "prepare`, and check that",
+        )
+    return _Source(kind="structures", rows=ase_files.rows(path, keys))
+
+
+def _keys(
+    source: _Source, store_or_file: str | Path, keys: Mapping[str, str] | None
+) -> tuple[Mapping[str, Mapping[str, int]], Mapping[str, int]]:
+    """Property → key → structures, and keys that look like labels."""
+    if source.store is not None:
+        return {name: {name: n} for name, n in source.store.label_counts().items()}, {}
+    if source.kind == "arrays":
+        return source.arrays.keys, source.arrays.ignored
+    # No labels, or a damaged end: said already.
+    with contextlib.suppress(EutecticError):
+        found = ase_files.scan(Path(store_or_file), keys)
+        return found.counts, found.ignored
+    return {}, {}

@@ -1,0 +1,238 @@
+"""Distances, cells and forces of each structure as it streams past: what is out of the ordinary, and in what unit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import vesin
+from ase.data import chemical_symbols, covalent_radii
+
+from eutectic.atoms import LabelledStructure, Structure
+from eutectic.atoms.units import BOHR
+from eutectic.check.scales import ENERGY_UNITS, Largest, Sample
+
+REACH = 4.5
+"""Neighbours are looked for so far, in the file's unit: enough for bonds in Å and in bohr."""
+ALL_PAIRS = 300
+"""Up to so many atoms, a molecule's distances are all computed: quicker than a search."""
+RADII = np.where(np.arange(119) < len(covalent_radii), np.resize(covalent_radii, 119), 1.7)
+"""Covalent radii (Å) by atomic number (Cordero et al., Dalton Trans. 2832 (2008); beyond curium a guess)."""
+
+STIFFNESS: dict[int, float] = {6: 31.0, 7: 41.0, 8: 48.0}
+"""Force constant of a bond X–H, eV/Å² (C–H 5.0, N–H 6.5, O–H 7.7 mdyn/Å: any textbook of vibrations)."""
+LEAST_BONDS = 40
+SOFTER = 2.1
+"""Bonds far from equilibrium may be so much softer, or stiffer; units of energy are further apart than that."""
+
+
+@dataclass(eq=False)
+class Line:
+    """Sums behind a straight line, one pair of numbers at a time or many."""
+
+    n: int = 0
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(5))
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Many points."""
+        self.n += len(x)
+        self.sums += [x.sum(), y.sum(), (x * x).sum(), (x * y).sum(), (y * y).sum()]
+
+    def slope(self) -> tuple[float, float]:
+        """Of y against x, with an intercept, and the correlation."""
+        x, y, xx, xy, yy = (self.sums / max(self.n, 1)).tolist()
+        across, along, spread = xy - x * y, xx - x * x, yy - y * y
+        if along <= 0 or spread <= 0:
+            return 0.0, 0.0
+        return across / along, across / math.sqrt(along * spread)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BondTest:
+    """What the stiffness of bonds to hydrogen says of the forces; it needs no energies and no near frames.
+
+    Attributes:
+        bonds: how many were looked at.
+        element: X of X–H.
+        stiffness: restoring force over stretch, in the file's units; negative where forces point the wrong way.
+        correlation: of force with length.
+        expected: eV/Å² of such a bond.
+        unit: of energy, in the forces, that fits best; None where none does.
+        factor: measured over expected in that unit.
+    """
+
+    bonds: int
+    element: str
+    stiffness: float
+    correlation: float
+    expected: float
+    unit: str | None
+    factor: float
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether bonds were stretched enough for their stiffness to show."""
+        return self.bonds >= LEAST_BONDS and abs(self.correlation) > 0.6
+
+
+@dataclass(eq=False)
+class Geometry:
+    """Sums, samples and extremes of all structures seen so far; bounded."""
+
+    lengths: Sample[float] = field(default_factory=lambda: Sample(2000))
+    shortest: Largest[tuple[str, str, float]] = field(default_factory=Largest)
+    forces: Sample[float] = field(default_factory=lambda: Sample(20_000))
+    largest: Sample[float] = field(default_factory=lambda: Sample(5000))
+    wild: Largest[str] = field(default_factory=Largest)
+    net: Sample[tuple[float, float]] = field(default_factory=lambda: Sample(2000))
+    torque: Sample[float] = field(default_factory=lambda: Sample(2000))
+    empty: Largest[str] = field(default_factory=Largest)
+    dense: Largest[str] = field(default_factory=Largest)
+    volumes: Sample[float] = field(default_factory=lambda: Sample(5000))
+    periodic: int = 0
+    lone: int = 0
+    fixed_without_force: int = 0
+    bonds: dict[tuple[str, int], Line] = field(default_factory=dict)
+    _random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def add(self, row: LabelledStructure) -> None:
+        """One more structure of the stream."""
+        s = row.structure
+        forces = row.labels.get("forces")
+        if len(s) == 1:
+            self.lone += 1
+        if len(s) > 1:
+            self._distances(row.id, s, forces)
+        if s.pbc.any():
+            self._cell(row.id, s)
+        if forces is not None:
+            self._forces(row.id, s, forces)
+
+    def _distances(self, id: str, s: Structure, forces: np.ndarray | None) -> None:
+        i, j, d, vectors = contacts(s)
+        if not len(d):
+            return
+        ratio = d / (RADII[s.numbers[i]] + RADII[s.numbers[j]])
+        nearest = np.full(len(s), np.inf)
+        np.minimum.at(nearest, i, ratio)
+        np.minimum.at(nearest, j, ratio)
+        middle = float(np.median(nearest))
+        if math.isfinite(middle):
+            self.lengths.add(middle)
+        k = int(ratio.argmin())
+        pair = f"{chemical_symbols[s.numbers[i[k]]]}–{chemical_symbols[s.numbers[j[k]]]}"
+        self.shortest.add(-float(ratio[k]), (id, pair, float(d[k])))
+        if forces is not None:
+            self._bonds(s, forces, (i, j, d, vectors), ratio, nearest)
+
+    def _bonds(
+        self,
+        s: Structure,
+        forces: np.ndarray,
+        pairs: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+        ratio: np.ndarray,
+        nearest: np.ndarray,
+    ) -> None:
+        i, j, d, vectors = pairs
+        z = s.numbers
+        one = (z[i] == 1) & np.isin(z[j], list(STIFFNESS))
+        other = (z[j] == 1) & np.isin(z[i], list(STIFFNESS))
+        hydrogen, partner = np.where(one, i, j), np.where(one, j, i)
+        bond = (one | other) & (ratio <= nearest[hydrogen])
+        if not bond.any():
+            return
+        hydrogen, partner, d, ratio = hydrogen[bond], partner[bond], d[bond], ratio[bond]
+        # `vectors` lead from i to j; the bond is seen from the heavy atom.
+        away = np.where(one[bond], -1.0, 1.0)[:, None] * vectors[bond] / d[:, None]
+        pull = (forces[hydrogen] * away).sum(axis=1)
+        for length, scale in (("Å", 1.0), ("bohr", BOHR)):
+            like_a_bond = (ratio * scale > 0.85) & (ratio * scale < 1.2)
+            for x in STIFFNESS:
+                here = like_a_bond & (z[partner] == x)
+                if here.any():
+                    self.bonds.setdefault((length, x), Line()).add(d[here], pull[here])
+
+    def _cell(self, id: str, s: Structure) -> None:
+        self.periodic += 1
+        gap = largest_gap(s)
+        self.empty.add(gap, id)
+        if s.pbc.all() and gap < 8.0:
+            volume = abs(float(np.linalg.det(s.cell))) / len(s)
+            self.volumes.add(volume)
+            self.dense.add(-volume, id)
+
+    def _forces(self, id: str, s: Structure, forces: np.ndarray) -> None:
+        sizes = np.linalg.norm(forces, axis=1)
+        most = float(sizes.max())
+        self.largest.add(most)
+        self.wild.add(most, id)
+        # A few atoms of each structure, lest the largest structures be all that is seen.
+        for k in self._random.integers(len(s), size=min(4, len(s))):
+            self.forces.add(float(sizes[k]))
+        total = float(sizes.sum())
+        if s.fixed.any():
+            self.fixed_without_force += bool(not np.any(forces[s.fixed]) and total > 0)
+        elif len(s) > 1 and total > 0:
+            net = float(np.linalg.norm(forces.sum(axis=0)))
+            self.net.add((net / total, net))
+            if not s.pbc.any():
+                arms = s.positions - s.positions.mean(axis=0)
+                moment = float(np.linalg.norm(np.cross(arms, forces).sum(axis=0)))
+                self.torque.add(moment / max(float((np.linalg.norm(arms, axis=1) * sizes).sum()), 1e-300))
+
+    def length_unit(self) -> tuple[str, float]:
+        """The unit under which nearest neighbours are bonded, and their distance over the sum of radii."""
+        if not len(self.lengths):
+            return "Å", math.nan
+        middle = float(np.median(self.lengths.kept))
+        unit = "Å" if 0.55 < middle < 1.6 else "bohr" if 1.6 <= middle < 2.6 else "nm" if 0.06 < middle < 0.2 else "?"
+        return unit, middle
+
+    def bond_test(self) -> BondTest | None:
+        """What bonds to hydrogen say of the forces; None where there are none."""
+        length, _ = self.length_unit()
+        lines = {x: line for (unit, x), line in self.bonds.items() if unit == length and line.n > 1}
+        if not lines:
+            return None
+        x = max(lines, key=lambda e: lines[e].n)
+        fall, correlation = lines[x].slope()
+        scale = {"Å": 1.0, "bohr": BOHR}[length]
+        unit, factor = None, math.nan
+        if fall:
+            # Per length of the coordinates; a factor of 1.89 between Å and bohr is too little to be told this way.
+            ratios = {
+                u: abs(fall) * value / scale**2 / STIFFNESS[x] for u, value in ENERGY_UNITS.items() if u != "Rydberg"
+            }
+            best = min(ratios, key=lambda u: abs(math.log(ratios[u])))
+            factor = ratios[best]
+            unit = best if abs(math.log(factor)) < math.log(SOFTER) else None
+        return BondTest(
+            bonds=lines[x].n,
+            element=chemical_symbols[x],
+            stiffness=-fall,
+            correlation=correlation,
+            expected=STIFFNESS[x],
+            unit=unit,
+            factor=factor,
+        )
+
+
+def contacts(s: Structure) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of atoms that are near: first, second, distance, vector from first to second (each pair once)."""
+    if not s.pbc.any() and len(s) <= ALL_PAIRS:
+        i, j = np.triu_indices(len(s), k=1)
+        vectors = s.positions[j] - s.positions[i]
+        return i, j, np.linalg.norm(vectors, axis=1), vectors
+    search = vesin.NeighborList(cutoff=REACH, full_list=False, n_threads=1)
+    i, j, d, vectors = search.compute(s.positions, s.cell, s.pbc, "ijdD")
+    return i.astype(np.int64), j.astype(np.int64), d, vectors
+
+
+def largest_gap(s: Structure) -> float:
+    """The widest layer without atoms along a periodic lattice vector, in the unit of the coordinates."""
+    rows = s.cell[s.pbc]
+    inverse = np.linalg.pinv(rows)
+    ordered = np.sort((s.positions @ inverse) % 1.0, axis=0)
+    widest = np.diff(np.concatenate([ordered, ordered[:1] + 1.0]), axis=0).max(axis=0)
+    return float((widest / np.linalg.norm(inverse, axis=0)).max())

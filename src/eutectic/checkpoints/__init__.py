@@ -1,0 +1,1 @@
+"""Models on disk: our own format, the models in this package, and checkpoints of the original JMP."""

@@ -1,0 +1,481 @@
+"""The original's pre-training checkpoints (the layout of jmp-s.pt and jmp-l.pt), as a model of ours.
+
+What such a file holds (a Lightning checkpoint): `state_dict` with the raw weights, under the original's names;
+`optimizer_states[0]["ema"]` with their exponential moving average, without names, in the order of the parameters;
+`hyper_parameters`, instances of the original's own classes, which are not opened: every size is read from shapes.
+
+What it does not hold, and is taken from the publication (Shoghi et al., ICLR 2024) and its configuration: the scales
+of labels, the cutoffs of graphs, the radial basis' cutoff. What nobody published is listed as missing: the per-element
+energies that were subtracted from the labels. A predicted energy is therefore relative to them; differences between
+structures of one composition, and forces, do not depend on them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+import eutectic
+from eutectic.atoms import EutecticError
+from eutectic.checkpoints.model import TrainedModel, build_backbone
+from eutectic.checkpoints.safe_pickle import Archive, StoredTensor
+from eutectic.graph import GraphSettings
+from eutectic.models.gemnet_oc.published import EMBEDDING, from_published, published_names
+from eutectic.models.gemnet_oc.settings import GemNetOCSettings
+from eutectic.models.heads import HeadSettings
+from eutectic.models.multitask import MultitaskModel
+from eutectic.tasks.task import Normaliser, Target, TargetSettings, Task
+
+ENERGIES = (
+    "relative: the per-element reference energies that were subtracted from the labels before this model was trained "
+    "are not in its file (those of OC20 and OC22 were never published). An energy is off by a sum over the atoms, one "
+    "unknown number per element; energy differences between structures of one composition, and forces, are not"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedTask:
+    """What the publication says of a data set and its file does not.
+
+    Attributes:
+        theory: level of theory of the labels.
+        energy_scale: eV, standard deviation of energies after references; their mean was taken as 0.
+        forces_scale: eV/Å, of force components.
+        forces_weight: of forces in the loss: the data set's mean number of atoms.
+        cutoff: Å, of all four graphs. Each atom has 30 neighbours in the main one.
+    """
+
+    theory: str
+    energy_scale: float
+    forces_scale: float
+    forces_weight: float
+    cutoff: float
+
+    @property
+    def graph(self) -> GraphSettings:
+        """The published way of making graphs, which is not our default: see `GraphSettings.symmetry`."""
+        return GraphSettings(cutoff=self.cutoff, max_neighbours=30, quadruplet_tags=(1, 2), symmetry="lower_source")
+
+
+PUBLISHED_TASKS = {
+    "oc20": PublishedTask(
+        theory="RPBE",
+        energy_scale=24.901469505465872,
+        forces_scale=0.5111534595489502,
+        forces_weight=73.0,
+        cutoff=12.0,
+    ),
+    "oc22": PublishedTask(
+        theory="PBE+U",
+        energy_scale=25.229595396538468,
+        forces_scale=0.25678861141204834,
+        forces_weight=80.0,
+        cutoff=12.0,
+    ),
+    "ani1x": PublishedTask(
+        theory="ωB97X/6-31G(d)",
+        energy_scale=2.8700712783472118,
+        forces_scale=2.131422996520996,
+        forces_weight=15.0,
+        cutoff=8.0,
+    ),
+    "transition1x": PublishedTask(
+        theory="ωB97X/6-31G(d)",
+        energy_scale=1.787466168382901,
+        forces_scale=0.3591422140598297,
+        forces_weight=14.0,
+        cutoff=8.0,
+    ),
+}
+"""In the order of the published heads (JMP's pre-training configuration: normalisation, loss scales, graphs)."""
+
+BUFFERS = ("rbf.offset", "rbf.temps", "scale_factor")
+ALIAS = ".seq_energy_pre."
+COUNTER = re.compile(r"task_steps\..*_typed_moduledict_(\w+)\.value")
+HEADS = {"energy": "output.out_energy", "forces": "output.out_forces"}
+ORIGINAL = "a pre-training checkpoint in the layout of jmp-s.pt and jmp-l.pt"
+
+
+OTHER_SIZE = "a GemNet-OC that is neither JMP-S nor JMP-L"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """What became of a checkpoint.
+
+    Attributes:
+        size: "JMP-S", "JMP-L" or `OTHER_SIZE`.
+        parameters: number of trained numbers taken, heads included.
+        taken, left, missing: what → how many, or why.
+    """
+
+    size: str
+    parameters: int
+    taken: Mapping[str, str]
+    left: Mapping[str, str]
+    missing: Mapping[str, str]
+
+
+def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[TrainedModel, ImportReport]:
+    """Open a checkpoint of the original. Nothing in it is run (see `eutectic.checkpoints.safe_pickle`).
+
+    Unlike the original's own loader, which leaves raw weights in part of every output block (two names for one
+    layer, the second of which it forgets), this one takes averaged weights throughout.
+
+    Args:
+        path: jmp-s.pt, jmp-l.pt, or a file of the same layout and any size.
+        raw: take the weights of the last step instead of their moving average.
+
+    Raises:
+        EutecticError: not such a file, damaged, without averaged weights, or entries that do not fit together.
+    """
+    path = Path(path)
+    with Archive(path) as archive:
+        content = archive.content if isinstance(archive.content, dict) else {}
+        entries = _entries(content, path)
+        weights = entries if raw else entries | _averaged(content, entries, path)
+        settings = settings_from_shapes({name: entry.shape for name, entry in entries.items()}, path)
+        names = _task_names(entries)
+        heads = {name: _heads(entries, index) for name, index in names.items()}
+        # On no device: nothing is initialised only to be overwritten, which takes minutes for JMP-L.
+        with torch.device("meta"):
+            backbone, _ = build_backbone("gemnet_oc", settings.model_dump())
+            module = MultitaskModel(backbone, heads)
+        ours = {theirs: f"backbone.{name}" for theirs, name in published_names(settings).items()}
+        ours |= {
+            f"{HEADS[prop]}.{index}.{rest}": f"heads.{name}.{prop}.perceptron.{rest}"
+            for name, index in names.items()
+            for prop in heads[name]
+            for rest in _under(entries, f"{HEADS[prop]}.{index}.")
+        }
+        _check_fit(entries, ours, module, path)
+        if not raw:
+            _check_order(entries, settings, path)
+        tensors = {name: archive.tensor(weights[name]).float() for name in ours}
+        foreign = archive.foreign
+    try:
+        state = {f"backbone.{name}": value for name, value in from_published(tensors, settings).items()}
+    except ValueError as error:
+        raise EutecticError(str(path), str(error), ORIGINAL, "use the file as it was published") from error
+    state |= {name: tensors[theirs] for theirs, name in ours.items() if name.startswith("heads.")}
+    module.load_state_dict(state, assign=True)
+    _check_finite(state, path)
+
+    size = {GemNetOCSettings.small(): "JMP-S", GemNetOCSettings.large(): "JMP-L"}.get(settings, OTHER_SIZE)
+    model = TrainedModel(
+        module=module.eval(),
+        tasks=tuple(_task(name, heads[name]) for name in names),
+        backbone="gemnet_oc",
+        backbone_settings=settings.model_dump(mode="json"),
+        graph=PUBLISHED_TASKS["oc20"].graph,
+        provenance={
+            "eutectic": eutectic.__version__,
+            "imported_from": path.name,
+            "original": "JMP (Shoghi et al., ICLR 2024), pre-training checkpoint",
+            "size": size,
+            "weights": "raw" if raw else "averaged (EMA)",
+            "epoch": _integer(content.get("epoch")),
+            "steps": _integer(content.get("global_step")),
+            "licence": "that of the imported file; the original's code is CC-BY-NC-4.0, its weights name none",
+            "energies": ENERGIES,
+            # The file does not say which elements were seen.
+            "pretrained_on": {name: {"theory": PUBLISHED_TASKS[name].theory, "elements": []} for name in names},
+        },
+    )
+    parameters = sum(p.numel() for p in module.parameters())
+    report = ImportReport(
+        size=size,
+        parameters=parameters,
+        taken=_taken(settings, names, heads, tensors, raw),
+        left=_left(content, entries, ours, foreign, raw),
+        missing=_missing(names, tensors),
+    )
+    return model, report
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+def _entries(content: Mapping[object, object], path: Path) -> dict[str, StoredTensor]:
+    state = content.get("state_dict")
+    found = {
+        name: value
+        for name, value in (state.items() if isinstance(state, dict) else ())
+        if isinstance(name, str) and isinstance(value, StoredTensor)
+    }
+    if EMBEDDING not in found or not any(name.startswith("backbone.") for name in found):
+        some = ", ".join(list(found)[:3] or [str(key) for key in list(content)[:5]]) or "nothing"
+        raise EutecticError(
+            str(path),
+            f"no entries state_dict['{EMBEDDING}'] and state_dict['backbone.…']; there is {some}",
+            ORIGINAL,
+            "give a file of the pre-trained original; its fine-tuned models have another layout",
+        )
+    return found
+
+
+def _is_parameter(name: str) -> bool:
+    return not (name.endswith(BUFFERS) or ALIAS in name or name.startswith("task_steps."))
+
+
+def _averaged(
+    content: Mapping[object, object], entries: Mapping[str, StoredTensor], path: Path
+) -> dict[str, StoredTensor]:
+    """Averaged weights by name: they come in the order of the parameters, which is that of the named entries."""
+    states = content.get("optimizer_states")
+    first = states[0] if isinstance(states, list) and states else None
+    averaged = first.get("ema") if isinstance(first, dict) else None
+    if not isinstance(averaged, tuple | list):
+        raise EutecticError(
+            str(path),
+            'no averaged weights (optimizer_states[0]["ema"])',
+            "the moving average of every weight beside the raw ones",
+            "use a file that has them, or take the raw weights (--raw)",
+        )
+    names = [name for name in entries if _is_parameter(name)]
+    wrong = next(
+        (
+            f"averaged weight {i} has shape {getattr(value, 'shape', None)} where {name} has {entries[name].shape}"
+            for i, (name, value) in enumerate(zip(names, averaged, strict=False))
+            if not isinstance(value, StoredTensor) or value.shape != entries[name].shape
+        ),
+        None,
+    )
+    if wrong is None and len(names) != len(averaged):
+        wrong = f"{len(averaged)} averaged weights for {len(names)} named ones"
+    if wrong is not None:
+        raise EutecticError(
+            str(path),
+            wrong,
+            "one averaged weight for each weight of state_dict, in its order",
+            "use the file as it was published, or take the raw weights (--raw)",
+        )
+    return dict(zip(names, averaged, strict=True))
+
+
+def _check_order(entries: Mapping[str, StoredTensor], settings: GemNetOCSettings, path: Path) -> None:
+    """Averaged weights have no names, so names in another order would give each to the wrong layer."""
+    expected = [name for name in published_names(settings) if _is_parameter(name)]
+    known = set(expected)
+    for mine, theirs in zip(expected, (name for name in entries if name in known), strict=True):
+        if mine != theirs:
+            raise EutecticError(
+                str(path),
+                f"{theirs} stands where {mine} should",
+                "entries of state_dict in the published order, by which averaged weights are told apart",
+                "use the file as it was published, or take the raw weights (--raw)",
+            )
+
+
+def _under(entries: Iterable[str], prefix: str) -> list[str]:
+    return [name.removeprefix(prefix) for name in entries if name.startswith(prefix)]
+
+
+def settings_from_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> GemNetOCSettings:
+    """Every size of a published model, from the names and shapes of its entries.
+
+    What no shape tells is JMP's: the radial basis ends at 12 Å, whatever the cutoff of the graphs, and its envelope
+    has exponent 5.
+
+    Args:
+        shapes: under published names; others are passed over.
+        path: names the file in the error.
+
+    Raises:
+        EutecticError: an entry that tells a size is not there.
+    """
+
+    def size(name: str, axis: int) -> int:
+        return shapes[f"backbone.{name}"][axis]
+
+    def count(name: str) -> int:
+        """How many different numbers follow a name."""
+        return len({rest.partition(".")[0] for rest in _under(shapes, f"backbone.{name}.")})
+
+    def has(name: str) -> bool:
+        return count(name) > 0
+
+    block, output = "int_blocks.0", "out_blocks.0"
+    try:
+        sizes: dict[str, object] = {
+            "blocks": count("int_blocks"),
+            "num_elements": shapes[EMBEDDING][0],
+            "atom_width": shapes[EMBEDDING][1],
+            "edge_width": size(f"{block}.dense_ca.linear.weight", 0),
+            "triplet_in": size(f"{block}.trip_interaction.down_projection.linear.weight", 0),
+            "triplet_out": size(f"{block}.trip_interaction.up_projection_ca.linear.weight", 1),
+            "num_radial": size("bases.radial_basis.rbf.offset", 0),
+            "radial_width": size("bases.mlp_rbf_tint.linear.weight", 0),
+            "num_spherical": size("bases.mlp_cbf_tint.weight", 1),
+            "circular_width": size("bases.mlp_cbf_tint.weight", 2),
+            "radial_cutoff": 12.0,
+            "residuals_before_skip": count(f"{block}.layers_before_skip"),
+            "residuals_after_skip": count(f"{block}.layers_after_skip"),
+            "residuals_atom_skip": count(f"{block}.atom_emb_layers"),
+            "residuals_concat": count(f"{block}.residual_m"),
+            # The first of these layers is not a residual one.
+            "residuals_atom": count(f"{block}.atom_update.layers") - 1,
+            "residuals_output": count(f"{output}.seq_energy2"),
+            "residuals_readout": count("out_mlp_E.out_mlp") - 1,
+            "quadruplet": has(f"{block}.quad_interaction"),
+            "atom_edge": has(f"{block}.atom_edge_interaction"),
+            "edge_atom": has(f"{block}.edge_atom_interaction"),
+            "atom_atom": has(f"{block}.atom_interaction"),
+            "edge_features": has("out_mlp_F"),
+        }
+        if sizes["quadruplet"]:
+            sizes["quadruplet_in"] = size(f"{block}.quad_interaction.down_projection.linear.weight", 0)
+            sizes["quadruplet_out"] = size(f"{block}.quad_interaction.up_projection_ca.linear.weight", 1)
+            sizes["spherical_width"] = size("bases.mlp_sbf_qint.weight", 2)
+        if sizes["atom_atom"]:
+            sizes["pair_in"] = size(f"{block}.atom_interaction.down_projection.linear.weight", 0)
+            sizes["pair_out"] = size(f"{block}.atom_interaction.up_projection.linear.weight", 1)
+        return GemNetOCSettings.model_validate(sizes)
+    except (KeyError, IndexError, ValidationError) as error:
+        raise EutecticError(
+            str(path),
+            f"sizes that cannot be read from the entries of state_dict ({type(error).__name__}: {error})",
+            ORIGINAL,
+            "use the file as it was published",
+        ) from error
+
+
+def _task_names(entries: Mapping[str, StoredTensor]) -> dict[str, int]:
+    """Known task → number of its heads. Step counters name the tasks in order; without them it is the published one."""
+    counted = [found[1] for name in entries if (found := COUNTER.fullmatch(name))]
+    numbers = {rest.partition(".")[0] for prefix in HEADS.values() for rest in _under(entries, f"{prefix}.")}
+    if not counted and len(numbers) == len(PUBLISHED_TASKS):
+        counted = list(PUBLISHED_TASKS)
+    return {name: i for i, name in enumerate(counted) if name in PUBLISHED_TASKS and str(i) in numbers}
+
+
+def _heads(entries: Mapping[str, StoredTensor], index: int) -> dict[str, HeadSettings]:
+    settings: dict[str, HeadSettings] = {}
+    for prop, prefix in HEADS.items():
+        layers = {rest.partition(".")[0] for rest in _under(entries, f"{prefix}.{index}.")}
+        if layers:
+            kind = "scalar" if prop == "energy" else "direct_forces"
+            settings[prop] = HeadSettings(kind=kind, pooling="sum", layers=len(layers) - 1)  # type: ignore[arg-type]
+    return settings
+
+
+def _check_fit(
+    entries: Mapping[str, StoredTensor], ours: Mapping[str, str], module: MultitaskModel, path: Path
+) -> None:
+    """Every weight of the model is there, in the size that the model has for it."""
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for theirs, name in ours.items():
+        got = entries[theirs].shape if theirs in entries else None
+        if got is None or got != shapes.get(name):
+            raise EutecticError(
+                str(path),
+                f"{theirs} {'is not there' if got is None else f'has shape {got}'}",
+                f"shape {shapes[name]}, by the other entries"
+                if name in shapes
+                else "no such layer in a published head",
+                "use the file as it was published",
+            )
+    absent = sorted(set(shapes) - set(ours.values()))
+    if absent:
+        raise EutecticError(str(path), f"nothing for {absent[0]}", ORIGINAL, "use the file as it was published")
+
+
+def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise EutecticError(str(path), f"{name} is not finite", "finite weights", "download or copy the file again")
+
+
+def _task(name: str, heads: Mapping[str, HeadSettings]) -> Task:
+    published = PUBLISHED_TASKS[name]
+    scales = {"energy": published.energy_scale, "forces": published.forces_scale}
+    return Task(
+        name=name,
+        theory=published.theory,
+        targets={
+            prop: Target(
+                settings=TargetSettings(head=head, weight_by_size=prop == "forces"),
+                normaliser=Normaliser(references=None, mean=0.0, scale=scales[prop]),
+                weight=published.forces_weight if prop == "forces" else 1.0,
+            )
+            for prop, head in heads.items()
+        },
+        graph=published.graph,
+    )
+
+
+def _integer(value: object) -> int | None:
+    return value if type(value) is int else None
+
+
+# --- what became of it -----------------------------------------------------------------------------------------
+
+
+def _taken(
+    settings: GemNetOCSettings,
+    names: Mapping[str, int],
+    heads: Mapping[str, Mapping[str, HeadSettings]],
+    tensors: Mapping[str, Tensor],
+    raw: bool,
+) -> dict[str, str]:
+    factors = sum(name.endswith("scale_factor") for name in tensors)
+    taken = {
+        "weights": "raw, of the last step" if raw else "averaged (EMA)",
+        "backbone": f"{settings.blocks} blocks, {settings.atom_width} features per atom, "
+        f"{settings.edge_width} per edge",
+        "scale factors": str(factors),
+    }
+    taken |= {f"task {name}": f"heads for {' and '.join(heads[name])}" for name in names}
+    if names:
+        taken["from the publication"] = "scales of labels, cutoffs of graphs (12 Å; molecules 8 Å), levels of theory"
+    return taken
+
+
+def _left(
+    content: Mapping[object, object],
+    entries: Mapping[str, StoredTensor],
+    ours: Mapping[str, str],
+    foreign: tuple[str, ...],
+    raw: bool,
+) -> dict[str, str]:
+    left: dict[str, str] = {}
+    if not raw:
+        left["raw weights"] = (
+            f"{sum(map(_is_parameter, entries))} entries; the averaged ones are taken (--raw for these)"
+        )
+    elif content.get("optimizer_states"):
+        left["averaged weights"] = "if there are any; the raw ones were asked for"
+    if content.get("optimizer_states"):
+        left["optimiser"] = "its state"
+    aliases = sum(ALIAS in name for name in entries)
+    if aliases:
+        left["second names"] = f"{aliases} entries seq_energy_pre, which are those of layers"
+    counters = sum(name.startswith("task_steps.") for name in entries)
+    if counters:
+        left["step counters"] = f"{counters} entries"
+    unknown = [n for n in entries if n not in ours and ALIAS not in n and not n.startswith("task_steps.")]
+    if unknown:
+        left["other entries"] = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
+    if foreign:
+        packages = sorted({name.partition(".")[0] for name in foreign} - {"__builtin__", "builtins"})
+        left["settings"] = f"objects of {len(foreign)} classes, not opened ({', '.join(packages[:6])})"
+    return left
+
+
+def _missing(names: Mapping[str, int], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    missing = {}
+    if names:
+        missing["reference energies"] = f"of every task; energies are {ENERGIES}"
+    absent = [name for name in PUBLISHED_TASKS if name not in names]
+    if absent:
+        missing["tasks"] = f"no heads that can be told to be of {', '.join(absent)}"
+    unfitted = sum(name.endswith("scale_factor") and float(value) == 0 for name, value in tensors.items())
+    if unfitted:
+        missing["scale factors"] = f"{unfitted} were never fitted; they are 1, as in the original"
+    return missing

@@ -1,0 +1,214 @@
+"""A model on disk: `model.safetensors` and `model.json`, no pickle, nothing beside them that could be forgotten.
+
+`model.json` carries the backbone's name and settings, every task with its graph settings, references and
+scales, the elements seen in training, and where the model comes from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import torch
+from ase.data import chemical_symbols
+from pydantic import BaseModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from eutectic.atoms import PROPERTIES, EutecticError
+from eutectic.checkpoints.shipped import model_folder
+from eutectic.graph import GraphSettings
+from eutectic.models import BACKBONES, Backbone
+from eutectic.models.multitask import MultitaskModel
+from eutectic.tasks.task import Task
+
+FORMAT = "eutectic-model-1"
+
+
+def build_backbone(name: str, settings: Mapping[str, object]) -> tuple[Backbone, BaseModel]:
+    """A fresh backbone and its validated settings.
+
+    Raises:
+        EutecticError: no backbone of that name.
+    """
+    if name not in BACKBONES:
+        raise EutecticError("backbone.name", repr(name), f"one of {', '.join(BACKBONES)}", "choose one of these")
+    settings_type, module_type = BACKBONES[name]
+    validated = settings_type.model_validate(dict(settings))
+    return module_type(validated), validated
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A model with everything needed to use it.
+
+    Attributes:
+        module: weights in place, in evaluation mode.
+        tasks: in the order of the module's heads.
+        backbone, backbone_settings: what `build_backbone` takes.
+        graph: graph settings of a task that names none of its own.
+        provenance: where it comes from: data sets, steps, seeds, version.
+    """
+
+    module: MultitaskModel
+    tasks: tuple[Task, ...]
+    backbone: str
+    backbone_settings: Mapping[str, object]
+    graph: GraphSettings
+    provenance: Mapping[str, object] = field(default_factory=dict)
+
+
+def save_model(path: Path, model: TrainedModel, *, raw: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write a model folder; an older one at `path` is replaced only once the new one is whole.
+
+    Args:
+        path: the folder; anything there that is not a model is left alone.
+        model: its weights are what predictions are made with (the EMA, after training).
+        raw: the weights without averaging, kept as `raw.safetensors`.
+    """
+    path = Path(path)
+    if path.exists() and not (path / "model.json").is_file():
+        raise EutecticError(
+            str(path), "something that is no model is there", "a new folder, or a model's", "choose another folder"
+        )
+    description = {
+        "format": FORMAT,
+        "backbone": {"name": model.backbone, "settings": dict(model.backbone_settings)},
+        "graph": model.graph.model_dump(mode="json"),
+        "tasks": [task.to_dict() for task in model.tasks],
+        "provenance": dict(model.provenance),
+    }
+    half = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir(parents=True)
+    try:
+        save_file(_plain(model.module.state_dict()), str(half / "model.safetensors"))
+        if raw is not None:
+            save_file(_plain(raw), str(half / "raw.safetensors"))
+        (half / "model.json").write_text(json.dumps(description, indent=1, ensure_ascii=False))
+        for weights in half.glob("*.safetensors"):
+            shutil.copymode(half / "model.json", weights)  # safetensors makes files that nobody else can read
+        shutil.rmtree(path, ignore_errors=True)
+        half.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise EutecticError(
+            str(path),
+            f"the model could not be written ({error})",
+            "a folder with room to write in",
+            "free some space or choose another disk, then run the same command again",
+        ) from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+
+
+def load_model(path: str | Path) -> TrainedModel:
+    """Read a model folder, or a model that comes with the package, by its name.
+
+    Raises:
+        EutecticError: not a model folder, another format version, or weights that do not fit the settings.
+    """
+    path = model_folder(path)
+    try:
+        description = json.loads((path / "model.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise EutecticError(
+            str(path),
+            f"no readable model.json ({error})",
+            "a model folder (model.json, model.safetensors)",
+            "give the folder that `eutectic pretrain` or `eutectic finetune` wrote as …/model",
+        ) from error
+    if description.get("format") != FORMAT:
+        raise EutecticError(
+            str(path),
+            f"format {description.get('format')!r}",
+            FORMAT,
+            "write the model again with this version",
+        )
+    settings = description["backbone"]["settings"]
+    tasks = tuple(Task.from_dict(task) for task in description["tasks"])
+    # Without numbers first: drawing those of JMP-L, only to replace them, takes ten seconds and more.
+    with torch.device("meta"):
+        backbone, _ = build_backbone(description["backbone"]["name"], settings)
+        module = MultitaskModel(backbone, {task.name: task.heads for task in tasks})
+    try:
+        module.load_state_dict(load_file(str(path / "model.safetensors")), assign=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise EutecticError(
+            str(path / "model.safetensors"),
+            f"weights that cannot be loaded ({error})",
+            "the weights written together with model.json",
+            "copy the whole folder again",
+        ) from error
+    return TrainedModel(
+        module=module.eval(),
+        tasks=tasks,
+        backbone=description["backbone"]["name"],
+        backbone_settings=settings,
+        graph=GraphSettings.model_validate(description["graph"]),
+        provenance=description["provenance"],
+    )
+
+
+def describe_model(model: TrainedModel) -> dict[str, object]:
+    """What `eutectic models` shows of one, as plain JSON."""
+    backbone = sum(p.numel() for p in cast("torch.nn.Module", model.module.backbone).parameters())
+    return {
+        "backbone": model.backbone,
+        "parameters": sum(p.numel() for p in model.module.parameters()),
+        "parameters_of_backbone": backbone,
+        "cutoff": model.graph.cutoff,
+        "max_neighbours": model.graph.max_neighbours,
+        "tasks": {
+            task.name: {
+                "properties": {name: PROPERTIES[name].unit for name in task.targets},
+                "theory": task.theory,
+                "scales": {name: target.normaliser.scale for name, target in task.targets.items()},
+            }
+            for task in model.tasks
+        },
+        "elements": [chemical_symbols[z] for z in sorted(elements_seen(model))],
+        "settings": dict(model.backbone_settings),
+        "provenance": dict(model.provenance),
+    }
+
+
+def elements_seen(model: TrainedModel) -> set[int]:
+    """Atomic numbers of the elements in its training structures, pre-training's among them; empty where its provenance
+    does not say, for any of the sets it was trained on."""
+    seen: set[int] = set()
+    for elements in _element_lists(model.provenance):
+        if not elements:
+            return set()
+        seen.update(int(z) for z in elements)
+    return seen
+
+
+def _element_lists(provenance: Mapping[str, object]) -> Iterator[Sequence[int]]:
+    """Every entry `elements`, at any depth: a fine-tuned model's provenance holds that of the model before it."""
+    for name, value in provenance.items():
+        if name == "elements" and isinstance(value, Sequence):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _element_lists(value)
+
+
+def task_named(tasks: Sequence[Task], name: str, where: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        EutecticError: there is none.
+    """
+    for task in tasks:
+        if task.name == name:
+            return task
+    names = ", ".join(task.name for task in tasks)
+    raise EutecticError(where, f"no task {name!r}", f"one of {names}", "name one of these")

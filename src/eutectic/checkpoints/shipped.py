@@ -1,0 +1,39 @@
+"""Models that come with the package, found by name wherever a model's folder is asked for."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from eutectic.atoms import EutecticError
+
+FOLDER = Path(__file__).parent / "weights"
+CARD = "README.md"
+"""In a model's folder: what it is, what it was made from, what it is good for, as people read it."""
+
+
+def shipped_models() -> dict[str, Path]:
+    """Name → folder of every model in the package."""
+    return {path.name: path for path in sorted(FOLDER.glob("*")) if (path / "model.json").is_file()}
+
+
+def model_folder(name_or_path: str | Path) -> Path:
+    """The folder at a path, or that of the shipped model of this name; what is at the path comes first.
+
+    Raises:
+        EutecticError: neither is there.
+    """
+    path, shipped = Path(name_or_path), shipped_models()
+    if path.exists():
+        return path
+    if str(name_or_path) in shipped:
+        return shipped[str(name_or_path)]
+    near = difflib.get_close_matches(str(name_or_path), shipped, 1)
+    raise EutecticError(
+        str(name_or_path),
+        "no model of this name, and nothing at this path",
+        f"a model folder (model.json, model.safetensors), or one of {', '.join(shipped)}",
+        f"did you mean {near[0]!r}?"
+        if near
+        else "give the folder that `eutectic pretrain` or `eutectic finetune` wrote as …/model",
+    )

@@ -1,0 +1,11 @@
+"""The command line: thin, over the same typed settings as the Python API."""
+
+from __future__ import annotations
+
+# In the order in which --help lists their commands.
+from eutectic.cli import train  # isort: skip  # noqa: F401
+from eutectic.cli import model  # isort: skip  # noqa: F401
+from eutectic.cli import data  # isort: skip  # noqa: F401
+from eutectic.cli.app import app, main
+
+__all__ = ["app", "main"]

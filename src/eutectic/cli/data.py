@@ -1,0 +1,269 @@
+"""Commands on data: list, prepare, info, check, generate, splits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.padding import Padding
+from rich.table import Table
+
+from eutectic.atoms import EutecticError
+from eutectic.cli.app import data_app, fail
+from eutectic.cli.options import pairs
+from eutectic.cli.show import console, plain, shared, show_facts, show_report
+
+
+@data_app.command("list")
+def data_list(as_json: Annotated[bool, typer.Option("--json", help="For machines: everything.")] = False) -> None:
+    """Every data set the commands know: those that come with the package, and those that `prepare` makes.
+
+    `--json` has also citations, notes, and the files that `prepare` fetches.
+
+    **Examples**
+
+    `eutectic data list`
+
+    `eutectic data list --json`
+    """
+    from eutectic.data.catalogue import families, listing
+
+    rows = listing()
+    if as_json:
+        sys.stdout.write(json.dumps([dataclasses.asdict(row) for row in rows], indent=1, ensure_ascii=False) + "\n")
+        return
+    for name, members in families(rows).items():
+        ready = [member for member in members if member.structures is not None]
+        if len(members) > 1:
+            # One entry for the molecules of rMD17, and the like.
+            state, title = f"{len(ready)} of {len(members)} prepared", ", ".join(m.name for m in members)
+        else:
+            (one,) = members
+            state = f"{one.structures:,} structures, {(one.size_bytes or 0) / 1e6:,.1f} MB" if ready else "to prepare"
+            title = one.title
+        labels = list(dict.fromkeys(label for member in members for label in member.properties))
+        brief = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
+        words = {"domain": "domain", "theory": "level of theory", "licence": "licence", "source": "source"}
+        about = [shared([getattr(member, what) for member in members], word) for what, word in words.items()]
+        about[2] = about[2].replace("not stated", "licence not stated")
+        console.print(f"[bold]{plain(name)}[/]  {state}", highlight=False)
+        for line in (title, " · ".join(filter(None, [brief or "the labels it finds", *about]))):
+            console.print(Padding(plain(line), (0, 0, 0, 4), expand=False), highlight=False)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    name: Annotated[
+        str, typer.Argument(help="Data set, as `eutectic data list` names it; `ase` or `records` for your own files.")
+    ],
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the store to make; without it, a place where its name finds it again."),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help="Published files: a file, folder or archive; downloaded if not given, where that is allowed."
+        ),
+    ] = None,
+    molecule: Annotated[str | None, typer.Option(help="Of rmd17: which molecule; the same as rmd17:MOLECULE.")] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of ase, records: which entry holds a property, as property=key; repeat. Of records also "
+            "numbers=…, positions=…, cell=…, and property= to leave one out."
+        ),
+    ] = None,
+    unit: Annotated[
+        list[str] | None,
+        typer.Option(help="Of records: a unit in the files, as energy=kcal/mol or positions=bohr; repeat."),
+    ] = None,
+    pbc: Annotated[
+        str | None, typer.Option(help="Of records: whether cells repeat: true, false, or such as TTF for slabs.")
+    ] = None,
+    group_key: Annotated[
+        str | None,
+        typer.Option(help="Of ase, records: entry that names what must not be split (a molecule, a trajectory)."),
+    ] = None,
+    theory: Annotated[str, typer.Option(help="Of ase, records: level of theory of the labels.")] = "not stated",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out records that cannot be used, and say how many.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; one for each core if not given.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is there.")] = False,
+) -> None:
+    """Turn a data set's published files into a store.
+
+    Interrupted, it goes on where it was when the same command is given again. Downloads and stores lie in
+    `$EUTECTIC_DATA` (else `~/.local/share/eutectic`) when no place is given.
+
+    **Examples**
+
+    `eutectic data prepare rmd17:aspirin` (then `eutectic finetune rmd17:aspirin …`)
+
+    `eutectic data prepare rmd17 --molecule aspirin --source rmd17.tar.bz2 --store stores/aspirin`
+
+    `eutectic data prepare qm9 --store stores/qm9` (from the package of `pip install 'eutectic[qm9]'` if it is there)
+
+    `eutectic data prepare ase --source my.xyz --store stores/mine`
+
+    `eutectic data prepare records --source my.lmdb --key energy=y --unit energy=eV --unit positions=angstrom
+    --pbc true --store stores/mine` (what the file does not say is asked for)
+    """
+    from eutectic.data.catalogue import describe, open_store, prepare
+
+    made = prepare(
+        name,
+        source,
+        store,
+        molecule=molecule,
+        keys=pairs(key),
+        units=pairs(unit, "--unit", "energy=kcal/mol"),
+        pbc=pbc,
+        group_key=group_key,
+        theory=theory,
+        skip_bad=skip_bad,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    show_facts(describe(open_store(str(made))))
+
+
+@data_app.command("info")
+def data_info(
+    store: Annotated[str, typer.Argument(help="Name of an embedded or prepared set, or a store.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """What a store holds.
+
+    **Example:** `eutectic data info molecules`
+    """
+    from eutectic.data.catalogue import describe, open_store
+
+    described = describe(open_store(store))
+    if as_json:
+        sys.stdout.write(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    else:
+        show_facts(described)
+
+
+@data_app.command("check")
+def data_check(
+    what: Annotated[str, typer.Argument(help="An embedded set, a store, a file or folder ASE reads, HDF5 or npz.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines, to standard output.")] = False,
+    html: Annotated[Path | None, typer.Option(help="A page with plots to write.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Folder of a model: which elements has it never seen?")] = None,
+    key: Annotated[
+        list[str] | None, typer.Option(help="Which entry holds a property, as property=key; repeat.")
+    ] = None,
+) -> None:
+    """Look for what would spoil a training: units, signs, outliers, repeats, leaks between splits.
+
+    HDF5 and npz files are taken as they lie, without converting anything. Exit status: 0 usable, 1 trouble was
+    found, 2 it cannot be read.
+
+    **Examples**
+
+    `eutectic data check my.xyz --html check.html`
+
+    `eutectic data check stores/ethanol --model runs/demo/model`
+
+    `eutectic data check ani.h5 --key energy=wb97x_tz.energy --key forces=wb97x_tz.forces --json`
+    """
+    from eutectic.check import check
+    from eutectic.checkpoints.model import elements_seen, load_model
+
+    try:
+        seen = None if model is None else elements_seen(load_model(model))
+        report = check(what, keys=pairs(key), model_elements=seen, progress=True)
+    except EutecticError as error:
+        fail(error, status=2)
+    if html is not None:
+        from eutectic.report.check_page import write_check_page
+
+        write_check_page(html, report)
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    else:
+        show_report(report)
+        if html is not None:
+            console.print(f"page: {html}")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@data_app.command("generate")
+def data_generate(
+    out: Annotated[Path, typer.Option(help="Folder for the stores.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Sets to make; all if none is named.")] = None,
+    scale: Annotated[float, typer.Option(help="1 makes the sets in the size that is shipped with the package.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes; one for each core if not given.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace stores that are there.")] = False,
+) -> None:
+    """Make the embedded data sets again, or larger ones (needs `pip install 'eutectic[generate]'`).
+
+    One set more is not embedded, but only made here: `bulk`, inorganic crystals off equilibrium, to pre-train on.
+
+    A killed or stopped generation goes on where it was. A larger scale begins with what is embedded, or with a smaller
+    store of the same seed at the same place, and makes only what that lacks.
+
+    **Examples**
+
+    `eutectic data generate molecules --out my-data --scale 4`
+
+    `eutectic data generate molecules --out my-data --scale 0.1`
+
+    `eutectic data generate bulk --out my-data`
+
+    `eutectic data generate --out my-data --workers 8`
+    """
+    from eutectic.generate import generate
+
+    made = generate(names or None, out, scale=scale, seed=seed, workers=workers, overwrite=overwrite)
+    for name, count in made.items():
+        console.print(f"{name}: {count} structures in {out / name}")
+
+
+@data_app.command("splits")
+def data_splits(
+    store: Annotated[str, typer.Argument(help="Name of an embedded set, or a store.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Sizes of every split, and what of the held-out structures each has seen in training.
+
+    Counted are structures of groups that are trained on, repeated structures, and neighbours in time.
+
+    **Examples**
+
+    `eutectic data splits md_aspirin`
+
+    `eutectic data splits stores/jdft2d --json`
+    """
+    from eutectic.data.catalogue import open_store
+    from eutectic.data.splits import compare_splits, paper_against_default
+
+    opened = open_store(store)
+    report = compare_splits(opened, progress=True)
+    if as_json:
+        sys.stdout.write(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("split", "train", "validation", "test"):
+        table.add_column(heading, justify="left" if heading == "split" else "right", no_wrap=True)
+    table.add_column("held out although trained on", overflow="fold")
+    for name, entry in report.items():
+        shown = f"[bold]{plain(name)}[/]" + (" (default)" if entry["default"] else "")
+        if "not_possible" in entry:
+            table.add_row(shown, "–", "–", "–", f"not possible: {plain(str(entry['not_possible']))}")
+            continue
+        sizes, leaks = cast(dict[str, int], entry["sizes"]), cast(dict[str, dict[str, Any]], entry["leaks"])
+        words = "\n".join(f"{part}: {leaks[part]['words']}" for part in ("validation", "test"))
+        table.add_row(shown, *(f"{n:,}" for n in sizes.values()), words)
+    console.print(table)
+    if sentence := paper_against_default(opened, report):
+        console.print(plain(sentence))

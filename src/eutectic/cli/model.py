@@ -1,0 +1,162 @@
+"""Commands that use a model: predict, models, import-jmp."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from eutectic.atoms import EutecticError
+from eutectic.cli.app import app
+from eutectic.cli.show import console, plain, show_facts
+
+
+@app.command("import-jmp")
+def import_jmp(
+    checkpoint: Annotated[Path, typer.Argument(help="`jmp-s.pt`, `jmp-l.pt`, or another file of that layout.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the model to make; an older one is replaced.")],
+    raw: Annotated[bool, typer.Option("--raw", help="The weights of the last step, not their moving average.")] = False,
+) -> None:
+    """Make a model of the original's pre-trained checkpoint; nothing in that file is run.
+
+    **Examples**
+
+    `eutectic import-jmp jmp-s.pt -o models/jmp-s`
+
+    `eutectic predict models/jmp-s my.xyz --task oc20 -o predicted.xyz`
+    """
+    from eutectic.checkpoints.jmp import read_published_checkpoint
+    from eutectic.checkpoints.model import save_model
+
+    model, report = read_published_checkpoint(checkpoint, raw=raw)
+    save_model(out, model)
+    console.print(f"{report.size}, {report.parameters:,} parameters")
+    for heading, rows in (("taken", report.taken), ("left", report.left), ("missing", report.missing)):
+        console.print(f"[bold]{heading}[/]")
+        show_facts(dict(rows))
+    console.print(f"model: {out}")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder of a model, or `eutectic-small`.")],
+    structures: Annotated[Path, typer.Argument(help="A file that ASE reads.")],
+    task: Annotated[str, typer.Option(help="Which of the model's tasks: decides heads, graph and level of theory.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Extended xyz to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines, to standard output.")] = False,
+    normalised: Annotated[
+        bool, typer.Option("--normalised", help="Model units, without scales and reference energies.")
+    ] = False,
+    conservative: Annotated[
+        bool, typer.Option("--conservative", help="Forces and stress as derivatives of the energy.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Structures at a time.")] = 32,
+) -> None:
+    """Energies, forces and whatever else a task has, for structures without labels.
+
+    The written file holds what was read and, beside it, `TASK_energy`, `TASK_forces`, …: labels stay as they are.
+
+    **Examples**
+
+    `eutectic predict models/jmp-s my.xyz --task oc20 -o predicted.xyz`
+
+    `eutectic predict models/jmp-s my.xyz --task ani1x --conservative -o predicted.xyz`
+
+    `eutectic predict runs/aspirin/model my.xyz --task md_aspirin --json > predicted.json`
+    """
+    from eutectic.checkpoints.model import load_model
+    from eutectic.predict import prediction as made
+    from eutectic.train.runtime.matmul import prefer_fast_products
+    from eutectic.train.runtime.memory import keep_freed_memory
+
+    if out is None and not as_json:
+        raise EutecticError("predict", "nowhere to put predictions", "--out FILE.xyz, --json, or both", "give one")
+    trained = load_model(model)
+    keep_freed_memory()
+    prefer_fast_products(trained.module)
+    asked = made.task_of(trained, task)
+    atoms, inputs = made.read_structures(structures)
+    err = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        transient=True,
+        console=err,
+        disable=not err.is_terminal or len(inputs) <= batch_size,
+    ) as bar:
+        row = bar.add_task("predicting", total=len(inputs))
+        predictions = made.predict(
+            trained,
+            task,
+            inputs,
+            batch_size=batch_size,
+            normalised=normalised,
+            conservative=conservative,
+            on_done=lambda structures: bar.advance(row, structures),
+        )
+    note = None if normalised else made.relative_energies(trained, task)
+    if out is not None:
+        made.write_predictions(out, atoms, predictions, asked, normalised=normalised)
+    if as_json:
+        sys.stdout.write(made.as_json(predictions, asked, normalised=normalised, note=note) + "\n")
+    else:
+        console.print(f"{len(predictions)} structures, task {task} ({plain(asked.theory)}): {out}")
+        if note is not None:
+            console.print(f"[yellow]energies are[/] {plain(note)}")
+
+
+@app.command()
+def models(
+    model: Annotated[
+        Path | None, typer.Argument(help="Name or folder of one; all that are shipped if not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines: everything, weights aside.")] = False,
+) -> None:
+    """Models that come with the package; or what one is, was trained on, and can predict.
+
+    **Examples**
+
+    `eutectic models`
+
+    `eutectic models eutectic-small`
+
+    `eutectic models runs/demo/model --json`
+    """
+    from eutectic.checkpoints.model import describe_model, load_model
+    from eutectic.checkpoints.shipped import CARD, model_folder, shipped_models
+
+    if model is None:
+        every = {name: describe_model(load_model(folder)) for name, folder in shipped_models().items()}
+        if as_json:
+            sys.stdout.write(json.dumps(every, indent=1, ensure_ascii=False) + "\n")
+            return
+        for name, told in every.items():
+            tasks = ", ".join(cast("dict[str, Any]", told["tasks"]))
+            console.print(f"[bold]{plain(name)}[/]  {told['backbone']}, {told['parameters']:,} parameters: {tasks}")
+        console.print("More of one: eutectic models NAME; fine-tune from it: eutectic finetune … --model NAME")
+        return
+    folder = model_folder(model)
+    told = describe_model(load_model(folder))
+    if as_json:
+        sys.stdout.write(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        return
+    show_facts({key: value for key, value in told.items() if key not in ("settings", "provenance", "tasks")})
+    table = Table(box=None, pad_edge=False)
+    for heading in ("task", "predicts", "level of theory"):
+        table.add_column(heading)
+    for name, task in cast("dict[str, Any]", told["tasks"]).items():
+        predicts = ", ".join(f"{one} ({unit})" for one, unit in task["properties"].items())
+        table.add_row(plain(name), predicts, plain(task["theory"]))
+    console.print(table)
+    if (folder / CARD).is_file():
+        from rich.markdown import Markdown
+
+        console.print(Markdown((folder / CARD).read_text()))

@@ -1,0 +1,103 @@
+"""Options that become settings: `--section.key value`, YAML files, `name=value` pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eutectic.atoms import EutecticError
+
+if TYPE_CHECKING:
+    from eutectic.train.settings import PretrainSettings
+
+
+def overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """`--train.steps 60 --temperature=1` → {"train": {"steps": 60}, "temperature": 1}; values are read as YAML.
+
+    Raises:
+        EutecticError: an argument that is not of this form.
+    """
+    import yaml
+
+    tree: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not key or (not equals and not rest):
+            raise EutecticError(
+                "command line", f"{word!r}", "settings as --section.key value", "see the command's --help"
+            )
+        try:
+            parsed = yaml.safe_load(value if equals else rest.pop(0))
+        except yaml.YAMLError as error:
+            raise EutecticError("command line", f"the value of --{key}: {error}", "a YAML value", "quote it") from error
+        if isinstance(parsed, str):
+            # YAML 1.1 reads 1e-3 as a string.
+            with suppress(ValueError):
+                parsed = float(parsed)
+        branch = tree
+        *sections, leaf = key.split(".")
+        for section in sections:
+            branch = branch.setdefault(section.replace("-", "_"), {})
+        branch[leaf.replace("-", "_")] = parsed
+    return tree
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` laid over `values`, section by section."""
+    result = dict(values)
+    for key, change in changes.items():
+        if isinstance(change, dict) and isinstance(result.get(key), dict):
+            result[key] = merged(result[key], change)
+        else:
+            result[key] = change
+    return result
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise EutecticError(
+            str(path), f"cannot be read ({error})", "a YAML file of settings", "check the file"
+        ) from error
+    if not isinstance(values, dict):
+        raise EutecticError(
+            str(path), f"a {type(values).__name__}", "a mapping of settings", "see `eutectic pretrain --help`"
+        )
+    return values
+
+
+def pretraining_settings(recipe: str, changes: dict[str, Any]) -> PretrainSettings:
+    """The settings of a recipe or a file, with changes laid over them."""
+    from eutectic.recipes import RECIPES
+    from eutectic.train.settings import PretrainSettings, parse
+
+    if recipe in RECIPES:
+        values = RECIPES[recipe]().model_dump(mode="json")
+    elif Path(recipe).suffix in (".yaml", ".yml", ".json"):
+        values = read_yaml(Path(recipe))
+    else:
+        raise EutecticError(
+            "recipe",
+            repr(recipe),
+            f"one of {', '.join(RECIPES)}, or a .yaml file",
+            "see `eutectic pretrain --help`",
+        )
+    return parse(PretrainSettings, merged(values, changes), f"settings of {recipe!r}")
+
+
+def pairs(pairs: Sequence[str] | None, option: str = "--key", example: str = "energy=E_dft") -> dict[str, str] | None:
+    keys = {}
+    for pair in pairs or []:
+        prop, equals, named = pair.partition("=")
+        if not equals:
+            what = option.removeprefix("--")
+            raise EutecticError(option, repr(pair), f"property={what}, e.g. {example}", "correct the option")
+        keys[prop] = named
+    return keys or None

@@ -1,0 +1,70 @@
+"""What the commands print: facts and tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from eutectic.check import Report
+
+console = Console()
+
+
+def plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def show_facts(values: dict[str, Any]) -> None:
+    table = Table(show_header=False, box=None)
+    for key, value in values.items():
+        text = ", ".join(f"{k} {entry(v)}" for k, v in value.items()) if isinstance(value, dict) else cell(value)
+        table.add_row(f"[bold]{plain(key)}[/]", plain(text))
+    console.print(table)
+
+
+def entry(value: Any) -> str:
+    return " ".join(str(v) for v in value.values()) if isinstance(value, dict) else str(value)
+
+
+def cell(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else "–" if value is None else str(value)
+
+
+def shared(values: Sequence[str], what: str) -> str:
+    """What all have, or the two that there are; of addresses, the folder that they share."""
+    distinct = list(dict.fromkeys(values))
+    folders = {value.rpartition("/")[0] for value in distinct}
+    if len(distinct) > 1 and len(folders) == 1 and "/" in distinct[0]:
+        return f"{folders.pop()}/…"
+    return " or ".join(distinct) if len(distinct) <= 2 else f"{what} differs"
+
+
+def show_report(report: Report) -> None:
+    colours = {"error": "red", "warning": "yellow", "note": "blue"}
+    console.print(f"[bold]{plain(report.verdict)}[/]", soft_wrap=True, highlight=False)
+    for finding in report.findings:
+        console.print(f"\n[{colours[finding.severity]}]{finding.severity}[/] [dim]{finding.code}[/]", highlight=False)
+        for text in (finding.message, finding.why, f"→ {finding.fix}"):
+            console.print(f"  {plain(text)}", highlight=False)
+    console.print()
+    units = report.units
+    facts = {
+        "structures": report.structures,
+        "labels": ", ".join(
+            f"{name} ({n})" + (f" from {', '.join(report.keys[name])}" if report.keys.get(name) else "")
+            for name, n in report.labels.items()
+        ),
+        "elements": ", ".join(f"{symbol} {n['structures']}" for symbol, n in report.elements.items()),
+        "energies": f"{units.energy or 'unit not told'}, {units.regime} (confidence {units.confidence})"
+        if units.energy_per_atom is not None
+        else "none",
+        "forces": report.force_test.verdict,
+        "stresses": report.stress_test.verdict,
+    }
+    show_facts(facts)

@@ -1,0 +1,1 @@
+"""Readers of file formats. Each turns one format into structures or arrays, and knows no data set."""

@@ -1,0 +1,78 @@
+"""Arrays of npz files, read in blocks, in constant memory, and never unpickled."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from eutectic.data.formats.archives import Bytes
+
+ROWS_AT_ONCE = 256
+
+
+def array_head(bundle: zipfile.ZipFile, key: str) -> tuple[np.dtype, tuple[int, ...], bool]:
+    """Type, shape, and whether the last index runs slowest.
+
+    Raises:
+        ValueError: an array of Python objects; no header of NumPy's.
+        KeyError: no array of this name.
+    """
+    with bundle.open(f"{key}.npy") as handle:
+        return _read_head(handle)
+
+
+def blocks(
+    bundle: zipfile.ZipFile, key: str, first: int, stop: int, at_once: int = ROWS_AT_ONCE
+) -> Iterator[np.ndarray]:
+    """Rows of an array in the archive, some at a time; what comes before them is decompressed but not kept.
+
+    Raises:
+        ValueError, KeyError: as `array_head`.
+        EOFError: cut short.
+    """
+    with bundle.open(f"{key}.npy") as handle:
+        dtype, shape, fortran = _read_head(handle)
+        if fortran and len(shape) > 1:
+            handle.seek(0)
+            whole = np.lib.format.read_array(handle, allow_pickle=False)
+            yield from (whole[i : min(i + at_once, stop)] for i in range(first, stop, at_once))
+            return
+        row = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+        handle.seek(first * row, io.SEEK_CUR)
+        for i in range(first, stop, at_once):
+            n = min(at_once, stop - i)
+            content = handle.read(n * row)
+            if len(content) < n * row:
+                raise EOFError(f"{key} ends in row {i + len(content) // row} of {shape[0]}")
+            yield np.frombuffer(content, dtype=dtype).reshape(n, *shape[1:])
+
+
+def cut(parts: Iterator[np.ndarray], counts: Iterable[int]) -> Iterator[np.ndarray]:
+    """The same rows in groups of other sizes: of an array of all atoms, those of one structure after another.
+
+    Raises:
+        EOFError: fewer rows than that.
+    """
+    left = np.zeros(0)
+    for count in counts:
+        held = [left[:count]]
+        missing, left = count - len(held[0]), left[count:]
+        while missing:
+            part = next(parts, None)
+            if part is None:
+                raise EOFError(f"{missing} rows are missing")
+            held.append(part[:missing])
+            missing, left = missing - len(held[-1]), part[missing:]
+        yield np.concatenate([some for some in held if len(some)] or held[-1:])
+
+
+def _read_head(handle: Bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
+    version = np.lib.format.read_magic(handle)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(handle)
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects, which only a pickle can hold")
+    return dtype, shape, fortran

@@ -1,0 +1,357 @@
+"""The engine of `eutectic data generate`: item by item, in parallel, resumable, the same on every run.
+
+A generator is a number of items and a pure function `make(item, seed)`. Items are made in chunks by worker
+processes of one thread each; every finished chunk is a small store in a hidden folder beside the output, so
+that a killed run goes on where it was and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import math
+import multiprocessing
+import re
+import shutil
+import signal
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from eutectic.atoms import EutecticError, Interrupted, LabelledStructure
+from eutectic.data.card import Card
+from eutectic.data.catalogue import embedded
+from eutectic.data.store import Store, write_store
+from eutectic.processes import end_workers, one_thread_each, start_worker
+
+MAX_FORCE = 50.0
+"""Structures with a larger force component (eV/Å) are left out: no path or trajectory goes there."""
+
+LEFT_OUT = "Left out"
+"""How a note about items that could not be used begins."""
+
+EXTRA = "pip install 'eutectic[generate]'"
+
+
+class Rejected(Exception):
+    """An item that cannot be used; the message is counted and shown, so it names a kind and not a case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator:
+    """How one data set is made.
+
+    Attributes:
+        card: what it says about itself.
+        items: number of independent pieces of work at scale 1.
+        make: (item, seed) → its labelled structures; pure, so that order and worker count do not matter.
+        needs: packages that must be importable.
+        max_force: structures with a larger force component (eV/Å) are left out.
+        chunk: items saved at once; small enough that a kill costs little.
+        seconds: an item that takes longer is rejected; generous, since it is the one thing here that depends
+            on the machine.
+    """
+
+    card: Card
+    items: int
+    make: Callable[[int, int], list[LabelledStructure]]
+    needs: tuple[str, ...]
+    max_force: float = MAX_FORCE
+    chunk: int = 10
+    seconds: float = 120.0
+
+    def count(self, scale: float) -> int:
+        """Number of items at a scale; those of a smaller scale are the first of a larger one."""
+        return max(1, math.ceil(self.items * scale))
+
+    def check_extras(self) -> None:
+        """Refuse to start without the packages that make the labels."""
+        missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if missing:
+            raise EutecticError(
+                f"generating {self.card.name}",
+                f"{', '.join(missing)} not installed",
+                "the generate extra",
+                EXTRA,
+            )
+
+
+def random_numbers(name: str, seed: int, item: int) -> np.random.Generator:
+    """The random numbers of one item, and of nothing else."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode()), item])
+
+
+def drawn(name: str, seed: int, size: int, place: int) -> int:
+    """Entry `place` of a permutation of 0…size−1 that depends on a name and the seed only.
+
+    Raises:
+        Rejected: there are fewer (a scale far above 1).
+    """
+    if place >= size:
+        raise Rejected("no candidates left")
+    return int(np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(size)[place])
+
+
+def in_turn(item: int, kinds: Sequence[int]) -> tuple[int, int]:
+    """Where an item stands when kinds take turns.
+
+    Args:
+        item: 0, 1, 2, …
+        kinds: the kind of items 0, 1, …, and over again; one may come several times.
+
+    Returns:
+        The item's kind, and its place among all items of that kind.
+    """
+    round_, turn = divmod(item, len(kinds))
+    same = [t for t, kind in enumerate(kinds) if kind == kinds[turn]]
+    return kinds[turn], round_ * len(same) + same.index(turn)
+
+
+def unusable(row: LabelledStructure, max_force: float = MAX_FORCE) -> str | None:
+    """Why a row is left out, or None."""
+    if not all(np.isfinite(value).all() for value in row.labels.values()):
+        return "a label is not finite"
+    if "forces" in row.labels and np.abs(row.labels["forces"]).max() >= max_force:
+        return f"a force of {max_force:g} eV/Å or more"
+    return None
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Reject what takes too long (where the system has alarms; elsewhere there is no limit)."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Rejected(f"took longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def make_chunk(generator: Generator, seed: int, items: range, folder: Path) -> dict[str, int]:
+    """Make some items and save them; done only when the report is there, which is written last.
+
+    Args:
+        generator: what to make.
+        seed: of the whole run.
+        items: which ones.
+        folder: becomes a store, with `report.json` beside the shards.
+
+    Returns:
+        The report: reason → number of items or structures left out.
+    """
+    rows: list[LabelledStructure] = []
+    rejected: Counter[str] = Counter()
+    for item in items:
+        try:
+            with _time_limit(generator.seconds):
+                made = generator.make(item, seed)
+        except Rejected as reason:
+            rejected[str(reason)] += 1
+            continue
+        except EutecticError:
+            raise
+        except Exception as error:  # one bad item in thousands must not end hours of work
+            rejected[f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"] += 1
+            continue
+        for row in made:
+            if reason_for_row := unusable(row, generator.max_force):
+                rejected[reason_for_row] += 1
+            else:
+                rows.append(row)
+    shutil.rmtree(folder, ignore_errors=True)
+    if rows:
+        write_store(folder, generator.card, rows)
+    folder.mkdir(exist_ok=True)
+    half = folder / ".report.json"
+    half.write_text(json.dumps(dict(sorted(rejected.items()))))
+    half.rename(folder / "report.json")
+    return dict(rejected)
+
+
+def _start_worker() -> None:
+    start_worker()
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def _plan(generator: Generator, scale: float, seed: int) -> dict[str, object]:
+    """What a folder of chunks must agree on to be gone on with."""
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
+    return {
+        "seed": seed,
+        "items": generator.count(scale),
+        "chunk": generator.chunk,
+        "code": code.hexdigest()[:16],
+    }
+
+
+def provenance(generator: Generator, scale: float, seed: int) -> str:
+    """The note by which a finished store is recognised."""
+    return f"Made from {generator.count(scale)} items with seed {seed}."
+
+
+def items_in(store: Store, seed: int) -> int:
+    """Of how many items a store holds what could be made; 0 if it was made with another seed."""
+    made = (re.fullmatch(r"Made from (\d+) items with seed (\d+)\.", note) for note in store.card.notes)
+    return next((int(m[1]) for m in made if m and int(m[2]) == seed), 0)
+
+
+def _beginning(card: Card, path: Path | None, seed: int, n_items: int) -> tuple[Path, int] | None:
+    """The largest store that holds the first of these items already, the embedded one or one at `path`.
+
+    Items depend on their number and the seed alone, so that nothing is made twice.
+    """
+    there = [folder for folder in (path, embedded().get(card.name)) if folder is not None and folder.exists()]
+    made = [(folder, n) for folder in there if 0 < (n := items_in(Store(folder), seed)) < n_items]
+    return max(made, key=lambda entry: entry[1], default=None)
+
+
+def _rows(folders: Iterable[Path]) -> Iterator[LabelledStructure]:
+    seen: set[str] = set()
+    for folder in folders:
+        for row in Store(folder) if any(folder.glob("shard-*.arrow")) else ():
+            assert row.id not in seen, f"two structures are called {row.id}"
+            seen.add(row.id)
+            yield row
+
+
+def run(generator: Generator, out: Path, *, scale: float, seed: int, workers: int, overwrite: bool) -> int:
+    """Make one data set, or go on making it, or make it larger.
+
+    What the embedded store, or a smaller one at the same place, holds of the same seed is taken as it is.
+
+    Args:
+        generator: what to make.
+        out: the store becomes `out/<name>`; unfinished work waits in `out/.<name>.work`.
+        scale: share of the generator's items.
+        seed: fixes everything.
+        workers: processes, of one thread each.
+        overwrite: replace a store that was made otherwise.
+
+    Returns:
+        Number of structures in the store.
+
+    Raises:
+        EutecticError: an extra is missing; another store is in the way; a worker process died.
+        Interrupted: Ctrl-C; finished chunks are kept.
+    """
+    card, path = generator.card, out / generator.card.name
+    note, n_items = provenance(generator, scale, seed), generator.count(scale)
+    # Whoever says --overwrite does not want what is there.
+    beginning = _beginning(card, None if overwrite else path, seed, n_items)
+    grown = beginning is not None and beginning[0] == path
+    if path.exists() and not (overwrite or grown):
+        if note in (store := Store(path)).card.notes:
+            return len(store)
+        raise EutecticError(
+            str(path), "a store made otherwise is there", note, "choose another --out, or pass --overwrite"
+        )
+    generator.check_extras()
+    first = beginning[1] if beginning else 0
+    work, plan = out / f".{card.name}.work", {**_plan(generator, scale, seed), "first": first}
+    if work.exists() and (not (work / "plan.json").exists() or json.loads((work / "plan.json").read_text()) != plan):
+        shutil.rmtree(work)
+    if not work.exists():
+        work.mkdir(parents=True)
+        (work / "plan.json").write_text(json.dumps(plan))
+    chunks = {
+        work / f"chunk-{start:07d}": range(start, min(start + generator.chunk, n_items))
+        for start in range(first, n_items, generator.chunk)
+    }
+    todo = {folder: items for folder, items in chunks.items() if not (folder / "report.json").exists()}
+    _make_all(generator, seed, todo, n_items, workers)
+    rejected: Counter[str] = Counter()
+    for folder in chunks:
+        rejected.update(json.loads((folder / "report.json").read_text()))
+    notes = [note]
+    if beginning:
+        earlier = [kept for kept in Store(beginning[0]).card.notes if kept.startswith(LEFT_OUT)]
+        notes += [
+            kept if " of items " in kept else f"{LEFT_OUT} of items below {first}{kept.removeprefix(LEFT_OUT)}"
+            for kept in earlier
+        ]
+    if rejected:
+        where = f" of items from {first}" if first else ""
+        notes.append(f"{LEFT_OUT}{where}: " + "; ".join(f"{n} × {why}" for why, n in sorted(rejected.items())) + ".")
+    folders = [*([beginning[0]] if beginning else []), *chunks]
+    written = write_store(
+        path, replace(card, notes=(*card.notes, *notes)), _rows(folders), overwrite=overwrite or grown
+    )
+    shutil.rmtree(work)
+    return written
+
+
+def _make_all(generator: Generator, seed: int, todo: dict[Path, range], n_items: int, workers: int) -> None:
+    """Make the missing chunks in worker processes, showing count, rate and time left."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("items · {task.fields[rate]} · {task.fields[rejected]} left out ·"),
+        TimeRemainingColumn(),
+    )
+    if not todo:
+        return
+    remaining = sum(len(items) for items in todo.values())
+    with one_thread_each(), Progress(*columns) as progress:
+        shown = progress.add_task(
+            generator.card.name, total=n_items, completed=n_items - remaining, rate="", rejected=0
+        )
+        pool = ProcessPoolExecutor(
+            max_workers=min(workers, len(todo)),
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+        )
+        left_out, done, told, began = 0, 0, 0, time.monotonic()
+        try:
+            futures: dict[Future[dict[str, int]], range] = {
+                pool.submit(make_chunk, generator, seed, items, folder): items for folder, items in todo.items()
+            }
+            for future in as_completed(futures):
+                left_out += sum(future.result().values())
+                speed = progress.tasks[0].speed
+                rate = f"{speed:.2g}/s" if speed else ""
+                progress.update(shown, advance=len(futures[future]), rate=rate, rejected=left_out)
+                done += len(futures[future])
+                # A log file has no bar: a line for each twentieth.
+                if not progress.console.is_terminal and 20 * done // remaining > told:
+                    told = 20 * done // remaining
+                    left = (time.monotonic() - began) / done * (remaining - done)
+                    progress.console.print(
+                        f"{generator.card.name}: {n_items - remaining + done} of {n_items} items, {left_out} left out, "
+                        f"about {left / 60:.0f} min left",
+                        highlight=False,
+                    )
+        except BrokenProcessPool as error:
+            raise EutecticError(
+                f"generating {generator.card.name}",
+                "a worker process died (out of memory, or a crash in a compiled library)",
+                "workers that live to the end",
+                "run the same command again, with fewer --workers; what was finished is kept",
+            ) from error
+        except KeyboardInterrupt:
+            end_workers(pool)
+            raise Interrupted("run the same command again; what was finished is kept") from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

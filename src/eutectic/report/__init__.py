@@ -1,0 +1,1 @@
+"""Reports: HTML pages, figures, pictures of structures, terminal tables."""

@@ -1,0 +1,34 @@
+"""The comparison as a table on the terminal, no wider than 80 columns."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from eutectic.report.formatting import measured, percent, times
+from eutectic.study.results import DemoResults
+
+
+def comparison_table(results: DemoResults) -> Table:
+    """Both errors ± spread over seeds, improvement and speed-up of every task; the means last."""
+    table = Table(title="Test error by start", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("task", overflow="fold", min_width=12)
+    for heading in ("from scratch", "pre-trained", "improvement", "speed-up"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for i, task in enumerate(results.tasks):
+        table.add_row(
+            f"{escape(task.name)}\n[dim]{escape(task.property.replace('_', ' '))}, {escape(task.unit)}[/dim]",
+            measured(task.scratch, task.spread("scratch")),
+            measured(task.pretrained, task.spread("pretrained")),
+            percent(task.improvement_percent, task.improvement_spread),
+            times(task.speedup),
+            end_section=i == len(results.tasks) - 1,
+        )
+    mean = percent(results.mean_improvement_percent, results.mean_improvement_spread)
+    table.add_row("mean", "", "", mean, times(results.mean_speedup), style="bold")
+    n = len(results.seeds())
+    spread = f"± standard deviation over {n} seeds. " if n > 1 else ""
+    table.caption = f"{spread}Mean improvement: arithmetic; mean speed-up: geometric."
+    table.caption_justify = "left"
+    return table

@@ -1,0 +1,279 @@
+"""Steps that went wrong: kept whole, and computed again with a magnifying glass.
+
+`FOLDER/bad-steps/step-000123/` holds `model/` (the weights before the step, a model folder like any other),
+`structures.safetensors` (the step's structures and labels, in the library's units) and `step.json` (which draws
+they were, and all settings).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_weights
+
+import eutectic
+from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Structure
+from eutectic.checkpoints.model import TrainedModel, load_model, save_model
+from eutectic.graph import build_graph
+from eutectic.tasks import Item, make_batch, structure_losses
+from eutectic.train.batches.sampler import Draw, Source
+from eutectic.train.runtime.launch import make_fabric
+from eutectic.train.settings import OptimiserSettings, TrainSettings
+
+log = logging.getLogger(__name__)
+
+OUTLIER = 10.0
+"""A label further from zero than this, in units of its task's scale, is named."""
+
+ARRAYS = ("numbers", "positions", "cell", "pbc", "tags", "fixed")
+
+
+def save_bad_step(
+    folder: Path,
+    entry: Mapping[str, Any],
+    batches: range,
+    source: Source,
+    model: TrainedModel,
+    settings: TrainSettings,
+    optimiser_settings: OptimiserSettings,
+) -> None:
+    """Keep a step for `replay`. A full disk costs the record and not the run.
+
+    Args:
+        folder: the run's.
+        entry: the step's line in the journal.
+        batches: those of the step, in `source`.
+        model: with the weights before the step.
+        settings, optimiser_settings: the run's.
+    """
+    place = folder / "bad-steps" / f"step-{entry['step']:06d}"
+    try:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        arrays: dict[str, np.ndarray] = {}
+        listed: list[dict[str, Any]] = []
+        for batch in batches:
+            for which, position, draw in zip(*source.chosen(batch), source.draws(batch), strict=True):
+                rows = source.sets[which]
+                row = rows.store[int(rows.rows[position])]
+                prefix = str(len(listed))
+                arrays |= {f"{prefix}.{name}": np.asarray(getattr(row.structure, name)) for name in ARRAYS}
+                arrays |= {f"{prefix}.labels.{name}": np.asarray(label) for name, label in row.labels.items()}
+                listed.append(
+                    {
+                        "task": rows.task.name,
+                        "id": row.id,
+                        "group": row.group,
+                        "draw": list(draw),
+                        "edge_dropout": rows.edge_dropout,
+                    }
+                )
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, place / "structures.safetensors")
+        save_model(place / "model", model)
+        described = {
+            "eutectic": eutectic.__version__,
+            "entry": dict(entry),
+            "batches": list(batches),
+            "divided_by": len(batches) * source.batch_size,
+            "train": settings.model_dump(mode="json"),
+            "optimiser": optimiser_settings.model_dump(mode="json"),
+            "structures": listed,
+        }
+        # Last: a folder with this file is whole.
+        (place / "step.json").write_text(json.dumps(described, indent=1, ensure_ascii=False))
+        log.warning(
+            "step %s had no finite loss or gradient; look at it with `eutectic replay %s`", entry["step"], place
+        )
+    except (OSError, SafetensorError, EutecticError) as error:
+        log.warning("step %s had no finite loss or gradient, and could not be kept: %s", entry["step"], error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayedStructure:
+    """One structure of a step.
+
+    Attributes:
+        task, id: which.
+        formula, n_atoms: of what.
+        loss: as in training; NaN or infinite where that is what it was.
+        gradient_norm: of this structure's loss alone.
+        problems: labels that are not finite or far out, and whatever else is wrong with it.
+    """
+
+    task: str
+    id: str
+    formula: str
+    n_atoms: int
+    loss: float
+    gradient_norm: float
+    problems: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """A step computed again.
+
+    Attributes:
+        step: which.
+        recorded_loss, loss: the mean over structures, then and now.
+        gradient_norm: of the whole step, before clipping.
+        gradient_norms: module → its share.
+        structures: those with problems first, then by loss.
+    """
+
+    step: int
+    recorded_loss: float
+    loss: float
+    gradient_norm: float
+    gradient_norms: dict[str, float]
+    structures: list[ReplayedStructure]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, n: None) -> Replay:
+    """Compute a kept step again, on this machine's device, in the run's precision.
+
+    Args:
+        folder: one of a run's `bad-steps`.
+        progress: called with the number of structures done, of how many.
+
+    Raises:
+        EutecticError: the folder does not hold a step that was kept.
+    """
+    folder = Path(folder)
+    described, rows = _read(folder)
+    model = load_model(folder / "model")
+    tasks = model.tasks
+    index = {task.name: i for i, task in enumerate(tasks)}
+    settings = TrainSettings.model_validate(described["train"])
+    fabric = make_fabric(settings, alone=True)
+    dtype = torch.float64 if settings.precision == "64-true" else torch.float32
+    module = model.module.to(fabric.device, dtype).train()
+    # Once more, into the run's precision: a model is loaded in single precision.
+    module.load_state_dict(load_weights(folder / "model" / "model.safetensors"))
+    wrapped = fabric.setup_module(module)
+
+    def item(row: LabelledStructure, listed: Mapping[str, Any]) -> Item:
+        task = tasks[index[listed["task"]]]
+        share = float(listed["edge_dropout"])
+        draw: Draw = tuple(listed["draw"])
+        rng = np.random.default_rng(draw) if share else None
+        graph = build_graph(row.structure, task.graph, edge_dropout=share, rng=rng)
+        return Item(task=index[task.name], graph=graph, labels=task.normalised_labels(row))
+
+    parameters = dict(module.named_parameters())
+    summed = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    found: list[ReplayedStructure] = []
+    n = len(rows)
+    # Where batches are cut by cost, the gradient is divided by what a step has on average.
+    divided_by = described.get("divided_by", n)
+    for done, (row, listed) in enumerate(zip(rows, described["structures"], strict=True), 1):
+        module.zero_grad(set_to_none=True)
+        made = item(row, listed)
+        batch = make_batch([made], tasks, dtype).to(fabric.device)
+        loss = torch.cat(structure_losses(wrapped(batch.graph, batch.parts), batch, tasks)).sum()
+        loss.backward()
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        for name, value in gradients.items():
+            summed[name] += value / divided_by
+        norm = torch.stack([value.norm() for value in gradients.values()]).norm()
+        task = tasks[index[listed["task"]]]
+        found.append(
+            ReplayedStructure(
+                task=task.name,
+                id=row.id,
+                formula=row.structure.to_ase().get_chemical_formula(),
+                n_atoms=len(row.structure),
+                loss=float(loss.detach()),
+                gradient_norm=float(norm),
+                problems=_problems(row, made, float(loss.detach()), float(norm)),
+            )
+        )
+        progress(done, n)
+    norms: dict[str, list[torch.Tensor]] = {}
+    for name, value in summed.items():
+        norms.setdefault(_module_of(name), []).append(value.norm())
+    by_module = {name: float(torch.stack(values).norm()) for name, values in norms.items()}
+    recorded = described["entry"]["loss"]
+    return Replay(
+        step=int(described["entry"]["step"]),
+        recorded_loss=float("nan") if recorded is None else float(recorded),
+        loss=sum(s.loss for s in found) / n,
+        gradient_norm=float(torch.tensor(list(by_module.values()), dtype=torch.float64).norm()),
+        gradient_norms=by_module,
+        structures=sorted(found, key=lambda s: (not s.problems, -np.nan_to_num(s.loss, nan=np.inf))),
+    )
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], list[LabelledStructure]]:
+    try:
+        described = json.loads((folder / "step.json").read_text())
+        arrays = load_file(folder / "structures.safetensors")
+        rows = []
+        for number, listed in enumerate(described["structures"]):
+            prefix = f"{number}.labels."
+            rows.append(
+                LabelledStructure(
+                    structure=Structure(**{name: arrays[f"{number}.{name}"] for name in ARRAYS}),
+                    labels={k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)},
+                    id=listed["id"],
+                    group=listed["group"],
+                )
+            )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise EutecticError(
+            str(folder),
+            f"not a step that was kept ({type(error).__name__}: {error})",
+            "a folder step-… in a run's bad-steps",
+            "look into the run's folder for bad-steps",
+        ) from error
+    return described, rows
+
+
+def _module_of(parameter: str) -> str:
+    """Parameters are told apart to the depth at which a reader thinks: blocks, bases, heads."""
+    parts = parameter.split(".")
+    return ".".join(parts[:3] if len(parts) > 3 and (parts[0] == "heads" or parts[2].isdigit()) else parts[:2])
+
+
+def _problems(row: LabelledStructure, item: Item, loss: float, norm: float) -> list[str]:
+    problems = []
+    numbers = row.structure.numbers
+    for name, value in item.labels.items():
+        unit = PROPERTIES[name].unit
+        value = np.atleast_1d(np.asarray(value, dtype=np.float64))
+        raw = np.atleast_1d(np.asarray(row.labels[name], dtype=np.float64))
+        of_atoms = PROPERTIES[name].level == "atom"
+        each = np.abs(value).reshape(len(value), -1).max(1) if of_atoms else np.abs(value).max()[None]
+        original = np.abs(raw).reshape(len(raw), -1).max(1) if of_atoms else np.abs(raw).max()[None]
+        worst = int(np.argmax(np.nan_to_num(each, nan=np.inf)))
+        where = f" of atom {worst} ({chemical_symbols[int(numbers[worst])]})" if of_atoms else ""
+        if not np.isfinite(each[worst]):
+            problems.append(f"label {name}{where} is not finite")
+        elif each[worst] > OUTLIER:
+            problems.append(f"label {name}{where} is {original[worst]:.6g} {unit}, {each[worst]:.0f} times its scale")
+    if not np.isfinite(row.structure.positions).all():
+        problems.append("positions are not finite")
+    elif len(item.graph.atom_atom) == 0 and len(numbers) > 1:
+        problems.append("no atom sees another")
+    elif len(numbers) > 1 and (closest := float(item.graph.atom_atom.distance.min())) < 0.5:
+        problems.append(f"two atoms are {closest:.3f} Å apart")
+    if not problems and not np.isfinite(loss):
+        problems.append("its loss is not finite, its labels are")
+    elif not problems and not np.isfinite(norm):
+        problems.append("its gradient is not finite, its loss is")
+    return problems

@@ -1,0 +1,1 @@
+"""Processes, devices, signals, memory, the journal and loggers of a run."""

@@ -1,0 +1,330 @@
+"""Processes and devices: on one machine, under torchrun, under SLURM."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Literal, TypeVar
+
+import lightning_fabric as lf
+import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.precision import DoublePrecision, MixedPrecision, Precision
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
+
+from eutectic.atoms import EutecticError, Interrupted
+from eutectic.processes import cores
+from eutectic.train.runtime.stop import SIGNALS, StopFlag
+from eutectic.train.settings import TrainSettings
+
+# At import, so that spawned processes are quiet from the start; warnings and errors still come through.
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+
+Work = Callable[[lf.Fabric, StopFlag], None]
+"""What every process of a run does."""
+
+T = TypeVar("T")
+
+
+class _GeometryInFull:
+    """Positions go into the model as they are: in half precision they would be off by hundredths of an ångström.
+
+    (Fabric converts all inputs otherwise, and cannot look into frozen dataclasses.)
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+class _Mixed(_GeometryInFull, MixedPrecision):
+    """Autocast; in half precision with a gradient scaler."""
+
+
+class _Double(_GeometryInFull, DoublePrecision):
+    """Everything in double precision."""
+
+
+def launched_outside() -> bool:
+    """Whether torchrun or srun has started the processes of this run already."""
+    return TorchElasticEnvironment.detect() or _under_srun()
+
+
+def _under_srun() -> bool:
+    # A batch script that calls Python without srun has SLURM's variables too, but is one process.
+    return "SLURM_STEP_ID" in os.environ and SLURMEnvironment.detect()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that reports, before anything is launched."""
+    if not launched_outside():
+        return True
+    return int(os.environ["RANK"] if TorchElasticEnvironment.detect() else os.environ["SLURM_PROCID"]) == 0
+
+
+def accelerator_of(settings: TrainSettings) -> Literal["cpu", "cuda"]:
+    """The device that the settings mean here."""
+    if settings.accelerator != "auto":
+        return settings.accelerator
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make_fabric(settings: TrainSettings, *, alone: bool = False) -> lf.Fabric:
+    """A Fabric that has not been launched.
+
+    Args:
+        settings: of the run.
+        alone: one process whatever the settings and the surroundings say.
+
+    Raises:
+        EutecticError: FSDP with one process, which has nothing to share out.
+    """
+    warnings.filterwarnings("ignore", category=UserWarning, module="lightning_fabric.*")
+    accelerator = accelerator_of(settings)
+    environment: TorchElasticEnvironment | SLURMEnvironment | None = None
+    devices = nodes = 1
+    if not alone and TorchElasticEnvironment.detect():
+        environment = TorchElasticEnvironment()
+        devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    elif not alone and _under_srun():
+        environment = _slurm()
+        nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        devices = int(os.environ.get("SLURM_NTASKS_PER_NODE", int(os.environ.get("SLURM_NTASKS", "1")) // nodes))
+    world = devices * nodes
+    if settings.strategy == "fsdp" and not alone and world == 1:
+        raise EutecticError(
+            "train.strategy",
+            "fsdp with one process",
+            "at least two processes to share the parameters out to",
+            "set train.processes, start with torchrun or srun, or leave train.strategy at auto",
+        )
+    return lf.Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy="auto" if environment is None else _strategy(settings, world),
+        plugins=[p for p in (_precision(settings, accelerator), environment) if p is not None],
+    )
+
+
+def _slurm() -> SLURMEnvironment:
+    try:
+        return SLURMEnvironment()
+    except RuntimeError as error:
+        raise EutecticError(
+            "SLURM", str(error), "a job whose tasks are counted by node", "submit it with --nodes and --ntasks-per-node"
+        ) from error
+
+
+def _strategy(settings: TrainSettings, world: int) -> Strategy:
+    if settings.strategy == "fsdp":
+        return ModelParallelStrategy(_shard, data_parallel_size=world, tensor_parallel_size=1)
+    # Buffers are constants here, the same everywhere. Nothing may be sent in a forward pass: each process can have
+    # another number of them. (The option changed its name in PyTorch 2.13.)
+    known = inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {option: False}
+    return DDPStrategy(gradient_as_bucket_view=True, **options)
+
+
+def _shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """FSDP: every process keeps its share of each parameter; a backbone's repeated blocks are gathered one by one."""
+    from torch.distributed.fsdp import fully_shard
+
+    share = mesh["data_parallel"]
+    for name in ("blocks", "layers"):
+        blocks = getattr(model.backbone, name, None)
+        for block in blocks if isinstance(blocks, nn.ModuleList) else ():
+            fully_shard(block, mesh=share)
+    fully_shard(model, mesh=share)
+    return model
+
+
+def _precision(settings: TrainSettings, accelerator: str) -> Precision:
+    if settings.precision == "64-true":
+        return _Double()
+    if settings.precision == "32-true":
+        return Precision()
+    return _Mixed(settings.precision, accelerator)
+
+
+def share_threads(settings: TrainSettings, processes: int) -> None:
+    """Give this process its share of the cores."""
+    torch.set_num_threads(settings.threads or max(1, cores() // processes))
+
+
+def once(fabric: lf.Fabric, work: Callable[[], T]) -> T:
+    """Let the first process do something for all of them; its error ends every process, and is told once.
+
+    Args:
+        fabric: launched.
+        work: its result travels to every process, so it must be picklable.
+    """
+    if fabric.world_size == 1:
+        return work()
+    result: T | None = None
+    failure: BaseException | None = None
+    if fabric.global_rank == 0:
+        try:
+            result = work()
+        except (EutecticError, Interrupted) as error:
+            failure = error
+    result, failed = fabric.broadcast((result, failure is not None))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise SystemExit(1)
+    return result  # type: ignore[return-value]
+
+
+def launch(settings: TrainSettings, work: Work) -> None:
+    """Call `work` in every process of the run, and bring home what stopped it.
+
+    One process works right here. torchrun and srun have started theirs, and this is one of them. Otherwise
+    `settings.processes` are spawned.
+
+    Args:
+        settings: of the run.
+        work: picklable where processes are spawned.
+
+    Raises:
+        Interrupted, EutecticError: as raised in a process.
+    """
+    if launched_outside() or settings.processes == 1:
+        stop = StopFlag()
+        with stop.listening():
+            fabric = make_fabric(settings)
+            fabric.launch()
+            _within_group(fabric, stop, work)
+        return
+    context = multiprocessing.get_context("spawn")
+    with _born_deaf():
+        raised, shared = context.SimpleQueue(), context.Value("b", 0, lock=False)
+    stop = StopFlag(shared)
+    with stop.listening():
+        port = _free_port()
+        world = settings.processes
+        children = [
+            context.Process(target=_child, args=(rank, world, port, settings, work, raised, shared), daemon=False)
+            for rank in range(world)
+        ]
+        with _born_deaf():
+            for child in children:
+                child.start()
+        try:
+            ended = _first_word(children, raised)
+        finally:
+            for child in children:
+                child.kill()  # those that still run wait for one that is gone
+                child.join()
+    if isinstance(ended, Exception):
+        raise ended
+
+
+def _first_word(children: Sequence[BaseProcess], raised: Any) -> Exception | None:
+    """What ended the run: None where the first process came to its end, which it cannot without the others."""
+    running: dict[Any, BaseProcess] = {child.sentinel: child for child in children}
+    while running:
+        for sentinel in wait(list(running)):
+            child = running.pop(sentinel)
+            child.join()
+            waited = time.monotonic() + (2.0 if child.exitcode else 0.0)
+            while raised.empty() and time.monotonic() < waited:
+                time.sleep(0.02)  # a process may fall over another one's end before that one has told of it
+            if not raised.empty():
+                # A process that was killed by its own libraries while exiting (gloo's threads can do that) took
+                # nothing with it once it has said how it ended.
+                ended: Exception | None = raised.get()
+                if not isinstance(ended, EutecticError):
+                    for other in running.values():
+                        other.join(30.0)
+                return ended
+            if child.exitcode:
+                return EutecticError(
+                    "training",
+                    f"one of its processes ended without a word (exit status {child.exitcode})",
+                    "processes that live",
+                    "look for its traceback above; without one it was killed, most likely for memory: use fewer "
+                    "processes or a smaller batch, then run the same command again",
+                )
+    return None
+
+
+@contextmanager
+def _born_deaf() -> Any:
+    """Processes started in this block do not die of the signals that the parent turns into a wish to stop.
+
+    Blocked signals stay blocked across the start of another program; here they wait, and are then heard.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    # It is a process too, and on its first use it unblocks two of them.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _child(rank: int, world: int, port: int, settings: TrainSettings, work: Work, raised: Any, shared: Any) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the parent hears them, and tells through `shared`
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        GROUP_RANK="0",
+        GROUP_WORLD_SIZE="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_RUN_ID="eutectic",
+    )
+    try:
+        fabric = make_fabric(settings)
+        fabric.launch()
+        _within_group(fabric, StopFlag(shared), work)
+        if rank == 0:
+            raised.put(None)
+    except (Interrupted, EutecticError) as error:
+        if rank == 0 or isinstance(error, EutecticError):
+            raised.put(error)
+
+
+def _within_group(fabric: lf.Fabric, stop: StopFlag, work: Work) -> None:
+    try:
+        work(fabric, stop)
+    finally:
+        if torch.distributed.is_initialized():
+            # Leaving it to the interpreter's exit races with gloo's threads.
+            torch.distributed.destroy_process_group()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,589 @@
+"""Checkpoints in the layout of the original's jmp-s.pt and jmp-l.pt."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from eutectic import cli
+from eutectic.atoms import EutecticError, Structure
+from eutectic.checkpoints.jmp import (
+    OTHER_SIZE,
+    PUBLISHED_TASKS,
+    read_published_checkpoint,
+    settings_from_shapes,
+)
+from eutectic.checkpoints.model import TrainedModel, load_model, save_model
+from eutectic.checkpoints.safe_pickle import KNOWN, Archive, Foreign, StoredTensor
+from eutectic.graph import Edges, Graph, build_graph, collate
+from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
+from eutectic.models.gemnet_oc.published import published_names
+from eutectic.models.heads import HeadSettings
+from eutectic.models.multitask import MultitaskModel, Part
+from eutectic.predict.prediction import predict
+
+FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures" / "gemnet_oc"
+needs_fixtures = pytest.mark.skipif(
+    not FIXTURES.is_dir(), reason=f"the published implementation's checkpoint and arrays are not at {FIXTURES}"
+)
+
+SETTINGS = GemNetOCSettings.tiny().model_copy(
+    update={
+        "atom_width": 8,
+        "edge_width": 12,
+        "blocks": 1,
+        "num_radial": 8,
+        "radial_cutoff": 12.0,
+        "sine_floor": 0.0,
+        "residuals_atom": 2,
+        "triplet_out": 6,
+        "quadruplet_in": 7,
+        "quadruplet_out": 5,
+        "pair_in": 3,
+        "pair_out": 4,
+        "num_elements": 20,
+    }
+)
+HEADS = {"energy": HeadSettings(layers=2), "forces": HeadSettings(kind="direct_forces", layers=2)}
+PREFIX = {"energy": "output.out_energy", "forces": "output.out_forces"}
+
+
+# --- a checkpoint made here ------------------------------------------------------------------------------------
+
+
+def _module(seed: int) -> MultitaskModel:
+    torch.manual_seed(seed)
+    module = MultitaskModel(GemNetOC(SETTINGS), dict.fromkeys(PUBLISHED_TASKS, HEADS))
+    for name, value in module.named_buffers():
+        if name.endswith("value"):
+            value.fill_(1.5)
+    return module.eval()
+
+
+def _published(module: MultitaskModel) -> OrderedDict[str, Tensor]:
+    """Its weights as the original names and orders them, second names and counters included."""
+    state = module.state_dict()
+    named: OrderedDict[str, Tensor] = OrderedDict()
+    for theirs, ours in published_names(SETTINGS).items():
+        named[theirs] = state[f"backbone.{ours}"].clone()
+        if ".layers." in theirs and "out_blocks" in theirs:
+            named[theirs.replace(".layers.", ".seq_energy_pre.")] = named[theirs]
+    for prop, prefix in PREFIX.items():
+        for i, task in enumerate(PUBLISHED_TASKS):
+            start = f"heads.{task}.{prop}.perceptron."
+            named |= {f"{prefix}.{i}.{k.removeprefix(start)}": v for k, v in state.items() if k.startswith(start)}
+    for task in PUBLISHED_TASKS:
+        named[f"task_steps._module_dict._typed_moduledict_{task}.value"] = torch.tensor(7)
+    return named
+
+
+def _is_parameter(name: str) -> bool:
+    return not (name.endswith(("offset", "temps", "scale_factor")) or "seq_energy_pre" in name or "task_" in name)
+
+
+Change = Callable[[dict[str, object]], None]
+
+
+def _content(change: Change | None = None) -> dict[str, object]:
+    raw, averaged = _published(_module(0)), _published(_module(1))
+    content: dict[str, object] = {
+        "epoch": 1,
+        "global_step": 1000,
+        "state_dict": raw,
+        "optimizer_states": [{"opt": {}, "ema": tuple(v for k, v in averaged.items() if _is_parameter(k))}],
+        "hyper_parameters": {},
+    }
+    if change is not None:
+        change(content)
+    return content
+
+
+def _saved(path: Path, change: Change | None = None) -> Path:
+    torch.save(_content(change), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _saved(tmp_path_factory.mktemp("published") / "tiny.pt")
+
+
+WATER = Structure(
+    numbers=np.array([8, 1, 1]), positions=np.array([(0.0, 0.0, 0.1), (0.0, 0.77, -0.46), (0.0, -0.76, -0.47)])
+)
+
+
+def test_averaged_weights_are_taken_unless_raw_ones_are_asked_for(checkpoint: Path) -> None:
+    averaged, report = read_published_checkpoint(checkpoint)
+    raw, raw_report = read_published_checkpoint(checkpoint, raw=True)
+    for model, seed in ((averaged, 1), (raw, 0)):
+        expected = _module(seed).state_dict()
+        got = model.module.state_dict()
+        assert set(got) == set(expected)
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert averaged.backbone_settings == SETTINGS.model_dump(mode="json")
+    assert [task.name for task in averaged.tasks] == list(PUBLISHED_TASKS)
+    assert report.parameters == sum(p.numel() for p in _module(0).parameters())
+    assert report.size == OTHER_SIZE
+    assert report.taken["weights"] == "averaged (EMA)"
+    assert raw_report.taken["weights"].startswith("raw")
+    assert "raw weights" in report.left
+    assert "relative" in report.missing["reference energies"]
+
+
+def test_tasks_have_the_published_scales_and_graphs(checkpoint: Path) -> None:
+    tasks = {task.name: task for task in read_published_checkpoint(checkpoint)[0].tasks}
+    for name, cutoff in {"oc20": 12, "oc22": 12, "ani1x": 8, "transition1x": 8}.items():
+        graph = tasks[name].graph
+        assert (graph.cutoff, graph.max_neighbours, graph.symmetry) == (cutoff, 30, "lower_source")
+        assert graph.quadruplet_tags == (1, 2)
+        assert graph.caps == {"main": 30, "atom_edge": 20, "quadruplet": 8, "atom_atom": 1000}
+    assert tasks["oc22"].targets["energy"].normaliser.scale == 25.229595396538468
+    assert tasks["ani1x"].targets["forces"].normaliser.scale == 2.131422996520996
+    assert tasks["oc20"].targets["forces"].weight == 73
+    assert all(t.normaliser.references is None and t.normaliser.mean == 0 for t in tasks["oc20"].targets.values())
+
+
+def test_an_imported_model_is_saved_and_says_where_it_is_from(checkpoint: Path, tmp_path: Path) -> None:
+    model, _ = read_published_checkpoint(checkpoint)
+    save_model(tmp_path / "model", model)
+    again = load_model(tmp_path / "model")
+    assert again.tasks == model.tasks
+    assert again.provenance["weights"] == "averaged (EMA)"
+    assert "relative" in str(again.provenance["energies"])
+    assert (again.provenance["epoch"], again.provenance["steps"]) == (1, 1000)
+    weights, read = model.module.state_dict(), again.module.state_dict()
+    assert weights.keys() == read.keys()
+    assert all(torch.equal(weights[name], read[name]) for name in weights)
+    # Where weights lie in memory decides how products are rounded.
+    one, two = (predict(m, "ani1x", [WATER])[0] for m in (model, again))
+    assert all(np.allclose(one[name], two[name], rtol=1e-5, atol=1e-6) for name in ("energy", "forces"))
+
+
+def test_the_command_says_what_it_took(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ["import-jmp", str(checkpoint), "-o", str(tmp_path / "model")]
+    for _ in range(2):  # the second replaces the first
+        result = CliRunner().invoke(cli.app, arguments)
+        assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    for words in ("averaged (EMA)", "taken", "left", "missing", "energies are relative", "task transition1x"):
+        assert words in said
+    assert len(load_model(tmp_path / "model").tasks) == 4
+    result = CliRunner().invoke(cli.app, [*arguments[:-1], str(tmp_path)])
+    assert isinstance(result.exception, EutecticError)
+    assert "no model" in str(result.exception)
+    assert (tmp_path / "model").is_dir()
+
+
+def test_a_scale_factor_of_zero_was_never_fitted(tmp_path: Path) -> None:
+    def unfit(content: dict[str, object]) -> None:
+        content["state_dict"]["backbone.out_blocks.0.scale_sum.scale_factor"].zero_()  # type: ignore[index]
+
+    model, report = read_published_checkpoint(_saved(tmp_path / "a.pt", unfit))
+    assert float(model.module.state_dict()["backbone.outputs.0.scale_sum.value"]) == 1
+    assert report.missing["scale factors"].startswith("1 ")
+
+
+def test_tasks_are_those_that_the_step_counters_name(tmp_path: Path) -> None:
+    def rename(content: dict[str, object]) -> None:
+        state = content["state_dict"]
+        assert isinstance(state, dict)
+        counters = [name for name in state if name.startswith("task_steps.")]
+        for name in counters:
+            del state[name]
+        for new in ("transition1x", "other", "oc20"):
+            state[f"task_steps._module_dict._typed_moduledict_{new}.value"] = torch.tensor(0)
+
+    model, report = read_published_checkpoint(_saved(tmp_path / "a.pt", rename))
+    assert [task.name for task in model.tasks] == ["transition1x", "oc20"]
+    expected = _module(1).state_dict()
+    got = model.module.state_dict()
+    for mine, theirs in (("transition1x", "oc20"), ("oc20", "ani1x")):
+        name = "energy.perceptron.0.weight"
+        assert torch.equal(got[f"heads.{mine}.{name}"], expected[f"heads.{theirs}.{name}"])
+    assert "output.out_energy.1" in report.left["other entries"]
+    assert "oc22" in report.missing["tasks"]
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("edge_features", [True, False])
+@pytest.mark.parametrize("size", ["small", "large", "tiny"])
+def test_sizes_are_read_from_shapes(size: str, edge_features: bool) -> None:
+    settings = getattr(GemNetOCSettings, size)().model_copy(
+        update={"edge_features": edge_features, "radial_cutoff": 12.0, "sine_floor": 0.0}
+    )
+    with torch.device("meta"):
+        state = GemNetOC(settings).state_dict()
+    shapes = {theirs: tuple(state[ours].shape) for theirs, ours in published_names(settings).items()}
+    assert settings_from_shapes(shapes, Path("here")) == settings
+
+
+@needs_fixtures
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_sizes_of_the_published_models_are_read_from_their_entries(size: str) -> None:
+    keys = json.loads((FIXTURES / f"jmp_{size[0]}_keys.json").read_text())["keys"]
+    shapes = {name: tuple(shape) for name, shape in keys.items()}
+    assert settings_from_shapes(shapes, Path("here")) == getattr(GemNetOCSettings, size)()
+
+
+# --- nothing runs ----------------------------------------------------------------------------------------------
+
+
+class Hostile:
+    """Calls something when it is unpickled."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object, state: object = None) -> None:
+        self.reduced = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.reduced
+
+
+def _attacks(marker: Path) -> dict[str, object]:
+    command = f"touch {marker}"
+    code = f"__import__('pathlib').Path({str(marker)!r}).touch()"
+    return {
+        "system": Hostile(os.system, command),
+        "eval": Hostile(eval, code),
+        "exec": Hostile(exec, code),
+        "folder": Hostile(os.mkdir, str(marker)),
+        "import then call": Hostile(getattr, Hostile(__import__, "os"), "system"),
+        "path": Hostile(Path.touch, marker),
+        "in a list": [Hostile(os.system, command), {"deep": (Hostile(eval, code),)}],
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("attack", list(_attacks(Path("x"))))
+def test_a_hostile_checkpoint_runs_nothing(attack: str, protocol: int, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    content = _content()
+    content["hyper_parameters"] = _attacks(marker)[attack]
+    torch.save(content, tmp_path / "a.pt", pickle_protocol=protocol)
+    model, _ = read_published_checkpoint(tmp_path / "a.pt")
+    assert not marker.exists()
+    assert len(model.tasks) == 4
+    # The attack is a real one: an ordinary reader falls for it.
+    if attack in ("eval", "exec", "folder"):
+        pickle.loads(pickle.dumps(_attacks(marker)[attack]))
+        assert marker.exists()
+
+
+def test_a_hostile_state_in_place_of_weights_is_refused(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    content = _content()
+    content["state_dict"] = _attacks(marker)["system"]
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(EutecticError, match="state_dict"):
+        read_published_checkpoint(tmp_path / "a.pt")
+    assert not marker.exists()
+
+
+def test_a_pickle_cannot_change_what_reads_it(tmp_path: Path) -> None:
+    state = b"}X\x05\x00\x00\x00shapeK\x01sb."  # {"shape": 1}, given to what stands before it
+    for i, (module, name) in enumerate([*KNOWN, ("torch", "FloatStorage")]):
+        path = tmp_path / f"{i}.pt"
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("a/data.pkl", b"\x80\x02c" + f"{module}\n{name}\n".encode() + state)
+        with pytest.raises(EutecticError, match="could not be read"), Archive(path):
+            pass
+        assert not hasattr(KNOWN.get((module, name), torch.float32), "shape")
+    storage = torch.zeros(1).untyped_storage()
+    typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True)
+    tensor = Hostile(torch._utils._rebuild_tensor_v2, typed, 0, (1,), (1,), False, {}, state={"shape": (9,)})
+    torch.save(tensor, tmp_path / "tensor.pt")
+    with pytest.raises(EutecticError, match="could not be read"), Archive(tmp_path / "tensor.pt"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        # Python's own reader would set aside 64 GB for a memo of this size.
+        (b"\x80\x02Nr\xff\xff\xff\xff.", "memo"),
+        (b"\x80\x05\x8e\xff\xff\xff\xff\xff\xff\xff\x7f", "cut short"),
+        (b"cos\nsystem\n(S'true'\ntR.", "instruction"),
+        (b"\x80\x02ctorch", "cut short"),
+        (b"", "cut short"),
+    ],
+)
+def test_a_pickle_cannot_fill_the_memory(data: bytes, why: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as file:
+        file.writestr("a/data.pkl", data)
+    with pytest.raises(EutecticError, match=f"could not be read.*{why}"), Archive(tmp_path / "a.pt"):
+        pass
+
+
+def test_classes_that_are_not_there_are_named_and_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = types.ModuleType("original_package")
+
+    class Config(dict[str, int]):
+        pass
+
+    Config.__module__, Config.__qualname__ = "original_package", "Config"
+    package.Config = Config  # type: ignore[attr-defined]
+    config = Config(a=1)
+    config.attribute = 2  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "original_package", package)
+        torch.save({"config": config, "tensor": torch.arange(3.0), "both": {config.attribute}}, tmp_path / "a.pt")  # type: ignore[attr-defined]
+    with Archive(tmp_path / "a.pt") as archive:
+        content = archive.content
+        assert isinstance(content, dict)
+        assert isinstance(content["config"], Foreign)
+        assert "original_package.Config" in repr(content["config"])
+        assert vars(content["config"]) == {}
+        assert "original_package.Config" in archive.foreign
+        stored = content["tensor"]
+        assert isinstance(stored, StoredTensor)
+        assert torch.equal(archive.tensor(stored), torch.arange(3.0))
+
+
+def test_tensors_are_read_with_their_strides_and_no_larger_than_their_record(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).reshape(3, 4)
+    torch.save(
+        {
+            "turned": whole.T,
+            "part": whole[1:, ::2],
+            "half": whole.half(),
+            "none": torch.zeros(0, 3),
+            "number": torch.tensor(3),
+            "parameter": torch.nn.Parameter(whole),
+            "spread": torch.zeros(1).expand(10**9),
+        },
+        tmp_path / "a.pt",
+    )
+    with Archive(tmp_path / "a.pt") as archive:
+        content = archive.content
+        assert isinstance(content, dict)
+        for name, expected in {
+            "turned": whole.T,
+            "part": whole[1:, ::2],
+            "half": whole.half(),
+            "none": torch.zeros(0, 3),
+            "number": torch.tensor(3),
+            "parameter": whole,
+        }.items():
+            got = archive.tensor(content[name])
+            assert got.dtype == expected.dtype
+            assert torch.equal(got, expected)
+        with pytest.raises(EutecticError, match="1 numbers"):
+            archive.tensor(content["spread"])
+        with pytest.raises(EutecticError, match="12 numbers"):
+            archive.tensor(content["turned"]._replace(offset=1))
+
+
+# --- errors ----------------------------------------------------------------------------------------------------
+
+
+def _drop_entry(content: dict[str, object]) -> None:
+    del content["state_dict"]["backbone.out_blocks.1.layers.0.linear.weight"]  # type: ignore[attr-defined]
+
+
+def _reshape_entry(content: dict[str, object]) -> None:
+    content["state_dict"]["output.out_energy.2.2.weight"] = torch.zeros(8, 9)  # type: ignore[index]
+
+
+def _no_average(content: dict[str, object]) -> None:
+    content["optimizer_states"] = []
+
+
+def _short_average(content: dict[str, object]) -> None:
+    content["optimizer_states"][0]["ema"] = content["optimizer_states"][0]["ema"][:-1]  # type: ignore[index]
+
+
+def _not_finite(content: dict[str, object]) -> None:
+    content["state_dict"]["backbone.out_mlp_E.out_mlp.0.linear.weight"].fill_(torch.nan)  # type: ignore[index]
+
+
+def _in_another_order(content: dict[str, object]) -> None:
+    state = content["state_dict"]
+    assert isinstance(state, OrderedDict)
+    # Two neighbours of one shape: nothing but the order tells them apart.
+    state.move_to_end("backbone.int_blocks.0.trip_interaction.up_projection_ca.linear.weight")
+    averaged = content["optimizer_states"][0]["ema"]  # type: ignore[index]
+    names = [name for name in _published(_module(1)) if _is_parameter(name)]
+    by_name = dict(zip(names, averaged, strict=True))
+    content["optimizer_states"] = [{"ema": tuple(by_name[name] for name in state if _is_parameter(name))}]
+
+
+def _copies_differ(content: dict[str, object]) -> None:
+    content["state_dict"]["backbone.bases.radial_basis_aint.rbf.offset"].add_(1)  # type: ignore[index]
+
+
+def _fine_tuned(content: dict[str, object]) -> None:
+    state = content["state_dict"]
+    assert isinstance(state, dict)
+    state["embedding.weight"] = state.pop("embedding.atom_embedding.weight")
+
+
+@pytest.mark.parametrize(
+    ("change", "raw", "says"),
+    [
+        (_drop_entry, True, "out_blocks.1.layers.0.linear.weight is not there"),
+        (_drop_entry, False, "averaged weight"),
+        (_reshape_entry, True, r"output.out_energy.2.2.weight has shape \(8, 9\)"),
+        (_no_average, False, "--raw"),
+        (_short_average, False, "averaged weights for"),
+        (_not_finite, True, "not finite"),
+        (_in_another_order, False, "up_projection_ac.* stands where .*up_projection_ca.* should"),
+        (_copies_differ, False, "one radial basis"),
+        (_fine_tuned, False, "fine-tuned"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_in_four_parts(change: Change, raw: bool, says: str, tmp_path: Path) -> None:
+    path = _saved(tmp_path / "a.pt", change)
+    with pytest.raises(EutecticError, match=says) as caught:
+        read_published_checkpoint(path, raw=raw)
+    assert str(path) == caught.value.where
+    assert caught.value.given
+    assert caught.value.expected
+    assert caught.value.fix
+
+
+def test_a_file_that_is_not_whole_is_an_error_in_four_parts(checkpoint: Path, tmp_path: Path) -> None:
+    whole = checkpoint.read_bytes()
+    middle = bytearray(whole)
+    at = whole.index(next(iter(_published(_module(1)).values())).numpy().tobytes()[:64])
+    middle[at] ^= 255
+    legacy = io.BytesIO()
+    torch.save({"a": torch.zeros(2)}, legacy, _use_new_zipfile_serialization=False)
+    for i, data in enumerate(
+        (whole[: len(whole) // 2], whole[:-1], b"", b"no archive", bytes(middle), legacy.getvalue())
+    ):
+        path = tmp_path / f"{i}.pt"
+        path.write_bytes(data)
+        with pytest.raises(EutecticError, match="could not be read") as caught:
+            read_published_checkpoint(path)
+        assert "download or copy it again" in caught.value.fix
+    with pytest.raises(EutecticError, match="absent"):
+        read_published_checkpoint(tmp_path / "absent.pt")
+
+
+# --- the published implementation's numbers --------------------------------------------------------------------
+
+GRAPHS = {"main": "main", "atom_atom": "a2a", "atom_edge": "a2ee2a", "quadruplet": "qint"}
+
+
+def _fixture_graph(arrays: dict[str, Tensor]) -> Graph:
+    """The fixture's own edges: where an atom's neighbours tie at the cap, it keeps one and we keep both."""
+    lists, order = {}, {}
+    for ours, theirs in GRAPHS.items():
+        index = arrays[f"graph|{theirs}|edge_index"].long()
+        order[ours] = torch.argsort(index[1], stable=True)
+        source, target = index[:, order[ours]]
+        offset = arrays[f"graph|{theirs}|cell_offset"][order[ours]].double()
+        lists[ours] = Edges(source=source, target=target, offset=offset)
+    place = torch.argsort(order["main"])
+    return Graph(
+        numbers=arrays["in|atomic_numbers"],
+        tags=arrays["in|tags"],
+        positions=arrays["in|pos"].double(),
+        cell=arrays["in|cell"].double(),
+        structure=arrays["in|batch"],
+        n_atoms=arrays["in|natoms"],
+        reverse=place[arrays["graph|main|id_swap"].long()[order["main"]]],
+        **lists,
+    )
+
+
+def _arrays(name: str) -> dict[str, Tensor]:
+    with np.load(FIXTURES / f"reduced_{name}.npz") as file:
+        wanted = [k for k in file.files if k.startswith(("in|", "graph|", "out|"))]
+        return {k: torch.from_numpy(np.asarray(file[k])) for k in wanted}
+
+
+def _largest_error(model: TrainedModel, graph: Graph, arrays: dict[str, Tensor]) -> float:
+    """Of energies and forces of all tasks, relative to the largest of each."""
+    ranges = (graph.n_structures, len(graph.positions), len(graph.main))
+    worst = 0.0
+    with torch.no_grad():
+        for i, task in enumerate(model.tasks):
+            part = Part(task.name, *((0, n) for n in ranges))
+            got = model.module(graph, [part])[task.name]
+            for name in ("energy", "forces"):
+                expected = arrays[f"out|{name}"][..., i]
+                assert got[name].shape == expected.shape
+                worst = max(worst, float((got[name] - expected).abs().max() / expected.abs().max()))
+    return worst
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, TrainedModel]:
+    path = FIXTURES / "reduced_official_layout.ckpt"
+    both = {"averaged": read_published_checkpoint(path)[0], "raw": read_published_checkpoint(path, raw=True)[0]}
+    for model in both.values():
+        model.module.double()
+    return both
+
+
+@needs_fixtures
+@pytest.mark.parametrize("name", ["mol", "slab", "bulk"])
+def test_predictions_are_those_of_the_published_implementation(models: dict[str, TrainedModel], name: str) -> None:
+    arrays = _arrays(name)
+    graph = _fixture_graph(arrays)
+    assert _largest_error(models["averaged"], graph, arrays) < 1e-9
+    assert _largest_error(models["raw"], graph, arrays) > 1e-3
+
+
+@needs_fixtures
+@pytest.mark.parametrize(("name", "task"), [("mol", "ani1x"), ("bulk", "oc20")])
+def test_structures_alone_give_the_published_predictions(models: dict[str, TrainedModel], name: str, task: str) -> None:
+    # Not the slab: of an atom's own images, which come in pairs of one length, the fixture has one where its cap
+    # falls between them, at random; ours keeps both.
+    arrays = _arrays(name)
+    periodic = bool(arrays["in|pbc"].bool().all())
+    sizes = arrays["in|natoms"].tolist()
+    parts = zip(*(arrays[f"in|{k}"].split(sizes) for k in ("atomic_numbers", "pos", "tags")), strict=True)
+    structures = [
+        Structure(
+            numbers=numbers.numpy(),
+            positions=positions.double().numpy(),
+            tags=tags.numpy(),
+            cell=arrays["in|cell"][i].double().numpy() if periodic else np.zeros((3, 3)),
+            pbc=np.full(3, periodic),
+        )
+        for i, (numbers, positions, tags) in enumerate(parts)
+    ]
+    index = list(PUBLISHED_TASKS).index(task)
+    got = predict(models["averaged"], task, structures, normalised=True)
+    for prop, joined in (
+        ("energy", np.array([p["energy"] for p in got])),
+        ("forces", np.concatenate([p["forces"] for p in got])),
+    ):
+        expected = arrays[f"out|{prop}"][..., index].numpy()
+        assert np.abs(joined - expected).max() <= 1e-9 * np.abs(expected).max()
+    # And in eV and eV/Å.
+    physical = predict(models["averaged"], task, structures)
+    published = PUBLISHED_TASKS[task]
+    for one, other in zip(got, physical, strict=True):
+        np.testing.assert_allclose(other["energy"], one["energy"] * published.energy_scale, rtol=1e-12)
+        np.testing.assert_allclose(other["forces"], one["forces"] * published.forces_scale, rtol=1e-12)
+
+
+@needs_fixtures
+def test_the_fixtures_checkpoint_is_reported() -> None:
+    model, report = read_published_checkpoint(FIXTURES / "reduced_official_layout.ckpt")
+    config = json.loads((FIXTURES / "reduced_config.json").read_text())
+    assert report.parameters == config["n_params"]
+    assert [task.name for task in model.tasks] == config["tasks"]
+    assert "jmp" in report.left["settings"]
+    assert "other entries" not in report.left
+    graph = collate([build_graph(WATER, model.tasks[2].graph)])
+    assert model.module(graph, [Part("ani1x", (0, 1), (0, 3), (0, len(graph.main)))])["ani1x"]["energy"].shape == (1,)

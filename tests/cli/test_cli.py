@@ -1,0 +1,218 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from eutectic import cli
+from eutectic.atoms import EutecticError
+from eutectic.cli import options
+from eutectic.data.store import Store
+
+RUNNER = CliRunner()
+
+COMMANDS = [
+    ["pretrain"],
+    ["plan"],
+    ["report"],
+    ["finetune"],
+    ["demo"],
+    ["import-jmp"],
+    ["predict"],
+    ["models"],
+    ["data", "list"],
+    ["data", "prepare"],
+    ["data", "info"],
+    ["data", "check"],
+    ["data", "generate"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_shows_examples(command: list[str]) -> None:
+    result = RUNNER.invoke(cli.app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert "Example" in result.output
+    assert f"eutectic {' '.join(command)}" in result.output
+
+
+def test_overrides_are_read_as_yaml() -> None:
+    assert options.overrides(["--train.steps", "60", "--temperature=1", "--optimiser.learning-rate", "1e-3"]) == {
+        "train": {"steps": 60},
+        "temperature": 1,
+        "optimiser": {"learning_rate": 1e-3},
+    }
+    with pytest.raises(EutecticError, match="section"):
+        options.overrides(["steps", "3"])
+    with pytest.raises(EutecticError, match="section"):
+        options.overrides(["--train.steps"])
+    assert options.merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
+
+
+def _error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    monkeypatch.setattr("sys.argv", ["eutectic", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["pretrain", "demo", "--train.stps", "3", "--out", "OUT"], "did you mean 'steps'?"),
+        (["pretrain", "jmp", "--out", "OUT"], "'jmp'"),
+        (["pretrain", "absent.yaml", "--out", "OUT"], "absent.yaml"),
+        (["finetune", "nowhere", "-p", "forces", "--start", "scratch", "--out", "OUT"], "nowhere"),
+        (
+            ["finetune", "qm9_sample", "-p", "gapp", "--start", "scratch", "--out", "OUT"],
+            "did you mean 'gap'?",
+        ),
+        (["finetune", "qm9_sample", "-p", "gap", "--out", "OUT"], "--model"),
+        (["finetune", "qm9_sample", "-p", "gap", "--model", "OUT/none", "--out", "OUT"], "model.json"),
+        (["data", "info", "molecule"], "molecules"),
+    ],
+)
+def test_errors_have_four_parts(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    says: str,
+) -> None:
+    text = _error(monkeypatch, capsys, *(a.replace("OUT", str(tmp_path / "out")) for a in arguments))
+    for part in ("error in", "given", "expected", "what to do", says):
+        assert part in text, text
+
+
+def test_a_full_disk_anywhere_has_a_way_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "results.json"))
+
+    monkeypatch.setattr("eutectic.data.catalogue.listing", full)
+    text = _error(monkeypatch, capsys, "data", "list")
+    for part in ("results.json", "No space left", "what to do", "finished work is kept"):
+        assert part in text, text
+
+
+def test_settings_can_be_shown_and_used(tmp_path: Path) -> None:
+    shown = RUNNER.invoke(cli.app, ["pretrain", "demo", "--show-settings", "--out", "-"])
+    assert shown.exit_code == 0
+    (tmp_path / "mine.yaml").write_text(shown.stdout)
+    again = RUNNER.invoke(cli.app, ["pretrain", str(tmp_path / "mine.yaml"), "--show-settings", "--out", "-"])
+    assert again.stdout == shown.stdout
+
+
+def test_finetune_command_compares_two_starts(molecules: Store, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = [
+        "finetune",
+        str(molecules.path),
+        "-p",
+        "energy",
+        "--split",
+        "random",
+        "--train",
+        "40",
+        "--validation",
+        "12",
+        "--test",
+        "12",
+        "--start",
+        "scratch",
+        "--steps",
+        "6",
+        "--rate",
+        "1e-3",
+        "--rate",
+        "3e-3",
+        "--seeds",
+        "2",
+        "--workers",
+        "1",
+        "--out",
+        str(out),
+        "--backbone.name",
+        "painn",
+        "--backbone.settings",
+        "{width: 16, layers: 1, cutoff: 4.0}",
+        "--graph",
+        "{cutoff: 4.0, max_neighbours: 10}",
+    ]
+    result = RUNNER.invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    written = json.loads((out / "results.json").read_text())
+    assert len(written["tasks"][0]["runs"]) == 2
+    assert len(written["tasks"][0]["trials"]) == 2
+    assert "<html" in (out / "report.html").read_text()
+
+
+def test_data_list_for_people() -> None:
+    shown = " ".join(RUNNER.invoke(cli.app, ["data", "list"]).stdout.split())
+    for part in (
+        "9,916 structures",
+        "GFN2-xTB · CC0-1.0",
+        "oc20 0 of 5 prepared oc20, oc20:total, oc20:free_energy",
+        "rmd17:aspirin, rmd17:azobenzene",
+        "PBE/def2-SVP",
+        "and 6 more · crystals · level of theory differs",
+        "licence not stated",
+        "figshare",
+    ):
+        assert part in shown, shown
+
+
+def test_data_prepare_finds_its_place_and_says_what_it_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EUTECTIC_DATA", str(tmp_path / "home"))
+    for part, n in (("train", 4), ("test", 3)):
+        arrays = {"coords": np.random.default_rng(n).normal(size=(n, 12, 3)), "energies": np.arange(n, dtype=float)}
+        arrays["forces"] = np.full((n, 12, 3), np.nan if part == "test" else 0.5)
+        charges = np.array([6] * 6 + [1] * 6)
+        np.savez(tmp_path / f"rmd17_benzene_{part}_01.npz", nuclear_charges=charges, **arrays)
+    command = ["data", "prepare", "rmd17:benzene", "--source", str(tmp_path)]
+    refused = RUNNER.invoke(cli.app, command)
+    assert isinstance(refused.exception, EutecticError)
+    assert "benzene-000004" in str(refused.exception)
+    assert "--skip-bad" in refused.exception.fix
+    made = RUNNER.invoke(cli.app, [*command, "--skip-bad"])
+    assert made.exit_code == 0, made.output
+    assert "3 records could not be used" in " ".join(made.output.split())
+    info = json.loads(RUNNER.invoke(cli.app, ["data", "info", "rmd17:benzene", "--json"]).stdout)
+    assert (info["structures"], info["left_out"]["count"]) == (4, 3)
+    assert "forces is not finite" in info["left_out"]["first"][0]
+
+
+def test_data_list_and_info_as_json(molecules: Store) -> None:
+    rows = json.loads(RUNNER.invoke(cli.app, ["data", "list", "--json"]).stdout)
+    assert all(
+        row["citation"] and row["source"] and row["default_split"]
+        for row in rows
+        if row["name"] not in ("ase", "records")
+    )
+    assert next(row for row in rows if row["name"] == "qm9")["files"][0]["checksum"].startswith("md5:")
+    assert {"molecules", "metal_slabs", "oxide_slabs", "reactions"} <= {row["name"] for row in rows}
+    info = json.loads(RUNNER.invoke(cli.app, ["data", "info", str(molecules.path), "--json"]).stdout)
+    assert info["structures"] == len(molecules)
+
+
+def test_data_check_tells_scripts_by_its_status(molecules: Store, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    good = RUNNER.invoke(cli.app, ["data", "check", str(molecules.path), "--json", "--html", str(page)])
+    assert good.exit_code == 0, good.output
+    assert json.loads(good.stdout)["ok"] is True
+    assert "<html" in page.read_text()
+    (tmp_path / "bare.xyz").write_text("1\n\nHe 0 0 0\n")
+    bad = RUNNER.invoke(cli.app, ["data", "check", str(tmp_path / "bare.xyz")])
+    assert bad.exit_code == 1
+    assert "no labels were found" in bad.output
+    for arguments in (["absent.xyz"], [str(molecules.path), "--model", "absent"], ["absent.xyz", "--key", "energy"]):
+        assert RUNNER.invoke(cli.app, ["data", "check", *arguments]).exit_code == 2

@@ -1,0 +1,288 @@
+"""Every backbone of the table keeps the contract, and the checks notice backbones that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from eutectic.graph import Graph, GraphSettings
+from eutectic.models.backbone import Backbone, Features
+from eutectic.models.painn import PaiNN, PaiNNSettings
+from eutectic.models.registry import BACKBONES
+from eutectic.testing import (
+    BACKBONE_CHECKS,
+    ConformanceError,
+    check_backbone,
+    check_rotation,
+    check_straightening,
+)
+
+GRAPH = GraphSettings(cutoff=6.0, max_neighbours=8, symmetry="union")
+
+
+def tiny(name: str) -> object:
+    """Settings small enough for a test; a new backbone needs a line here."""
+    settings = BACKBONES[name][0]
+    return {
+        "painn": lambda: PaiNNSettings(width=16, layers=2, edge_width=8),
+        "gemnet_oc": lambda: settings.tiny(),  # type: ignore[attr-defined]
+    }[name]()
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_keeps_the_contract(name: str) -> None:
+    settings = tiny(name)
+    torch.set_num_threads(1)
+    results = check_backbone(lambda: BACKBONES[name][1](settings), GRAPH)
+    assert len(results) == len(BACKBONE_CHECKS) + 1
+    assert all(r.passed for r in results), [str(r) for r in results if not r.passed]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_protocol(name: str) -> None:
+    backbone = BACKBONES[name][1](tiny(name))
+    assert isinstance(backbone, Backbone)
+    assert isinstance(backbone, nn.Module)
+
+
+def test_painn_without_edge_features() -> None:
+    check_backbone(lambda: PaiNN(PaiNNSettings(width=8, layers=1, edge_width=0)), GRAPH)
+
+
+# --- backbones with one fault each ----------------------------------------------------------
+
+
+class Faulty(PaiNN):
+    """A right backbone, and one wrong thing done to what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__(PaiNNSettings(width=8, layers=1, edge_width=4))
+
+    def forward(self, graph: Graph) -> Features:
+        return self.spoil(graph, super().forward(graph))
+
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        raise NotImplementedError
+
+
+def plus(features: Features, something: Tensor) -> Features:
+    return replace(features, atoms=features.atoms + something)
+
+
+class RawPositions(Faulty):
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        return plus(features, graph.positions.sum(1, keepdim=True))
+
+
+class MixesStructures(Faulty):
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        return plus(features, features.atoms.mean(0))
+
+
+class SeesFarAtoms(Faulty):
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        means = features.atoms.new_zeros(graph.n_structures, features.atoms.shape[1])
+        means = means.index_add(0, graph.structure, features.atoms) / graph.n_atoms[:, None]
+        return plus(features, means[graph.structure])
+
+
+class CountsAtoms(Faulty):
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        first = torch.cumsum(graph.n_atoms, 0) - graph.n_atoms
+        return plus(features, (torch.arange(len(graph.numbers)) - first[graph.structure])[:, None])
+
+
+class KnowsTheCell(Faulty):
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        return plus(features, graph.cell.square().sum((1, 2))[graph.structure][:, None])
+
+
+class KnowsLeftFromRight(Faulty):
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        length, direction = graph.vectors(graph.main)
+        z = graph.numbers[graph.main.source].to(length)
+        moments = [
+            length.new_zeros(len(graph.numbers), 3).index_add(
+                0, graph.main.target, (z * (-k * length).exp())[:, None] * direction
+            )
+            for k in (0.5, 1.0, 2.0)
+        ]
+        return plus(features, torch.linalg.det(torch.stack(moments, 1))[:, None])
+
+
+class ForgetsTheLattice(Faulty):
+    def forward(self, graph: Graph) -> Features:
+        directions = graph.vectors(graph.main)[1]
+        # An atom's own images keep their offset: zero lengths would fail every check at once.
+        own = (graph.main.source == graph.main.target)[:, None]
+        offset = torch.where(own, graph.main.offset, 0.0)
+        wrong = replace(graph, main=replace(graph.main, offset=offset))
+        return replace(PaiNN.forward(self, wrong), directions=directions)
+
+
+class WrongWay(Faulty):
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        return replace(features, directions=-features.directions)
+
+
+class NoEnvelope(Faulty):
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        atoms = features.atoms
+        return plus(features, torch.bincount(graph.main.target, minlength=len(atoms))[:, None].to(atoms))
+
+
+class CutsTheGradient(Faulty):
+    def forward(self, graph: Graph) -> Features:
+        still = PaiNN.forward(self, graph.with_positions(graph.positions.detach(), graph.cell.detach()))
+        return plus(PaiNN.forward(self, graph), still.atoms)
+
+
+class CutsTheSecondDerivative(Faulty):
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        length = graph.vectors(graph.main)[0]
+        # The value and slope of exp(-d), with the slope's own dependence on d cut off.
+        held = length.detach()
+        term = (-held).exp() - (-held).exp() * (length - held)
+        return plus(
+            features,
+            features.atoms.new_zeros(len(features.atoms)).index_add(
+                0, graph.main.target, term * (6.0 - held) ** 3 / 200
+            )[:, None],
+        )
+
+
+class DividesBySines(Faulty):
+    """A dihedral of the four atoms of acetylene, as its bare quotient."""
+
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        extra = torch.zeros_like(features.atoms[:, :1])
+        for i in range(graph.n_structures):
+            mine = graph.structure == i
+            if graph.numbers[mine].tolist() == [6, 6, 1, 1]:
+                a, b, c, d = graph.positions[mine][[2, 0, 1, 3]]
+                m, n = torch.linalg.cross(a - b, b - c), torch.linalg.cross(b - c, c - d)
+                sines = torch.linalg.vector_norm(m) * torch.linalg.vector_norm(n)
+                extra = extra + torch.where(mine[:, None], (m @ n) / sines.clamp(min=1e-30), 0.0)
+        return plus(features, extra)
+
+
+class RootOfZero(Faulty):
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        strength = features.atoms.new_ones(len(graph.main), 1)
+        vectors = features.atoms.new_zeros(len(features.atoms), 3)
+        vectors = vectors.index_add(0, graph.main.target, strength * features.directions * 0.0)
+        return plus(features, torch.linalg.vector_norm(vectors, dim=1, keepdim=True).sqrt())
+
+
+class NeedsEdges(Faulty):
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        return plus(features, features.edges.max() * 0)  # type: ignore[union-attr]
+
+
+class LosesDigits(Faulty):
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        return replace(features, atoms=(features.atoms + 1e6) - 1e6)
+
+
+class AlwaysNoisy(Faulty):
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        return plus(features, torch.randn_like(features.atoms))
+
+
+class HiddenState(Faulty):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = [torch.randn(()).item()]
+
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        return plus(features, features.atoms * self.hidden[0])
+
+
+class Blind(Faulty):
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        return replace(features, atoms=torch.ones_like(features.atoms))
+
+
+class WrongWidth(Faulty):
+    def __init__(self) -> None:
+        super().__init__()
+        self.atom_width = 9
+
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        return features
+
+
+@pytest.mark.parametrize(
+    ("wrong", "noticed"),
+    [
+        (RawPositions, {"rotation", "inversion", "translation", "lattice wrap"}),
+        (MixesStructures, {"batch equals singles", "isolation"}),
+        (SeesFarAtoms, {"separation"}),
+        (CountsAtoms, {"permutation", "supercell"}),
+        (KnowsTheCell, {"cell choice", "supercell"}),
+        (KnowsLeftFromRight, {"inversion"}),
+        (ForgetsTheLattice, {"lattice wrap", "supercell"}),
+        (WrongWay, {"contract"}),
+        (NoEnvelope, {"cutoff"}),
+        (CutsTheGradient, {"gradient"}),
+        (CutsTheSecondDerivative, {"second derivative"}),
+        (RootOfZero, {"finite"}),
+        (NeedsEdges, {"finite"}),
+        (LosesDigits, {"precision"}),
+        (AlwaysNoisy, {"deterministic"}),
+        (HiddenState, {"state dict"}),
+        (Blind, {"sensitivity"}),
+        (WrongWidth, {"contract"}),
+    ],
+)
+def test_a_fault_is_noticed(wrong: Callable[[], nn.Module], noticed: set[str]) -> None:
+    others = [name for name in (*BACKBONE_CHECKS, "state dict") if name not in noticed]
+    with pytest.raises(ConformanceError) as caught:
+        check_backbone(wrong, GRAPH, skip=others)
+    failed = {r.name for r in caught.value.results if not r.passed}
+    assert failed == noticed
+    for name in noticed:
+        assert name in str(caught.value)
+
+
+def test_every_check_is_proven() -> None:
+    """Each check above catches at least one fault: a check that never fails is none."""
+    marks = test_a_fault_is_noticed.pytestmark  # type: ignore[attr-defined]
+    proven = set().union(*(noticed for _, noticed in marks[0].args[1]))
+    assert proven | {"straightening"} == {*BACKBONE_CHECKS, "state dict"}
+
+
+def test_left_from_right_is_only_an_inversion_fault() -> None:
+    results = check_backbone(KnowsLeftFromRight, GRAPH, skip=["inversion", "cutoff"])
+    assert all(r.passed for r in results)
+
+
+def test_undefined_dihedrals_are_pointed_out() -> None:
+    result = check_straightening(DividesBySines(), GRAPH)
+    assert result.advisory
+    assert not result.passed
+    assert str(result).startswith("look at  straightening")
+
+
+def test_one_check_alone_says_where() -> None:
+    backbone = RawPositions()
+    with pytest.raises(ConformanceError, match=r"rotation.*worst in .*atoms.*lies in space"):
+        check_rotation(backbone, GRAPH)
+    assert next(backbone.parameters()).dtype == torch.float32  # the caller's module is untouched
+
+
+def test_published_symmetry_rule_depends_on_the_order_of_atoms() -> None:
+    with pytest.raises(ConformanceError, match="permutation"):
+        check_backbone(
+            lambda: PaiNN(PaiNNSettings(width=8, layers=1)),
+            GraphSettings(cutoff=6.0, max_neighbours=3, symmetry="lower_source"),
+        )
+
+
+def test_unknown_check_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="rotatoin"):
+        check_backbone(KnowsLeftFromRight, GRAPH, skip=["rotatoin"])
