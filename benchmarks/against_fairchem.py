@@ -43,10 +43,10 @@ from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.gemnet_oc.published import EMBEDDING, SETTINGS, from_published, published_names
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel
-from eutectic.tasks import Item, Task, make_batch
+from eutectic.tasks import Sample, Task, make_batch
 from eutectic.tasks.batch import Batch
 from eutectic.tasks.task import Normaliser, Target, TargetSettings
-from eutectic.train.runtime.matmul import prefer_fast_products
+from eutectic.train.runtime.matmul import prefer_fast_matmul
 from eutectic.train.runtime.memory import keep_freed_memory
 from step_time import CASES, MOLECULE, PERIODIC, mixed_precision, product_rate
 
@@ -130,11 +130,11 @@ def ours(structures: Sequence[Structure], graph: GraphSettings, settings: GemNet
     plain = Normaliser(references=None, mean=0.0, scale=1.0)
     heads = {"energy": HeadSettings(layers=0), "forces": HeadSettings(kind="direct_forces", layers=0)}
     targets = {p: Target(TargetSettings(head=head), plain, 1.0) for p, head in heads.items()}
-    made = [Task(name="all", theory="none", targets=targets, graph=graph)]
+    made = [Task(name="all", level_of_theory="none", targets=targets, graph=graph)]
     model = MultitaskModel(GemNetOC(settings), {"all": heads}).train()
 
     def graphs() -> Batch:
-        batch = make_batch([Item(0, build_graph(s, graph), {}) for s in structures], made, torch.float32)
+        batch = make_batch([Sample(0, build_graph(s, graph), {}) for s in structures], made, torch.float32)
         layout(batch.graph)
         return batch
 
@@ -241,7 +241,7 @@ def main() -> None:
         logging.disable()  # fairchem warns that scale factors are not fitted: they are 1 in both
         if given.one != "theirs":
             keep_freed_memory()
-        prefer_fast_products(torch.nn.Linear(512, 512))
+        prefer_fast_matmul(torch.nn.Linear(512, 512))
         case = given.cases[0]
         print(
             json.dumps(

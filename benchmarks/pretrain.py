@@ -32,9 +32,9 @@ from eutectic.data.store import Store
 from eutectic.graph import build_graphs
 from eutectic.models.multitask import MultitaskModel
 from eutectic.recipes import demo
-from eutectic.tasks import Batch, Item, Task, fit_task, make_batch, structure_losses
+from eutectic.tasks import Batch, Sample, Task, fit_task, make_batch, structure_losses
 from eutectic.train.batches.mixture import Mixture
-from eutectic.train.batches.sampler import Source, TaskRows
+from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 from eutectic.train.cost import calibrate, costs_by_size, size_model, trials_of
 from eutectic.train.optimisation import make_optimiser
 from eutectic.train.pretrain import initial_model, pretrain
@@ -56,16 +56,18 @@ def now() -> float:
     return time.perf_counter()
 
 
-def rows_of(stores: dict[str, Store]) -> list[TaskRows]:
+def rows_of(stores: dict[str, Store]) -> list[TaskDataset]:
     """All structures of some stores, with the demonstration's targets and graphs."""
     targets = SETTINGS.sets["molecules"].targets
     return [
-        TaskRows(i, fit_task(name, store, np.arange(len(store)), targets, SETTINGS.graph), store, np.arange(len(store)))
+        TaskDataset(
+            i, fit_task(name, store, np.arange(len(store)), targets, SETTINGS.graph), store, np.arange(len(store))
+        )
         for i, (name, store) in enumerate(stores.items())
     ]
 
 
-def model_of(rows: Sequence[TaskRows], source: Source) -> MultitaskModel:
+def model_of(rows: Sequence[TaskDataset], source: BatchSampler) -> MultitaskModel:
     """The demonstration's model."""
     choice = SETTINGS.backbone
     return initial_model(choice.name, choice.settings, tuple(r.task for r in rows), source, 0).to(DEVICE)
@@ -76,9 +78,9 @@ def step(model: MultitaskModel, batch: Batch, tasks: Sequence[Task]) -> None:
     torch.cat(structure_losses(model(batch.graph, batch.parts), batch, tasks)).sum().backward()
 
 
-def parts(rows: Sequence[TaskRows], steps: int) -> dict[str, Any]:
+def parts(rows: Sequence[TaskDataset], steps: int) -> dict[str, Any]:
     """Where the time of a step goes, and what comes out per second."""
-    source = Source(rows, SETTINGS.train.batch_size, 2.0, 0)
+    source = BatchSampler(rows, SETTINGS.train.batch_size, 2.0, 0)
     model, tasks = model_of(rows, source), [r.task for r in rows]
     optimiser = make_optimiser(model, OptimiserSettings())
     spent = dict.fromkeys(("data", "graph", "batch", "forward", "backward", "optimiser", "logging"), 0.0)
@@ -93,7 +95,7 @@ def parts(rows: Sequence[TaskRows], steps: int) -> dict[str, Any]:
             graphs = build_graphs([row.structure for _, row in read], SETTINGS.graph)
             marks.append(now())
             items = [
-                Item(task=one.index, graph=g, labels=one.task.normalised_labels(row))
+                Sample(task=one.index, graph=g, labels=one.task.normalised_labels(row))
                 for (one, row), g in zip(read, graphs, strict=True)
             ]
             batch = make_batch(items, tasks).to(DEVICE)
@@ -151,15 +153,15 @@ def padding(batch: Batch) -> float:
     return 1.0 - float((degree**2).sum() / (len(degree) * degree.max() ** 2))
 
 
-def cost_against_count(rows: Sequence[TaskRows], windows: int) -> dict[str, Any]:
+def cost_against_count(rows: Sequence[TaskDataset], windows: int) -> dict[str, Any]:
     """The same structures in the same order, cut both ways."""
     size = SETTINGS.train.batch_size
-    by_count = Source(rows, size, 2.0, 0)
+    by_count = BatchSampler(rows, size, 2.0, 0)
     model, tasks = model_of(rows, by_count), [r.task for r in rows]
     found = calibrate(model, tasks, trials_of(by_count), device=DEVICE)
 
-    def cut(coefficients: Coefficients) -> Source:
-        return Source(rows, size, 2.0, 0, costs=[costs_by_size(r, size_model(r), coefficients) for r in rows])
+    def cut(coefficients: Coefficients) -> BatchSampler:
+        return BatchSampler(rows, size, 2.0, 0, costs=[costs_by_size(r, size_model(r), coefficients) for r in rows])
 
     by_cost = cut(found.seconds.coefficients)
     steps = windows * by_cost.window
@@ -197,9 +199,9 @@ def cost_against_count(rows: Sequence[TaskRows], windows: int) -> dict[str, Any]
     return result
 
 
-def heads(rows: Sequence[TaskRows], repeats: int) -> dict[str, Any]:
+def heads(rows: Sequence[TaskDataset], repeats: int) -> dict[str, Any]:
     """One batch as a batch of 1, of 4 and of 50 sets."""
-    which, row = Source(rows, 100, 2.0, 0).chosen(0)
+    which, row = BatchSampler(rows, 100, 2.0, 0).chosen(0)
     items = [rows[w].item(int(r)) for w, r in zip(which, row, strict=True)]
     heads_of = rows[0].task.heads
     calls: dict[int, Callable[[], None]] = {}
@@ -208,7 +210,7 @@ def heads(rows: Sequence[TaskRows], repeats: int) -> dict[str, Any]:
         torch.manual_seed(0)
         backbone, _ = build_backbone(SETTINGS.backbone.name, SETTINGS.backbone.settings)
         model = MultitaskModel(backbone, {t.name: heads_of for t in tasks}).train().to(DEVICE)
-        mine = [Item(task=i % n, graph=item.graph, labels=item.labels) for i, item in enumerate(items)]
+        mine = [Sample(task=i % n, graph=item.graph, labels=item.labels) for i, item in enumerate(items)]
         batch = make_batch(mine, tasks).to(DEVICE)
 
         def call(model: MultitaskModel = model, batch: Batch = batch, tasks: list[Task] = tasks) -> None:

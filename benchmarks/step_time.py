@@ -58,10 +58,10 @@ from eutectic.graph.padded import layout
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel
-from eutectic.tasks import Item, Task, make_batch, structure_losses
+from eutectic.tasks import Sample, Task, make_batch, structure_losses
 from eutectic.tasks.batch import Batch
 from eutectic.tasks.task import Normaliser, Target, TargetSettings
-from eutectic.train.runtime.matmul import prefer_fast_products
+from eutectic.train.runtime.matmul import prefer_fast_matmul
 from eutectic.train.runtime.memory import keep_freed_memory
 
 MOLECULE = GraphSettings(cutoff=8, max_neighbours=30, symmetry="lower_source")
@@ -121,7 +121,7 @@ def tasks() -> list[Task]:
     plain = Normaliser(references=None, mean=0.0, scale=1.0)
     heads = {"energy": HeadSettings(), "forces": HeadSettings(kind="direct_forces")}
     targets = {p: Target(TargetSettings(head=head), plain, 1.0) for p, head in heads.items()}
-    return [Task(name=name, theory="none", targets=targets, graph=graph) for name, graph in TASKS.items()]
+    return [Task(name=name, level_of_theory="none", targets=targets, graph=graph) for name, graph in TASKS.items()]
 
 
 def batch_of(case: str, dtype: torch.dtype, device: torch.device) -> tuple[Batch, list[Task], list[StructureGraph]]:
@@ -131,7 +131,7 @@ def batch_of(case: str, dtype: torch.dtype, device: torch.device) -> tuple[Batch
     for index, structure in (CASES | ON_GPU)[case]():
         graphs.append(build_graph(structure, made[index].graph))
         labels = {"energy": np.asarray(random.normal()), "forces": random.normal(size=(len(structure), 3))}
-        items.append(Item(index, graphs[-1], labels))
+        items.append(Sample(index, graphs[-1], labels))
     return make_batch(items, made, dtype).to(device), made, graphs
 
 
@@ -388,7 +388,7 @@ def graph_seconds(case: str) -> float:
     best = []
     for _ in range(5):
         start = time.perf_counter()
-        items = [Item(i, build_graph(s, made[i].graph), {}) for i, s in structures]
+        items = [Sample(i, build_graph(s, made[i].graph), {}) for i, s in structures]
         layout(make_batch(items, made, torch.float32).graph)
         best.append(time.perf_counter() - start)
     return statistics.median(best)
@@ -443,7 +443,7 @@ def main() -> None:
         if device.type == "cpu" and not given.plain:
             keep_freed_memory()
             if given.precision == "fp32":
-                prefer_fast_products(model_of(given.size, torch.float32, torch.device("meta")))
+                prefer_fast_matmul(model_of(given.size, torch.float32, torch.device("meta")))
         if given.error:
             print(json.dumps(errors(case, given.size, device)))
         else:

@@ -39,7 +39,7 @@ from eutectic.study.compare import (
     short_run,
     target_of,
 )
-from eutectic.study.results import DemoResults, Start, TaskComparison, Trial
+from eutectic.study.results import Start, StudyResults, TaskComparison, Trial
 from eutectic.study.runs import run_all
 from eutectic.train.finetune import FinetuneResult
 from eutectic.train.settings import DataSettings, FinetuneSettings
@@ -388,7 +388,7 @@ def main() -> None:
     (given.out / "results.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     (given.out / "table.md").write_text(markdown(rows, backbones, means))
     for s in backbones:
-        shown = DemoResults(
+        shown = StudyResults(
             tasks=against[s], pretraining=None, settings={}, times={}, environment=record["environment"]
         )
         write_demo_report(given.out / ("report.html" if s == "joint" else f"report-{s}.html"), shown)

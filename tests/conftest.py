@@ -12,7 +12,7 @@ from made_up import make_store, pair, slab
 
 from eutectic.atoms import Structure
 from eutectic.data.store import Store
-from eutectic.study.results import DemoResults, PretrainingSummary, summarise
+from eutectic.study.results import PretrainingSummary, StudyResults, summarise
 from eutectic.testing import tiny_store
 
 
@@ -40,7 +40,7 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def results(tmp_path_factory: pytest.TempPathFactory) -> DemoResults:
+def results(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
     molecules = [Structure.from_ase(molecule(n)) for n in ("H2O", "CH4", "C6H6", "NH3", "CO", "CH3OH", "HF", "C2H2")]
     make: Callable[[str], Path] = tmp_path_factory.mktemp
     sets = [
@@ -60,7 +60,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> DemoResults:
     ]
     errors = {"energy_mae": 5.0, "forces_mae": 90.0, "energy_baseline": 50.0, "forces_baseline": 300.0}
     validation = [{"step": s, "seconds": 0.1 * s, "by_set": dict.fromkeys(names, errors)} for s in (50, 100)]
-    return DemoResults(
+    return StudyResults(
         tasks=[pair("alpha"), pair("beta")],
         pretraining=PretrainingSummary(
             sets=sets,

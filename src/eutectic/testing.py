@@ -1141,7 +1141,7 @@ def check_dataset(
         few = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         return CheckResult(name=name, passed=not problems, worst=float(len(problems)), tolerance=0.0, meaning=few)
 
-    words = ("name", "title", "domain", "theory", "licence", "citation", "source", "default_split")
+    words = ("name", "title", "domain", "level_of_theory", "licence", "citation", "source", "default_split")
     empty = [f"card.{w} is empty" for w in words if not str(getattr(card, w)).strip()]
     if not card.properties:
         empty.append("card.properties is empty")
@@ -1315,7 +1315,7 @@ def tiny_store(path: Path, kind: Kind, n: int, seed: int = 0) -> Store:
         title=f"toy {kind} for tests",
         domain=kind,
         properties=("energy", "forces", *extra),
-        theory="Morse pair potential" if kind == "molecules" else "Lennard-Jones pair potential",
+        level_of_theory="Morse pair potential" if kind == "molecules" else "Lennard-Jones pair potential",
         licence="CC0-1.0",
         citation="none: made by eutectic.testing",
         source="eutectic.testing.tiny_store",

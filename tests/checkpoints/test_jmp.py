@@ -33,7 +33,7 @@ from eutectic.graph import Edges, Graph, build_graph, collate
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.gemnet_oc.published import published_names
 from eutectic.models.heads import HeadSettings
-from eutectic.models.multitask import MultitaskModel, Part
+from eutectic.models.multitask import MultitaskModel, TaskSlice
 from eutectic.predict.prediction import predict
 
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures" / "gemnet_oc"
@@ -48,7 +48,7 @@ SETTINGS = GemNetOCSettings.tiny().model_copy(
         "blocks": 1,
         "num_radial": 8,
         "radial_cutoff": 12.0,
-        "sine_floor": 0.0,
+        "dihedral_epsilon": 0.0,
         "residuals_atom": 2,
         "triplet_out": 6,
         "quadruplet_in": 7,
@@ -226,7 +226,7 @@ def test_tasks_are_those_that_the_step_counters_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", ["small", "large", "tiny"])
 def test_sizes_are_read_from_shapes(size: str, edge_features: bool) -> None:
     settings = getattr(GemNetOCSettings, size)().model_copy(
-        update={"edge_features": edge_features, "radial_cutoff": 12.0, "sine_floor": 0.0}
+        update={"edge_features": edge_features, "radial_cutoff": 12.0, "dihedral_epsilon": 0.0}
     )
     with torch.device("meta"):
         state = GemNetOC(settings).state_dict()
@@ -515,7 +515,7 @@ def _largest_error(model: TrainedModel, graph: Graph, arrays: dict[str, Tensor])
     worst = 0.0
     with torch.no_grad():
         for i, task in enumerate(model.tasks):
-            part = Part(task.name, *((0, n) for n in ranges))
+            part = TaskSlice(task.name, *((0, n) for n in ranges))
             got = model.module(graph, [part])[task.name]
             for name in ("energy", "forces"):
                 expected = arrays[f"out|{name}"][..., i]
@@ -586,4 +586,6 @@ def test_the_fixtures_checkpoint_is_reported() -> None:
     assert "jmp" in report.left["settings"]
     assert "other entries" not in report.left
     graph = collate([build_graph(WATER, model.tasks[2].graph)])
-    assert model.module(graph, [Part("ani1x", (0, 1), (0, 3), (0, len(graph.main)))])["ani1x"]["energy"].shape == (1,)
+    assert model.module(graph, [TaskSlice("ani1x", (0, 1), (0, 3), (0, len(graph.main)))])["ani1x"]["energy"].shape == (
+        1,
+    )

@@ -34,7 +34,7 @@ def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
         title="Molecules",
         domain="molecules",
         properties=("energy",),
-        theory="GFN2-xTB",
+        level_of_theory="GFN2-xTB",
         licence="CC0-1.0",
         citation="nobody",
         source="made",
@@ -89,7 +89,7 @@ def test_names_that_are_not_there(embedded: Store) -> None:
 def test_listing(embedded: Store) -> None:
     rows = catalogue.listing()
     assert [r.name for r in rows] == ["molecules", *catalogue.native()]
-    assert (rows[0].kind, rows[0].structures, rows[0].theory) == ("embedded", 3, "GFN2-xTB")
+    assert (rows[0].kind, rows[0].structures, rows[0].level_of_theory) == ("embedded", 3, "GFN2-xTB")
     assert rows[0].size_bytes == embedded.bytes() > 0
     assert all(r.kind == "native" and r.structures is None for r in rows[1:])
     aspirin = next(r for r in rows if r.name == "rmd17:aspirin")
@@ -169,8 +169,8 @@ def test_prepare_qm9(tmp_path: Path) -> None:
 
 def test_prepare_ase(tmp_path: Path) -> None:
     ase.io.write(tmp_path / "mine.xyz", moving(4))
-    store = Store(catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "store", theory="PBE"))
-    assert (len(store), store.card.theory) == (4, "PBE")
+    store = Store(catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "store", level_of_theory="PBE"))
+    assert (len(store), store.card.level_of_theory) == (4, "PBE")
     assert store.label_counts() == {"energy": 4, "forces": 4}
     with pytest.raises(EutecticError, match="--overwrite"):
         catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "store")

@@ -28,7 +28,7 @@ CARD = Card(
     title="Made up",
     domain="tests",
     properties=("energy", "forces", "stress"),
-    theory="none",
+    level_of_theory="none",
     licence="CC0-1.0",
     citation="nobody",
     source="a random generator",
@@ -336,7 +336,7 @@ def rows():
         s = Structure(numbers=np.array([1]), positions=np.zeros((1, 3)))
         yield LabelledStructure(structure=s, labels={}, id=str(i), group="g")
 
-card = Card(name="k", title="", domain="", properties=(), theory="", licence="", citation="", source="")
+card = Card(name="k", title="", domain="", properties=(), level_of_theory="", licence="", citation="", source="")
 write_store(Path(sys.argv[1]), card, rows(), overwrite=True)
 """
 

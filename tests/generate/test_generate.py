@@ -223,7 +223,7 @@ def relabelled(name: str) -> None:
     needs(name)
     for place in (0, len(store(name)) // 2, -1):
         row = store(name)[place]
-        again = labels.labelled(row.structure.to_ase(), store(name).card.theory, id=row.id, group=row.group)
+        again = labels.labelled(row.structure.to_ase(), store(name).card.level_of_theory, id=row.id, group=row.group)
         np.testing.assert_array_equal(again.structure.positions, row.structure.positions)
         same(again, row)
 
@@ -399,7 +399,7 @@ def test_a_set_may_leave_out_smaller_forces() -> None:
 def test_embedded_store(name: str) -> None:
     generator, shipped = GENERATORS[name], store(name)
     made = shipped.card
-    assert made.theory == generator.card.theory
+    assert made.level_of_theory == generator.card.level_of_theory
     assert made.notes[: len(generator.card.notes)] == generator.card.notes
     assert engine.provenance(generator, 1.0, 0) in made.notes
     least = {"molecules": 9500, "reactions": 3000, "metal_slabs": 1400, "oxide_slabs": 1200, "qm9_sample": 3000}

@@ -328,9 +328,9 @@ def test_graphs_built_together_are_those_built_alone(
             one, other = getattr(graph, name), getattr(alone, name)
             for column in ("source", "target", "offset", "distance"):
                 assert getattr(one, column).tobytes() == getattr(other, column).tobytes()
-        if alone.fading is not None and graph.fading is not None:
-            assert torch.equal(graph.fading.source, alone.fading.source)
-            assert torch.equal(graph.fading.offset, alone.fading.offset)
+        if alone.smooth_cutoff is not None and graph.smooth_cutoff is not None:
+            assert torch.equal(graph.smooth_cutoff.source, alone.smooth_cutoff.source)
+            assert torch.equal(graph.smooth_cutoff.offset, alone.smooth_cutoff.offset)
 
 
 def test_no_structures_no_graphs() -> None:

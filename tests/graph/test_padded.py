@@ -11,7 +11,7 @@ import torch
 
 from eutectic.atoms import Structure
 from eutectic.graph import Edges, Graph, GraphSettings, build_graph, collate
-from eutectic.graph.padded import crowding, incoming, layout, quadruplet_list, reached, triplet_list
+from eutectic.graph.padded import degree_stats, layout, padded_edges, quadruplet_list, reached, triplet_list
 
 Edge = tuple[int, int, tuple[int, int, int]]
 
@@ -122,13 +122,13 @@ def test_angles_in_do_not_come_back(graph: Graph) -> None:
 def test_what_is_counted_with_the_batch_is_what_is_there(graph: Graph, name: str) -> None:
     edges = getattr(graph, name)
     counts = torch.bincount(edges.target)
-    assert edges.crowding == crowding(replace(edges, crowding=None))
-    assert edges.crowding.most == counts.max()
+    assert edges.degree_stats == degree_stats(replace(edges, degree_stats=None))
+    assert edges.degree_stats.most == counts.max()
     assert reached(edges).tolist() == counts.nonzero()[:, 0].tolist()
 
 
 def test_slots_spread_and_collect(graph: Graph) -> None:
-    slots = incoming(graph.main, len(graph.numbers))
+    slots = padded_edges(graph.main, len(graph.numbers))
     x = torch.randn(len(graph.main), 3)
     spread = slots.spread(x)
     torch.testing.assert_close(slots.collect(spread.flatten(0, 1)), x)

@@ -14,7 +14,7 @@ from eutectic.graph import Graph, GraphSettings, build_graph, collate
 from eutectic.models import Backbone
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.heads import HeadSettings
-from eutectic.models.multitask import MultitaskModel, Part
+from eutectic.models.multitask import MultitaskModel, TaskSlice
 from eutectic.models.painn import PaiNN, PaiNNSettings
 
 HARD = GraphSettings(cutoff=5.0, max_neighbours=5, quadruplet_neighbours=3, atom_edge_neighbours=4)
@@ -51,14 +51,14 @@ def _model(make: Callable[[], Backbone]) -> MultitaskModel:
 
 
 def _predict(model: MultitaskModel, graph: Graph, conservative: bool = False) -> dict[str, torch.Tensor]:
-    part = Part("a", (0, 1), (0, len(graph.numbers)), (0, len(graph.main)))
+    part = TaskSlice("a", (0, 1), (0, len(graph.numbers)), (0, len(graph.main)))
     return {name: value.detach() for name, value in model(graph, [part], conservative=conservative)["a"].items()}
 
 
 def _largest_step(model: MultitaskModel, settings: GraphSettings, points: int, periodic: bool, name: str) -> float:
     graphs = [build_graph(_at(t, periodic), settings) for t in np.linspace(0.2, 0.3, points)]
     graph = collate(graphs, torch.float64)
-    part = Part("a", (0, points), (0, len(graph.numbers)), (0, len(graph.main)))
+    part = TaskSlice("a", (0, points), (0, len(graph.numbers)), (0, len(graph.main)))
     values = model(graph, [part])["a"][name].detach().view(points, -1)
     return float((values[1:] - values[:-1]).abs().max())
 
@@ -105,7 +105,7 @@ def test_a_batch_of_both_equals_singles() -> None:
     structures = [(_at(0.22, True), SMOOTH), (_at(0.27, False), HARD), (_at(0.29, False), SMOOTH)]
     graphs = [build_graph(s, settings) for s, settings in structures]
     together = collate(graphs, torch.float64)
-    part = Part("a", (0, 3), (0, len(together.numbers)), (0, len(together.main)))
+    part = TaskSlice("a", (0, 3), (0, len(together.numbers)), (0, len(together.main)))
     energies = model(together, [part])["a"]["energy"]
     for energy, graph in zip(energies, graphs, strict=True):
         alone = _predict(model, collate([graph], torch.float64))["energy"]

@@ -70,12 +70,12 @@ def records(
     units: str,
     keys: str = "",
     pbc: str | None = None,
-    theory: str = "not stated",
+    level_of_theory: str = "not stated",
     **more: Any,
 ) -> SharedSet:
     """Files of no layout of their own, with what the user has to say of them, as on the command line."""
     said = {name: dict(pair.split("=") for pair in text.split()) for name, text in (("keys", keys), ("units", units))}
-    options = {**said, "pbc": pbc, "theory": theory}
+    options = {**said, "pbc": pbc, "level_of_theory": level_of_theory}
     return SharedSet(name="records", place=place, kind=kind, structures=structures, options=options, **more)
 
 
@@ -308,7 +308,7 @@ SETS: tuple[SharedSet, ...] = (
             n,
             keys="energy=wB97x.energy",
             units="positions=angstrom energy=eV",
-            theory="ωB97X/6-31G(d)",
+            level_of_theory="ωB97X/6-31G(d)",
             findings=frozenset({"duplicates", "leaked_structures"}),
         )
         for reaction, n in (("rxn0103", 252), ("rxn1961", 133))
@@ -320,11 +320,11 @@ SETS: tuple[SharedSet, ...] = (
         500,
         units=EV,
         pbc="true",
-        theory="PBE",
+        level_of_theory="PBE",
         findings=frozenset({"duplicates", "force_outliers", "leaked_structures"}),
     ),
-    records("md22_like/qm7x_250_small.npz", "padded npz", 2500, units=EV, theory="PBE0+MBD"),
-    records("matsciml_devsets/lips_data.lmdb", "pickled LMDB", 200, units=EV, theory="PBE"),
+    records("md22_like/qm7x_250_small.npz", "padded npz", 2500, units=EV, level_of_theory="PBE0+MBD"),
+    records("matsciml_devsets/lips_data.lmdb", "pickled LMDB", 200, units=EV, level_of_theory="PBE"),
     # Energies per atom of copper, near its cohesive energy whatever the size; stress as VASP prints it.
     records(
         "matsciml_devsets/colabfit_data.lmdb",
@@ -340,7 +340,7 @@ SETS: tuple[SharedSet, ...] = (
         98,
         keys="energy=targets.regression.energy_total formation_energy=targets.regression.e_form",
         units="energy=eV forces=eV/angstrom formation_energy=eV/atom",
-        theory="PBE",
+        level_of_theory="PBE",
     ),
     # What it calls `cart_coords` are fractions of the cell, as its `sites` say.
     records(
@@ -359,7 +359,7 @@ SETS: tuple[SharedSet, ...] = (
         200,
         keys="formation_energy=formation_energy_per_atom",
         units="formation_energy=eV/atom band_gap=eV",
-        theory="PBE or PBE+U",
+        level_of_theory="PBE or PBE+U",
         findings=frozenset({"elements_held_out"}),
     ),
     records(
@@ -368,7 +368,7 @@ SETS: tuple[SharedSet, ...] = (
         7572,
         keys="cell_formation_energy=heat_all",
         units="cell_formation_energy=eV",
-        theory="RPBE",
+        level_of_theory="RPBE",
         slow=True,
     ),
     records(
@@ -378,7 +378,7 @@ SETS: tuple[SharedSet, ...] = (
         keys="exfoliation_energy=y",
         units="positions=angstrom exfoliation_energy=meV/atom",
         pbc="true",
-        theory="optB88-vdW",
+        level_of_theory="optB88-vdW",
         findings=frozenset({"elements_held_out"}),
     ),
     records(
@@ -387,7 +387,7 @@ SETS: tuple[SharedSet, ...] = (
         3953,
         keys="log10_bulk_modulus=bulk_modulus_vrh log10_shear_modulus=shear_modulus_vrh",
         units="log10_bulk_modulus=GPa log10_shear_modulus=GPa",
-        theory="PBE",
+        level_of_theory="PBE",
         slow=True,
     ),
     records(
@@ -396,7 +396,7 @@ SETS: tuple[SharedSet, ...] = (
         130831,
         keys="gap=properties:7 u0=properties:10",
         units="positions=angstrom gap=hartree u0=hartree",
-        theory="B3LYP/6-31G(2df,p)",
+        level_of_theory="B3LYP/6-31G(2df,p)",
         slow=True,
     ),
 )

@@ -14,7 +14,7 @@ from eutectic.graph import Graph, GraphSettings, build_graph, collate
 from eutectic.models import Backbone
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings, layers
 from eutectic.models.heads import HeadSettings, pool
-from eutectic.models.multitask import MultitaskModel, Part
+from eutectic.models.multitask import MultitaskModel, TaskSlice
 from eutectic.models.painn import PaiNN, PaiNNSettings
 
 GRAPH = GraphSettings(cutoff=5.0, max_neighbours=50)
@@ -31,7 +31,7 @@ def test_pooling_by_hand(how: str, expected: list[float]) -> None:
     assert pool(values, torch.tensor([0, 0, 1]), 2, how).tolist() == expected
 
 
-def _two_tasks(molecules: Store, slabs: Store) -> tuple[MultitaskModel, object, list[Part]]:
+def _two_tasks(molecules: Store, slabs: Store) -> tuple[MultitaskModel, object, list[TaskSlice]]:
     heads = {"energy": HeadSettings(layers=1), "forces": HeadSettings(kind="direct_forces", layers=1)}
     model = MultitaskModel(_backbone(), {"a": heads, "b": heads}).double()
     first = [build_graph(molecules[i].structure, GRAPH) for i in range(3)]
@@ -39,8 +39,8 @@ def _two_tasks(molecules: Store, slabs: Store) -> tuple[MultitaskModel, object, 
     graph = collate([*first, *second], torch.float64)
     atoms, edges = sum(len(g.structure) for g in first), sum(len(g.main) for g in first)
     parts = [
-        Part("a", (0, 3), (0, atoms), (0, edges)),
-        Part("b", (3, 5), (atoms, len(graph.numbers)), (edges, len(graph.main))),
+        TaskSlice("a", (0, 3), (0, atoms), (0, edges)),
+        TaskSlice("b", (3, 5), (atoms, len(graph.numbers)), (edges, len(graph.main))),
     ]
     return model, graph, parts
 
@@ -52,8 +52,8 @@ def test_each_head_sees_its_own_rows_alone(molecules: Store, slabs: Store) -> No
     assert predictions["b"]["energy"].shape == (2,)
     assert predictions["b"]["forces"].shape == (parts[1].atoms[1] - parts[1].atoms[0], 3)
     alone = collate([build_graph(slabs[i].structure, GRAPH) for i in range(2)], torch.float64)
-    whole = Part("b", (0, 2), (0, len(alone.numbers)), (0, len(alone.main)))
-    none = Part("a", (0, 0), (0, 0), (0, 0))
+    whole = TaskSlice("b", (0, 2), (0, len(alone.numbers)), (0, len(alone.main)))
+    none = TaskSlice("a", (0, 0), (0, 0), (0, 0))
     again = model(alone, [none, whole])
     assert again["a"]["energy"].shape == (0,)
     torch.testing.assert_close(again["b"]["energy"], predictions["b"]["energy"])
@@ -74,8 +74,8 @@ def test_a_task_without_rows_still_has_a_zero_gradient(molecules: Store) -> None
     model = MultitaskModel(_backbone(), {"a": heads, "b": heads}).double()
     graph = collate([build_graph(molecules[0].structure, GRAPH)], torch.float64)
     parts = [
-        Part("a", (0, 0), (0, 0), (0, 0)),
-        Part("b", (0, 1), (0, len(graph.numbers)), (0, len(graph.main))),
+        TaskSlice("a", (0, 0), (0, 0), (0, 0)),
+        TaskSlice("b", (0, 1), (0, len(graph.numbers)), (0, len(graph.main))),
     ]
     predictions = model(graph, parts)
     sum(value.sum() for task in predictions.values() for value in task.values()).backward()  # type: ignore[union-attr]
@@ -88,7 +88,7 @@ def test_gradient_forces_agree_with_finite_differences(molecules: Store) -> None
     heads = {"energy": HeadSettings(layers=1), "forces": HeadSettings(kind="gradient_forces")}
     model = MultitaskModel(_backbone(), {"a": heads}).double()
     graph = collate([build_graph(molecules[3].structure, GRAPH)], torch.float64)
-    part = [Part("a", (0, 1), (0, len(graph.numbers)), (0, len(graph.main)))]
+    part = [TaskSlice("a", (0, 1), (0, len(graph.numbers)), (0, len(graph.main)))]
     forces = model(graph, part)["a"]["forces"]
     h = 1e-4
     for atom, axis in ((0, 0), (2, 1), (len(graph.numbers) - 1, 2)):
@@ -103,7 +103,7 @@ def test_gradient_forces_can_be_trained_on_and_used_without_grad(molecules: Stor
     heads = {"energy": HeadSettings(layers=1), "forces": HeadSettings(kind="gradient_forces")}
     model = MultitaskModel(_backbone(), {"a": heads}).double()
     graph = collate([build_graph(molecules[3].structure, GRAPH)], torch.float64)
-    part = [Part("a", (0, 1), (0, len(graph.numbers)), (0, len(graph.main)))]
+    part = [TaskSlice("a", (0, 1), (0, len(graph.numbers)), (0, len(graph.main)))]
     model(graph, part)["a"]["forces"].pow(2).sum().backward()
     assert any(p.grad is not None and p.grad.any() for p in model.backbone.parameters())
     with torch.no_grad():
@@ -121,7 +121,7 @@ def _crystal() -> Structure:
     )
 
 
-def _derived(backbone: Backbone) -> tuple[MultitaskModel, Graph, list[Part]]:
+def _derived(backbone: Backbone) -> tuple[MultitaskModel, Graph, list[TaskSlice]]:
     heads = {
         "energy": HeadSettings(layers=1),
         "forces": HeadSettings(kind="gradient_forces"),
@@ -130,7 +130,7 @@ def _derived(backbone: Backbone) -> tuple[MultitaskModel, Graph, list[Part]]:
     model = MultitaskModel(backbone, {"a": heads}).double()
     water = Structure(numbers=np.array([8, 1, 1]), positions=np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0.1]]))
     graph = collate([build_graph(s, GRAPH) for s in (_crystal(), water)], torch.float64)
-    return model, graph, [Part("a", (0, 2), (0, len(graph.numbers)), (0, len(graph.main)))]
+    return model, graph, [TaskSlice("a", (0, 2), (0, len(graph.numbers)), (0, len(graph.main)))]
 
 
 def _gemnet() -> Backbone:

@@ -23,7 +23,7 @@ from eutectic.graph import GraphSettings, build_graph
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.predict.prediction import key_of, predict, relative_energies
-from eutectic.tasks import Item, Normaliser, Target, TargetSettings, Task, fit_task
+from eutectic.tasks import Normaliser, Sample, Target, TargetSettings, Task, fit_task
 from eutectic.tasks.references import References
 from eutectic.train.evaluation import evaluate
 
@@ -41,7 +41,7 @@ def _relative(name: str) -> Task:
     scales = {"energy": 3.0, "forces": 0.5}
     return Task(
         name=name,
-        theory="none",
+        level_of_theory="none",
         targets={p: Target(DIRECT[p], Normaliser(None, 0.0, s), 1.0) for p, s in scales.items()},
         graph=GRAPH,
     )
@@ -67,7 +67,7 @@ def test_predictions_have_the_errors_that_evaluation_finds(model: TrainedModel, 
     index = [task.name for task in model.tasks].index(name)
     task = model.tasks[index]
     rows = [molecules[i] for i in range(20)]
-    items = [Item(index, build_graph(r.structure, task.graph), task.normalised_labels(r)) for r in rows]
+    items = [Sample(index, build_graph(r.structure, task.graph), task.normalised_labels(r)) for r in rows]
     errors = evaluate(model.module, model.tasks, items)[name]
     predictions = predict(model, name, [row.structure for row in rows], batch_size=7)
     for prop in ("energy", "forces"):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from eutectic import cli
 from eutectic.atoms import EutecticError
 from eutectic.report.run_page import POINTS, _curve, write_run_page
-from eutectic.study.results import DemoResults
+from eutectic.study.results import StudyResults
 
 
 def make_run(folder: Path, steps: int, done: int, names: tuple[str, ...] = ("some_molecules", "some_slabs")) -> Path:
@@ -76,7 +76,7 @@ def test_a_run_that_has_not_begun_and_one_that_was_killed(tmp_path: Path) -> Non
     assert "step 3 of 10" in text
 
 
-def test_a_finished_run_with_its_sets(tmp_path: Path, results: DemoResults) -> None:
+def test_a_finished_run_with_its_sets(tmp_path: Path, results: StudyResults) -> None:
     folder = make_run(tmp_path / "run", steps=5, done=5)
     (folder / "summary.json").write_text("{}")
     text, _ = check_self_contained(write_run_page(folder, pretraining=results.pretraining))

@@ -16,10 +16,10 @@ from eutectic.atoms import Structure
 from eutectic.report import formatting
 from eutectic.report.study_page import write_demo_report, write_finetune_report
 from eutectic.report.tables import comparison_table
-from eutectic.study.results import DemoResults, PretrainingSummary
+from eutectic.study.results import PretrainingSummary, StudyResults
 
 
-def test_demo_report(results: DemoResults, tmp_path: Path) -> None:
+def test_demo_report(results: StudyResults, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_demo_report(path, results, {"alpha": [Structure.from_ase(molecule("H2O"))]})
     text, page = check_self_contained(path)
@@ -34,13 +34,13 @@ def test_demo_report(results: DemoResults, tmp_path: Path) -> None:
     assert "+25.0 %" in rows[-1]
 
 
-def test_the_same_results_give_the_same_page(results: DemoResults, tmp_path: Path) -> None:
+def test_the_same_results_give_the_same_page(results: StudyResults, tmp_path: Path) -> None:
     for name in ("a.html", "b.html"):
         write_finetune_report(tmp_path / name, results.tasks[0], examples=[slab()])
     assert (tmp_path / "a.html").read_text() == (tmp_path / "b.html").read_text()
 
 
-def test_hostile_names_are_only_text(results: DemoResults, tmp_path: Path) -> None:
+def test_hostile_names_are_only_text(results: StudyResults, tmp_path: Path) -> None:
     assert results.pretraining is not None
     task = dataclasses.replace(
         results.tasks[0],
@@ -50,7 +50,7 @@ def test_hostile_names_are_only_text(results: DemoResults, tmp_path: Path) -> No
         property=HOSTILE,
         symbol=HOSTILE,
         unit=HOSTILE,
-        theory=HOSTILE,
+        level_of_theory=HOSTILE,
         metric=HOSTILE,
     )
     card = dataclasses.replace(
@@ -58,7 +58,7 @@ def test_hostile_names_are_only_text(results: DemoResults, tmp_path: Path) -> No
         name=HOSTILE,
         title=HOSTILE,
         domain=HOSTILE,
-        theory=HOSTILE,
+        level_of_theory=HOSTILE,
         licence=HOSTILE,
         citation=HOSTILE,
         source=HOSTILE,
@@ -81,7 +81,7 @@ def test_hostile_names_are_only_text(results: DemoResults, tmp_path: Path) -> No
         n_parameters=1,
         backbone=HOSTILE,
     )
-    hostile = DemoResults(
+    hostile = StudyResults(
         tasks=[task],
         pretraining=pretraining,
         settings={HOSTILE: HOSTILE},
@@ -114,7 +114,7 @@ def test_one_start_alone(start: str, tmp_path: Path) -> None:
     assert other not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
 
 
-def test_both_starts_of_one_task(results: DemoResults, tmp_path: Path) -> None:
+def test_both_starts_of_one_task(results: StudyResults, tmp_path: Path) -> None:
     write_finetune_report(tmp_path / "r.html", results.tasks[0])
     text, _ = check_self_contained(tmp_path / "r.html")
     assert "+25.0 %" in text
@@ -129,7 +129,7 @@ def test_odd_numbers_can_be_drawn(tmp_path: Path) -> None:
         check_self_contained(path)
 
 
-def test_terminal_table_fits_80_columns(results: DemoResults) -> None:
+def test_terminal_table_fits_80_columns(results: StudyResults) -> None:
     console = Console(width=80)
     with console.capture() as capture:
         console.print(comparison_table(results))

@@ -13,7 +13,7 @@ from made_up import make_run, make_store, make_task, pair, slab
 from eutectic.atoms import EutecticError, Structure
 from eutectic.study.results import (
     Curve,
-    DemoResults,
+    StudyResults,
     structure_from_dict,
     structure_to_dict,
     summarise,
@@ -80,17 +80,17 @@ def test_seeds_evaluated_at_different_steps_are_averaged_on_what_all_cover() -> 
 
 def test_a_diverged_run_gives_no_number_and_null_in_json(tmp_path: Path) -> None:
     runs = [make_run("scratch", 0, [2.0, 1.0], 1.0), make_run("pretrained", 0, [2.0, math.nan], math.nan)]
-    results = DemoResults(
+    results = StudyResults(
         tasks=[make_task("t", runs, steps=100)], pretraining=None, settings={}, times={}, environment={}
     )
     assert results.tasks[0].improvement_percent is None
     assert results.mean_speedup is None
     results.write(tmp_path / "r.json")
-    again = DemoResults.read(tmp_path / "r.json")
+    again = StudyResults.read(tmp_path / "r.json")
     assert math.isnan(again.tasks[0].of("pretrained")[0].test_error)
 
 
-def test_means(results: DemoResults) -> None:
+def test_means(results: StudyResults) -> None:
     slower = make_task(
         "slow",
         [
@@ -98,13 +98,13 @@ def test_means(results: DemoResults) -> None:
             make_run("pretrained", 0, [2.0, 1.0, 0.9, 0.85, 0.8], 0.8),
         ],
     )
-    mixed = DemoResults(tasks=[pair("alpha"), slower], pretraining=None, settings={}, times={}, environment={})
+    mixed = StudyResults(tasks=[pair("alpha"), slower], pretraining=None, settings={}, times={}, environment={})
     assert mixed.mean_improvement_percent == pytest.approx((25.0 - 100.0) / 2)
     assert mixed.mean_speedup == pytest.approx(math.sqrt(400 / 150 * 150 / 400))
     assert results.mean_improvement_spread == pytest.approx(pair("a").improvement_spread)
 
 
-def test_results_json(results: DemoResults, tmp_path: Path) -> None:
+def test_results_json(results: StudyResults, tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.json"
     results.write(path)
     found = json.loads(path.read_text())
@@ -112,7 +112,7 @@ def test_results_json(results: DemoResults, tmp_path: Path) -> None:
     wanted = {"name", "property", "unit", "scratch", "pretrained", "improvement_percent", "speedup"}
     assert all(wanted <= set(task) for task in found["tasks"])
     assert found["seeds"] == [0, 1]
-    again = DemoResults.read(path)
+    again = StudyResults.read(path)
     assert again == results
     assert again.to_dict() == results.to_dict()
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
@@ -122,7 +122,7 @@ def test_reading_something_else_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"tasks": 3}')
     for name in ("x.json", "absent.json"):
         with pytest.raises(EutecticError, match=r"results\.json"):
-            DemoResults.read(tmp_path / name)
+            StudyResults.read(tmp_path / name)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:

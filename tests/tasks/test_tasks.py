@@ -15,7 +15,7 @@ from eutectic.data.store import Store
 from eutectic.graph import GraphSettings, build_graph
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel
-from eutectic.tasks import Item, TargetSettings, Task, fit_task, make_batch, structure_losses
+from eutectic.tasks import Sample, TargetSettings, Task, fit_task, make_batch, structure_losses
 from eutectic.tasks.metrics import ErrorSum, primary, shown
 
 GRAPH = GraphSettings(cutoff=5.0, max_neighbours=20)
@@ -83,8 +83,8 @@ def test_tasks_survive_json(task: Task, molecules: Store) -> None:
         np.testing.assert_allclose(value, task.normalised_labels(row)[name], rtol=1e-14)
 
 
-def _items(store: Store, task: Task, rows: range, index: int = 0) -> list[Item]:
-    return [Item(index, build_graph(store[i].structure, GRAPH), task.normalised_labels(store[i])) for i in rows]
+def _items(store: Store, task: Task, rows: range, index: int = 0) -> list[Sample]:
+    return [Sample(index, build_graph(store[i].structure, GRAPH), task.normalised_labels(store[i])) for i in rows]
 
 
 def test_batch_is_ordered_by_task_and_parts_fit(task: Task, molecules: Store, slabs: Store) -> None:
@@ -117,7 +117,7 @@ def test_structure_wise_loss_by_hand() -> None:
     one = Structure(numbers=np.array([1]), positions=np.zeros((1, 3)))
     three = Structure(numbers=np.array([8, 1, 1]), positions=np.array([[0.0, 0, 0], [0.96, 0, 0], [0, 0.96, 0]]))
     items = [
-        Item(0, build_graph(s, GRAPH), {"energy": np.asarray(e), "forces": np.zeros((len(s), 3))})
+        Sample(0, build_graph(s, GRAPH), {"energy": np.asarray(e), "forces": np.zeros((len(s), 3))})
         for s, e in ((one, 1.0), (three, -2.0))
     ]
     batch = make_batch(items, [task], torch.float64)
@@ -137,7 +137,7 @@ def test_a_structure_without_a_label_changes_nothing(task: Task, molecules: Stor
     items = _items(molecules, task, range(4))
     bare = [replace(items[3], labels={})]
 
-    def gradient(chosen: list[Item]) -> torch.Tensor:
+    def gradient(chosen: list[Sample]) -> torch.Tensor:
         model.zero_grad()
         batch = make_batch(chosen, [task], torch.float64)
         torch.cat(structure_losses(model(batch.graph, batch.parts), batch, [task])).sum().backward()
@@ -151,7 +151,7 @@ def test_error_sums_and_units() -> None:
     error.add(np.array([1.0, 2.0]), np.array([1.5, 2.0]), np.zeros(2))
     error.add(np.array(3.0), np.array(2.0), np.zeros(()))
     assert error.mae == pytest.approx(0.5)
-    assert error.trivial_mae == pytest.approx(2.0)
+    assert error.baseline_mae == pytest.approx(2.0)
     assert shown("forces", 0.25) == (250.0, "meV/Å")
     assert shown("heat_capacity", 0.25) == (0.25, "cal/(mol K)")
     assert primary(["energy", "forces"]) == "forces"
@@ -197,7 +197,7 @@ def test_damaged_model_folders_are_refused(task: Task, tmp_path: Path) -> None:
     with pytest.raises(EutecticError, match=r"model\.json"):
         load_model(tmp_path)
     (tmp_path / "model.json").write_text('{"format": "something else"}')
-    with pytest.raises(EutecticError, match="eutectic-model-1"):
+    with pytest.raises(EutecticError, match="eutectic-model-2"):
         load_model(tmp_path)
     with pytest.raises(EutecticError, match="gemnet_oc"):
         build_backbone("gemnet", {})

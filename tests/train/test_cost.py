@@ -17,7 +17,7 @@ from eutectic.data.store import Store
 from eutectic.graph import Counts, GraphSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Batch, TargetSettings, Task, fit_task, make_batch, structure_losses
-from eutectic.train.batches.sampler import Source, TaskRows, balanced, check_shares, cuts
+from eutectic.train.batches.sampler import BatchSampler, TaskDataset, balanced, check_shares, cuts
 from eutectic.train.cost import (
     Calibration,
     PeakBytes,
@@ -35,20 +35,20 @@ GRAPH = GraphSettings(cutoff=4.5, max_neighbours=8)
 
 
 @pytest.fixture(scope="module")
-def rows(molecules: Store, slabs: Store) -> list[TaskRows]:
+def rows(molecules: Store, slabs: Store) -> list[TaskDataset]:
     targets = {
         "energy": TargetSettings(),
         "forces": TargetSettings.model_validate({"head": {"kind": "direct_forces", "layers": 1}}),
     }
     return [
-        TaskRows(i, fit_task(name, store, np.arange(len(store)), targets, GRAPH), store, np.arange(len(store)))
+        TaskDataset(i, fit_task(name, store, np.arange(len(store)), targets, GRAPH), store, np.arange(len(store)))
         for i, (name, store) in enumerate((("molecules", molecules), ("slabs", slabs)))
     ]
 
 
-def by_cost(rows: list[TaskRows], batch_size: int = 16, window: int = 4, seed: int = 3) -> Source:
+def by_cost(rows: list[TaskDataset], batch_size: int = 16, window: int = 4, seed: int = 3) -> BatchSampler:
     costs = [costs_by_size(r, size_model(r), Coefficients(atom=1.0, edge=0.1)) for r in rows]
-    return Source(rows, batch_size, 2.0, seed, costs=costs, window=window)
+    return BatchSampler(rows, batch_size, 2.0, seed, costs=costs, window=window)
 
 
 def test_a_known_cost_is_found_again() -> None:
@@ -72,7 +72,7 @@ def test_sizes_of_complete_molecules_are_exact() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_predicted_sizes_are_near_the_real_ones(rows: list[TaskRows]) -> None:
+def test_predicted_sizes_are_near_the_real_ones(rows: list[TaskDataset]) -> None:
     for r in rows:
         real = np.array([r.item(i).graph.counts for i in range(len(r))], dtype=float)
         predicted = size_model(r).counts(r.sizes())
@@ -101,8 +101,8 @@ def test_cuts_are_nearly_equal() -> None:
     assert loads.std() < 0.3 * equal.std()
 
 
-def test_the_order_is_the_same_and_only_cut_elsewhere(rows: list[TaskRows]) -> None:
-    cost, count = by_cost(rows), Source(rows, 16, 2.0, 3)
+def test_the_order_is_the_same_and_only_cut_elsewhere(rows: list[TaskDataset]) -> None:
+    cost, count = by_cost(rows), BatchSampler(rows, 16, 2.0, 3)
     steps = 12
     for i in (0, 1):
         ours, theirs = (np.concatenate([s.chosen(k)[i] for k in range(steps)]) for s in (cost, count))
@@ -117,16 +117,16 @@ def test_the_order_is_the_same_and_only_cut_elsewhere(rows: list[TaskRows]) -> N
     assert min(sizes) >= cost.smallest == 4
 
 
-def test_steps_cost_the_same(rows: list[TaskRows]) -> None:
-    def spread(source: Source) -> float:
+def test_steps_cost_the_same(rows: list[TaskDataset]) -> None:
+    def spread(source: BatchSampler) -> float:
         atoms = [sum(source.sets[w].sizes()[r] for w, r in zip(*source.chosen(k), strict=True)) for k in range(40)]
         return float(np.std(atoms) / np.mean(atoms))
 
     costs = [np.maximum(np.arange(int(r.sizes().max()) + 1), 1e-3) for r in rows]
-    assert spread(Source(rows, 16, 2.0, 3, costs=costs, window=8)) < 0.6 * spread(Source(rows, 16, 2.0, 3))
+    assert spread(BatchSampler(rows, 16, 2.0, 3, costs=costs, window=8)) < 0.6 * spread(BatchSampler(rows, 16, 2.0, 3))
 
 
-def test_shares_of_processes_are_the_step_and_weigh_the_same(rows: list[TaskRows]) -> None:
+def test_shares_of_processes_are_the_step_and_weigh_the_same(rows: list[TaskDataset]) -> None:
     source = by_cost(rows, batch_size=32)
     for step in (0, 5, 9):
         whole = [i.graph.structure.positions.tobytes() for i in source.items(step, 0, 1)]
@@ -136,8 +136,8 @@ def test_shares_of_processes_are_the_step_and_weigh_the_same(rows: list[TaskRows
         assert max(loads) < 1.35 * np.mean(loads)
 
 
-def test_what_was_drawn_is_counted_without_drawing_it(rows: list[TaskRows]) -> None:
-    for source in (by_cost(rows), Source(rows, 16, 2.0, 3)):
+def test_what_was_drawn_is_counted_without_drawing_it(rows: list[TaskDataset]) -> None:
+    for source in (by_cost(rows), BatchSampler(rows, 16, 2.0, 3)):
         for steps in (0, 1, 7, 50):
             counted = np.zeros(2, dtype=np.int64)
             for step in range(steps):
@@ -145,19 +145,19 @@ def test_what_was_drawn_is_counted_without_drawing_it(rows: list[TaskRows]) -> N
             np.testing.assert_array_equal(source.drawn(steps), counted)
 
 
-def test_more_processes_than_structures_are_refused(rows: list[TaskRows]) -> None:
+def test_more_processes_than_structures_are_refused(rows: list[TaskDataset]) -> None:
     check_shares(by_cost(rows), 4)
     with pytest.raises(EutecticError, match="a batch_size of at least 20"):
         check_shares(by_cost(rows), 5)
     with pytest.raises(EutecticError, match="fewer processes"):
-        check_shares(Source(rows, 2, 2.0, 0), 3)
+        check_shares(BatchSampler(rows, 2, 2.0, 0), 3)
     # Even structures that cost nothing leave no process empty.
     assert all(len(share) for share in balanced(np.array([5.0, 1e-9, 1e-9, 1e-9]), 4))
 
 
 BACKBONES = {
     "painn": {"width": 16, "layers": 2, "cutoff": 4.0},
-    "gemnet_oc": {"blocks": 1, "atom_width": 16, "edge_width": 16, "num_radial": 8, "sine_floor": 0.03},
+    "gemnet_oc": {"blocks": 1, "atom_width": 16, "edge_width": 16, "num_radial": 8, "dihedral_epsilon": 0.03},
 }
 
 
@@ -167,7 +167,7 @@ def model_for(name: str, tasks: list[Task]) -> MultitaskModel:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_counted_work_is_the_work_done(name: str, rows: list[TaskRows]) -> None:
+def test_counted_work_is_the_work_done(name: str, rows: list[TaskDataset]) -> None:
     """The same operations and as many bytes as when the step is really done."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -185,7 +185,7 @@ def test_counted_work_is_the_work_done(name: str, rows: list[TaskRows]) -> None:
     assert counted.bytes == pytest.approx(peak.most, rel=0.02 if name == "gemnet_oc" else 0.4)
 
 
-def test_blocks_computed_twice_are_counted_twice_and_kept_once(rows: list[TaskRows]) -> None:
+def test_blocks_computed_twice_are_counted_twice_and_kept_once(rows: list[TaskDataset]) -> None:
     choice = BackboneChoice(name="gemnet_oc", settings=BACKBONES["gemnet_oc"] | {"blocks": 3})
     tasks, items = [rows[0].task], [rows[0].item(i) for i in range(6)]
     kept, again = (count_work(choice, tasks, items, checkpointing=c) for c in (False, True))
@@ -211,7 +211,7 @@ def test_most_bytes_alive_at_once() -> None:
     assert len(c) == 500
 
 
-def test_a_calibration_ends_where_the_memory_does(rows: list[TaskRows], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_calibration_ends_where_the_memory_does(rows: list[TaskDataset], monkeypatch: pytest.MonkeyPatch) -> None:
     from eutectic.train import cost
 
     real = cost.structure_losses
@@ -223,23 +223,23 @@ def test_a_calibration_ends_where_the_memory_does(rows: list[TaskRows], monkeypa
 
     monkeypatch.setattr(cost, "structure_losses", of_few)
     tasks = [r.task for r in rows]
-    found = calibrate(model_for("gemnet_oc", tasks), tasks, trials_of(Source(rows, 16, 2.0, 0)))
+    found = calibrate(model_for("gemnet_oc", tasks), tasks, trials_of(BatchSampler(rows, 16, 2.0, 0)))
     assert [b["structures"] for b in found.batches] == [2, 2]
     # Four processes share a batch: each is tried with what it will have.
-    sizes = [len(items) for items in trials_of(Source(rows, 64, 2.0, 0), processes=4)]
+    sizes = [len(items) for items in trials_of(BatchSampler(rows, 64, 2.0, 0), processes=4)]
     assert sizes == [2, 2, 4, 4, 8, 16]
 
 
-def test_a_calibration_leaves_the_model_as_it_was(rows: list[TaskRows], tmp_path: Path) -> None:
+def test_a_calibration_leaves_the_model_as_it_was(rows: list[TaskDataset], tmp_path: Path) -> None:
     tasks = [r.task for r in rows]
     model = model_for("painn", tasks)
     model = MultitaskModel(model.backbone, {t.name: {"energy": t.heads["energy"]} for t in tasks})
     energy = [
-        TaskRows(r.index, Task(r.task.name, "", {"energy": r.task.targets["energy"]}, GRAPH), r.store, r.rows)
+        TaskDataset(r.index, Task(r.task.name, "", {"energy": r.task.targets["energy"]}, GRAPH), r.store, r.rows)
         for r in rows
     ]
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    source = Source(energy, 16, 2.0, 0)
+    source = BatchSampler(energy, 16, 2.0, 0)
     found = calibrate(model, [r.task for r in energy], trials_of(source))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())

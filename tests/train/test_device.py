@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 GEMNET = BackboneChoice(
     name="gemnet_oc",
-    settings={"blocks": 2, "atom_width": 32, "edge_width": 32, "num_radial": 16, "sine_floor": 0.03},
+    settings={"blocks": 2, "atom_width": 32, "edge_width": 32, "num_radial": 16, "dihedral_epsilon": 0.03},
 )
 
 

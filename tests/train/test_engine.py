@@ -30,10 +30,10 @@ from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import TargetSettings, fit_task
 from eutectic.train import gradient, pretrain
-from eutectic.train.batches.sampler import Source, TaskRows
+from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 from eutectic.train.checkpoint import load_checkpoint, previous, save_checkpoint
 from eutectic.train.nonfinite import replay
-from eutectic.train.optimisation import Average, shared_gradients
+from eutectic.train.optimisation import EMA, shared_gradients
 from eutectic.train.runtime import launch
 from eutectic.train.runtime.stop import StopFlag
 from eutectic.train.settings import BackboneChoice, BatchingSettings, Coefficients, PretrainSettings, TrainSettings
@@ -92,7 +92,7 @@ def test_batches_cut_by_cost_are_accumulated_and_shared(molecules: Store, slabs:
 
 
 def test_activation_checkpointing_changes_nothing_but_memory(molecules: Store, slabs: Store, tmp_path: Path) -> None:
-    tiny = {"blocks": 2, "atom_width": 16, "edge_width": 16, "num_radial": 8, "sine_floor": 0.03}
+    tiny = {"blocks": 2, "atom_width": 16, "edge_width": 16, "num_radial": 8, "dihedral_epsilon": 0.03}
     gemnet = {"backbone": BackboneChoice(name="gemnet_oc", settings=tiny)}
     for name, again in (("kept", False), ("again", True)):
         settings = settings_for(molecules, slabs, steps=4, activation_checkpointing=again)
@@ -240,11 +240,11 @@ def test_a_bad_label_costs_one_step_and_is_found(
 ) -> None:
     row = int(split(molecules, "random", n_validation=8).train[3])
     name = _with_bad_label(molecules, row, monkeypatch)
-    settings = settings_for(molecules, slabs, steps=24, evaluate_every=24, keep_bad_steps=1)
+    settings = settings_for(molecules, slabs, steps=24, evaluate_every=24, keep_nonfinite_steps=1)
     pretrain.pretrain(settings, tmp_path / "run")
     bad = [entry["step"] for entry in journal(tmp_path / "run") if entry["gradient_norm"] is None]
     assert bad, "the row was never drawn"
-    kept = sorted((tmp_path / "run" / "bad-steps").iterdir())
+    kept = sorted((tmp_path / "run" / "nonfinite-steps").iterdir())
     assert [folder.name for folder in kept] == [f"step-{bad[0]:06d}"]
     assert all(torch.isfinite(v).all() for v in load_model(tmp_path / "run" / "model").module.state_dict().values())
 
@@ -282,7 +282,7 @@ def test_replay_repeats_the_step_with_its_dropped_edges(
 
     monkeypatch.setattr(loop, "clip_grad_norm_", third_is_bad)
     pretrain.pretrain(settings, tmp_path / "run")
-    found = replay(tmp_path / "run" / "bad-steps" / "step-000003")
+    found = replay(tmp_path / "run" / "nonfinite-steps" / "step-000003")
     assert found.recorded_loss == pytest.approx(losses(tmp_path / "right")[2], rel=1e-12)
     assert found.loss == pytest.approx(found.recorded_loss, rel=1e-12)
     assert found.gradient_norm == pytest.approx(journal(tmp_path / "right")[2]["gradient_norm"], rel=1e-9)
@@ -295,8 +295,8 @@ def test_dropped_edges_are_a_function_of_the_draw(molecules: Store) -> None:
     task = fit_task("m", molecules, np.arange(96), {"energy": TargetSettings()}, GraphSettings(cutoff=4.0))
 
     def edges(step: int, world: int, seed: int = 0) -> dict[bytes, int]:
-        rows = TaskRows(0, task, molecules, np.arange(96), keep=True, edge_dropout=0.3)
-        source = Source([rows], 16, 1.0, seed)
+        rows = TaskDataset(0, task, molecules, np.arange(96), keep=True, edge_dropout=0.3)
+        source = BatchSampler([rows], 16, 1.0, seed)
         items = [item for rank in range(world) for item in source.items(step, rank, world)]
         return {
             i.graph.structure.positions.tobytes(): hash(
@@ -310,14 +310,14 @@ def test_dropped_edges_are_a_function_of_the_draw(molecules: Store) -> None:
     again = {k: v for step in range(6, 12) for k, v in edges(step, 1).items()}
     assert everything.keys() == again.keys()
     assert sum(everything[k] == again[k] for k in everything) < 10
-    full = TaskRows(0, task, molecules, np.arange(96), edge_dropout=0.3).item(0)
-    assert len(full.graph.atom_atom) == len(TaskRows(0, task, molecules, np.arange(96)).item(0).graph.atom_atom)
+    full = TaskDataset(0, task, molecules, np.arange(96), edge_dropout=0.3).item(0)
+    assert len(full.graph.atom_atom) == len(TaskDataset(0, task, molecules, np.arange(96)).item(0).graph.atom_atom)
 
 
 def test_the_average_forgets_nothing_and_skips_bad_steps() -> None:
     backbone, _ = build_backbone("painn", {"width": 8, "layers": 1, "cutoff": 4.0})
     model = MultitaskModel(backbone, {})
-    average = Average(model, 0.9)
+    average = EMA(model, 0.9)
     average.follow(model)
     weight, mean = next(model.parameters()), next(average.module.parameters())
     expected = None

@@ -20,7 +20,7 @@ from eutectic.models.gemnet_oc import GemNetOCSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.tasks import TargetSettings, fit_task, make_batch, structure_losses
 from eutectic.train.batches.loader import default_workers, feed
-from eutectic.train.batches.sampler import Source, TaskRows, balanced
+from eutectic.train.batches.sampler import BatchSampler, TaskDataset, balanced
 from eutectic.train.checkpoint import load_checkpoint, save_checkpoint
 from eutectic.train.optimisation import learning_rate
 from eutectic.train.pretrain import initial_model
@@ -29,7 +29,7 @@ from eutectic.train.settings import FinetuneSettings, OptimiserSettings, Pretrai
 
 
 def test_learning_rate_by_hand() -> None:
-    settings = OptimiserSettings(learning_rate=1.0, warmup_steps=5, warmup_start=0.2, floor=0.1)
+    settings = OptimiserSettings(learning_rate=1.0, warmup_steps=5, warmup_lr_ratio=0.2, final_lr_ratio=0.1)
     assert [learning_rate(settings, s, 16) for s in (0, 2, 4)] == pytest.approx([0.2, 0.6, 1.0])
     assert learning_rate(settings, 5, 16) == pytest.approx(1.0)
     assert learning_rate(settings, 10, 16) == pytest.approx(0.55)  # half way: (1 + 0.1) / 2
@@ -95,9 +95,9 @@ def test_a_step_reads_nothing_back(molecules: Store, slabs: Store, gradient_forc
     head = HeadSettings(kind="gradient_forces" if gradient_forces else "direct_forces", layers=1)
     targets = {"energy": TargetSettings(), "forces": TargetSettings(head=head)}
     tasks = [fit_task(s.card.name, s, np.arange(len(s)), targets, graph) for s in (molecules, slabs)]
-    rows = [TaskRows(i, tasks[i], s, np.arange(len(s))) for i, s in enumerate((molecules, slabs))]
+    rows = [TaskDataset(i, tasks[i], s, np.arange(len(s))) for i, s in enumerate((molecules, slabs))]
     settings = GemNetOCSettings.tiny().model_dump()
-    model = initial_model("gemnet_oc", settings, tuple(tasks), Source(rows, 4, 2.0, 0), 0)
+    model = initial_model("gemnet_oc", settings, tuple(tasks), BatchSampler(rows, 4, 2.0, 0), 0)
     batch = make_batch([r.item(i) for r in rows for i in range(3)], tasks)
     with _ReadBack() as read_back:
         parts = structure_losses(model(batch.graph, batch.parts), batch, tasks)
@@ -168,34 +168,34 @@ def test_source_is_a_function_of_the_step(molecules: Store, slabs: Store) -> Non
     targets = {"energy": TargetSettings()}
     graph = GraphSettings(cutoff=4.0, max_neighbours=8)
     sets = [
-        TaskRows(i, fit_task(name, s, np.arange(len(s)), targets, graph), s, np.arange(len(s)))
+        TaskDataset(i, fit_task(name, s, np.arange(len(s)), targets, graph), s, np.arange(len(s)))
         for i, (name, s) in enumerate((("molecules", molecules), ("slabs", slabs)))
     ]
-    source, again = Source(sets, 16, 2.0, 3), Source(sets, 16, 2.0, 3)
+    source, again = BatchSampler(sets, 16, 2.0, 3), BatchSampler(sets, 16, 2.0, 3)
     for step in (0, 7, 40):
         np.testing.assert_array_equal(source.chosen(step), again.chosen(step))
         whole = [i.graph.structure.positions.tobytes() for i in source.items(step, 0, 1)]
         parts = [i.graph.structure.positions.tobytes() for r in (0, 1) for i in source.items(step, r, 2)]
         assert sorted(whole) == sorted(parts)
-    assert not np.array_equal(source.chosen(0), Source(sets, 16, 2.0, 4).chosen(0))
+    assert not np.array_equal(source.chosen(0), BatchSampler(sets, 16, 2.0, 4).chosen(0))
 
 
 def test_one_epoch_visits_everything_once(molecules: Store) -> None:
     task = fit_task("m", molecules, np.arange(96), {"energy": TargetSettings()}, GraphSettings(cutoff=4.0))
-    source = Source([TaskRows(0, task, molecules, np.arange(96))], 16, 1.0, 0)
+    source = BatchSampler([TaskDataset(0, task, molecules, np.arange(96))], 16, 1.0, 0)
     seen = np.concatenate([source.chosen(step)[1] for step in range(6)])
     assert sorted(seen) == list(range(96))
 
 
-def _rows(store: Store, keep: bool = False) -> TaskRows:
+def _rows(store: Store, keep: bool = False) -> TaskDataset:
     graph = GraphSettings(cutoff=4.0, max_neighbours=8)
     task = fit_task("m", store, np.arange(len(store)), {"energy": TargetSettings()}, graph)
-    return TaskRows(0, task, store, np.arange(len(store)), keep=keep)
+    return TaskDataset(0, task, store, np.arange(len(store)), keep=keep)
 
 
 def test_the_batch_that_cannot_be_made_is_the_one_that_fails(molecules: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many are made together, those before it are trained on."""
-    source, read = Source([_rows(molecules)], 8, 1.0, 0), Store.__getitem__
+    source, read = BatchSampler([_rows(molecules)], 8, 1.0, 0), Store.__getitem__
     broken = int(source.chosen(2)[1][3])
 
     def refusing(self: Store, index: int) -> object:

@@ -190,9 +190,9 @@ def test_bad_gradients_are_skipped_then_end_the_run(
 
     monkeypatch.setattr(gradient, "structure_losses", poisoned)
     with pytest.raises(EutecticError, match="not finite"):
-        pretrain(settings_for(molecules, slabs, max_bad_steps=2), tmp_path / "run")
+        pretrain(settings_for(molecules, slabs, max_nonfinite_steps=2), tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-    assert state["bad_steps"] == 3
+    assert state["nonfinite_steps"] == 3
     assert all(torch.isfinite(v).all() for v in state["model"].values())
 
 
@@ -201,7 +201,7 @@ def finetuning(store: Store, start: str, model: Path, **changes: Any) -> Finetun
         "data": {"store": str(store.path), "split": "random", "train": 40, "validation": 12, "test": 20},
         "targets": {"energy": {}, "forces": {"head": {"kind": "direct_forces", "layers": 1}}},
         "start": "scratch" if start == "scratch" else str(model),
-        "like": str(model) if start == "scratch" else None,
+        "architecture_from": str(model) if start == "scratch" else None,
         "train": {"steps": 12, "batch_size": 8, "evaluate_every": 4, "threads": 1, "accelerator": "cpu"},
     }
     return FinetuneSettings.model_validate(values | changes)
@@ -259,4 +259,4 @@ def test_training_learns_something_on_exact_labels(finished: Path, molecules: St
     train = {"steps": 150, "batch_size": 8, "evaluate_every": 50, "threads": 1, "accelerator": "cpu"}
     optimiser = {"learning_rate": 5e-3, "warmup_steps": 5, "weight_decay": 0.0}
     result = finetune(finetuning(molecules, "scratch", finished / "model", train=train, optimiser=optimiser), None)
-    assert result.test_error < 0.6 * result.trivial_error
+    assert result.test_error < 0.6 * result.baseline_error

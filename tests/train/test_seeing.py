@@ -156,7 +156,7 @@ def test_settings_that_a_stored_run_lacks_have_their_defaults(finished: Path, mo
     stored = json.loads((run / "settings.json").read_text())
     for key in ("batching", "edge_dropout", "start", "watch", "loggers"):
         del stored[key]
-    for key in ("accumulate", "workers", "keep_bad_steps"):
+    for key in ("accumulate", "workers", "keep_nonfinite_steps"):
         del stored["train"][key]
     del stored["sets"]["molecules"]["cap"]
     (run / "settings.json").write_text(json.dumps(stored))

@@ -19,6 +19,7 @@ class Property:
         rank: 0 scalar, 1 vector (3,), 2 tensor (3, 3).
         unit: the unit inside the library and inside every store.
         extensive: whether two copies of a structure, far apart, have twice the value.
+        categorical: whether a value is one of the classes 0, 1, …; a model then learns their probabilities.
         symbol: how a table or an axis writes it.
     """
 
@@ -27,6 +28,7 @@ class Property:
     unit: str
     rank: int = 0
     extensive: bool = False
+    categorical: bool = False
     symbol: str = ""
 
     def shape(self, n_atoms: int) -> tuple[int, ...]:
@@ -62,7 +64,7 @@ PROPERTIES: dict[str, Property] = {
         Property(name="charges", level="atom", unit="e", symbol="q"),
         Property(name="dipole", level="structure", rank=1, unit="e Å", symbol="µ"),
         Property(name="band_gap", level="structure", unit="eV", symbol="E_gap"),
-        Property(name="is_metal", level="structure", unit="", symbol="metal"),
+        Property(name="is_metal", level="structure", unit="", categorical=True, symbol="metal"),
         Property(name="cell_formation_energy", level="structure", unit="eV", extensive=True, symbol="E_f"),
         Property(name="exfoliation_energy", level="structure", unit="meV/atom", symbol="E_exf"),
         Property(name="last_phdos_peak", level="structure", unit="1/cm", symbol="ω_max"),

@@ -44,14 +44,14 @@ class PublishedTask:
     """What the publication says of a data set and its file does not.
 
     Attributes:
-        theory: level of theory of the labels.
+        level_of_theory: level of theory of the labels.
         energy_scale: eV, standard deviation of energies after references; their mean was taken as 0.
         forces_scale: eV/Å, of force components.
         forces_weight: of forces in the loss: the data set's mean number of atoms.
         cutoff: Å, of all four graphs. Each atom has 30 neighbours in the main one.
     """
 
-    theory: str
+    level_of_theory: str
     energy_scale: float
     forces_scale: float
     forces_weight: float
@@ -65,28 +65,28 @@ class PublishedTask:
 
 PUBLISHED_TASKS = {
     "oc20": PublishedTask(
-        theory="RPBE",
+        level_of_theory="RPBE",
         energy_scale=24.901469505465872,
         forces_scale=0.5111534595489502,
         forces_weight=73.0,
         cutoff=12.0,
     ),
     "oc22": PublishedTask(
-        theory="PBE+U",
+        level_of_theory="PBE+U",
         energy_scale=25.229595396538468,
         forces_scale=0.25678861141204834,
         forces_weight=80.0,
         cutoff=12.0,
     ),
     "ani1x": PublishedTask(
-        theory="ωB97X/6-31G(d)",
+        level_of_theory="ωB97X/6-31G(d)",
         energy_scale=2.8700712783472118,
         forces_scale=2.131422996520996,
         forces_weight=15.0,
         cutoff=8.0,
     ),
     "transition1x": PublishedTask(
-        theory="ωB97X/6-31G(d)",
+        level_of_theory="ωB97X/6-31G(d)",
         energy_scale=1.787466168382901,
         forces_scale=0.3591422140598297,
         forces_weight=14.0,
@@ -185,7 +185,9 @@ def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[Trained
             "licence": "that of the imported file; the original's code is CC-BY-NC-4.0, its weights name none",
             "energies": ENERGIES,
             # The file does not say which elements were seen.
-            "pretrained_on": {name: {"theory": PUBLISHED_TASKS[name].theory, "elements": []} for name in names},
+            "pretrained_on": {
+                name: {"level_of_theory": PUBLISHED_TASKS[name].level_of_theory, "elements": []} for name in names
+            },
         },
     )
     parameters = sum(p.numel() for p in module.parameters())
@@ -397,7 +399,7 @@ def _task(name: str, heads: Mapping[str, HeadSettings]) -> Task:
     scales = {"energy": published.energy_scale, "forces": published.forces_scale}
     return Task(
         name=name,
-        theory=published.theory,
+        level_of_theory=published.level_of_theory,
         targets={
             prop: Target(
                 settings=TargetSettings(head=head, weight_by_size=prop == "forces"),

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from ase.data import chemical_symbols
@@ -27,7 +27,8 @@ from eutectic.models import BACKBONES, Backbone
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks.task import Task
 
-FORMAT = "eutectic-model-1"
+FORMAT = "eutectic-model-2"
+OLDER_FORMATS = ("eutectic-model-1",)
 
 
 def build_backbone(name: str, settings: Mapping[str, object]) -> tuple[Backbone, BaseModel]:
@@ -126,6 +127,8 @@ def load_model(path: str | Path) -> TrainedModel:
             "a model folder (model.json, model.safetensors)",
             "give the folder that `eutectic pretrain` or `eutectic finetune` wrote as …/model",
         ) from error
+    if description.get("format") in OLDER_FORMATS:
+        description = migrate(description)
     if description.get("format") != FORMAT:
         raise EutecticError(
             str(path),
@@ -158,6 +161,15 @@ def load_model(path: str | Path) -> TrainedModel:
     )
 
 
+def migrate(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A description of format 1 as this version writes it: names that have changed since."""
+    backbone = dict(description["backbone"])
+    renamed = {"sine_floor": "dihedral_epsilon"}
+    backbone["settings"] = {renamed.get(name, name): value for name, value in backbone["settings"].items()}
+    tasks = [{"level_of_theory" if k == "theory" else k: v for k, v in task.items()} for task in description["tasks"]]
+    return {**description, "format": FORMAT, "backbone": backbone, "tasks": tasks}
+
+
 def describe_model(model: TrainedModel) -> dict[str, object]:
     """What `eutectic models` shows of one, as plain JSON."""
     backbone = sum(p.numel() for p in cast("torch.nn.Module", model.module.backbone).parameters())
@@ -170,7 +182,7 @@ def describe_model(model: TrainedModel) -> dict[str, object]:
         "tasks": {
             task.name: {
                 "properties": {name: PROPERTIES[name].unit for name in task.targets},
-                "theory": task.theory,
+                "level_of_theory": task.level_of_theory,
                 "scales": {name: target.normaliser.scale for name, target in task.targets.items()},
             }
             for task in model.tasks

@@ -47,7 +47,7 @@ def data_list(as_json: Annotated[bool, typer.Option("--json", help="For machines
             title = one.title
         labels = list(dict.fromkeys(label for member in members for label in member.properties))
         brief = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
-        words = {"domain": "domain", "theory": "level of theory", "licence": "licence", "source": "source"}
+        words = {"domain": "domain", "level_of_theory": "level of theory", "licence": "licence", "source": "source"}
         about = [shared([getattr(member, what) for member in members], word) for what, word in words.items()]
         about[2] = about[2].replace("not stated", "licence not stated")
         console.print(f"[bold]{plain(name)}[/]  {state}", highlight=False)
@@ -89,7 +89,9 @@ def data_prepare(
         str | None,
         typer.Option(help="Of ase, records: entry that names what must not be split (a molecule, a trajectory)."),
     ] = None,
-    theory: Annotated[str, typer.Option(help="Of ase, records: level of theory of the labels.")] = "not stated",
+    level_of_theory: Annotated[
+        str, typer.Option(help="Of ase, records: level of theory of the labels.")
+    ] = "not stated",
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out records that cannot be used, and say how many.")
     ] = False,
@@ -125,7 +127,7 @@ def data_prepare(
         units=pairs(unit, "--unit", "energy=kcal/mol"),
         pbc=pbc,
         group_key=group_key,
-        theory=theory,
+        level_of_theory=level_of_theory,
         skip_bad=skip_bad,
         workers=workers,
         overwrite=overwrite,

@@ -72,14 +72,14 @@ def predict(
     """
     from eutectic.checkpoints.model import load_model
     from eutectic.predict import prediction as made
-    from eutectic.train.runtime.matmul import prefer_fast_products
+    from eutectic.train.runtime.matmul import prefer_fast_matmul
     from eutectic.train.runtime.memory import keep_freed_memory
 
     if out is None and not as_json:
         raise EutecticError("predict", "nowhere to put predictions", "--out FILE.xyz, --json, or both", "give one")
     trained = load_model(model)
     keep_freed_memory()
-    prefer_fast_products(trained.module)
+    prefer_fast_matmul(trained.module)
     asked = made.task_of(trained, task)
     atoms, inputs = made.read_structures(structures)
     err = Console(stderr=True)
@@ -108,7 +108,7 @@ def predict(
     if as_json:
         sys.stdout.write(made.as_json(predictions, asked, normalised=normalised, note=note) + "\n")
     else:
-        console.print(f"{len(predictions)} structures, task {task} ({plain(asked.theory)}): {out}")
+        console.print(f"{len(predictions)} structures, task {task} ({plain(asked.level_of_theory)}): {out}")
         if note is not None:
             console.print(f"[yellow]energies are[/] {plain(note)}")
 
@@ -154,7 +154,7 @@ def models(
         table.add_column(heading)
     for name, task in cast("dict[str, Any]", told["tasks"]).items():
         predicts = ", ".join(f"{one} ({unit})" for one, unit in task["properties"].items())
-        table.add_row(plain(name), predicts, plain(task["theory"]))
+        table.add_row(plain(name), predicts, plain(task["level_of_theory"]))
     console.print(table)
     if (folder / CARD).is_file():
         from rich.markdown import Markdown

@@ -204,7 +204,7 @@ def finetune(
         sweep,
         target_of,
     )
-    from eutectic.study.results import DemoResults, Start, varied
+    from eutectic.study.results import Start, StudyResults, varied
     from eutectic.train.settings import FinetuneSettings, parse
 
     if start not in ("pretrained", "scratch", "both"):
@@ -275,7 +275,7 @@ def finetune(
         workers=workers,
         console=console,
     )
-    results = DemoResults(
+    results = StudyResults(
         tasks=tasks,
         pretraining=None,
         settings={"finetune": {**base.model_dump(mode="json"), "chosen": {s: dict(c) for s, c in chosen.items()}}},
@@ -338,7 +338,7 @@ def demo(
 
 @app.command()
 def replay(
-    folder: Annotated[Path, typer.Argument(help="A step that was kept: RUN/bad-steps/step-000123.")],
+    folder: Annotated[Path, typer.Argument(help="A step that was kept: RUN/nonfinite-steps/step-000123.")],
     as_json: Annotated[bool, typer.Option("--json", help="For machines, to standard output.")] = False,
     rows: Annotated[int, typer.Option(help="Structures to show.")] = 10,
 ) -> None:
@@ -348,9 +348,9 @@ def replay(
 
     **Examples**
 
-    `eutectic replay runs/demo/bad-steps/step-000123`
+    `eutectic replay runs/demo/nonfinite-steps/step-000123`
 
-    `eutectic replay runs/demo/bad-steps/step-000123 --json > step.json`
+    `eutectic replay runs/demo/nonfinite-steps/step-000123 --json > step.json`
     """
     from eutectic.train.nonfinite import replay as compute
     from eutectic.train.runtime.display import progress_bar

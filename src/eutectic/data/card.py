@@ -16,7 +16,7 @@ class Card:
         title: one line for a table.
         domain: which part of chemistry ("metal catalysts", "oxide catalysts", "molecules", "reactions", …).
         properties: names of the labels.
-        theory: the level of theory of the labels, exactly ("GFN2-xTB", "PBE/def2-SVP", …).
+        level_of_theory: the level of theory of the labels, exactly ("GFN2-xTB", "PBE/def2-SVP", …).
         licence: SPDX identifier, or words.
         citation: who to cite, as one line.
         source: where the raw files come from, or what made them.
@@ -28,7 +28,7 @@ class Card:
     title: str
     domain: str
     properties: tuple[str, ...]
-    theory: str
+    level_of_theory: str
     licence: str
     citation: str
     source: str
@@ -45,10 +45,11 @@ class Card:
         return tuple(PROPERTIES[name] for name in self.properties)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON."""
-        return asdict(self)
+        """Plain JSON, as stores carry it (where the level of theory is called "theory")."""
+        return {"theory" if k == "level_of_theory" else k: v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> Card:
         """The inverse of `to_dict` (JSON has no tuples)."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})  # type: ignore[arg-type]
+        named = {"level_of_theory" if k == "theory" else k: v for k, v in values.items()}
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in named.items()})  # type: ignore[arg-type]

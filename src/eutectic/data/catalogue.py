@@ -72,7 +72,7 @@ class Row:
         title: one line.
         domain: part of chemistry.
         properties: labels.
-        theory: of the labels.
+        level_of_theory: of the labels.
         licence: of the data.
         citation: who to cite.
         source: where it comes from.
@@ -89,7 +89,7 @@ class Row:
     title: str
     domain: str
     properties: tuple[str, ...]
-    theory: str
+    level_of_theory: str
     licence: str
     citation: str = ""
     source: str = ""
@@ -149,7 +149,7 @@ def listing() -> list[Row]:
         title="",
         domain="user",
         properties=(),
-        theory="yours to state (--theory)",
+        level_of_theory="yours to state (--level-of-theory)",
         licence="yours",
     )
     return [*rows, *(replace(own, name=name, title=title) for name, title in _OWN.items())]
@@ -212,7 +212,7 @@ def prepare(
     group_key: str | None = None,
     units: Mapping[str, str] | None = None,
     pbc: str | None = None,
-    theory: str = "not stated",
+    level_of_theory: str = "not stated",
     skip_bad: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
@@ -231,7 +231,7 @@ def prepare(
         group_key: of these: entry that names the group of a structure.
         units: of "records": property, "positions" or "cell" → unit in the files.
         pbc: of "records": along which vectors of the cell structures repeat, "true", "false" or such as "TTF".
-        theory: of "ase" and "records": level of theory of the labels.
+        level_of_theory: of "ase" and "records": level of theory of the labels.
         skip_bad: leave out records that cannot be used; the store and its card say how many.
         workers: processes; None is one for each core.
         overwrite: replace a store that is there.
@@ -272,7 +272,11 @@ def prepare(
             if name == "ase":
                 held = ase_files.scan(source, keys, group_key, skip_bad=skip_bad)
                 dataset = ase_files.AseFiles(
-                    source=source, found=held, keys=dict(keys or {}), group_key=group_key, theory=theory
+                    source=source,
+                    found=held,
+                    keys=dict(keys or {}),
+                    group_key=group_key,
+                    level_of_theory=level_of_theory,
                 )
             else:
                 choices = records.Choices(
@@ -282,7 +286,9 @@ def prepare(
                     group_key=group_key,
                 )
                 found = records.scan(source, choices, skip_bad=skip_bad)
-                dataset = records.RecordFiles(source=source, found=found, choices=choices, theory=theory)
+                dataset = records.RecordFiles(
+                    source=source, found=found, choices=choices, level_of_theory=level_of_theory
+                )
     else:
         dataset = modules[name]
         source = _fetched(dataset, name, progress=progress) if source is None else Path(source)
@@ -345,7 +351,7 @@ def describe(store: Store) -> dict[str, object]:
         "groups": found.n_groups(),
         "elements": {chemical_symbols[z]: n for z, n in found.elements.items()},
         "labels": {name: {"count": n, "unit": PROPERTIES[name].unit} for name, n in found.labels.items()},
-        "theory": store.card.theory,
+        "level_of_theory": store.card.level_of_theory,
         "licence": store.card.licence,
         "citation": store.card.citation,
         "source": store.card.source,
@@ -365,7 +371,7 @@ def _row(name: str, kind: str, card: Card, store: Store | None) -> Row:
         title=card.title,
         domain=card.domain,
         properties=card.properties,
-        theory=card.theory,
+        level_of_theory=card.level_of_theory,
         licence=card.licence,
         citation=card.citation,
         source=card.source,

@@ -52,7 +52,7 @@ def _card(name: str, title: str) -> Card:
         title=title,
         domain="molecules",
         properties=("energy", "forces"),
-        theory=GFN2,
+        level_of_theory=GFN2,
         licence="CC0-1.0",
         citation=GFN2_CITATION,
         source=f"made by `eutectic data generate {name}`",

@@ -120,17 +120,17 @@ def rounded(atoms: Atoms) -> Atoms:
     return copy
 
 
-def labelled(atoms: Atoms, theory: str, *, id: str, group: str) -> LabelledStructure:
+def labelled(atoms: Atoms, level_of_theory: str, *, id: str, group: str) -> LabelledStructure:
     """Energy (eV) and forces (eV/Å) of a structure as it is stored.
 
     Args:
         atoms: the structure; constraints become `fixed`, but forces on fixed atoms are given too.
-        theory: `GFN2` or `CHGNET`.
+        level_of_theory: `GFN2` or `CHGNET`.
         id: unique within the data set.
         group: what must not straddle a split.
     """
     atoms = rounded(atoms)
-    atoms.calc = gfn2(accuracy=0.1) if theory == GFN2 else chgnet()
+    atoms.calc = gfn2(accuracy=0.1) if level_of_theory == GFN2 else chgnet()
     labels = {
         "energy": np.asarray(atoms.get_potential_energy(), dtype=np.float64),
         "forces": np.asarray(atoms.get_forces(apply_constraint=False), dtype=np.float64),

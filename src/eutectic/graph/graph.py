@@ -24,11 +24,11 @@ AT_ONCE = 512
 """Atoms whose graphs are built in one go: enough to hide what a call of NumPy costs, few enough for a cache."""
 
 LISTS = ("main", "atom_atom", "atom_edge", "quadruplet")
-"""The edge lists, in the order in which `Fading` speaks of them."""
+"""The edge lists, in the order in which `SmoothCutoff` speaks of them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Fading:
+class SmoothCutoff:
     """Where the edges into an atom end when they end smoothly: at the first neighbour beyond the cap, or the cutoff.
 
     Attributes:
@@ -72,7 +72,7 @@ class StructureGraph:
         main: edges that carry a state; every edge has its reverse.
         reverse: (n_main,) index of each main edge's reverse.
         atom_atom, atom_edge, quadruplet: directed edges; each is the nearest few of one list.
-        fading: how the lists end, if smoothly.
+        smooth_cutoff: how the lists end, if smoothly.
     """
 
     structure: Structure
@@ -81,7 +81,7 @@ class StructureGraph:
     atom_atom: NeighbourList
     atom_edge: NeighbourList
     quadruplet: NeighbourList
-    fading: Fading | None = None
+    smooth_cutoff: SmoothCutoff | None = None
 
     @property
     def counts(self) -> Counts:
@@ -191,16 +191,16 @@ def _built_together(
                 atom_atom=aa,
                 atom_edge=ae,
                 quadruplet=q,
-                fading=None if all_of_it is None else _fading(structure, settings, all_of_it, aa),
+                smooth_cutoff=None if all_of_it is None else _smooth_cutoff(structure, settings, all_of_it, aa),
             )
         )
         first_edge += len(m)
     return graphs
 
 
-def _fading(
+def _smooth_cutoff(
     structure: Structure, settings: GraphSettings, everything: NeighbourList, atom_atom: NeighbourList
-) -> Fading:
+) -> SmoothCutoff:
     n, caps = len(structure), settings.caps
     source, offset = np.full((n, len(LISTS)), -1), np.zeros((n, len(LISTS), 3))
 
@@ -215,7 +215,7 @@ def _fading(
         end(place, everything, caps["atom_atom"])
         if name != "atom_atom":
             end(place, atom_atom, caps[name])
-    return Fading(
+    return SmoothCutoff(
         source=torch.from_numpy(source),
         offset=torch.from_numpy(offset),
         cutoff=torch.full((n,), settings.cutoff, dtype=torch.float64),
@@ -223,7 +223,7 @@ def _fading(
     )
 
 
-class Crowding(NamedTuple):
+class DegreeStats(NamedTuple):
     """How the edges of a list fall on its atoms: what decides the shapes of tables.
 
     Attributes:
@@ -242,13 +242,13 @@ class Edges:
     Attributes:
         source, target: (n_edges,) atom indices within the batch.
         offset: (n_edges, 3) lattice vectors added to the source's position.
-        crowding: counted where the batch was made, so that a GPU need not be waited for; None where it was not.
+        degree_stats: counted where the batch was made, so that a GPU need not be waited for; None where it was not.
     """
 
     source: Int[Tensor, edges]
     target: Int[Tensor, edges]
     offset: Float[Tensor, "edges 3"]
-    crowding: Crowding | None = None
+    degree_stats: DegreeStats | None = None
 
     def __len__(self) -> int:
         return int(self.source.shape[0])
@@ -266,7 +266,7 @@ class Graph:
         n_atoms: (n_structures,).
         main, atom_atom, atom_edge, quadruplet: see `StructureGraph`.
         reverse: (n_main,) index of each main edge's reverse.
-        fading: how the lists end; None if none of the structures has them end smoothly.
+        smooth_cutoff: how the lists end; None if none of the structures has them end smoothly.
     """
 
     numbers: Int[Tensor, atoms]
@@ -280,7 +280,7 @@ class Graph:
     atom_atom: Edges
     atom_edge: Edges
     quadruplet: Edges
-    fading: Fading | None = None
+    smooth_cutoff: SmoothCutoff | None = None
 
     @property
     def n_structures(self) -> int:
@@ -296,7 +296,7 @@ class Graph:
         def moved(item: Any) -> Any:
             if isinstance(item, Tensor):
                 return move(item)
-            if item is None or isinstance(item, Crowding):
+            if item is None or isinstance(item, DegreeStats):
                 return item
             return replace(item, **{f.name: moved(getattr(item, f.name)) for f in fields(item)})
 
@@ -319,7 +319,7 @@ class Graph:
         distance = torch.linalg.vector_norm(vector, dim=-1)
         return distance, vector / distance[:, None]
 
-    def weights(self, name: str, distance: Float[Tensor, edges]) -> Float[Tensor, edges] | None:
+    def edge_envelope(self, name: str, distance: Float[Tensor, edges]) -> Float[Tensor, edges] | None:
         """How much each edge of a list counts, 1 to 0 where lists end smoothly; None where none does.
 
         An edge falls from 1 to 0, with two continuous derivatives, over the last `width` Å before its target's list
@@ -330,19 +330,21 @@ class Graph:
             name: of `LISTS`.
             distance: (n_edges,) of the list, from `vectors`.
         """
-        if self.fading is None:
+        if self.smooth_cutoff is None:
             return None
-        fading, place, edges = self.fading, LISTS.index(name), getattr(self, name)
-        source, offset = fading.source[:, place], fading.offset[:, place]
+        smooth_cutoff, place, edges = self.smooth_cutoff, LISTS.index(name), getattr(self, name)
+        source, offset = smooth_cutoff.source[:, place], smooth_cutoff.offset[:, place]
         shift = torch.bmm(offset[:, None, :], self.cell[self.structure])[:, 0]
         # Where there is no such neighbour, any vector that has a derivative will do.
         vector = torch.where(
-            (source >= 0)[:, None], self.positions[source.clamp(min=0)] + shift - self.positions, fading.cutoff[:, None]
+            (source >= 0)[:, None],
+            self.positions[source.clamp(min=0)] + shift - self.positions,
+            smooth_cutoff.cutoff[:, None],
         )
-        end = torch.where(source >= 0, torch.linalg.vector_norm(vector, dim=-1), fading.cutoff)
+        end = torch.where(source >= 0, torch.linalg.vector_norm(vector, dim=-1), smooth_cutoff.cutoff)
 
         def of(atom: Tensor) -> Tensor:
-            width = fading.width[atom]
+            width = smooth_cutoff.width[atom]
             x = ((end[atom] - distance) / width.clamp(min=1e-6)).clamp(0, 1)
             return torch.where(width > 0, x**3 * (10 + x * (6 * x - 15)), 1.0)
 
@@ -369,7 +371,7 @@ def collate(graphs: Sequence[StructureGraph], dtype: torch.dtype = torch.float32
             source=torch.from_numpy(np.concatenate([e.source for e in lists]) + first),
             target=torch.from_numpy(target),
             offset=torch.from_numpy(np.concatenate([e.offset for e in lists])).to(dtype),
-            crowding=Crowding(most=int(into.max()), reached=int(np.count_nonzero(into))),
+            degree_stats=DegreeStats(most=int(into.max()), reached=int(np.count_nonzero(into))),
         )
 
     n_main = np.array([len(g.main) for g in graphs])
@@ -387,22 +389,26 @@ def collate(graphs: Sequence[StructureGraph], dtype: torch.dtype = torch.float32
         atom_atom=joined("atom_atom"),
         atom_edge=joined("atom_edge"),
         quadruplet=joined("quadruplet"),
-        fading=_joined_fading(graphs, first_atom, dtype),
+        smooth_cutoff=_joined_smooth_cutoff(graphs, first_atom, dtype),
     )
 
 
-def _joined_fading(graphs: Sequence[StructureGraph], first_atom: np.ndarray, dtype: torch.dtype) -> Fading | None:
-    if all(g.fading is None for g in graphs):
+def _joined_smooth_cutoff(
+    graphs: Sequence[StructureGraph], first_atom: np.ndarray, dtype: torch.dtype
+) -> SmoothCutoff | None:
+    if all(g.smooth_cutoff is None for g in graphs):
         return None
     parts = []
     for graph, first in zip(graphs, first_atom.tolist(), strict=True):
-        n, fading = len(graph.structure), graph.fading
-        if fading is None:
+        n, smooth_cutoff = len(graph.structure), graph.smooth_cutoff
+        if smooth_cutoff is None:
             none = torch.full((n, len(LISTS)), -1)
             still = torch.zeros(n, dtype=dtype)
             parts.append((none, torch.zeros(n, len(LISTS), 3, dtype=dtype), still + 1, still))
         else:
-            source = torch.where(fading.source >= 0, fading.source + first, -1)
-            parts.append((source, fading.offset.to(dtype), fading.cutoff.to(dtype), fading.width.to(dtype)))
+            source = torch.where(smooth_cutoff.source >= 0, smooth_cutoff.source + first, -1)
+            parts.append(
+                (source, smooth_cutoff.offset.to(dtype), smooth_cutoff.cutoff.to(dtype), smooth_cutoff.width.to(dtype))
+            )
     source, offset, cutoff, width = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Fading(source=source, offset=offset, cutoff=cutoff, width=width)
+    return SmoothCutoff(source=source, offset=offset, cutoff=cutoff, width=width)

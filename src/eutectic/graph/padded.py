@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from eutectic.graph.graph import Crowding, Edges, Graph
+from eutectic.graph.graph import DegreeStats, Edges, Graph
 
 IMAGES = 2**12
 """Lattice offsets are told apart up to ±half of this, in each direction."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Incoming:
+class PaddedEdges:
     """The edges into each atom, in slots.
 
     Attributes:
@@ -49,29 +49,29 @@ class Incoming:
         return x.index_select(0, self.slot)
 
 
-def crowding(edges: Edges) -> Crowding:
+def degree_stats(edges: Edges) -> DegreeStats:
     """As the batch was made with; otherwise counted now, for which a GPU has to be waited for."""
-    if edges.crowding is not None:
-        return edges.crowding
+    if edges.degree_stats is not None:
+        return edges.degree_stats
     _, counts = torch.unique_consecutive(edges.target, return_counts=True)
-    return Crowding(most=int(counts.max()) if len(counts) else 0, reached=len(counts))
+    return DegreeStats(most=int(counts.max()) if len(counts) else 0, reached=len(counts))
 
 
-def incoming(edges: Edges, n_atoms: int) -> Incoming:
+def padded_edges(edges: Edges, n_atoms: int) -> PaddedEdges:
     """Slots for the edges into each atom."""
-    target, n_edges, width = edges.target, len(edges), crowding(edges).most
+    target, n_edges, width = edges.target, len(edges), degree_stats(edges).most
     bounds = torch.searchsorted(target, torch.arange(n_atoms + 1, device=target.device))
     first, counts = bounds[:-1], bounds.diff()
     place = torch.arange(width, device=target.device)
     edge = (first[:, None] + place).clamp(max=max(n_edges - 1, 0))
     slot = target * width + torch.arange(n_edges, device=target.device) - first[target]
-    return Incoming(edge=edge, filled=place < counts[:, None], slot=slot)
+    return PaddedEdges(edge=edge, filled=place < counts[:, None], slot=slot)
 
 
 def reached(edges: Edges) -> Int[Tensor, reached]:
     """The atoms that have an edge into them, in order."""
     target = edges.target
-    found = target.new_zeros(crowding(edges).reached)
+    found = target.new_zeros(degree_stats(edges).reached)
     changes = (target[1:] != target[:-1]).long()
     return found.index_copy(0, F.pad(changes.cumsum(0), (1, 0)), target) if len(edges) else found
 
@@ -118,9 +118,9 @@ class Layout:
         quadruplets: none if not asked for.
     """
 
-    main: Incoming
-    atom_edge: Incoming
-    atom_atom: Incoming
+    main: PaddedEdges
+    atom_edge: PaddedEdges
+    atom_atom: PaddedEdges
     edge_edge: Bool[Tensor, "atoms slots slots"]
     atom_edge_table: Bool[Tensor, "atoms slots atom_edge_slots"]
     quadruplets: Quadruplets | None
@@ -134,8 +134,8 @@ def layout(graph: Graph, quadruplets: bool = True) -> Layout:
         quadruplets: leave them out where no layer wants them.
     """
     n_atoms = graph.numbers.shape[0]
-    main = incoming(graph.main, n_atoms)
-    atom_edge = incoming(graph.atom_edge, n_atoms)
+    main = padded_edges(graph.main, n_atoms)
+    atom_edge = padded_edges(graph.atom_edge, n_atoms)
     image = main.spread(_image(graph.main))
     other = torch.eye(main.edge.shape[1], dtype=torch.bool, device=image.device).logical_not()
     edge_edge = main.filled[:, :, None] & main.filled[:, None, :] & other
@@ -144,15 +144,15 @@ def layout(graph: Graph, quadruplets: bool = True) -> Layout:
     return Layout(
         main=main,
         atom_edge=atom_edge,
-        atom_atom=incoming(graph.atom_atom, n_atoms),
+        atom_atom=padded_edges(graph.atom_atom, n_atoms),
         edge_edge=edge_edge,
         atom_edge_table=table & (image[:, :, None] != atom_edge_image[:, None, :]),
         quadruplets=_quadruplets(graph, main, image) if quadruplets else None,
     )
 
 
-def _quadruplets(graph: Graph, main: Incoming, image: Int[Tensor, "atoms slots"]) -> Quadruplets:
-    middle = incoming(graph.quadruplet, main.edge.shape[0])
+def _quadruplets(graph: Graph, main: PaddedEdges, image: Int[Tensor, "atoms slots"]) -> Quadruplets:
+    middle = padded_edges(graph.quadruplet, main.edge.shape[0])
     centre = reached(graph.quadruplet)
     edge, filled = middle.edge[centre], middle.filled[centre]
     source = graph.quadruplet.source[edge]
@@ -175,7 +175,7 @@ def _quadruplets(graph: Graph, main: Incoming, image: Int[Tensor, "atoms slots"]
 
 
 def triplet_list(
-    table: Bool[Tensor, "atoms out_slots in_slots"], outer: Incoming, inner: Incoming
+    table: Bool[Tensor, "atoms out_slots in_slots"], outer: PaddedEdges, inner: PaddedEdges
 ) -> tuple[Int[Tensor, triplets], Int[Tensor, triplets]]:
     """(out, in): the two edges of every triplet in a table, sorted by the out edge."""
     atom, row, column = table.nonzero(as_tuple=True)

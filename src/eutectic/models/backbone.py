@@ -18,7 +18,7 @@ class Features:
     Attributes:
         atoms: (n_atoms, atom_width), invariant under rotation.
         edges: (n_main_edges, edge_width), invariant; None where the backbone was built without edge features.
-        directions: (n_main_edges, 3) unit vectors source → target that go with `edges`, times `Graph.weights`.
+        directions: (n_main_edges, 3) unit vectors source → target that go with `edges`, times `Graph.edge_envelope`.
     """
 
     atoms: Float[Tensor, "atoms width"]

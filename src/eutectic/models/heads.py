@@ -91,5 +91,5 @@ class DirectForceHead(nn.Module):
         target: Int[Tensor, edges],
         n_atoms: int,
     ) -> Float[Tensor, "atoms 3"]:
-        pushes = self.perceptron(edges) * directions
-        return pushes.new_zeros(n_atoms, 3).index_add(0, target, pushes)
+        edge_forces = self.perceptron(edges) * directions
+        return edge_forces.new_zeros(n_atoms, 3).index_add(0, target, edge_forces)

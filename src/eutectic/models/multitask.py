@@ -16,7 +16,7 @@ from eutectic.models.precision import in_full
 
 
 @dataclass(frozen=True)
-class Part:
+class TaskSlice:
     """Where one task's rows stand in a batch. A batch is ordered by task, so that a part is three ranges.
 
     Attributes:
@@ -60,7 +60,7 @@ class MultitaskModel(nn.Module):
                     raise ValueError(f"task {task!r}: {name} as a derivative of the energy needs an energy head")
             self.heads[task] = mine
 
-    def forward(self, graph: Graph, parts: Sequence[Part], conservative: bool = False) -> Predictions:
+    def forward(self, graph: Graph, parts: Sequence[TaskSlice], conservative: bool = False) -> Predictions:
         """Predict every property of every part.
 
         Args:
@@ -107,7 +107,9 @@ class MultitaskModel(nn.Module):
             found |= {"forces": "gradient_forces", "stress": "gradient_stress"}
         return found
 
-    def _predict(self, part: Part, graph: Graph, features: Features, derived: Mapping[str, str]) -> dict[str, Tensor]:
+    def _predict(
+        self, part: TaskSlice, graph: Graph, features: Features, derived: Mapping[str, str]
+    ) -> dict[str, Tensor]:
         (s0, s1), (a0, a1), (e0, e1) = part.structures, part.atoms, part.edges
         predicted: dict[str, Tensor] = {}
         for name, head in self.heads[part.task].items():  # type: ignore[operator]
@@ -127,7 +129,7 @@ class MultitaskModel(nn.Module):
 
     def _add_derivatives(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[TaskSlice],
         derived: Mapping[str, Mapping[str, str]],
         graph: Graph,
         positions: Tensor,

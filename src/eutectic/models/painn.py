@@ -127,18 +127,18 @@ class PaiNN(nn.Module):
         edges = graph.main
         distance, direction = graph.vectors(edges)  # (edges,), (edges, 3)
         radial, envelope = self.basis(distance)  # (edges, functions), (edges, 1)
-        weight = graph.weights("main", distance)
-        pushes = direction
+        weight = graph.edge_envelope("main", distance)
+        edge_forces = direction
         if weight is not None:
-            radial, envelope, pushes = (x * weight[:, None] for x in (radial, envelope, direction))
+            radial, envelope, edge_forces = (x * weight[:, None] for x in (radial, envelope, direction))
         s = self.embedding(graph.numbers)  # (atoms, width)
         v = s.new_zeros(len(s), 3, s.shape[1])  # (atoms, 3, width)
         for layer in self.layers:
             s, v = layer(s, v, edges, direction, radial, envelope)
         if not self.edge_width:
-            return Features(atoms=s, edges=None, directions=pushes)
+            return Features(atoms=s, edges=None, directions=edge_forces)
         # Scalars of both ends, their vectors' parts along the edge (invariant too), and the distance.
         known = [s[edges.source], s[edges.target]]  # (edges, width) each
         known += [(v[end] * direction[:, :, None]).sum(1) for end in (edges.source, edges.target)]
         f = self.edge_features(torch.cat([*known, radial], dim=-1)) * envelope  # (edges, edge_width)
-        return Features(atoms=s, edges=f, directions=pushes)
+        return Features(atoms=s, edges=f, directions=edge_forces)

@@ -25,9 +25,9 @@ from eutectic.data.catalogue import embedded, open_store
 from eutectic.data.store import Store, is_store
 from eutectic.graph import StructureGraph, build_graph
 from eutectic.models.multitask import MultitaskModel
-from eutectic.tasks import Item, Normaliser, Target, Task
+from eutectic.tasks import Normaliser, Sample, Target, Task
 from eutectic.train.batches.mixture import Mixture
-from eutectic.train.batches.sampler import Source
+from eutectic.train.batches.sampler import BatchSampler
 from eutectic.train.cost import Calibration, SizeModel, Work, calibrate, count_work, counts_by_set, mixture_shares
 from eutectic.train.loop import checkpoint_activations
 from eutectic.train.settings import PretrainSettings, Settings
@@ -198,7 +198,7 @@ def _time(seconds: float) -> str:
 
 def plan_run(
     settings: PretrainSettings,
-    source: Source,
+    source: BatchSampler,
     sizes: Sequence[SizeModel],
     calibration: Calibration,
     *,
@@ -461,7 +461,7 @@ def plan_cluster(
     )
     tasks = [_task(n, settings) for n in names]
     items = {
-        n: [Item(task=i, graph=_graph(r, tasks[i], settings.edge_dropout), labels={}) for r in typical[n].rows]
+        n: [Sample(task=i, graph=_graph(r, tasks[i], settings.edge_dropout), labels={}) for r in typical[n].rows]
         for i, n in enumerate(names)
     }
     work = {}
@@ -545,9 +545,9 @@ def _task(name: str, settings: PretrainSettings) -> Task:
     return Task(name, "", targets, chosen.graph or settings.graph)
 
 
-def _mixed(items: Mapping[str, Sequence[Item]], mixture: Mixture, size: int = 12) -> list[Item]:
+def _mixed(items: Mapping[str, Sequence[Sample]], mixture: Mixture, size: int = 12) -> list[Sample]:
     """A small batch with each set's share of places, one at least."""
-    batch: list[Item] = []
+    batch: list[Sample] = []
     for name in mixture.names:
         count = max(1, round(size * mixture.places[name] / mixture.length))
         batch += [items[name][i % len(items[name])] for i in range(count)]
@@ -603,7 +603,7 @@ def _there(cluster: Cluster, settings: PretrainSettings, flops: float, saved: fl
 def _here(
     settings: PretrainSettings,
     tasks: Sequence[Task],
-    items: Mapping[str, Sequence[Item]],
+    items: Mapping[str, Sequence[Sample]],
     work: Mapping[str, Work],
     flops: float,
     saved: float,

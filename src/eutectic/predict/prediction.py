@@ -16,7 +16,7 @@ from eutectic.atoms import PROPERTIES, EutecticError, Structure
 from eutectic.checkpoints.model import TrainedModel
 from eutectic.data.datasets import ase_files
 from eutectic.graph import build_graph
-from eutectic.tasks import Item, Task, make_batch
+from eutectic.tasks import Sample, Task, make_batch
 
 Prediction = dict[str, np.ndarray]
 """Property → value in the property's own shape, float64."""
@@ -94,7 +94,7 @@ def predict(
             items = []
             for i in chunk:
                 structures[i].check(f"structure {i}")
-                items.append(Item(0, build_graph(structures[i], task.graph), {}))
+                items.append(Sample(0, build_graph(structures[i], task.graph), {}))
             # The model has other tasks as well; this batch has one part, so only its heads run.
             batch = make_batch(items, [task], weight.dtype).to(weight.device)
             with torch.no_grad():
@@ -112,7 +112,7 @@ def predict(
     return predictions
 
 
-def _per_structure(name: str, value: torch.Tensor, items: Sequence[Item]) -> list[np.ndarray]:
+def _per_structure(name: str, value: torch.Tensor, items: Sequence[Sample]) -> list[np.ndarray]:
     array = value.detach().to("cpu", torch.float64).numpy()
     if PROPERTIES[name].level == "structure":
         return [np.array(row) for row in array]
@@ -191,7 +191,7 @@ def as_json(predictions: Sequence[Prediction], task: Task, *, normalised: bool =
     """For machines: task, units and one object for each structure, in their order."""
     found = dict.fromkeys(name for prediction in predictions for name in prediction)
     units: Mapping[str, str] = {name: "normalised" if normalised else PROPERTIES[name].unit for name in found}
-    content: dict[str, Any] = {"task": task.name, "theory": task.theory, "units": units}
+    content: dict[str, Any] = {"task": task.name, "level_of_theory": task.level_of_theory, "units": units}
     if note is not None:
         content["energies"] = note
     content["predictions"] = [{name: value.tolist() for name, value in p.items()} for p in predictions]

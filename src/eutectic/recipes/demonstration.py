@@ -21,7 +21,7 @@ from eutectic.models.gemnet_oc import GemNetOCSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.plan.plan import plan_run
 from eutectic.study.compare import FINETUNING_OPTIMISER, Choice, compare, environment, short_run, target_of
-from eutectic.study.results import DemoResults, PretrainingSummary, summarise
+from eutectic.study.results import PretrainingSummary, StudyResults, summarise
 from eutectic.tasks import TargetSettings
 from eutectic.train.pretrain import PretrainResult, pretrain
 from eutectic.train.settings import (
@@ -204,7 +204,7 @@ def run_demo(
     tasks: Sequence[DemoTask],
     workers: int | None,
     console: Console,
-) -> DemoResults:
+) -> StudyResults:
     """Pre-train, fine-tune, compare. Interrupted, the same call goes on where it stopped."""
     began = time.monotonic()
     pretrained = pretrain(settings, out / "pretrain", console=console, planner=plan_run)
@@ -219,7 +219,7 @@ def run_demo(
         console=console,
     )
     ended = time.monotonic()
-    return DemoResults(
+    return StudyResults(
         tasks=compared,
         pretraining=pretraining_summary(settings, pretrained),
         settings={

@@ -61,7 +61,7 @@ def _small(names: tuple[str, ...], folder: Path = Path("generated")) -> Pretrain
         backbone=BACKBONE,
         graph=GRAPH,
         optimiser=OptimiserSettings(
-            learning_rate=6e-3, warmup_steps=200, weight_decay=0.01, floor=0.02, clip_norm=5.0, ema_decay=0.995
+            learning_rate=6e-3, warmup_steps=200, weight_decay=0.01, final_lr_ratio=0.02, clip_norm=5.0, ema_decay=0.995
         ),
         train=TrainSettings(steps=2400, batch_size=256, evaluate_every=240),
     )

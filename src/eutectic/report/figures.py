@@ -21,11 +21,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from eutectic.report.formatting import MINUS, percent, significant, times
 from eutectic.study.results import (
-    DemoResults,
     PretrainingSummary,
     Run,
     SetSummary,
     Start,
+    StudyResults,
     TaskComparison,
 )
 
@@ -232,7 +232,7 @@ def typical(task: TaskComparison, start: Start) -> Run:
     return runs[(len(runs) - 1) // 2]
 
 
-def improvements(results: DemoResults) -> Figure:
+def improvements(results: StudyResults) -> Figure:
     """One bar a task, one dot a seed, the mean as a line."""
     tasks = [t for t in results.tasks if t.improvement_percent is not None]
     with matplotlib.rc_context(_RC):

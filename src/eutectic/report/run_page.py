@@ -155,17 +155,17 @@ def _validation(validation: Sequence[Mapping[str, Any]], names: Sequence[str]) -
             points = [(s, by[f"{prop}_mae"]) for s, by in rows if by.get(f"{prop}_mae") is not None]
             if not points:
                 continue
-            trivial = rows[-1][1].get(f"{prop}_baseline")
+            baseline = rows[-1][1].get(f"{prop}_baseline")
             unit = UNITS.get(prop, "")
             drawing = figures.svg(
                 figures.curves(
-                    {name: points}, every, f"{prop} error" + f" ({unit})" * bool(unit), small=True, level=trivial
+                    {name: points}, every, f"{prop} error" + f" ({unit})" * bool(unit), small=True, level=baseline
                 ),
                 f"held{prop}{i}",
                 escape(f"Error of {prop} on held-out structures of {name} against steps."),
             )
             said = f"{escape(name)}{' (watched, not learned)' if name in watched else ''}: {significant(points[-1][1])}"
-            panels.append(page.figure(drawing, f"{said} {unit}; knowing nothing, {significant(trivial)}."))
+            panels.append(page.figure(drawing, f"{said} {unit}; knowing nothing, {significant(baseline)}."))
         if panels:
             cards.append(
                 f'<div class="card"><h3>{escape(prop.replace("_", " ").capitalize())}</h3><div class="small quiet">'

@@ -14,10 +14,10 @@ from eutectic.report.drawing import formula, kind, png
 from eutectic.report.figures import START_WORDS
 from eutectic.report.formatting import count, duration, measured, percent, significant, times
 from eutectic.study.results import (
-    DemoResults,
     PretrainingSummary,
     SetSummary,
     Start,
+    StudyResults,
     TaskComparison,
     structure_from_dict,
     write_whole,
@@ -28,7 +28,7 @@ ERROR_WORDS = "from the weights that were best on validation data"
 
 
 def write_demo_report(
-    path: Path, results: DemoResults, examples: Mapping[str, Sequence[Structure]] | None = None
+    path: Path, results: StudyResults, examples: Mapping[str, Sequence[Structure]] | None = None
 ) -> None:
     """Write the report of a whole demonstration.
 
@@ -70,13 +70,13 @@ def write_finetune_report(
     Args:
         path: the HTML file to write, whole or not at all.
         task: its runs.
-        settings, times, environment: as in `DemoResults`.
+        settings, times, environment: as in `StudyResults`.
         examples: a few of its structures, to be drawn.
 
     Raises:
         EutecticError: the file cannot be written.
     """
-    results = DemoResults(
+    results = StudyResults(
         tasks=[task],
         pretraining=None,
         settings=dict(settings or {}),
@@ -93,7 +93,7 @@ def write_finetune_report(
     write_whole(path, page.document(f"Fine-tuning: {task.title}", lead, sections, FOOT))
 
 
-def _headline(results: DemoResults) -> str:
+def _headline(results: StudyResults) -> str:
     starts = _starts(results.tasks)
     if len(starts) < 2:
         return _errors_alone(results, starts)
@@ -153,7 +153,7 @@ def _headline(results: DemoResults) -> str:
     )
 
 
-def _errors_alone(results: DemoResults, starts: Sequence[Start]) -> str:
+def _errors_alone(results: StudyResults, starts: Sequence[Start]) -> str:
     """The headline where there is nothing to compare."""
     rows = [
         [
@@ -201,7 +201,7 @@ def _set_card(summary: SetSummary, index: int, colour: str, total: int) -> str:
             ("Size", f"{count(summary.n_structures)} structures in {count(summary.n_groups)} groups"),
             ("Drawn", drawn),
             ("Labels", escape(", ".join(card.properties))),
-            ("Level of theory", escape(card.theory)),
+            ("Level of theory", escape(card.level_of_theory)),
             ("Licence", escape(card.licence)),
             ("Source", escape(card.source)),
             ("Cite", escape(card.citation)),
@@ -308,7 +308,7 @@ def _task_card(task: TaskComparison, index: int, examples: Sequence[Structure]) 
         f'<article class="card"><h3>{escape(task.title)}</h3><div class="small quiet">'
         f"{escape(task.name)} · {escape(_words(task.property))} {escape(task.symbol)} in "
         f"{escape(task.unit)} · "
-        f"{escape(task.dataset)} · {escape(task.theory)} · trained on {count(task.n_train)}, chosen on "
+        f"{escape(task.dataset)} · {escape(task.level_of_theory)} · trained on {count(task.n_train)}, chosen on "
         f"{count(task.n_validation)}, tested on {count(task.n_test)} structures</div>"
         f'{_gallery(examples)}<div class="figures task{single}">{"".join(parts)}</div></article>'
     )
@@ -332,7 +332,7 @@ def _crossing(task: TaskComparison) -> str:
     )
 
 
-def _improvements(results: DemoResults) -> str:
+def _improvements(results: StudyResults) -> str:
     spread = any(len(t.improvement_by_seed()) > 1 for t in results.tasks)
     gains = [t.improvement_percent for t in results.tasks if t.improvement_percent is not None]
     better = sum(g > 0 for g in gains)
@@ -349,7 +349,7 @@ def _improvements(results: DemoResults) -> str:
     return f'<div class="card">{page.figure(drawing, caption, "wide")}</div>'
 
 
-def _measured(results: DemoResults) -> str:
+def _measured(results: StudyResults) -> str:
     starts = _starts(results.tasks)
     points = []
     if len(starts) > 1:

@@ -7,10 +7,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from eutectic.report.formatting import measured, percent, times
-from eutectic.study.results import DemoResults
+from eutectic.study.results import StudyResults
 
 
-def comparison_table(results: DemoResults) -> Table:
+def comparison_table(results: StudyResults) -> Table:
     """Both errors ± spread over seeds, improvement and speed-up of every task; the means last."""
     table = Table(title="Test error by start", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("task", overflow="fold", min_width=12)

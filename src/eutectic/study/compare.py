@@ -66,7 +66,7 @@ def variant(base: FinetuneSettings, start: str, model: Path | None, *, seed: int
     return base.model_copy(
         update={
             "start": "scratch" if start == "scratch" else given,
-            "like": given if start == "scratch" else None,
+            "architecture_from": given if start == "scratch" else None,
             "head_from": base.head_from if start == "pretrained" else None,
             "optimiser": base.optimiser.model_copy(update=dict(choice)),
             "train": base.train.model_copy(update={"seed": seed}),
@@ -80,7 +80,7 @@ def announce(base: FinetuneSettings, model: Path | None, starts: Sequence[Start]
     parts = split_of(store, base)
     counts = store.label_counts()
     console.print(
-        f"{store.card.name} ({store.card.theory}): {len(store):,} structures, "
+        f"{store.card.name} ({store.card.level_of_theory}): {len(store):,} structures, "
         + ", ".join(f"{name} {counts[name]:,}" for name in base.targets if name in counts)
         + f"; split {parts.name!r}: {len(parts.train):,} training, {len(parts.validation):,} validation, "
         f"{len(parts.test):,} test",
@@ -185,7 +185,7 @@ def comparison(results: Sequence[FinetuneResult], title: str, trials: Sequence[T
         property=first.property,
         symbol=PROPERTIES[first.property].symbol,
         unit=first.unit,
-        theory=first.theory,
+        level_of_theory=first.level_of_theory,
         n_train=first.trained_on,
         n_validation=first.validated_on,
         n_test=first.tested_on,

@@ -144,7 +144,7 @@ class TaskComparison:
     Attributes:
         name: what the command line calls the task.
         title: one line for people.
-        dataset, property, symbol, unit, theory: what is predicted, and how the labels were made.
+        dataset, property, symbol, unit, level_of_theory: what is predicted, and how the labels were made.
         n_train, n_validation, n_test: structures.
         steps: the budget of every run.
         runs: all runs that count, any order.
@@ -158,7 +158,7 @@ class TaskComparison:
     property: str
     symbol: str
     unit: str
-    theory: str
+    level_of_theory: str
     n_train: int
     n_validation: int
     n_test: int
@@ -265,7 +265,7 @@ class TaskComparison:
             "property": self.property,
             "symbol": self.symbol,
             "unit": self.unit,
-            "theory": self.theory,
+            "level_of_theory": self.level_of_theory,
             "metric": self.metric,
             "scratch": self.scratch,
             "scratch_spread": self.spread("scratch"),
@@ -418,7 +418,7 @@ class PretrainingSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoResults:
+class StudyResults:
     """A whole demonstration: pre-training once, then every task from both starts.
 
     Attributes:
@@ -475,7 +475,7 @@ class DemoResults:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> DemoResults:
+    def from_dict(cls, values: dict[str, Any]) -> StudyResults:
         """The inverse of `to_dict`; means are computed anew."""
         pretraining = values.get("pretraining")
         return cls(
@@ -494,7 +494,7 @@ class DemoResults:
         write_whole(path, text + "\n")
 
     @classmethod
-    def read(cls, path: Path) -> DemoResults:
+    def read(cls, path: Path) -> StudyResults:
         """Read what `write` wrote.
 
         Raises:

@@ -1,14 +1,14 @@
 """What is asked of a model: tasks, normalisers, losses, metrics."""
 
-from eutectic.tasks.batch import Batch, Item, make_batch
+from eutectic.tasks.batch import Batch, Sample, make_batch
 from eutectic.tasks.fit import fit_task
 from eutectic.tasks.loss import structure_losses
 from eutectic.tasks.task import Normaliser, Target, TargetSettings, Task
 
 __all__ = [
     "Batch",
-    "Item",
     "Normaliser",
+    "Sample",
     "Target",
     "TargetSettings",
     "Task",

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from eutectic.atoms import PROPERTIES
 from eutectic.graph import Graph, StructureGraph, collate
-from eutectic.models.multitask import Part
+from eutectic.models.multitask import TaskSlice
 from eutectic.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class Item:
+class Sample:
     """One structure ready to be batched.
 
     Attributes:
@@ -42,7 +42,7 @@ class Batch:
     """
 
     graph: Graph
-    parts: tuple[Part, ...]
+    parts: tuple[TaskSlice, ...]
     labels: Mapping[str, Mapping[str, Tensor]]
     n_structures: int
 
@@ -55,7 +55,7 @@ class Batch:
         return Batch(self.graph.to(device), self.parts, labels, self.n_structures)
 
 
-def make_batch(items: Sequence[Item], tasks: Sequence[Task], dtype: torch.dtype = torch.float32) -> Batch:
+def make_batch(items: Sequence[Sample], tasks: Sequence[Task], dtype: torch.dtype = torch.float32) -> Batch:
     """Order items by task, join their graphs, and lay their labels beside them.
 
     Args:
@@ -71,13 +71,13 @@ def make_batch(items: Sequence[Item], tasks: Sequence[Task], dtype: torch.dtype 
         mine = [item for item in ordered if item.task == index]
         n_atoms = sum(len(item.graph.structure) for item in mine)
         n_edges = sum(len(item.graph.main) for item in mine)
-        parts.append(Part(task.name, (s, s + len(mine)), (a, a + n_atoms), (e, e + n_edges)))
+        parts.append(TaskSlice(task.name, (s, s + len(mine)), (a, a + n_atoms), (e, e + n_edges)))
         s, a, e = s + len(mine), a + n_atoms, e + n_edges
         labels[task.name] = {name: _column(mine, name, dtype) for name in task.targets}
     return Batch(graph, tuple(parts), labels, len(items))
 
 
-def _column(items: Sequence[Item], name: str, dtype: torch.dtype) -> Tensor:
+def _column(items: Sequence[Sample], name: str, dtype: torch.dtype) -> Tensor:
     prop = PROPERTIES[name]
     one = prop.shape(0)[1:] if prop.level == "atom" else prop.shape(0)
     values = [np.zeros((0, *one))]

@@ -57,4 +57,4 @@ def fit_task(
         # A constant label has nothing to scale.
         normaliser = Normaliser(references, mean, spread if spread > 1e-12 else 1.0)
         fitted[wanted] = Target(settings, normaliser, weight)
-    return Task(name=name, theory=store.card.theory, targets=fitted, graph=graph)
+    return Task(name=name, level_of_theory=store.card.level_of_theory, targets=fitted, graph=graph)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eutectic.atoms import PROPERTIES
-from eutectic.models.multitask import Part, Predictions
+from eutectic.models.multitask import Predictions, TaskSlice
 from eutectic.tasks.batch import Batch
 from eutectic.tasks.task import Task
 
@@ -24,7 +24,7 @@ def structure_losses(predictions: Predictions, batch: Batch, tasks: Sequence[Tas
     ]
 
 
-def _part_losses(part: Part, predicted: dict[str, Tensor], batch: Batch, task: Task) -> Tensor:
+def _part_losses(part: TaskSlice, predicted: dict[str, Tensor], batch: Batch, task: Task) -> Tensor:
     first, last = part.structures
     total = batch.graph.positions.new_zeros(last - first)
     for name, target in task.targets.items():

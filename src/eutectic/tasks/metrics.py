@@ -16,21 +16,21 @@ class ErrorSum:
 
     Attributes:
         absolute: Σ |prediction − label| over components, in the property's unit.
-        trivial: the same for the prediction that knows nothing: the reference and mean alone, or no force.
+        baseline: the same for the prediction that knows nothing: the reference and mean alone, or no force.
         count: components seen.
         truth, prediction: every value, kept only where asked for.
     """
 
     absolute: float = 0.0
-    trivial: float = 0.0
+    baseline: float = 0.0
     count: int = 0
     truth: list[np.ndarray] = field(default_factory=list)
     prediction: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, truth: np.ndarray, prediction: np.ndarray, trivial: np.ndarray, *, keep: bool = False) -> None:
+    def add(self, truth: np.ndarray, prediction: np.ndarray, baseline: np.ndarray, *, keep: bool = False) -> None:
         """Add values of one structure; all three of the same shape, in the property's unit."""
         self.absolute += float(np.abs(prediction - truth).sum())
-        self.trivial += float(np.abs(trivial - truth).sum())
+        self.baseline += float(np.abs(baseline - truth).sum())
         self.count += int(np.size(truth))
         if keep:
             self.truth.append(np.ravel(truth))
@@ -42,9 +42,9 @@ class ErrorSum:
         return self.absolute / self.count if self.count else float("nan")
 
     @property
-    def trivial_mae(self) -> float:
+    def baseline_mae(self) -> float:
         """The error of knowing nothing."""
-        return self.trivial / self.count if self.count else float("nan")
+        return self.baseline / self.count if self.count else float("nan")
 
 
 DISPLAY: Mapping[str, tuple[float, str]] = {

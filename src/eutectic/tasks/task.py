@@ -81,13 +81,13 @@ class Task:
 
     Attributes:
         name: names its heads.
-        theory: level of theory of the labels.
+        level_of_theory: level of theory of the labels.
         targets: property name → target.
         graph: how this task's structures become graphs.
     """
 
     name: str
-    theory: str
+    level_of_theory: str
     targets: Mapping[str, Target]
     graph: GraphSettings
 
@@ -120,7 +120,7 @@ class Task:
         """Plain JSON."""
         return {
             "name": self.name,
-            "theory": self.theory,
+            "level_of_theory": self.level_of_theory,
             "graph": self.graph.model_dump(mode="json"),
             "targets": {
                 name: {
@@ -139,7 +139,7 @@ class Task:
         targets: Mapping[str, Mapping[str, object]] = values["targets"]  # type: ignore[assignment]
         return cls(
             name=str(values["name"]),
-            theory=str(values["theory"]),
+            level_of_theory=str(values["level_of_theory"]),
             graph=GraphSettings.model_validate(values["graph"]),
             targets={
                 name: Target(

@@ -122,21 +122,21 @@ def whole(value: Any, *, keep: bool = True) -> Any:
 def load_weights(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Give a module whole tensors, of which it takes its share where its parameters are shared out."""
     mine = module.state_dict()
-    module.load_state_dict({name: share_of(mine[name], value) for name, value in state.items()})
+    module.load_state_dict({name: local_shard(mine[name], value) for name, value in state.items()})
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """The same for the state of an optimiser."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     taken = {
-        index: {k: share_of(parameters[index], v) if k != "step" else v for k, v in values.items()}
+        index: {k: local_shard(parameters[index], v) if k != "step" else v for k, v in values.items()}
         for index, values in state["state"].items()
     }
     groups: Sequence[dict[str, Any]] = state["param_groups"]
     optimiser.load_state_dict({"state": taken, "param_groups": groups})
 
 
-def share_of(mine: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def local_shard(mine: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """This process's share of a whole tensor, as it has of `mine`."""
     if not isinstance(mine, DTensor):
         return value

@@ -28,9 +28,9 @@ from torch.utils.flop_counter import flop_registry
 from eutectic.checkpoints.model import build_backbone
 from eutectic.graph import Counts
 from eutectic.models.multitask import MultitaskModel
-from eutectic.tasks import Batch, Item, Task, make_batch, structure_losses
+from eutectic.tasks import Batch, Sample, Task, make_batch, structure_losses
 from eutectic.train.batches.mixture import Mixture
-from eutectic.train.batches.sampler import Source, TaskRows
+from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 from eutectic.train.gradient import out_of_memory
 from eutectic.train.loop import checkpoint_activations
 from eutectic.train.settings import BackboneChoice, Coefficients
@@ -111,37 +111,37 @@ class SizeModel:
         return np.column_stack([n, n * d, n * d * d])
 
 
-def spread_rows(rows: TaskRows, count: int) -> np.ndarray:
+def spread_rows(rows: TaskDataset, count: int) -> np.ndarray:
     """Positions of `count` structures, evenly spread over the sizes of a set."""
     order = np.argsort(rows.sizes(), kind="stable")
     return order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(int))]
 
 
-def size_model(rows: TaskRows, count: int = SAMPLED) -> SizeModel:
+def size_model(rows: TaskDataset, count: int = SAMPLED) -> SizeModel:
     """What sizes imply in one set, learned from a few of its structures, always the same; as training sees them."""
     counts = [_seen(rows, int(i)).graph.counts for i in spread_rows(rows, count)]
     return SizeModel.fit(counts, rows.task.graph.max_neighbours)
 
 
-def _seen(rows: TaskRows, position: int) -> Item:
+def _seen(rows: TaskDataset, position: int) -> Sample:
     """A structure as training sees it: where edges are dropped, without some."""
     return rows.item(position, (0, 0, position))
 
 
-def costs_by_size(rows: TaskRows, sizes: SizeModel, coefficients: Coefficients) -> Float[np.ndarray, " most_atoms"]:
-    """What `Source` takes: the cost of a structure by its number of atoms, (most atoms + 1,), positive."""
+def costs_by_size(rows: TaskDataset, sizes: SizeModel, coefficients: Coefficients) -> Float[np.ndarray, " most_atoms"]:
+    """What `BatchSampler` takes: the cost of a structure by its number of atoms, (most atoms + 1,), positive."""
     c = coefficients
     counts = sizes.counts(np.arange(int(rows.sizes().max()) + 1))
     cost = counts @ np.array([c.atom, c.edge, c.triplet, c.quadruplet])
     return np.asarray(np.maximum(cost, 1e-3 * max(float(cost.max()), 1e-12)))
 
 
-def mean_counts(source: Source, sizes: Sequence[SizeModel]) -> np.ndarray:
+def mean_counts(source: BatchSampler, sizes: Sequence[SizeModel]) -> np.ndarray:
     """(4,) atoms, edges, triplets, quadruplets of a structure as the mixture draws them."""
     return mixture_shares(source.mixture) @ counts_by_set(source, sizes)
 
 
-def counts_by_set(source: Source, sizes: Sequence[SizeModel]) -> np.ndarray:
+def counts_by_set(source: BatchSampler, sizes: Sequence[SizeModel]) -> np.ndarray:
     """(n_sets, 4) the same of each set."""
     return np.stack([size.counts(r.sizes()).mean(0) for r, size in zip(source.sets, sizes, strict=True)])
 
@@ -185,7 +185,7 @@ class Calibration:
 def calibrate(
     model: MultitaskModel,
     tasks: Sequence[Task],
-    trials: Iterable[Sequence[Item]],
+    trials: Iterable[Sequence[Sample]],
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -254,7 +254,7 @@ def calibrate(
     )
 
 
-def trials_of(source: Source, processes: int = 1) -> Iterator[list[Item]]:
+def trials_of(source: BatchSampler, processes: int = 1) -> Iterator[list[Sample]]:
     """Of a process's share of a batch (64 structures at most): an eighth and a quarter of each set, then a half and
     all of the mixture.
 
@@ -348,7 +348,7 @@ class Work:
 
 
 def count_work(
-    choice: BackboneChoice, tasks: Sequence[Task], items: Sequence[Item], *, checkpointing: bool = False
+    choice: BackboneChoice, tasks: Sequence[Task], items: Sequence[Sample], *, checkpointing: bool = False
 ) -> Work:
     """Count a training step of a model of any size, without its weights and without doing it.
 

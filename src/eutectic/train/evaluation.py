@@ -10,7 +10,7 @@ from ase.data import chemical_symbols
 from torch import nn
 
 from eutectic.atoms import PROPERTIES
-from eutectic.tasks import Item, Task, make_batch
+from eutectic.tasks import Sample, Task, make_batch
 from eutectic.tasks.metrics import ErrorSum, shown
 
 Errors = dict[str, dict[str, ErrorSum]]
@@ -20,14 +20,14 @@ Errors = dict[str, dict[str, ErrorSum]]
 def evaluate(
     model: nn.Module,
     tasks: Sequence[Task],
-    items: Sequence[Item],
+    items: Sequence[Sample],
     *,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
     keep: bool = False,
     per_atom: bool = False,
     progress: Callable[[int], None] | None = None,
-    seen: Callable[[str, str, Item, np.ndarray], None] | None = None,
+    seen: Callable[[str, str, Sample, np.ndarray], None] | None = None,
 ) -> Errors:
     """Predict every labelled value of every item and compare.
 
@@ -65,11 +65,11 @@ def evaluate(
 def _compare(
     errors: dict[str, ErrorSum],
     task: Task,
-    items: Sequence[Item],
+    items: Sequence[Sample],
     predicted: dict[str, torch.Tensor],
     keep: bool,
     per_atom: bool,
-    seen: Callable[[str, str, Item, np.ndarray], None] | None,
+    seen: Callable[[str, str, Sample, np.ndarray], None] | None,
 ) -> None:
     for name, target in task.targets.items():
         values = predicted[name].detach().to("cpu", torch.float64).numpy()
@@ -85,11 +85,11 @@ def _compare(
             # OC20's convention, and the only fair one: an atom held fixed has no force to be judged by.
             free = ~item.graph.structure.fixed if of_atoms else ...
             size = len(numbers) if per_atom and PROPERTIES[name].extensive else 1
-            truth, guess, trivial = (
+            truth, guess, baseline = (
                 np.asarray(target.normaliser.denormalise(v, numbers)[free] / size)
                 for v in (item.labels[name], value, np.zeros_like(item.labels[name]))
             )
-            errors[name].add(truth, guess, trivial, keep=keep)
+            errors[name].add(truth, guess, baseline, keep=keep)
             if seen is not None:
                 seen(task.name, name, item, np.asarray(np.abs(guess - truth)))
 
@@ -111,7 +111,7 @@ class Breakdown:
         self.sizes = torch.zeros(len(self.names), 20, 2, dtype=torch.float64)
         self.elements = torch.zeros(len(self.names), 119, 2, dtype=torch.float64)
 
-    def add(self, task: str, name: str, item: Item, error: np.ndarray) -> None:
+    def add(self, task: str, name: str, item: Sample, error: np.ndarray) -> None:
         """What `evaluate` calls `seen` with."""
         structure, row = item.graph.structure, self._row[task, name]
         self.sizes[row, len(structure).bit_length() - 1] += torch.tensor([error.sum(), error.size])

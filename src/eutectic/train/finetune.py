@@ -23,7 +23,7 @@ from eutectic.graph import GraphSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task
 from eutectic.tasks.metrics import primary, shown
-from eutectic.train.batches.sampler import Source, TaskRows
+from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 from eutectic.train.checkpoint import remove_checkpoints
 from eutectic.train.evaluation import evaluate
 from eutectic.train.loop import train
@@ -44,7 +44,7 @@ class FinetuneResult:
         steps, seconds, errors: the validation curve of the judged property.
         best_step: whose weights were tested.
         test_errors: property → error on the test split.
-        trivial_error: of predicting the references and the mean alone.
+        baseline_error: of predicting the references and the mean alone.
         truth, prediction: up to 500 test values of the judged property, in `unit`.
         trained_on, validated_on, tested_on: numbers of structures.
     """
@@ -56,7 +56,7 @@ class FinetuneResult:
     weight_decay: float
     property: str
     unit: str
-    theory: str
+    level_of_theory: str
     dataset: str
     total_steps: int
     steps: list[int]
@@ -65,7 +65,7 @@ class FinetuneResult:
     best_step: int
     test_error: float
     test_errors: dict[str, float]
-    trivial_error: float
+    baseline_error: float
     truth: list[float]
     prediction: list[float]
     trained_on: int
@@ -111,8 +111,8 @@ def finetune(
     choice, graph, start = _backbone_of(settings)
     task = fit_task(settings.name, store, parts.train, settings.targets, graph)
     judged = primary(list(task.targets))
-    source = Source(
-        [TaskRows(0, task, store, parts.train, keep=True)],
+    source = BatchSampler(
+        [TaskDataset(0, task, store, parts.train, keep=True)],
         min(settings.train.batch_size, len(parts.train)),
         1.0,
         settings.train.seed,
@@ -121,7 +121,7 @@ def finetune(
     fabric = make_fabric(settings.train, alone=True)
     fabric.launch()
 
-    held_out = TaskRows(0, task, store, parts.validation).items()
+    held_out = TaskDataset(0, task, store, parts.validation).items()
     steps: list[int] = []
     seconds: list[float] = []
     errors: list[float] = []
@@ -159,7 +159,7 @@ def finetune(
     )
     final = trained.averaged
     final.load_state_dict(best["weights"])
-    tested = TaskRows(0, task, store, parts.test).items()
+    tested = TaskDataset(0, task, store, parts.test).items()
     result = _result(settings, store, parts, task, judged, final, tested, fabric.device)
     result.update(
         steps=steps,
@@ -206,7 +206,7 @@ def split_of(store: Store, settings: FinetuneSettings) -> Split:
 
 def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSettings, TrainedModel | None]:
     """Backbone and graph come from the model started from (or likened to), so that both starts are the same."""
-    model_folder = settings.like if settings.start == "scratch" else settings.start
+    model_folder = settings.architecture_from if settings.start == "scratch" else settings.start
     if model_folder is None:
         return settings.backbone or BackboneChoice(), settings.graph or GraphSettings(), None
     model = load_model(model_folder)
@@ -225,7 +225,7 @@ def _model(
     settings: FinetuneSettings,
     choice: BackboneChoice,
     task: Task,
-    source: Source,
+    source: BatchSampler,
     start: TrainedModel | None,
     say: Callable[[str], None],
 ) -> MultitaskModel:
@@ -280,12 +280,12 @@ def _result(
         "weight_decay": settings.optimiser.weight_decay,
         "property": judged,
         "unit": unit,
-        "theory": store.card.theory,
+        "level_of_theory": store.card.level_of_theory,
         "dataset": store.card.name,
         "total_steps": settings.train.steps,
         "test_error": found[judged].mae * factor,
         "test_errors": {name: shown(name, error.mae)[0] for name, error in found.items()},
-        "trivial_error": found[judged].trivial_mae * factor,
+        "baseline_error": found[judged].baseline_mae * factor,
         "truth": (truth[some] * factor).round(6).tolist(),
         "prediction": (prediction[some] * factor).round(6).tolist(),
         "trained_on": len(parts.train),

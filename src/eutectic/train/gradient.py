@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from eutectic.atoms import EutecticError
-from eutectic.tasks import Batch, Item, Task, make_batch, structure_losses
-from eutectic.train.batches.loader import Fed
-from eutectic.train.batches.sampler import Source
+from eutectic.tasks import Batch, Sample, Task, make_batch, structure_losses
+from eutectic.train.batches.loader import RankBatch
+from eutectic.train.batches.sampler import BatchSampler
 
 BUCKET = 64 * 2**20
 """Bytes of gradients that are sent at once."""
@@ -67,7 +67,7 @@ class GradientSum:
         fabric: lf.Fabric,
         model: _FabricModule,
         tasks: Sequence[Task],
-        source: Source,
+        source: BatchSampler,
         dtype: torch.dtype,
         *,
         overlap: bool,
@@ -80,7 +80,7 @@ class GradientSum:
         self.limit = float("inf")
         """Size of the smallest batch that did not fit: one like it is halved before it is tried."""
 
-    def compute(self, fed: Sequence[Fed], structures: int) -> Sums:
+    def compute(self, fed: Sequence[RankBatch], structures: int) -> Sums:
         """Gradient of the mean loss over the whole step, the same in every process.
 
         Args:
@@ -90,7 +90,7 @@ class GradientSum:
         Raises:
             EutecticError: a single structure does not fit into the memory, or nothing may be halved.
         """
-        pieces: list[tuple[int, Batch | list[Item]]] = [(f.index, f.batch) for f in fed if f.batch is not None]
+        pieces: list[tuple[int, Batch | list[Sample]]] = [(f.index, f.batch) for f in fed if f.batch is not None]
         while True:
             pieces = [part for piece in pieces for part in self._halved_if_known_too_large(piece)]
             failed = self._try(pieces, structures)
@@ -107,7 +107,7 @@ class GradientSum:
             sum_over_processes(self.parameters)
         return failed
 
-    def _try(self, pieces: Sequence[tuple[int, Batch | list[Item]]], structures: int) -> Sums | int:
+    def _try(self, pieces: Sequence[tuple[int, Batch | list[Sample]]], structures: int) -> Sums | int:
         """The sums, or which piece did not fit. (By value: an exception's traceback would hold on to the memory.)"""
         device = self.fabric.device
         losses = torch.zeros(len(self.tasks), device=device, dtype=self.dtype)
@@ -141,18 +141,20 @@ class GradientSum:
         if self.fabric.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _items(self, index: int, piece: Batch | list[Item]) -> list[Item]:
+    def _items(self, index: int, piece: Batch | list[Sample]) -> list[Sample]:
         if not isinstance(piece, Batch):
             return piece
         return self.source.items(index, self.fabric.global_rank, self.fabric.world_size)
 
-    def _halved_if_known_too_large(self, piece: tuple[int, Batch | list[Item]]) -> list[tuple[int, Batch | list[Item]]]:
+    def _halved_if_known_too_large(
+        self, piece: tuple[int, Batch | list[Sample]]
+    ) -> list[tuple[int, Batch | list[Sample]]]:
         index, batch = piece
         if not isinstance(batch, Batch) or _size(batch) < self.limit or batch.n_structures == 1 or not self.split:
             return [piece]
         return [(index, half) for half in _halves(self._items(index, batch))]
 
-    def _check(self, items: Sequence[Item]) -> None:
+    def _check(self, items: Sequence[Sample]) -> None:
         graph = items[0].graph
         if self.split and not self.overlap and len(items) > 1:
             return
@@ -177,7 +179,7 @@ def _size(batch: Batch) -> int:
     return len(graph.numbers) + len(graph.main) + len(graph.atom_atom)
 
 
-def _halves(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+def _halves(items: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
     """Two lists of about the same cost."""
     ordered = sorted(items, key=lambda item: -sum(item.graph.counts))
     return ordered[::2], ordered[1::2]

@@ -26,13 +26,13 @@ from eutectic.checkpoints.model import TrainedModel
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task
 from eutectic.train.batches.loader import default_workers, feed
-from eutectic.train.batches.sampler import Source
+from eutectic.train.batches.sampler import BatchSampler
 from eutectic.train.checkpoint import load_checkpoint, load_optimiser, load_weights, save_checkpoint, whole
 from eutectic.train.gradient import GradientSum
-from eutectic.train.nonfinite import save_bad_step
-from eutectic.train.optimisation import Average, learning_rate, make_optimiser, set_rate, shared_gradients
+from eutectic.train.nonfinite import save_nonfinite_step
+from eutectic.train.optimisation import EMA, learning_rate, make_optimiser, set_rate, shared_gradients
 from eutectic.train.runtime.journal import Journal
-from eutectic.train.runtime.matmul import prefer_fast_products
+from eutectic.train.runtime.matmul import prefer_fast_matmul
 from eutectic.train.runtime.memory import keep_freed_memory
 from eutectic.train.runtime.stop import StopFlag
 from eutectic.train.settings import OptimiserSettings, TrainSettings
@@ -77,7 +77,7 @@ def train(
     fabric: lf.Fabric,
     model: MultitaskModel,
     tasks: Sequence[Task],
-    source: Source,
+    source: BatchSampler,
     settings: TrainSettings,
     optimiser_settings: OptimiserSettings,
     *,
@@ -112,10 +112,10 @@ def train(
     if fabric.device.type == "cpu":
         keep_freed_memory()
         if settings.precision == "32-true":
-            prefer_fast_products(model)
+            prefer_fast_matmul(model)
     if settings.activation_checkpointing:
         checkpoint_activations(model)
-    average = Average(model, optimiser_settings.ema_decay)
+    average = EMA(model, optimiser_settings.ema_decay)
     if settings.compile:
         _compile(model, tasks)
     wrapped = fabric.setup_module(model)
@@ -148,7 +148,7 @@ def train(
         load_optimiser(adamw, state["optimiser"])
         if scaler is not None:
             scaler.load_state_dict(state["scaler"])
-        begun, seconds, bad = state["step"], state["seconds"], state["bad_steps"]
+        begun, seconds, bad = state["step"], state["seconds"], state["nonfinite_steps"]
         journal.resume(begun)
         restore_extra(state["extra"])
     last_save = time.monotonic()
@@ -169,14 +169,14 @@ def train(
                 "scaler": {} if scaler is None else scaler.state_dict(),
                 "step": settings.steps if told is None else told.step,
                 "seconds": seconds if told is None else told.seconds,
-                "bad_steps": bad,
+                "nonfinite_steps": bad,
                 "extra": extra_state(),
             }
             save_checkpoint(checkpoint, gathered | rest)
         last_save = time.monotonic()
 
-    def keep_bad_step(told: _Told, entry: dict[str, Any]) -> None:
-        if folder is None or describe is None or bad > settings.keep_bad_steps:
+    def keep_nonfinite_step(told: _Told, entry: dict[str, Any]) -> None:
+        if folder is None or describe is None or bad > settings.keep_nonfinite_steps:
             return
         weights = whole(model.state_dict())
         if first:
@@ -184,7 +184,7 @@ def train(
             plain = copy.deepcopy(average.module)
             plain.load_state_dict(weights)
             these = range((told.step - 1) * batches, told.step * batches)
-            save_bad_step(folder, entry, these, source, describe(plain), settings, optimiser_settings)
+            save_nonfinite_step(folder, entry, these, source, describe(plain), settings, optimiser_settings)
 
     # What every process must agree on after each step, added up in one message: the losses of each task, how many
     # structures they came from, whether anyone was asked to stop, whether it is time to save, the wait for data and
@@ -243,14 +243,14 @@ def train(
         # A gradient scaler looks for its scale by going too far: that is no trouble unless it ends below 1.
         if not finite and (scaler is None or not math.isfinite(loss) or scale < 1):
             bad += 1
-            keep_bad_step(told, entry)
-        if bad > settings.max_bad_steps:
+            keep_nonfinite_step(told, entry)
+        if bad > settings.max_nonfinite_steps:
             save(told)
-            kept = "" if folder is None else f", or see `eutectic replay {folder / 'bad-steps'}/step-…`"
+            kept = "" if folder is None else f", or see `eutectic replay {folder / 'nonfinite-steps'}/step-…`"
             raise EutecticError(
                 f"step {told.step}",
                 f"{bad} steps had a loss or gradient that is not finite",
-                f"at most {settings.max_bad_steps}",
+                f"at most {settings.max_nonfinite_steps}",
                 f"lower optimiser.learning_rate, use precision 32-true, look for outliers in the labels{kept}",
             )
         if told.step % settings.evaluate_every == 0 or told.step == settings.steps:

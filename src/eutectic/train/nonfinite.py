@@ -1,6 +1,6 @@
 """Steps that went wrong: kept whole, and computed again with a magnifying glass.
 
-`FOLDER/bad-steps/step-000123/` holds `model/` (the weights before the step, a model folder like any other),
+`FOLDER/nonfinite-steps/step-000123/` holds `model/` (the weights before the step, a model folder like any other),
 `structures.safetensors` (the step's structures and labels, in the library's units) and `step.json` (which draws
 they were, and all settings).
 """
@@ -26,8 +26,8 @@ import eutectic
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Structure
 from eutectic.checkpoints.model import TrainedModel, load_model, save_model
 from eutectic.graph import build_graph
-from eutectic.tasks import Item, make_batch, structure_losses
-from eutectic.train.batches.sampler import Draw, Source
+from eutectic.tasks import Sample, make_batch, structure_losses
+from eutectic.train.batches.sampler import BatchSampler, SampleKey
 from eutectic.train.runtime.launch import make_fabric
 from eutectic.train.settings import OptimiserSettings, TrainSettings
 
@@ -39,11 +39,11 @@ OUTLIER = 10.0
 ARRAYS = ("numbers", "positions", "cell", "pbc", "tags", "fixed")
 
 
-def save_bad_step(
+def save_nonfinite_step(
     folder: Path,
     entry: Mapping[str, Any],
     batches: range,
-    source: Source,
+    source: BatchSampler,
     model: TrainedModel,
     settings: TrainSettings,
     optimiser_settings: OptimiserSettings,
@@ -57,7 +57,7 @@ def save_bad_step(
         model: with the weights before the step.
         settings, optimiser_settings: the run's.
     """
-    place = folder / "bad-steps" / f"step-{entry['step']:06d}"
+    place = folder / "nonfinite-steps" / f"step-{entry['step']:06d}"
     try:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
@@ -148,7 +148,7 @@ def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, 
     """Compute a kept step again, on this machine's device, in the run's precision.
 
     Args:
-        folder: one of a run's `bad-steps`.
+        folder: one of a run's `nonfinite-steps`.
         progress: called with the number of structures done, of how many.
 
     Raises:
@@ -167,13 +167,13 @@ def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, 
     module.load_state_dict(load_weights(folder / "model" / "model.safetensors"))
     wrapped = fabric.setup_module(module)
 
-    def item(row: LabelledStructure, listed: Mapping[str, Any]) -> Item:
+    def item(row: LabelledStructure, listed: Mapping[str, Any]) -> Sample:
         task = tasks[index[listed["task"]]]
         share = float(listed["edge_dropout"])
-        draw: Draw = tuple(listed["draw"])
+        draw: SampleKey = tuple(listed["draw"])
         rng = np.random.default_rng(draw) if share else None
         graph = build_graph(row.structure, task.graph, edge_dropout=share, rng=rng)
-        return Item(task=index[task.name], graph=graph, labels=task.normalised_labels(row))
+        return Sample(task=index[task.name], graph=graph, labels=task.normalised_labels(row))
 
     parameters = dict(module.named_parameters())
     summed = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -238,8 +238,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[LabelledStructure]]:
         raise EutecticError(
             str(folder),
             f"not a step that was kept ({type(error).__name__}: {error})",
-            "a folder step-… in a run's bad-steps",
-            "look into the run's folder for bad-steps",
+            "a folder step-… in a run's nonfinite-steps",
+            "look into the run's folder for nonfinite-steps",
         ) from error
     return described, rows
 
@@ -250,7 +250,7 @@ def _module_of(parameter: str) -> str:
     return ".".join(parts[:3] if len(parts) > 3 and (parts[0] == "heads" or parts[2].isdigit()) else parts[:2])
 
 
-def _problems(row: LabelledStructure, item: Item, loss: float, norm: float) -> list[str]:
+def _problems(row: LabelledStructure, item: Sample, loss: float, norm: float) -> list[str]:
     problems = []
     numbers = row.structure.numbers
     for name, value in item.labels.items():

@@ -13,12 +13,12 @@ from eutectic.atoms import EutecticError
 from eutectic.models.gemnet_oc import GemNetOC
 from eutectic.models.gemnet_oc.published import shared_parameters
 from eutectic.models.multitask import MultitaskModel
-from eutectic.train.checkpoint import share_of
+from eutectic.train.checkpoint import local_shard
 from eutectic.train.settings import OptimiserSettings
 
 
 def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
-    """Linear warm-up from `warmup_start`, then a cosine down to `floor` at the last step (JMP, section 4.2).
+    """Linear warm-up from `warmup_lr_ratio`, then a cosine down to `final_lr_ratio` at the end (JMP, section 4.2).
 
     Args:
         step: 0 … steps − 1.
@@ -26,10 +26,12 @@ def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
     """
     warm = min(settings.warmup_steps, steps)
     if step < warm:
-        relative = settings.warmup_start + (1 - settings.warmup_start) * step / max(warm - 1, 1)
+        relative = settings.warmup_lr_ratio + (1 - settings.warmup_lr_ratio) * step / max(warm - 1, 1)
     else:
         done = (step - warm) / max(steps - warm - 1, 1)
-        relative = settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        relative = settings.final_lr_ratio + (1 - settings.final_lr_ratio) * 0.5 * (
+            1 + math.cos(math.pi * min(done, 1.0))
+        )
     return settings.learning_rate * relative
 
 
@@ -37,7 +39,7 @@ def make_optimiser(model: MultitaskModel, settings: OptimiserSettings) -> torch.
     """AdamW over all parameters, updated in one fused kernel; `set_rate` gives backbone and heads their rates."""
     heads = {id(parameter) for parameter in model.heads.parameters()}
     groups = [
-        {"params": [p for p in model.parameters() if id(p) not in heads], "relative": settings.backbone_rate},
+        {"params": [p for p in model.parameters() if id(p) not in heads], "relative": settings.backbone_lr_scale},
         {"params": list(model.heads.parameters()), "relative": 1.0},
     ]
     return torch.optim.AdamW(
@@ -68,7 +70,7 @@ def shared_gradients(model: MultitaskModel) -> list[tuple[nn.Parameter, int]]:
     return [(backbone.get_parameter(name), uses) for name, uses in shared_parameters(backbone.settings).items()]
 
 
-class Average:
+class EMA:
     """The exponential moving average of a model's weights, kept without waiting for the device.
 
     Where parameters are shared out to processes, so is their average.
@@ -127,7 +129,7 @@ class Average:
         self.module.load_state_dict({k.removeprefix("module."): v for k, v in state.items() if k != "updates"})
         for whole, mean in zip(self.module.parameters(), self._means, strict=True):
             if isinstance(mean, DTensor):
-                mean.copy_(share_of(mean, whole))
+                mean.copy_(local_shard(mean, whole))
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task, make_batch
 from eutectic.tasks.metrics import shown
 from eutectic.train.batches.loader import default_workers
-from eutectic.train.batches.sampler import Source, TaskRows, check_shares
+from eutectic.train.batches.sampler import BatchSampler, TaskDataset, check_shares
 from eutectic.train.cost import Calibration, SizeModel, calibrate, costs_by_size, mean_counts, size_model, trials_of
 from eutectic.train.evaluation import Breakdown, evaluate
 from eutectic.train.loop import DTYPES, checkpoint_activations, total, train
@@ -73,11 +73,11 @@ class _Set:
     split: Split
     learned: bool
 
-    def train(self, edge_dropout: float = 0.0) -> TaskRows:
-        return TaskRows(self.index, self.task, self.store, self.split.train, edge_dropout=edge_dropout)
+    def train(self, edge_dropout: float = 0.0) -> TaskDataset:
+        return TaskDataset(self.index, self.task, self.store, self.split.train, edge_dropout=edge_dropout)
 
-    def held_out(self) -> TaskRows:
-        return TaskRows(self.index, self.task, self.store, self.split.validation)
+    def held_out(self) -> TaskDataset:
+        return TaskDataset(self.index, self.task, self.store, self.split.validation)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Planner(Protocol):
     def __call__(
         self,
         settings: PretrainSettings,
-        source: Source,
+        source: BatchSampler,
         sizes: Sequence[SizeModel],
         calibration: Calibration,
         *,
@@ -232,7 +232,7 @@ def _essence(stored: Mapping[str, Any], kind: type[Settings]) -> dict[str, Any]:
             backbone["settings"] = chosen.model_dump(mode="json")
     # How a run is spread over a machine, and where it tells of itself, does not change what it computes.
     ignored = {"processes", "threads", "checkpoint_every", "accelerator", "strategy", "workers", "compile"}
-    ignored |= {"activation_checkpointing", "out_of_memory", "keep_bad_steps", "max_bad_steps"}
+    ignored |= {"activation_checkpointing", "out_of_memory", "keep_nonfinite_steps", "max_nonfinite_steps"}
     train_settings = {k: v for k, v in values.get("train", {}).items() if k not in ignored}
     return {**values, "command": stored.get("command"), "train": train_settings, "loggers": None}
 
@@ -298,12 +298,12 @@ def _watched(settings: PretrainSettings, known: Sequence[str]) -> dict[str, SetS
     return {name: chosen for name, chosen in watch.items() if name not in settings.sets}
 
 
-def make_source(
+def make_sampler(
     settings: PretrainSettings,
-    rows: Sequence[TaskRows],
+    rows: Sequence[TaskDataset],
     coefficients: Coefficients | None = None,
     sizes: Sequence[SizeModel] = (),
-) -> Source:
+) -> BatchSampler:
     """The batches of a run.
 
     Args:
@@ -315,7 +315,7 @@ def make_source(
     sets = [settings.sets[r.task.name] for r in rows]
     named = [(r.task.name, chosen) for r, chosen in zip(rows, sets, strict=True)]
     source = functools.partial(
-        Source,
+        BatchSampler,
         rows,
         temperature=settings.temperature,
         seed=settings.train.seed,
@@ -339,7 +339,7 @@ def make_source(
 def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared) -> None:
     from rich.table import Table
 
-    source = make_source(settings, [s.train() for s in prepared.learned])
+    source = make_sampler(settings, [s.train() for s in prepared.learned])
     table = Table(title="What is learned from", title_justify="left", box=None, pad_edge=False)
     for heading in ("set", "level of theory", "training", "held out", "epochs", "σ energy", "σ force"):
         table.add_column(heading, justify="left" if heading in ("set", "level of theory") else "right")
@@ -352,7 +352,7 @@ def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared)
         scale = {k: t.normaliser.scale for k, t in task.targets.items()}
         table.add_row(
             task.name,
-            task.theory.partition(" (")[0],
+            task.level_of_theory.partition(" (")[0],
             f"{structures:,}" if one.learned else "–",
             str(len(one.split.validation)),
             f"{drawn * share / structures:.1f}" if one.learned else "watched",
@@ -369,7 +369,7 @@ def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared)
 
 
 def initial_model(
-    name: str, backbone_settings: Mapping[str, Any], tasks: tuple[Task, ...], source: Source, seed: int
+    name: str, backbone_settings: Mapping[str, Any], tasks: tuple[Task, ...], source: BatchSampler, seed: int
 ) -> MultitaskModel:
     """A fresh model, the same in every process: seeded, scale factors fitted on the first batches."""
     torch.manual_seed(seed)
@@ -445,7 +445,7 @@ def _worker(
     rows = [s.train(settings.edge_dropout) for s in prepared.learned]
     held_out = [item for s in prepared.sets for item in s.held_out().items()][fabric.global_rank :: fabric.world_size]
     seed = settings.train.seed
-    source = make_source(settings, rows)
+    source = make_sampler(settings, rows)
     backbone = _in_training(prepared.backbone, settings.edge_dropout)
     if settings.start is None:
         model = initial_model(backbone.name, backbone.settings, tasks, source, seed)
@@ -462,7 +462,7 @@ def _worker(
         breakdown = Breakdown(names)
         errors = evaluate(averaged, tasks, held_out, device=fabric.device, per_atom=True, seen=breakdown.add)
         sums = torch.tensor(
-            [[errors[t][p].absolute, errors[t][p].trivial, errors[t][p].count] for t, p in names],
+            [[errors[t][p].absolute, errors[t][p].baseline, errors[t][p].count] for t, p in names],
             dtype=torch.float64,
         )
         sums = total(fabric, sums.to(fabric.device)).cpu()
@@ -470,10 +470,10 @@ def _worker(
             total(fabric, x.to(fabric.device)).cpu() for x in (breakdown.sizes, breakdown.elements)
         )
         by_set: dict[str, dict[str, float]] = {}
-        for (task, prop), (absolute, trivial, count) in zip(names, sums.tolist(), strict=True):
+        for (task, prop), (absolute, baseline, count) in zip(names, sums.tolist(), strict=True):
             values = by_set.setdefault(task, {})
             values[f"{prop}_mae"] = shown(prop, absolute / max(count, 1))[0]
-            values[f"{prop}_baseline"] = shown(prop, trivial / max(count, 1))[0]
+            values[f"{prop}_baseline"] = shown(prop, baseline / max(count, 1))[0]
         validation.append({"step": step, "seconds": round(seconds, 2), "by_set": by_set})
         display.validated(step, by_set)
         if first:
@@ -530,11 +530,11 @@ def _costed(
     settings: PretrainSettings,
     folder: Path,
     prepared: _Prepared,
-    source: Source,
+    source: BatchSampler,
     model: MultitaskModel,
     quiet: bool,
     planner: Planner | None,
-) -> Source:
+) -> BatchSampler:
     """The batches of the run: cut by cost if so asked. Says what the run will take.
 
     What was measured is kept in the run's folder: a resumed run is cut where it was.
@@ -555,7 +555,7 @@ def _costed(
         if coefficients is None:
             assert calibration is not None
             coefficients = calibration.seconds.coefficients
-        source = make_source(settings, source.sets, coefficients, sizes)
+        source = make_sampler(settings, source.sets, coefficients, sizes)
     if calibration is not None and planner is not None and fabric.global_rank == 0:
         workers = settings.train.workers
         if fabric.device.type == "cpu":
@@ -583,7 +583,7 @@ def _calibration(
     settings: PretrainSettings,
     folder: Path,
     prepared: _Prepared,
-    source: Source,
+    source: BatchSampler,
     model: MultitaskModel,
 ) -> dict[str, Any]:
     path = folder / "cost.json"
@@ -607,7 +607,7 @@ def _finish(
     settings: PretrainSettings,
     folder: Path,
     prepared: _Prepared,
-    source: Source,
+    source: BatchSampler,
     averaged: MultitaskModel,
     raw: dict[str, torch.Tensor],
     validation: list[dict[str, Any]],
@@ -625,7 +625,7 @@ def _finish(
             **{
                 s.task.name: {
                     "structures": source.mixture.sizes[s.task.name],
-                    "theory": s.store.card.theory,
+                    "level_of_theory": s.store.card.level_of_theory,
                     "licence": s.store.card.licence,
                     "elements": sorted(s.store.composition()),
                 }

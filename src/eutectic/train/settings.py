@@ -31,14 +31,14 @@ class OptimiserSettings(Settings):
     """AdamW with warm-up and cosine; defaults are JMP's for pre-training (Shoghi et al. 2024)."""
 
     learning_rate: float = Field(default=3e-4, gt=0)
-    backbone_rate: float = Field(
+    backbone_lr_scale: float = Field(
         default=1.0, gt=0, description="learning rate of the backbone, relative to that of the heads"
     )
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0, description="on all parameters, the embedding included")
     warmup_steps: int = Field(default=2000, ge=0)
-    warmup_start: float = Field(default=0.2, gt=0, le=1, description="first learning rate, relative")
-    floor: float = Field(default=0.1, ge=0, le=1, description="last learning rate of the cosine, relative")
+    warmup_lr_ratio: float = Field(default=0.2, gt=0, le=1, description="first learning rate, relative")
+    final_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="last learning rate of the cosine, relative")
     clip_norm: float = Field(default=1.0, gt=0, description="global norm of the gradient")
     ema_decay: float = Field(default=0.99, ge=0, lt=1, description="exponential moving average of the weights")
     scale_shared_gradients: bool = Field(
@@ -60,8 +60,8 @@ class TrainSettings(Settings):
     threads: int | None = Field(default=None, description="per process; the cores shared out if not given")
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
-    max_bad_steps: int = Field(default=20, ge=0, description="steps with a non-finite gradient before giving up")
-    keep_bad_steps: int = Field(
+    max_nonfinite_steps: int = Field(default=20, ge=0, description="steps with a non-finite gradient before giving up")
+    keep_nonfinite_steps: int = Field(
         default=3, ge=0, description="of those, how many are kept whole in the run's folder for `eutectic replay`"
     )
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
@@ -205,11 +205,13 @@ class FinetuneSettings(Settings):
     data: DataSettings
     targets: dict[str, TargetSettings] = Field(min_length=1)
     start: str = Field(description="'scratch', or the folder of a pre-trained model")
-    like: str | None = Field(
+    architecture_from: str | None = Field(
         default=None,
         description="for a start from scratch: a model whose backbone and graph settings are taken",
     )
-    backbone: BackboneChoice | None = Field(default=None, description="for a start from scratch without `like`")
+    backbone: BackboneChoice | None = Field(
+        default=None, description="for a start from scratch without `architecture_from`"
+    )
     graph: GraphSettings | None = Field(default=None, description="the start's if not given")
     head_from: str | None = Field(
         default=None,

@@ -172,8 +172,8 @@ def test_group_key(tmp_path: Path) -> None:
 
 def test_card(tmp_path: Path) -> None:
     file = write(tmp_path / "mine.xyz", dimer())
-    card = ase_files.card(file, ase_files.scan(file), theory="PBE")
-    assert (card.properties, card.theory, card.default_split) == (("energy", "forces"), "PBE", "random")
+    card = ase_files.card(file, ase_files.scan(file), level_of_theory="PBE")
+    assert (card.properties, card.level_of_theory, card.default_split) == (("energy", "forces"), "PBE", "random")
     assert "energy from 'energy': 1 structures" in card.notes
 
 

@@ -47,7 +47,7 @@ def xyz(raw: dict[str, np.ndarray], comment: str) -> str:
 
 def test_units_ids_and_stretches(tmp_path: Path) -> None:
     raw = arrays(120)
-    np.savez_compressed(tmp_path / "md17_ethanol.npz", **raw, name="ethanol", theory=b"unknown")
+    np.savez_compressed(tmp_path / "md17_ethanol.npz", **raw, name="ethanol", level_of_theory=b"unknown")
     found = rows(tmp_path)
     assert len(found) == 120
     for i, row in enumerate(found):
@@ -228,7 +228,7 @@ def test_names_cards_and_files() -> None:
         assert md17.card(name).name == name
         (file,) = md17.files(name)
         assert file.url.endswith(file.name)
-    assert md17.card("md17_ccsd:aspirin").theory == "CCSD/cc-pVDZ"
+    assert md17.card("md17_ccsd:aspirin").level_of_theory == "CCSD/cc-pVDZ"
 
 
 def test_forces_are_the_slope_of_the_energy(shared_data: Path) -> None:

@@ -434,8 +434,8 @@ def test_single_precision(batch: Batch, reduced: tuple[GemNetOC, dict[str, Tenso
     features = backbone(graph)
     atom_energies = _heads(state, "energy", features.atoms)
     energies = atom_energies.new_zeros(graph.n_structures, 4).index_add(0, graph.structure, atom_energies)
-    pushes = _heads(state, "forces", features.edges)[:, None, :] * features.directions[:, :, None]
-    forces = pushes.new_zeros(len(graph.numbers), 3, 4).index_add(0, graph.main.target, pushes)
+    edge_forces = _heads(state, "forces", features.edges)[:, None, :] * features.directions[:, :, None]
+    forces = edge_forces.new_zeros(len(graph.numbers), 3, 4).index_add(0, graph.main.target, edge_forces)
     for name, got in (("energy", energies), ("forces", forces)):
         exact, theirs = batch[f"out|{name}"], batch[f"out32|{name}"].double()
         allowed = 2 * (theirs - exact).abs().max() + 1e-6 * exact.abs().max()
@@ -453,8 +453,8 @@ def test_energies_forces_loss_and_gradients(batch: Batch, reduced: tuple[GemNetO
     atom_energies = _heads(state, "energy", features.atoms)
     energies = atom_energies.new_zeros(b, 4).index_add(0, graph.structure, atom_energies)
     _same(energies, batch["out|energy"])
-    pushes = _heads(state, "forces", features.edges)[:, None, :] * features.directions[:, :, None]
-    forces = pushes.new_zeros(n, 3, 4).index_add(0, graph.main.target, pushes)
+    edge_forces = _heads(state, "forces", features.edges)[:, None, :] * features.directions[:, :, None]
+    forces = edge_forces.new_zeros(n, 3, 4).index_add(0, graph.main.target, edge_forces)
     _same(forces, batch["out|forces"])
     gradients = [-torch.autograd.grad(e.sum(), positions, retain_graph=True)[0] for e in energies.unbind(1)]
     _same(torch.stack(gradients, dim=2), batch["out|neg_dE_dpos"])

@@ -27,7 +27,7 @@ def restored() -> Iterator[None]:
 @pytest.mark.parametrize("wide_units", [True, False])
 def test_products_stay_in_single_precision(wide_units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_has_wide_units", lambda: wide_units)
-    used = matmul.prefer_fast_products(WIDE)
+    used = matmul.prefer_fast_matmul(WIDE)
     assert wide_units or not used
     a, b = (torch.randn(300, 300, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
     exact = a.double() @ b.double()
@@ -53,7 +53,7 @@ def test_zen_5_is_told_from_what_came_before(
 
 def test_narrow_layers_are_left_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_has_wide_units", lambda: True)
-    assert not matmul.prefer_fast_products(nn.Linear(64, 512))
+    assert not matmul.prefer_fast_matmul(nn.Linear(64, 512))
 
 
 @pytest.mark.usefixtures("restored")
@@ -64,5 +64,5 @@ def test_a_library_that_lowers_precision_is_not_used(monkeypatch: pytest.MonkeyP
     before = setting.fp32_precision
     monkeypatch.setattr(products, "_has_wide_units", lambda: True)
     monkeypatch.setattr(products, "EXACT", 0.0)
-    assert not matmul.prefer_fast_products(WIDE)
+    assert not matmul.prefer_fast_matmul(WIDE)
     assert setting.fp32_precision == before

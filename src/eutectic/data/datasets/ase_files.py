@@ -130,14 +130,14 @@ class AseFiles:
         source: a file or a folder.
         found: of it, by `scan`.
         keys, group_key: as for `read`.
-        theory: level of theory of the labels; no file says it.
+        level_of_theory: level of theory of the labels; no file says it.
     """
 
     source: Path
     found: LabelsFound
     keys: Mapping[str, str] = field(default_factory=dict)
     group_key: str | None = None
-    theory: str = "not stated"
+    level_of_theory: str = "not stated"
 
     def names(self) -> tuple[str, ...]:
         """One data set."""
@@ -145,7 +145,7 @@ class AseFiles:
 
     def card(self, name: str) -> Card:
         """What was found, and the user's word on the theory."""
-        return card(self.source, self.found, theory=self.theory)
+        return card(self.source, self.found, level_of_theory=self.level_of_theory)
 
     def files(self, name: str) -> tuple[File, ...]:
         """None: the files are the user's own."""
@@ -174,7 +174,7 @@ def card(
     source: Path,
     found: LabelsFound,
     *,
-    theory: str = "not stated",
+    level_of_theory: str = "not stated",
     licence: str = "not stated",
     citation: str = "not stated",
 ) -> Card:
@@ -183,7 +183,7 @@ def card(
     Args:
         source: the file or folder.
         found: of that source.
-        theory: level of theory of the labels; no file says it.
+        level_of_theory: level of theory of the labels; no file says it.
         licence: SPDX identifier, or words.
         citation: who to cite.
     """
@@ -199,7 +199,7 @@ def card(
         title=f"Structures from {Path(source).name}",
         domain="user",
         properties=tuple(found.counts),
-        theory=theory,
+        level_of_theory=level_of_theory,
         licence=licence,
         citation=citation,
         source=Path(source).name,

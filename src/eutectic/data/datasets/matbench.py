@@ -41,7 +41,7 @@ class Task:
         column: the target's name in the file.
         label: the property here; no task needs a conversion.
         rows: structures of the published file.
-        theory: of the target.
+        level_of_theory: of the target.
         sha256: of the published file (matminer, dataset_metadata.json).
         citation: who made the data.
     """
@@ -49,7 +49,7 @@ class Task:
     column: str
     label: str
     rows: int
-    theory: str
+    level_of_theory: str
     sha256: str
     citation: str
 
@@ -62,7 +62,7 @@ TASKS: dict[str, Task] = {
         column="exfoliation_en",
         label="exfoliation_energy",
         rows=636,
-        theory="optB88-vdW",
+        level_of_theory="optB88-vdW",
         sha256="26057dc4524e193e32abffb296ce819b58b6e11d1278cae329a2f97817a4eddf",
         citation="Choudhary et al., Sci. Rep. 7, 5179 (2017)",
     ),
@@ -70,7 +70,7 @@ TASKS: dict[str, Task] = {
         column="last phdos peak",
         label="last_phdos_peak",
         rows=1265,
-        theory="PBEsol (DFPT)",
+        level_of_theory="PBEsol (DFPT)",
         sha256="4db551f21ec5f577e6202725f10e34dfc509aa7df3a6bdaac497da7f6dbbb9b3",
         citation="Petretto et al., Sci. Data 5, 180065 (2018)",
     ),
@@ -78,7 +78,7 @@ TASKS: dict[str, Task] = {
         column="n",
         label="refractive_index",
         rows=4764,
-        theory="PBE or PBE+U (DFPT)",
+        level_of_theory="PBE or PBE+U (DFPT)",
         sha256="83befa09bc2ec2f4b6143afc413157827a90e5e2e42c1eb507ccfa01bf26a1d6",
         citation="Petousis et al., Sci. Data 4, 160134 (2017)",
     ),
@@ -86,7 +86,7 @@ TASKS: dict[str, Task] = {
         column="log10(G_VRH)",
         label="log10_shear_modulus",
         rows=10987,
-        theory="PBE or PBE+U",
+        level_of_theory="PBE or PBE+U",
         sha256="098af941f4c663270f1fe21abf20ffad6fb85ecbfcba5786ceac03983ac29da7",
         citation=_ELASTIC,
     ),
@@ -94,7 +94,7 @@ TASKS: dict[str, Task] = {
         column="log10(K_VRH)",
         label="log10_bulk_modulus",
         rows=10987,
-        theory="PBE or PBE+U",
+        level_of_theory="PBE or PBE+U",
         sha256="44b113ddb7e23aa18731a62c74afa7e5aa654199e0db5f951c8248a00955c9cd",
         citation=_ELASTIC,
     ),
@@ -102,7 +102,7 @@ TASKS: dict[str, Task] = {
         column="e_form",
         label="cell_formation_energy",
         rows=18928,
-        theory="RPBE",
+        level_of_theory="RPBE",
         sha256="4641e2417f8ec8b50096d2230864468dfa08278dc9d257c327f65d0305278483",
         citation="Castelli et al., Energy Environ. Sci. 5, 9034 (2012)",
     ),
@@ -110,7 +110,7 @@ TASKS: dict[str, Task] = {
         column="gap pbe",
         label="band_gap",
         rows=106113,
-        theory="PBE or PBE+U",
+        level_of_theory="PBE or PBE+U",
         sha256="58b65746bd88329986ed66031a2ac1369c7c522f7bc9f9081528e07097c2c057",
         citation=_MP,
     ),
@@ -118,7 +118,7 @@ TASKS: dict[str, Task] = {
         column="is_metal",
         label="is_metal",
         rows=106113,
-        theory="PBE or PBE+U",
+        level_of_theory="PBE or PBE+U",
         sha256="9a028ed5750a4c76ca36e9f3c8d48fe0bf3fb21b76ec2289e58ae7048d527919",
         citation=_MP,
     ),
@@ -126,7 +126,7 @@ TASKS: dict[str, Task] = {
         column="e_form",
         label="formation_energy",
         rows=132752,
-        theory="PBE or PBE+U",
+        level_of_theory="PBE or PBE+U",
         sha256="dedcb1d4ba2e3e50dbdd45ba5bc647a00e9c2bcf8f8bf556dc8e92caa39eb21f",
         citation=_MP,
     ),
@@ -151,7 +151,7 @@ def card(name: str) -> Card:
         title=f"Matbench v0.1, {_known(name)}: {task.label.replace('_', ' ')} of crystals",
         domain="crystals",
         properties=(task.label,),
-        theory=task.theory,
+        level_of_theory=task.level_of_theory,
         licence="MIT",
         citation=f"Dunn et al., npj Comput. Mater. 6, 138 (2020), doi:10.1038/s41524-020-00406-3; {task.citation}",
         source=f"{_URL}matbench_{_known(name)}.json.gz",

@@ -66,7 +66,7 @@ def card(name: str) -> Card:
         + ("coupled cluster along molecular dynamics" if coupled else "molecular dynamics at 500 K"),
         domain="molecules",
         properties=("energy", "forces"),
-        theory=COUPLED_CLUSTER[molecule][2] if coupled else "PBE+vdW-TS",
+        level_of_theory=COUPLED_CLUSTER[molecule][2] if coupled else "PBE+vdW-TS",
         licence="not stated",
         citation="Chmiela et al., Nat. Commun. 9, 3887 (2018), doi:10.1038/s41467-018-06169-2"
         if coupled or molecule == "benzene2018"

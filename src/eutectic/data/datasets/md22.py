@@ -45,7 +45,7 @@ def card(name: str) -> Card:
         title=f"MD22, {molecule} ({MOLECULES[molecule][1]}): molecular dynamics",
         domain="large molecules",
         properties=("energy", "forces"),
-        theory="PBE+MBD",
+        level_of_theory="PBE+MBD",
         licence="not stated",
         citation="Chmiela et al., Sci. Adv. 9, eadf0873 (2023), doi:10.1126/sciadv.adf0873",
         source="sgdml.org",

@@ -47,7 +47,7 @@ CARD = Card(
         "g",
         "heat_capacity",
     ),
-    theory="B3LYP/6-31G(2df,p)",
+    level_of_theory="B3LYP/6-31G(2df,p)",
     licence="CC0-1.0",
     citation="Ramakrishnan et al., Sci. Data 1, 140022 (2014), doi:10.1038/sdata.2014.22",
     source="doi:10.6084/m9.figshare.c.978904 (dsgdb9nsd.xyz.tar.bz2), or the package qm9pack",

@@ -197,13 +197,13 @@ class RecordFiles:
         source: a file or a folder.
         found: of it, by `scan`.
         choices: the user's, as for `scan`.
-        theory: level of theory of the labels; no file says it.
+        level_of_theory: level of theory of the labels; no file says it.
     """
 
     source: Path
     found: Found
     choices: Choices
-    theory: str = "not stated"
+    level_of_theory: str = "not stated"
 
     def names(self) -> tuple[str, ...]:
         """One data set."""
@@ -228,7 +228,7 @@ class RecordFiles:
             title=f"Structures from {self.source.name}",
             domain="user",
             properties=tuple(found.counts),
-            theory=self.theory,
+            level_of_theory=self.level_of_theory,
             licence="not stated",
             citation="not stated",
             source=self.source.name,

@@ -36,7 +36,7 @@ CARD = Card(
     title="SPICE: drug-like molecules, peptides, dimers and solvated molecules",
     domain="molecules",
     properties=("energy", "forces", "dipole", "charges", "charge"),
-    theory="ωB97M-D3(BJ)/def2-TZVPPD",
+    level_of_theory="ωB97M-D3(BJ)/def2-TZVPPD",
     licence="CC0-1.0",
     citation="Eastman et al., Sci. Data 10, 11 (2023), doi:10.1038/s41597-022-01882-6; "
     "Eastman et al., J. Chem. Theory Comput. 20, 8583 (2024), doi:10.1021/acs.jctc.4c00794",

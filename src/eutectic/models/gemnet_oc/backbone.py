@@ -14,7 +14,7 @@ from eutectic.graph.padded import layout
 from eutectic.models.backbone import Features
 from eutectic.models.gemnet_oc.basis import BasisProjections
 from eutectic.models.gemnet_oc.interaction import EdgeFromAtoms, InteractionBlock, Where
-from eutectic.models.gemnet_oc.layers import keeping_all, second_derivatives
+from eutectic.models.gemnet_oc.layers import recomputing_all, second_derivatives
 from eutectic.models.gemnet_oc.output import OutputBlock, Readout
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
 from eutectic.models.precision import in_full
@@ -81,5 +81,5 @@ class GemNetOC(nn.Module):
 
     def _run(self, block: Callable[..., Any], *given: object) -> Any:
         if self.checkpoint_blocks and torch.is_grad_enabled():
-            return checkpoint(keeping_all(block), *given, use_reentrant=False)
+            return checkpoint(recomputing_all(block), *given, use_reentrant=False)
         return block(*given)

@@ -184,7 +184,7 @@ class BasisProjections(nn.Module):
             graph = graph.to(graph.positions.device, torch.float64)
         distance, direction = graph.vectors(graph.main)
         direction = direction.to(dtype)
-        weight = graph.weights("main", distance)
+        weight = graph.edge_envelope("main", distance)
         basis = self._functions(distance, weight)
         radial = self._radial(basis)
         main = layout.main.spread(direction)
@@ -197,7 +197,7 @@ class BasisProjections(nn.Module):
         atom_edge = edge_atom = None
         if s.atom_edge or s.edge_atom:
             near_distance, near_direction = graph.vectors(graph.atom_edge)
-            near = self._functions(near_distance, graph.weights("atom_edge", near_distance))
+            near = self._functions(near_distance, graph.edge_envelope("atom_edge", near_distance))
             cosine = main @ layout.atom_edge.spread(near_direction.to(dtype)).mT
             if s.atom_edge:
                 mix = self._mix(spread, self.atom_edge_angular, cosine, layout.atom_edge_table)
@@ -250,7 +250,7 @@ class BasisProjections(nn.Module):
 
     def _atom_atom(self, graph: Graph, layout: Layout) -> Tensor:
         distance, _ = graph.vectors(graph.atom_atom)
-        basis = self._functions(distance, graph.weights("atom_atom", distance))
+        basis = self._functions(distance, graph.edge_envelope("atom_atom", distance))
         radial = F.linear(basis, self.atom_atom_radial)
         slots = layout.atom_atom
         return (slots.spread(radial) * slots.filled[:, :, None]).mT
@@ -269,7 +269,7 @@ class BasisProjections(nn.Module):
         ca = main.index_select(0, q.centre)[:, None]
 
         angle = legendre((db * ba).sum(-1), q.angle_in.to(ba.dtype), s.num_spherical)  # (centres, Q, S, D)
-        basis = self._functions(distance, graph.weights("quadruplet", distance))
+        basis = self._functions(distance, graph.edge_envelope("quadruplet", distance))
         weights = basis.index_select(0, middle) @ self.quadruplet_circular.flatten(1)
         weights = weights.view(len(middle), s.circular_width, s.num_spherical)
         circular = torch.bmm(angle.flatten(0, 1).mT, weights.mT).view(-1, s.circular_width)
@@ -294,7 +294,7 @@ class BasisProjections(nn.Module):
         """Unit normal of the plane of two unit vectors; shorter where they are nearly in line, to stay smooth."""
         cross = torch.linalg.cross(first, second)
         # 1e-5 of a radian: in single precision eps itself would be felt by angles of a degree.
-        floor = max(self.settings.sine_floor**2, min(torch.finfo(cross.dtype).eps, 1e-10))
+        floor = max(self.settings.dihedral_epsilon**2, min(torch.finfo(cross.dtype).eps, 1e-10))
         return cross * torch.rsqrt((cross * cross).sum(-1, keepdim=True) + floor)
 
 

@@ -21,7 +21,7 @@ from eutectic.models.gemnet_oc.layers import (
     Linear,
     ScaleFactor,
     joined,
-    remade,
+    recomputed,
     residuals,
     scaled_silu,
     sum_to_atoms,
@@ -69,7 +69,7 @@ class Messages(nn.Module):
         x = features()
         radial = self.scale_radial.radial(self.radial, x, radial)
         passed = self.radial(x, radial, again=features)
-        with remade((passed, lambda: features() * F.linear(radial, self.radial.weight))):
+        with recomputed((passed, lambda: features() * F.linear(radial, self.radial.weight))):
             return self.down(passed)
 
 

@@ -132,7 +132,7 @@ class Linear(nn.Module):
         return F.linear(x, self.weight)
 
 
-Maker = Callable[[], Tensor]
+Recompute = Callable[[], Tensor]
 """Makes a tensor's values once more, from others that are kept anyway."""
 
 
@@ -142,8 +142,8 @@ SMALL = 2**18
 _KEEPING_ALL: ContextVar[bool] = ContextVar("keeping_all", default=False)
 
 
-def keeping_all(block: Callable[..., Any]) -> Callable[..., Any]:
-    """The same computation without `remade`: for a block that is as a whole computed again in the backward pass."""
+def recomputing_all(block: Callable[..., Any]) -> Callable[..., Any]:
+    """The same computation without `recomputed`: for a block that is as a whole computed again in the backward pass."""
 
     second = _SECOND.get()
 
@@ -158,7 +158,7 @@ def keeping_all(block: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def remade(*cheap: tuple[Tensor, Maker | None]) -> AbstractContextManager[object]:
+def recomputed(*cheap: tuple[Tensor, Recompute | None]) -> AbstractContextManager[object]:
     """Operations inside do not keep these tensors for their backward pass: each is made again when it is needed.
 
     A third of the memory of a training step, for a few passes of cheap arithmetic.
@@ -171,15 +171,15 @@ def remade(*cheap: tuple[Tensor, Maker | None]) -> AbstractContextManager[object
         return nullcontext()
     if cheap[0][0].numel() < SMALL:
         return nullcontext()
-    makers = {_place(tensor): maker for tensor, maker in cheap if maker is not None}
+    makers = {_place(tensor): recompute for tensor, recompute in cheap if recompute is not None}
     device = cheap[0][0].device
     # Made again in the precision it was first made in, whatever holds in the backward pass.
     precision = lowered(device)
 
-    def keep(tensor: Tensor) -> Tensor | Maker:
+    def keep(tensor: Tensor) -> Tensor | Recompute:
         return makers.get(_place(tensor), tensor)
 
-    def give(kept: Tensor | Maker) -> Tensor:
+    def give(kept: Tensor | Recompute) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
         mixed = nullcontext() if precision is None else torch.autocast(device.type, precision, cache_enabled=False)
@@ -216,46 +216,46 @@ class Residual(nn.Module):
         self.second = Dense(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.with_maker(x)[0]
+        return self.with_recompute(x)[0]
 
-    def with_maker(self, x: Tensor, again: Maker | None = None) -> tuple[Tensor, Maker]:
+    def with_recompute(self, x: Tensor, again: Recompute | None = None) -> tuple[Tensor, Recompute]:
         """The sum, and what makes it once more; `again` does that for x."""
-        with remade((x, again)):
+        with recomputed((x, again)):
             before = F.linear(x, self.first.weight)
         inner = scaled_silu(before)
-        with remade((inner, lambda: scaled_silu(before))):
+        with recomputed((inner, lambda: scaled_silu(before))):
             after = F.linear(inner, self.second.weight)
 
         def total(x: Tensor) -> Tensor:
             return joined(scaled_silu(after), x)
 
         # Only an x that is made again may be forgotten.
-        maker = (lambda: total(x)) if again is None else (lambda: total(again()))
-        return total(x), maker
+        recompute = (lambda: total(x)) if again is None else (lambda: total(again()))
+        return total(x), recompute
 
 
 class Residuals(nn.Sequential):
     """Residual layers in a row, each keeping for its backward pass only what it cannot make again from the first x."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.with_maker(x)[0]
+        return self.with_recompute(x)[0]
 
-    def with_maker(self, x: Tensor) -> tuple[Tensor, Maker | None]:
+    def with_recompute(self, x: Tensor) -> tuple[Tensor, Recompute | None]:
         """The features, and what makes them once more (None for no layers)."""
-        maker: Maker | None = None
+        recompute: Recompute | None = None
         for layer in self:
-            x, maker = layer.with_maker(x, maker)  # type: ignore[operator]
-        return x, maker
+            x, recompute = layer.with_recompute(x, recompute)  # type: ignore[operator]
+        return x, recompute
 
 
 class Filter(Linear):
     """A distance's say in what is passed on: x · W r, r the projected radial basis of an edge."""
 
-    def forward(self, x: Tensor, radial: Tensor, again: Maker | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, radial: Tensor, again: Recompute | None = None) -> Tensor:  # type: ignore[override]
         """(rows, width); `again` makes x once more, so that it need not be kept."""
         weight = self.weight
         numbers = F.linear(radial, weight)
-        with remade((numbers, lambda: F.linear(radial, weight)), (x, again)):
+        with recomputed((numbers, lambda: F.linear(radial, weight)), (x, again)):
             return x * numbers
 
 

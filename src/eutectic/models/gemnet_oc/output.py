@@ -33,8 +33,8 @@ class OutputBlock(EdgeSum):
         atoms = self.after(joined(g, h))
         if not self.has_edges:
             return atoms, None
-        x, maker = self.edge_residuals.with_maker(m)
-        return atoms, self.edge_radial(x, self.scale_edge.radial(self.edge_radial, x, radial), again=maker)
+        x, recompute = self.edge_residuals.with_recompute(m)
+        return atoms, self.edge_radial(x, self.scale_edge.radial(self.edge_radial, x, radial), again=recompute)
 
 
 class Readout(nn.Module):

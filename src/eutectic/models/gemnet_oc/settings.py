@@ -31,7 +31,7 @@ class GemNetOCSettings(BaseModel):
         default=12.0, gt=0, description="Å, where the envelope reaches zero, whatever the cutoff of the graph"
     )
     envelope_exponent: int = Field(default=5, ge=1, description="p of the polynomial envelope")
-    sine_floor: float = Field(
+    dihedral_epsilon: float = Field(
         default=0.0,
         ge=0,
         description="smooths the dihedral where three atoms are in line and it is not defined: sin²φ becomes "
@@ -99,7 +99,7 @@ class GemNetOCSettings(BaseModel):
             num_radial=32,
             num_spherical=5,
             radial_cutoff=6.0,
-            sine_floor=0.03,
+            dihedral_epsilon=0.03,
             residuals_before_skip=1,
             residuals_after_skip=1,
             residuals_concat=1,

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from eutectic.atoms import EutecticError
 from eutectic.processes import cores
 from eutectic.tasks import Batch, Task, make_batch
-from eutectic.train.batches.sampler import Source, TaskRows
+from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 
 TOGETHER = 64
 """Structures that are made in one go, where a process's share of a batch is smaller."""
@@ -30,7 +30,7 @@ SHARED_MEMORY = 2**30
 
 
 @dataclass(frozen=True)
-class Fed:
+class RankBatch:
     """One process's share of a batch, on the CPU.
 
     Attributes:
@@ -42,11 +42,11 @@ class Fed:
     batch: Batch | None
 
 
-_Made = list[Fed | EutecticError]
+_Made = list[RankBatch | EutecticError]
 
 
 @dataclass(frozen=True)
-class _Packed:
+class _PackedBatches:
     """What a worker process made, its many tensors laid into one for each type: sending each by itself takes longer
     than making it.
 
@@ -61,7 +61,7 @@ class _Packed:
     places: list[tuple[torch.dtype, int, torch.Size]]
 
     @classmethod
-    def of(cls, value: object) -> _Packed:
+    def of(cls, value: object) -> _PackedBatches:
         file = io.BytesIO()
         packer = _Packer(file)
         packer.dump(value)
@@ -77,7 +77,7 @@ class _Packed:
             ends[kind] = begin + room
         return cls(file.getvalue(), {kind: torch.cat(p) for kind, p in parts.items()}, places)
 
-    def pin_memory(self) -> _Packed:
+    def pin_memory(self) -> _PackedBatches:
         """In memory that a GPU copies from while the CPU goes on (the data loader calls this)."""
         return replace(self, contents={kind: value.pin_memory() for kind, value in self.contents.items()})
 
@@ -103,14 +103,14 @@ class _Packer(pickle.Pickler):
 
 class _Batches(Dataset[Any]):
     def __init__(
-        self, source: Source, tasks: Sequence[Task], rank: int, world: int, dtype: torch.dtype, pack: bool
+        self, source: BatchSampler, tasks: Sequence[Task], rank: int, world: int, dtype: torch.dtype, pack: bool
     ) -> None:
         self.source, self.tasks, self.rank, self.world, self.dtype = source, tasks, rank, world, dtype
         self.pack = pack
 
-    def __getitems__(self, indices: Sequence[int]) -> _Made | _Packed:
+    def __getitems__(self, indices: Sequence[int]) -> _Made | _PackedBatches:
         made = self._made(indices)
-        return _Packed.of(made) if self.pack else made
+        return _PackedBatches.of(made) if self.pack else made
 
     def _made(self, indices: Sequence[int]) -> _Made:
         try:
@@ -120,24 +120,24 @@ class _Batches(Dataset[Any]):
                 return [made for index in indices for made in self._made([index])]
             return [error]  # raised in a worker process it would come back without its four parts
         return [
-            Fed(index, make_batch(items, self.tasks, self.dtype) if items else None)
+            RankBatch(index, make_batch(items, self.tasks, self.dtype) if items else None)
             for index, items in zip(indices, shares, strict=True)
         ]
 
 
-class Feed:
+class BatchLoader:
     """An iterator of batches that knows how long it was waited for.
 
     Attributes:
         waited: seconds, since this was last set to zero.
     """
 
-    def __init__(self, batches: Iterator[_Made | _Packed]) -> None:
-        several = (made.unpacked() if isinstance(made, _Packed) else made for made in batches)
-        self._batches: Iterator[Fed | EutecticError] = chain.from_iterable(several)
+    def __init__(self, batches: Iterator[_Made | _PackedBatches]) -> None:
+        several = (made.unpacked() if isinstance(made, _PackedBatches) else made for made in batches)
+        self._batches: Iterator[RankBatch | EutecticError] = chain.from_iterable(several)
         self.waited = 0.0
 
-    def take(self, count: int) -> list[Fed]:
+    def take(self, count: int) -> list[RankBatch]:
         """The next few batches.
 
         Raises:
@@ -154,7 +154,7 @@ class Feed:
         return taken
 
 
-def default_workers(device: torch.device, processes: int, sets: Sequence[TaskRows]) -> int:
+def default_workers(device: torch.device, processes: int, sets: Sequence[TaskDataset]) -> int:
     """Processes that make batches ahead, if nobody says how many.
 
     On a CPU one, which works while the cores that train wait for each other (see `_politely`); with a GPU the cores are
@@ -189,7 +189,7 @@ def _politely(worker: int) -> None:
 
 @contextmanager
 def feed(
-    source: Source,
+    source: BatchSampler,
     tasks: Sequence[Task],
     batches: range,
     *,
@@ -198,7 +198,7 @@ def feed(
     dtype: torch.dtype,
     workers: int,
     pin: bool,
-) -> Iterator[Feed]:
+) -> Iterator[BatchLoader]:
     """This process's share of each batch of a range.
 
     Args:
@@ -228,7 +228,7 @@ def feed(
     )
     iterator = iter(loader)
     try:
-        yield Feed(iterator)
+        yield BatchLoader(iterator)
     finally:
         # Ends the workers now and not whenever the garbage is collected.
         shutdown = getattr(iterator, "_shutdown_workers", None)

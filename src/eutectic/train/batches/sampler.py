@@ -19,10 +19,10 @@ import numpy as np
 from eutectic.atoms import EutecticError
 from eutectic.data.store import Store
 from eutectic.graph import GraphSettings, build_graphs
-from eutectic.tasks import Item, Task
+from eutectic.tasks import Sample, Task
 from eutectic.train.batches.mixture import Mixture
 
-Draw = tuple[int, int, int]
+SampleKey = tuple[int, int, int]
 """Seed, epoch and position: which of a run's draws a structure is, and the seed of all that is random about it."""
 
 SMALLEST = 4
@@ -30,7 +30,7 @@ SMALLEST = 4
 
 
 @dataclass
-class TaskRows:
+class TaskDataset:
     """One task's structures, ready to be turned into items.
 
     Attributes:
@@ -47,7 +47,7 @@ class TaskRows:
     rows: np.ndarray
     keep: bool = False
     edge_dropout: float = 0.0
-    kept: dict[int, Item] = field(default_factory=dict, repr=False)
+    kept: dict[int, Sample] = field(default_factory=dict, repr=False)
     _sizes: np.ndarray | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -59,27 +59,27 @@ class TaskRows:
             self._sizes = np.asarray(self.store.column("n_atoms"))[self.rows]
         return self._sizes
 
-    def item(self, position: int, draw: Draw | None = None) -> Item:
+    def item(self, position: int, draw: SampleKey | None = None) -> Sample:
         """The structure at a position among the rows.
 
         Args:
             position: 0 … len − 1.
             draw: for training: decides which edges it loses.
         """
-        return items_of([(self, position, draw)])[0]
+        return make_samples([(self, position, draw)])[0]
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Sample]:
         """All of them, in order."""
-        return items_of([(self, position, None) for position in range(len(self))])
+        return make_samples([(self, position, None) for position in range(len(self))])
 
 
-def items_of(wanted: Sequence[tuple[TaskRows, int, Draw | None]]) -> list[Item]:
+def make_samples(wanted: Sequence[tuple[TaskDataset, int, SampleKey | None]]) -> list[Sample]:
     """Structures ready to be batched. Those that become graphs in the same way do so together, which costs less.
 
     Args:
         wanted: of each the set, the position in it, and the draw if it is one.
     """
-    found: list[Item | None] = [rows.kept.get(position) for rows, position, _ in wanted]
+    found: list[Sample | None] = [rows.kept.get(position) for rows, position, _ in wanted]
     alike: dict[tuple[GraphSettings, float], list[int]] = defaultdict(list)
     for k, (rows, _, draw) in enumerate(wanted):
         if found[k] is None:
@@ -94,13 +94,13 @@ def items_of(wanted: Sequence[tuple[TaskRows, int, Draw | None]]) -> list[Item]:
         )
         for k, row, graph in zip(these, read, graphs, strict=True):
             rows, position, _ = wanted[k]
-            item = found[k] = Item(task=rows.index, graph=graph, labels=rows.task.normalised_labels(row))
+            item = found[k] = Sample(task=rows.index, graph=graph, labels=rows.task.normalised_labels(row))
             if rows.keep and not dropout:
                 rows.kept[position] = item
-    return cast(list[Item], found)
+    return cast(list[Sample], found)
 
 
-class Source:
+class BatchSampler:
     """The batches of a run.
 
     Args:
@@ -118,7 +118,7 @@ class Source:
 
     def __init__(
         self,
-        sets: Sequence[TaskRows],
+        sets: Sequence[TaskDataset],
         batch_size: int,
         temperature: float,
         seed: int,
@@ -163,18 +163,18 @@ class Source:
         """(n,) set and (n,) position within the set of every structure of a batch."""
         return self._at(*self.span(batch))
 
-    def draws(self, batch: int) -> list[Draw]:
+    def draws(self, batch: int) -> list[SampleKey]:
         """Of every structure of a batch, as `chosen` orders them."""
         return [(self.seed % 2**63, *divmod(place, self.mixture.length)) for place in range(*self.span(batch))]
 
-    def items(self, batch: int, rank: int, world: int) -> list[Item]:
+    def items(self, batch: int, rank: int, world: int) -> list[Sample]:
         """This process's share of a batch. Shares are balanced by cost (by atoms, where batches are cut by count),
         and together they are the batch."""
         return self.shares([batch], rank, world)[0]
 
-    def shares(self, batches: Sequence[int], rank: int, world: int) -> list[list[Item]]:
+    def shares(self, batches: Sequence[int], rank: int, world: int) -> list[list[Sample]]:
         """This process's share of each of some batches; making several at once costs less."""
-        wanted: list[tuple[TaskRows, int, Draw]] = []
+        wanted: list[tuple[TaskDataset, int, SampleKey]] = []
         ends = [0]
         for batch in batches:
             which, row = self.chosen(batch)
@@ -184,7 +184,7 @@ class Source:
                 mine = balanced(self._cost(which, row), world)[rank]
             wanted += [(self.sets[which[i]], int(row[i]), draws[i]) for i in mine.tolist()]
             ends.append(len(wanted))
-        items = items_of(wanted)
+        items = make_samples(wanted)
         return [items[a:b] for a, b in pairwise(ends)]
 
     def drawn(self, batches: int) -> np.ndarray:
@@ -259,7 +259,7 @@ def balanced(sizes: np.ndarray, bins: int) -> list[np.ndarray]:
     return [np.array(sorted(share), dtype=np.int64) for share in shares]
 
 
-def check_shares(source: Source, processes: int) -> None:
+def check_shares(source: BatchSampler, processes: int) -> None:
     """Refuse batches that are too small for every process to have a structure.
 
     Raises:

@@ -213,7 +213,7 @@ def launch(settings: TrainSettings, work: Work) -> None:
             _within_group(fabric, stop, work)
         return
     context = multiprocessing.get_context("spawn")
-    with _born_deaf():
+    with _signals_blocked():
         raised, shared = context.SimpleQueue(), context.Value("b", 0, lock=False)
     stop = StopFlag(shared)
     with stop.listening():
@@ -223,7 +223,7 @@ def launch(settings: TrainSettings, work: Work) -> None:
             context.Process(target=_child, args=(rank, world, port, settings, work, raised, shared), daemon=False)
             for rank in range(world)
         ]
-        with _born_deaf():
+        with _signals_blocked():
             for child in children:
                 child.start()
         try:
@@ -266,7 +266,7 @@ def _first_word(children: Sequence[BaseProcess], raised: Any) -> Exception | Non
 
 
 @contextmanager
-def _born_deaf() -> Any:
+def _signals_blocked() -> Any:
     """Processes started in this block do not die of the signals that the parent turns into a wish to stop.
 
     Blocked signals stay blocked across the start of another program; here they wait, and are then heard.

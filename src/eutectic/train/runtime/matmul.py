@@ -18,7 +18,7 @@ ZEN_5 = 26
 """Family of AMD's first processors whose units take 512 bits at once; before, MKL is as fast."""
 
 
-def prefer_fast_products(model: nn.Module) -> bool:
+def prefer_fast_matmul(model: nn.Module) -> bool:
     """Let oneDNN do single-precision products on AMD's Zen 5 and later, where it is twice as fast as MKL and as exact.
 
     PyTorch sends them to MKL unless oneDNN may lower their precision (`fp32_precision`); there oneDNN does not lower
