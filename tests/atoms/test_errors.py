@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 
-from eutectic.atoms import EutecticError, Interrupted
+from eutectic.atoms import EutecticError, Interrupted, did_you_mean, suggest
 
 
 def test_four_parts_in_one_line() -> None:
@@ -21,3 +21,12 @@ def test_pickles_whole() -> None:
 def test_interrupted_says_how_to_go_on() -> None:
     error = pickle.loads(pickle.dumps(Interrupted("eutectic resume runs/one")))
     assert error.resume == "eutectic resume runs/one"
+
+
+def test_the_nearest_name() -> None:
+    assert suggest("Enrgy", ["forces", "energy"]) == "energy"
+    assert suggest("energy", ["Energy", "forces"]) == "Energy"
+    assert suggest("xyz", ["forces", "energy"]) is None
+    assert did_you_mean("force", {"forces": 1, "energy": 2}) == "did you mean 'forces'?"
+    assert did_you_mean("xyz", ["forces"]) == "name one of these"
+    assert did_you_mean("xyz", ["forces"], "known: forces") == "known: forces"

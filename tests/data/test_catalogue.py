@@ -12,9 +12,9 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from eutectic import console as console_module
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.data import catalogue
-from eutectic.data import progress as progress_module
 from eutectic.data.card import Card
 from eutectic.data.dataset import File
 from eutectic.data.datasets import rmd17
@@ -198,7 +198,7 @@ def test_progress_is_shown_after_a_while(
     ase.io.write(tmp_path / "mine.xyz", moving(101))
     catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "quick")
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(progress_module, "SHOW_AFTER", -1.0)
+    monkeypatch.setattr(console_module, "SHOW_AFTER", -1.0)
     catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "piped")
     assert capsys.readouterr() == ("", "")
     monkeypatch.setenv("FORCE_COLOR", "1")

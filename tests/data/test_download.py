@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from eutectic.atoms import EutecticError
 from eutectic.data import download
@@ -184,9 +185,7 @@ def test_no_connection(host: Host, tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time(host: Host, tmp_path: Path) -> None:
-    fcntl = pytest.importorskip("fcntl", reason="this system has no such locks")
-    with (tmp_path / "file.bin.part").open("ab") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(EutecticError, match="another process is fetching"):
-            fetch(file(host), tmp_path)
+    with FileLock(tmp_path / ".file.bin.lock"), pytest.raises(EutecticError, match="another process is fetching"):
+        fetch(file(host), tmp_path)
     assert fetch(file(host), tmp_path).read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]

@@ -17,7 +17,6 @@ from eutectic.study.results import (
     structure_from_dict,
     structure_to_dict,
     summarise,
-    write_whole,
 )
 
 
@@ -123,13 +122,6 @@ def test_reading_something_else_says_what_to_do(tmp_path: Path) -> None:
     for name in ("x.json", "absent.json"):
         with pytest.raises(EutecticError, match=r"results\.json"):
             StudyResults.read(tmp_path / name)
-
-
-def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "place").mkdir()
-    with pytest.raises(EutecticError, match="could not be written"):
-        write_whole(tmp_path / "place", "text")
-    assert [p.name for p in tmp_path.iterdir()] == ["place"]
 
 
 def test_curves_must_make_sense() -> None:

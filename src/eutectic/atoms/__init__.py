@@ -1,6 +1,6 @@
 """What a structure is: atoms, properties, units, errors."""
 
-from eutectic.atoms.errors import EutecticError, Interrupted
+from eutectic.atoms.errors import EutecticError, Interrupted, did_you_mean, suggest
 from eutectic.atoms.properties import ENERGY, FORCES, PROPERTIES, STRESS, Property
 from eutectic.atoms.structure import LabelledStructure, Structure
 
@@ -14,4 +14,6 @@ __all__ = [
     "LabelledStructure",
     "Property",
     "Structure",
+    "did_you_mean",
+    "suggest",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class EutecticError(Exception):
     """Something a user gave cannot be used: where; what was given; what was expected; what to do.
@@ -28,3 +31,16 @@ class Interrupted(Exception):
     def __init__(self, resume: str) -> None:
         self.resume = resume
         super().__init__(resume)
+
+
+def suggest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like a word, whatever the case; None if none is near."""
+    names = {name.lower(): name for name in reversed(list(known))}
+    near = difflib.get_close_matches(word.lower(), names, 1)
+    return names[near[0]] if near else None
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "name one of these") -> str:
+    """How to put a wrong name right, for the last part of an error: the nearest known name, or else `otherwise`."""
+    near = suggest(word, known)
+    return otherwise if near is None else f"did you mean {near!r}?"

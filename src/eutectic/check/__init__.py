@@ -26,9 +26,9 @@ from eutectic.check.motion import Motion
 from eutectic.check.report import Finding, Plotted, Report, SlopeTest, Units
 from eutectic.check.scales import spread
 from eutectic.check.units import judge
+from eutectic.console import track
 from eutectic.data.catalogue import embedded, open_store
 from eutectic.data.datasets import ase_files
-from eutectic.data.progress import counted
 from eutectic.data.store import Store, is_store
 
 __all__ = ["Finding", "Report", "SlopeTest", "Units", "check"]
@@ -74,7 +74,7 @@ def check(
     bad: list[str] = []
     n_bad = n_structures = 0
     try:
-        for where, row in counted(source.rows, "Looking at structures", source.total, enabled=progress):
+        for where, row in track(source.rows, "Looking at structures", source.total, enabled=progress):
             n_structures += 1
             try:
                 row.check(where)

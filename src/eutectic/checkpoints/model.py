@@ -7,7 +7,6 @@ scales, the elements seen in training, and where the model comes from.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +19,9 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from eutectic.atoms import PROPERTIES, EutecticError
+from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
 from eutectic.checkpoints.shipped import model_folder
+from eutectic.files import replacing
 from eutectic.graph import GraphSettings
 from eutectic.models import BACKBONES, Backbone
 from eutectic.models.multitask import MultitaskModel
@@ -38,7 +38,9 @@ def build_backbone(name: str, settings: Mapping[str, object]) -> tuple[Backbone,
         EutecticError: no backbone of that name.
     """
     if name not in BACKBONES:
-        raise EutecticError("backbone.name", repr(name), f"one of {', '.join(BACKBONES)}", "choose one of these")
+        raise EutecticError(
+            "backbone.name", repr(name), f"one of {', '.join(BACKBONES)}", did_you_mean(name, BACKBONES)
+        )
     settings_type, module_type = BACKBONES[name]
     validated = settings_type.model_validate(dict(settings))
     return module_type(validated), validated
@@ -84,27 +86,13 @@ def save_model(path: Path, model: TrainedModel, *, raw: Mapping[str, torch.Tenso
         "tasks": [task.to_dict() for task in model.tasks],
         "provenance": dict(model.provenance),
     }
-    half = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir(parents=True)
-    try:
-        save_file(_plain(model.module.state_dict()), str(half / "model.safetensors"))
+    with replacing(path, folder=True, errors=(OSError, SafetensorError)) as folder:
+        save_file(_plain(model.module.state_dict()), str(folder / "model.safetensors"))
         if raw is not None:
-            save_file(_plain(raw), str(half / "raw.safetensors"))
-        (half / "model.json").write_text(json.dumps(description, indent=1, ensure_ascii=False))
-        for weights in half.glob("*.safetensors"):
-            shutil.copymode(half / "model.json", weights)  # safetensors makes files that nobody else can read
-        shutil.rmtree(path, ignore_errors=True)
-        half.rename(path)
-    except (OSError, SafetensorError) as error:
-        raise EutecticError(
-            str(path),
-            f"the model could not be written ({error})",
-            "a folder with room to write in",
-            "free some space or choose another disk, then run the same command again",
-        ) from error
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
+            save_file(_plain(raw), str(folder / "raw.safetensors"))
+        (folder / "model.json").write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
+        for weights in folder.glob("*.safetensors"):
+            shutil.copymode(folder / "model.json", weights)  # safetensors makes files that nobody else can read
 
 
 def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -222,5 +210,6 @@ def task_named(tasks: Sequence[Task], name: str, where: str) -> Task:
     for task in tasks:
         if task.name == name:
             return task
-    names = ", ".join(task.name for task in tasks)
-    raise EutecticError(where, f"no task {name!r}", f"one of {names}", "name one of these")
+    names = [task.name for task in tasks]
+    expected = f"one of {', '.join(names)}" if names else "a model with heads"
+    raise EutecticError(where, f"no task {name!r} in this model", expected, did_you_mean(name, names))

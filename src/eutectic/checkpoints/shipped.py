@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
-from eutectic.atoms import EutecticError
+from eutectic.atoms import EutecticError, did_you_mean
 
 FOLDER = Path(__file__).parent / "weights"
 CARD = "README.md"
@@ -28,12 +27,13 @@ def model_folder(name_or_path: str | Path) -> Path:
         return path
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
-    near = difflib.get_close_matches(str(name_or_path), shipped, 1)
     raise EutecticError(
         str(name_or_path),
         "no model of this name, and nothing at this path",
         f"a model folder (model.json, model.safetensors), or one of {', '.join(shipped)}",
-        f"did you mean {near[0]!r}?"
-        if near
-        else "give the folder that `eutectic pretrain` or `eutectic finetune` wrote as …/model",
+        did_you_mean(
+            str(name_or_path),
+            shipped,
+            "give the folder that `eutectic pretrain` or `eutectic finetune` wrote as …/model",
+        ),
     )

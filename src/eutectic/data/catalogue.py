@@ -7,7 +7,6 @@ user's own.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,8 @@ from pathlib import Path
 
 from ase.data import chemical_symbols
 
-from eutectic.atoms import PROPERTIES, EutecticError
+from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
+from eutectic.console import ProgressBar
 from eutectic.data.card import Card
 from eutectic.data.dataset import Dataset, File
 from eutectic.data.datasets import (
@@ -36,7 +36,6 @@ from eutectic.data.datasets import (
 )
 from eutectic.data.download import fetch
 from eutectic.data.prepare import prepare_store
-from eutectic.data.progress import Shown
 from eutectic.data.store import Store, check_place, is_store
 
 DATASETS: tuple[Dataset, ...] = (
@@ -187,12 +186,11 @@ def open_store(name_or_path: str | Path) -> Store:
             f"an embedded one ({', '.join(known)}), a prepared one, or the path of a store",
             f"make a store first: eutectic data prepare {text}" + _choices(text),
         )
-    near = difflib.get_close_matches(text, [*known, *native()], 1)
     raise EutecticError(
         text,
         "no data set of this name, and nothing at this path",
         f"one of {', '.join(known)}, or the path of a store",
-        f"did you mean {near[0]!r}?" if near else "see `eutectic data list`",
+        did_you_mean(text, [*known, *native()], "see `eutectic data list`"),
     )
 
 
@@ -268,7 +266,7 @@ def prepare(
         if source is None:
             raise EutecticError(name, "no source", "its files", "pass --source with the file or folder")
         source = Path(source)
-        with Shown("Counting structures and labels", noun="", enabled=progress):
+        with ProgressBar("Counting structures and labels", unit="", enabled=progress):
             if name == "ase":
                 held = ase_files.scan(source, keys, group_key, skip_bad=skip_bad)
                 dataset = ase_files.AseFiles(
@@ -310,12 +308,11 @@ def _unknown(name: str) -> EutecticError:
         return EutecticError(
             name, "a family of data sets", "the name of one of them", f"name one: {name}{choices.replace(' ', '')}"
         )
-    near = difflib.get_close_matches(name, native(), 1)
     return EutecticError(
         name,
         "no data set that is made from files" + (" (it is embedded)" if name in embedded() else ""),
         f"one of {', '.join(native())}",
-        f"did you mean {near[0]!r}?" if near else "choose one of these",
+        did_you_mean(name, native()),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import os
@@ -11,18 +10,15 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
 from eutectic import __version__
 from eutectic.atoms import EutecticError, Interrupted
+from eutectic.console import ProgressBar
 from eutectic.data.dataset import File
-from eutectic.data.store import writing_to
+from eutectic.files import locked, writing_to
 
 TIMEOUT = 60.0
 """Seconds without a byte after which a connection is taken for dead."""
@@ -66,14 +62,21 @@ def fetch(file: File, folder: Path, *, progress: bool = True) -> Path:
     path = Path(folder) / file.name
     if path.exists():
         return path
-    with writing_to(Path(folder)):
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{file.name}.lock")
+    bar = ProgressBar(f"Fetching {file.name}", file.size_bytes, unit="bytes", enabled=progress)
+    with locked(lock, where=path, doing="fetching this file", fix="wait for it, or stop it"), bar:
+        if not path.exists():  # another process may just have finished
+            _fetch(file, path, bar)
+    return path
+
+
+def _fetch(file: File, path: Path, bar: ProgressBar) -> None:
+    with writing_to(path):
         stream: BinaryIO = path.with_name(file.name + ".part").open("ab+")
-    with stream, _bar(file, enabled=progress) as show:
-        _lock(stream, path)
+    with stream:
         try:
             part = _Part(file, path, stream)
-            _stream(part, show)
+            _stream(part, bar)
         except KeyboardInterrupt:
             raise Interrupted(f"what has arrived of {file.name} is kept; run the same command again to go on") from None
         if wrong := part.wrong():
@@ -90,7 +93,6 @@ def fetch(file: File, folder: Path, *, progress: bool = True) -> Path:
             os.fsync(stream.fileno())
             path.with_name(file.name + ".part").replace(path)
         part.mark.unlink(missing_ok=True)
-    return path
 
 
 class _Part:
@@ -135,26 +137,13 @@ def _by_hand(file: File) -> str:
     return f"fetch {file.url} in a browser, save it as {file.name}, and pass it with --source"
 
 
-def _lock(stream: BinaryIO, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: two processes at once are the user's to avoid
-        return
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise EutecticError(
-            str(path), "another process is fetching this file", "one at a time", "wait for it, or stop it"
-        ) from None
-
-
-def _stream(part: _Part, show: Callable[[int, int | None], None]) -> None:
+def _stream(part: _Part, bar: ProgressBar) -> None:
     """Append to `part` until the server says that it is whole."""
     pauses = list(PAUSES)
     while True:
         before = len(part)
         try:
-            _once(part, show)
+            _once(part, bar)
             return
         except _Lost as lost:
             if len(part) > before:
@@ -170,7 +159,7 @@ def _stream(part: _Part, show: Callable[[int, int | None], None]) -> None:
             time.sleep(pauses.pop(0))
 
 
-def _once(part: _Part, show: Callable[[int, int | None], None]) -> None:
+def _once(part: _Part, bar: ProgressBar) -> None:
     """One connection.
 
     Raises:
@@ -223,7 +212,7 @@ def _once(part: _Part, show: Callable[[int, int | None], None]) -> None:
             # As it comes, and not a whole buffer at a time: what has arrived when a connection breaks is kept.
             while chunk := answer.read1(CHUNK):
                 part.add(chunk)
-                show(len(part), total)
+                bar.update(len(part), total=total)
         except (OSError, http.client.HTTPException) as error:
             raise _Lost(f"the connection broke ({error})") from error
     if total is not None and len(part) < total:
@@ -243,14 +232,3 @@ def _check_room(part: _Part, total: int | None) -> None:
             f"{(total - len(part)) / 1e9:.1f} GB for the rest of {part.file.name}",
             "free some space, or set EUTECTIC_DATA to a folder on another disk",
         )
-
-
-@contextlib.contextmanager
-def _bar(file: File, *, enabled: bool) -> Iterator[Callable[[int, int | None], None]]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(
-        *columns, TimeRemainingColumn(), transient=True, console=console, disable=not (enabled and console.is_terminal)
-    ) as bar:
-        task = bar.add_task(f"Fetching {file.name}", total=file.size_bytes)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

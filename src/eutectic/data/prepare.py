@@ -8,33 +8,29 @@ says that neither the source nor the reader has changed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, cast
+from typing import cast
 
 import numpy as np
 from rich.console import Console
 
-from eutectic import __version__
+from eutectic import __version__, processes
 from eutectic.atoms import EutecticError, Interrupted, LabelledStructure
+from eutectic.console import ProgressBar
 from eutectic.data import store as store_module
 from eutectic.data.card import Card
 from eutectic.data.dataset import Dataset, Piece
-from eutectic.data.progress import Shown
 from eutectic.data.store import (
     PublishedSplits,
     Shard,
@@ -42,11 +38,10 @@ from eutectic.data.store import (
     Summary,
     check_place,
     finish_store,
-    move_into_place,
     shard_name,
-    writing_to,
 )
-from eutectic.processes import cores, end_workers, one_thread_each, start_worker
+from eutectic.files import locked, put_in_place, replacing, write_atomically, writing_to
+from eutectic.processes import cores, run_in_processes
 
 PART_RECORDS = 4096
 """Records of a part, at least: what a kill costs."""
@@ -56,6 +51,9 @@ MAX_PARTS = 1024
 
 RECORD_BYTES = 4096
 """Guess of a record's length in files that say only how long they are."""
+
+LOCK = "lock"
+"""File in the folder of a preparation, held by the process that works there."""
 
 FIRST_MESSAGES = 10
 MOST_IN_A_ROW = 20
@@ -270,10 +268,10 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Whole or not at all: it says that the part is done."""
-        half = path.with_suffix(".half")
         shard = {"rows": self.shard.rows, "bytes": self.shard.bytes, "summary": self.shard.summary.to_dict()}
-        half.write_text(json.dumps({"shard": shard, "left_out": vars(self.left_out)}))
-        half.replace(path)
+        content = json.dumps({"shard": shard, "left_out": vars(self.left_out)})
+        # One that a power cut takes away is made again.
+        write_atomically(path, content, sync=False, sole_writer=True)
 
     @classmethod
     def read(cls, path: Path) -> Report | None:
@@ -291,7 +289,7 @@ def _report_of(work: Path, number: int) -> Path:
     return work / f"part-{number:05d}.json"
 
 
-def make_part(job: Job, number: int, pieces: Sequence[Piece], tell: Callable[[int], None]) -> Report:
+def make_part(job: Job, number: int, pieces: Sequence[Piece], tell: Callable[[int], object]) -> Report:
     """Read some pieces into one Arrow file; done only when its report is there, which is written last.
 
     Args:
@@ -301,56 +299,41 @@ def make_part(job: Job, number: int, pieces: Sequence[Piece], tell: Callable[[in
         tell: called with a number of records, as they are read.
     """
     report, dataset = _report_of(job.work, number), job.reader()
-    half = report.with_suffix(".arrow-half")
     bad = LeftOut() if job.skip_bad else None
     pending: list[LabelledStructure] = []
-    with writing_to(job.work):
-        writer = ShardWriter(half, job.card)
-    try:
-        told = 0
-        for piece in pieces:
-            start = writer.rows + len(pending) + (bad.count if bad else 0)
-            for row in _rows(dataset, piece, job.name, bad, start):
-                pending.append(row)
-                if len(pending) == store_module.ROWS_PER_BATCH:
-                    with writing_to(job.work):
-                        writer.add(pending)
-                    pending = []
-                read = writer.rows + len(pending) + (bad.count if bad else 0)
-                if not len(pending) % 64:
-                    tell(read - told)
-                    told = read
+    # An error inside may be the source's. The writer sees to it that the file is on the disk.
+    with replacing(report.with_suffix(".arrow"), sync=False, sole_writer=True, errors=()) as half:
         with writing_to(job.work):
-            if pending:
-                writer.add(pending)
-            made = Report(shard=writer.close(), left_out=bad or LeftOut())
-            half.replace(report.with_suffix(".arrow"))
-            made.write(report)
-    except BaseException:
-        writer.abandon()
-        # Its space may be what others need.
-        half.unlink(missing_ok=True)
-        raise
+            writer = ShardWriter(half, job.card)
+        try:
+            told = 0
+            for piece in pieces:
+                start = writer.rows + len(pending) + (bad.count if bad else 0)
+                for row in _rows(dataset, piece, job.name, bad, start):
+                    pending.append(row)
+                    if len(pending) == store_module.ROWS_PER_BATCH:
+                        with writing_to(job.work):
+                            writer.add(pending)
+                        pending = []
+                    read = writer.rows + len(pending) + (bad.count if bad else 0)
+                    if not len(pending) % 64:
+                        tell(read - told)
+                        told = read
+            with writing_to(job.work):
+                if pending:
+                    writer.add(pending)
+                made = Report(shard=writer.close(), left_out=bad or LeftOut())
+        except BaseException:
+            writer.abandon()
+            raise
+    made.write(report)
     tell(made.records - told)
     return made
 
 
-_counter: Any = None
-
-
-def _start(counter: Any) -> None:
-    global _counter
-    start_worker()
-    _counter = counter
-
-
-def _count(n: int) -> None:
-    with _counter.get_lock():
-        _counter.value += n
-
-
 def _make_part_here(job: Job, number: int, pieces: Sequence[Piece]) -> Report:
-    return make_part(job, number, pieces, _count)
+    """In a worker process."""
+    return make_part(job, number, pieces, processes.count)
 
 
 # --- the whole --------------------------------------------------------------------------------------
@@ -391,16 +374,15 @@ def prepare_store(
     check_place(path, overwrite=overwrite)
     if workers is not None and workers < 1:
         raise EutecticError(f"preparing {name}", f"{workers} workers", "at least 1", "leave it out for one per core")
-    with Shown(f"Looking into the files of {name}", noun="", enabled=progress):
+    with ProgressBar(f"Looking into the files of {name}", unit="", enabled=progress):
         card, pieces = dataset.card(name), dataset.pieces(source, name)
         splits = dataset.published_splits(source, name)
     if card.default_split not in ("group", "random", "paper", *splits):
         card = replace(card, default_split="group", notes=(*card.notes, "No official splits beside it."))
     parts = plan(pieces)
     work = path.with_name(f".{path.name}.preparing")
-    with writing_to(path):
-        work.mkdir(parents=True, exist_ok=True)
-    with _locked(work, path):
+    fix = "wait for it, stop it, or choose another --store"
+    with locked(work / LOCK, where=path, doing="preparing this store", fix=fix):
         check_place(path, overwrite=overwrite)
         with writing_to(path):
             _begin(work, dataset, name, card, pieces)
@@ -423,7 +405,7 @@ def prepare_store(
                 _link(_report_of(work, number).with_suffix(".arrow"), made / shard_name(at))
             summary = {"count": left_out.count, "first": left_out.first} if left_out.count else None
             finish_store(made, card, shards, splits=splits, left_out=summary)
-            move_into_place(made, path)
+            put_in_place(made, path)
         shutil.rmtree(work, ignore_errors=True)
     return left_out
 
@@ -471,32 +453,6 @@ def _link(part: Path, shard: Path) -> None:
         shutil.copyfile(part, shard)
 
 
-@contextlib.contextmanager
-def _locked(work: Path, path: Path) -> Iterator[None]:
-    """Hold a folder against other processes; the system lets go when the process ends, however it does."""
-    with writing_to(path):
-        file: BinaryIO = (work / "lock").open("ab")
-    with file:
-        try:
-            import fcntl
-        except ImportError:  # Windows: two processes at once are the user's to avoid
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The other may have finished, and removed the folder, between the two lines above.
-            if not (work / "lock").exists() or os.fstat(file.fileno()).st_ino != (work / "lock").stat().st_ino:
-                raise BlockingIOError
-        except BlockingIOError:
-            raise EutecticError(
-                str(path),
-                "another process is preparing this store",
-                "one at a time",
-                "wait for it, stop it, or choose another --store",
-            ) from None
-        yield
-
-
 def _begin(work: Path, dataset: Dataset, name: str, card: Card, pieces: Sequence[Piece]) -> None:
     """Keep the parts of an earlier run if they would come out the same now, and nothing else."""
     now = _journal(dataset, name, card, pieces)
@@ -507,15 +463,13 @@ def _begin(work: Path, dataset: Dataset, name: str, card: Card, pieces: Sequence
     for left in work.iterdir():
         if left.is_dir():
             shutil.rmtree(left)
-        elif left.name != "lock" and (before != now or left.suffix in (".half", ".arrow-half")):
+        elif left.name != LOCK and (before != now or left.suffix == ".writing"):
             left.unlink()
     if before != now:
         if changed := [key for key in now if before and before.get(key) != now[key]]:
             why = f"{', '.join(changed)} changed since this preparation was interrupted: it starts again"
             Console(stderr=True).print(why)
-        half = work / "journal.half"
-        half.write_text(json.dumps(now, indent=1))
-        half.replace(work / "journal.json")
+        write_atomically(work / "journal.json", json.dumps(now, indent=1), sync=False, sole_writer=True)
 
 
 def _journal(dataset: Dataset, name: str, card: Card, pieces: Sequence[Piece]) -> dict[str, object]:
@@ -553,59 +507,28 @@ def _make_all(job: Job, parts: Sequence[tuple[tuple[Piece, ...], float]], worker
 
     def finished(number: int, report: Report) -> None:
         reports[number] = report
-        shown.tell(0, _total(parts, reports))
+        bar.advance(0, total=_total(parts, reports))
         _check_room(job.work, parts, reports)
 
     try:
-        with Shown(f"Reading {job.name}", total, done=before, enabled=progress) as shown:
+        with ProgressBar(f"Reading {job.name}", total, done=before, enabled=progress) as bar:
             if workers == 1 or len(todo) <= 1:
                 for number in todo:
-                    finished(number, make_part(job, number, parts[number][0], shown.tell))
+                    finished(number, make_part(job, number, parts[number][0], bar.advance))
             else:
-                _in_processes(job, parts, todo, min(workers, len(todo)), shown, finished)
+                run_in_processes(
+                    _make_part_here,
+                    [(job, number, parts[number][0]) for number in todo],
+                    workers,
+                    where=f"preparing {job.name}",
+                    progress=bar.advance,
+                    finished=lambda which, report: finished(todo[which], report),
+                )
     except KeyboardInterrupt:
         raise Interrupted(
             f"{len(reports)} of {len(parts)} parts of {job.name} are done and kept; run the same command again to go on"
         ) from None
     return [reports[number] for number in range(len(parts))]
-
-
-def _in_processes(
-    job: Job,
-    parts: Sequence[tuple[tuple[Piece, ...], float]],
-    todo: Sequence[int],
-    workers: int,
-    shown: Shown,
-    finished: Callable[[int, Report], None],
-) -> None:
-    # Spawned: a fork of a process with threads (Arrow has some) may hang.
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    with one_thread_each():
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(counter,))
-        try:
-            futures: dict[Future[Report], int] = {
-                pool.submit(_make_part_here, job, number, parts[number][0]): number for number in todo
-            }
-            running, told = set(futures), 0
-            while running:
-                done, running = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
-                shown.tell(counter.value - told)
-                told = counter.value
-                for future in sorted(done, key=futures.__getitem__):
-                    finished(futures[future], future.result())
-        except BrokenProcessPool as error:
-            raise EutecticError(
-                f"preparing {job.name}",
-                "a worker process died (out of memory, or a crash in a compiled library)",
-                "workers that live to the end",
-                "run the same command again, with fewer --workers; what was finished is kept",
-            ) from error
-        except BaseException:
-            end_workers(pool)
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _check_room(work: Path, parts: Sequence[tuple[tuple[Piece, ...], float]], reports: Mapping[int, Report]) -> None:

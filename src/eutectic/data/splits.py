@@ -7,7 +7,6 @@ groups; `official_01`, `fold_0` … are published with a data set; `paper` repea
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 from collections.abc import Callable, Iterable
@@ -16,8 +15,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from eutectic.atoms import EutecticError
-from eutectic.data.progress import Shown
+from eutectic.atoms import EutecticError, did_you_mean
+from eutectic.console import ProgressBar
 from eutectic.data.store import Store
 
 HELD_OUT = 0.1
@@ -99,12 +98,8 @@ def split(
     published = store.published_splits()
     if name not in ("group", "random", "paper", *published):
         names = ["group", "random", *published, *(["paper"] * _in_paper(store))]
-        near = difflib.get_close_matches(name, names, 1)
         raise EutecticError(
-            f"splits of {store.card.name}",
-            f"split {name!r}",
-            f"one of {', '.join(names)}",
-            f"did you mean {near[0]!r}?" if near else "name one of these",
+            f"splits of {store.card.name}", f"split {name!r}", f"one of {', '.join(names)}", did_you_mean(name, names)
         )
     eligible = _eligible(store, needs)
     asked = (n_train, n_validation, n_test)
@@ -423,7 +418,9 @@ def leakage(store: Store, made: Split, near: Bool[np.ndarray, " rows_but_one"] |
     }
 
 
-def _near_the_next(store: Store, tell: Callable[[int], None] = lambda rows: None) -> Bool[np.ndarray, " rows_but_one"]:
+def _near_the_next(
+    store: Store, count: Callable[[int], object] = lambda rows: None
+) -> Bool[np.ndarray, " rows_but_one"]:
     """Whether a row and the next are the same atoms in nearly the same places."""
     near = np.zeros(len(store), dtype=bool)
     start, last = 0, (np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.float32))
@@ -437,7 +434,7 @@ def _near_the_next(store: Store, tell: Callable[[int], None] = lambda rows: None
                 near[i - 1] = np.square(this[1] - last[1]).sum(axis=1).mean() < NEAR**2
             last = this
         start += batch.num_rows
-        tell(batch.num_rows)
+        count(batch.num_rows)
     return near[:-1]
 
 
@@ -455,11 +452,12 @@ def compare_splits(store: Store, *, progress: bool = False) -> dict[str, dict[st
     report: dict[str, dict[str, object]] = {}
     names = ("group", "random", *store.published_splits(), *(["paper"] * _in_paper(store)))
     # All rows are looked at once for their neighbours, and again by each split.
-    with Shown(f"Comparing {len(names)} splits", len(store) * (1 + len(names)), noun="rows", enabled=progress) as shown:
-        near = _near_the_next(store, shown.tell)
+    total = len(store) * (1 + len(names))
+    with ProgressBar(f"Comparing {len(names)} splits", total, unit="rows", enabled=progress) as bar:
+        near = _near_the_next(store, bar.advance)
         for name in names:
             report[name] = {"default": name == store.card.default_split, **_described(store, name, near)}
-            shown.tell(len(store))
+            bar.advance(len(store))
     return report
 
 

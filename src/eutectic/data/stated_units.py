@@ -6,7 +6,6 @@ stresses are (VASP prints its stress in kbar, with compression positive).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -14,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from ase import units as ase_units
 
-from eutectic.atoms import PROPERTIES, EutecticError
+from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
 from eutectic.atoms.units import BOHR, HARTREE, KCAL_PER_MOL
 
 ENERGY: dict[str, float] = {
@@ -153,10 +152,9 @@ def _find(stated: str, known: Mapping[str, T], where: str, usual: str) -> T:
     found = {name.lower(): value for name, value in known.items()}
     if stated.lower() in found:
         return found[stated.lower()]
-    near = [name for name in known if name.lower() in difflib.get_close_matches(stated.lower(), found, 1)]
     raise EutecticError(
         where,
         f"unit {stated!r}",
         f"one of {', '.join(known)}",
-        f"did you mean {near[0]!r}?" if near else f"name the unit the file has it in, such as {usual}",
+        did_you_mean(stated, known, f"name the unit the file has it in, such as {usual}"),
     )

@@ -18,8 +18,6 @@ import hashlib
 import itertools
 import json
 import os
-import secrets
-import shutil
 import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,6 +31,7 @@ import pyarrow.compute as pc
 
 from eutectic.atoms import EutecticError, LabelledStructure, Property, Structure
 from eutectic.data.card import Card
+from eutectic.files import replacing, writing_to
 
 FORMAT = "eutectic-store-1"
 ROWS_PER_BATCH = 512
@@ -309,10 +308,7 @@ def _rows_of(runs: Sequence[int | Sequence[int]], n: int) -> np.ndarray:
 
 
 def _write_json(path: Path, value: object) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
 def is_store(path: Path) -> bool:
@@ -363,33 +359,29 @@ def write_store(
     """
     path = Path(path).absolute()
     check_place(path, overwrite=overwrite)
-    # Named at random: two writers, or the remains of one that was killed, never meet.
-    half = path.with_name(f".{path.name}.writing-{secrets.token_hex(4)}")
     shards: list[Shard] = []
     writer: ShardWriter | None = None
-    try:
-        with writing_to(path):
-            half.mkdir(parents=True)
-        for batch in _batches(_checked(rows, card)):
-            with writing_to(path):
-                writer = writer or ShardWriter(half / shard_name(len(shards)), card)
-                writer.add(batch)
-                if writer.rows >= ROWS_PER_SHARD:
+    # An error inside may be the source's.
+    with replacing(path, folder=True, errors=()) as folder:
+        try:
+            for batch in _batches(_checked(rows, card)):
+                with writing_to(path):
+                    writer = writer or ShardWriter(folder / shard_name(len(shards)), card)
+                    writer.add(batch)
+                    if writer.rows >= ROWS_PER_SHARD:
+                        shards.append(writer.close())
+                        writer = None
+            if writer is not None:
+                with writing_to(path):
                     shards.append(writer.close())
                     writer = None
-        if writer is not None:
-            with writing_to(path):
-                shards.append(writer.close())
-                writer = None
+        finally:
+            if writer is not None:
+                writer.abandon()
         if not shards:
             raise EutecticError(card.name, "no structures", "at least one", "check the source and its filters")
         with writing_to(path):
-            finish_store(half, card, shards, splits=splits)
-            move_into_place(half, path)
-    finally:
-        if writer is not None:
-            writer.abandon()
-        shutil.rmtree(half, ignore_errors=True)
+            finish_store(folder, card, shards, splits=splits)
     return sum(shard.rows for shard in shards)
 
 
@@ -404,38 +396,6 @@ def _batches(rows: Iterable[LabelledStructure]) -> Iterator[list[LabelledStructu
     iterator = iter(rows)
     while batch := list(itertools.islice(iterator, ROWS_PER_BATCH)):
         yield batch
-
-
-@contextlib.contextmanager
-def writing_to(path: Path) -> Iterator[None]:
-    """Turns the disk's refusals, and no one else's, into an error with a way out.
-
-    Raises:
-        EutecticError: in place of an `OSError` inside.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise EutecticError(
-            str(path),
-            f"could not be written ({error.strerror or error})",
-            "a folder with room to write in",
-            "free some space or choose another disk, then run the same command again",
-        ) from error
-
-
-def move_into_place(half: Path, path: Path) -> None:
-    """Two renames, so that at every moment the old store or the new one is whole on the disk."""
-    old = path.with_name(f".{path.name}.replaced-{secrets.token_hex(4)}")
-    if path.exists():
-        path.rename(old)
-    try:
-        half.rename(path)
-    except OSError:
-        if old.exists():
-            old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 _TWO = struct.Struct("<ii").unpack_from

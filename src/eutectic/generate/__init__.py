@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from eutectic.atoms import EutecticError
+from eutectic.atoms import EutecticError, did_you_mean
 from eutectic.generate import bulk, crystals, dynamics, metals, molecules, oxides, qm9_sample, reactions
 from eutectic.generate.engine import Generator, run
 from eutectic.generate.qm9 import reserved_for_finetuning
@@ -81,12 +80,11 @@ def generate(
     names = list(GENERATORS) if names is None else list(dict.fromkeys(names))
     for name in names:
         if name not in GENERATORS:
-            near = difflib.get_close_matches(name, GENERATORS, n=1)
             raise EutecticError(
                 "data generate",
                 f"no data set {name!r}",
                 f"one of {', '.join(GENERATORS)}",
-                f"did you mean {near[0]!r}?" if near else "choose one of these",
+                did_you_mean(name, GENERATORS),
             )
     if scale <= 0:
         raise EutecticError(

@@ -12,28 +12,25 @@ import hashlib
 import importlib.util
 import json
 import math
-import multiprocessing
 import re
 import shutil
 import signal
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eutectic.atoms import EutecticError, Interrupted, LabelledStructure
+from eutectic.console import ProgressBar
 from eutectic.data.card import Card
 from eutectic.data.catalogue import embedded
 from eutectic.data.store import Store, write_store
-from eutectic.processes import end_workers, one_thread_each, start_worker
+from eutectic.files import write_atomically
+from eutectic.processes import run_in_processes
 
 MAX_FORCE = 50.0
 """Structures with a larger force component (eV/Å) are left out: no path or trajectory goes there."""
@@ -180,15 +177,11 @@ def make_chunk(generator: Generator, seed: int, items: range, folder: Path) -> d
     shutil.rmtree(folder, ignore_errors=True)
     if rows:
         write_store(folder, generator.card, rows)
-    folder.mkdir(exist_ok=True)
-    half = folder / ".report.json"
-    half.write_text(json.dumps(dict(sorted(rejected.items()))))
-    half.rename(folder / "report.json")
+    write_atomically(folder / "report.json", json.dumps(dict(sorted(rejected.items()))))
     return dict(rejected)
 
 
-def _start_worker() -> None:
-    start_worker()
+def _one_torch_thread() -> None:
     with contextlib.suppress(ImportError):
         import torch
 
@@ -304,54 +297,24 @@ def run(generator: Generator, out: Path, *, scale: float, seed: int, workers: in
 
 def _make_all(generator: Generator, seed: int, todo: dict[Path, range], n_items: int, workers: int) -> None:
     """Make the missing chunks in worker processes, showing count, rate and time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("items · {task.fields[rate]} · {task.fields[rejected]} left out ·"),
-        TimeRemainingColumn(),
-    )
-    if not todo:
-        return
-    remaining = sum(len(items) for items in todo.values())
-    with one_thread_each(), Progress(*columns) as progress:
-        shown = progress.add_task(
-            generator.card.name, total=n_items, completed=n_items - remaining, rate="", rejected=0
-        )
-        pool = ProcessPoolExecutor(
-            max_workers=min(workers, len(todo)),
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-        )
-        left_out, done, told, began = 0, 0, 0, time.monotonic()
+    name, chunks, left_out = generator.card.name, list(todo.values()), 0
+    made = n_items - sum(len(items) for items in chunks)
+    # A log file gets a line for each twentieth.
+    with ProgressBar(name, n_items, done=made, unit="items", lines=20) as bar:
+
+        def finished(number: int, rejected: dict[str, int]) -> None:
+            nonlocal left_out
+            left_out += sum(rejected.values())
+            bar.advance(len(chunks[number]), note=f"{left_out} left out")
+
         try:
-            futures: dict[Future[dict[str, int]], range] = {
-                pool.submit(make_chunk, generator, seed, items, folder): items for folder, items in todo.items()
-            }
-            for future in as_completed(futures):
-                left_out += sum(future.result().values())
-                speed = progress.tasks[0].speed
-                rate = f"{speed:.2g}/s" if speed else ""
-                progress.update(shown, advance=len(futures[future]), rate=rate, rejected=left_out)
-                done += len(futures[future])
-                # A log file has no bar: a line for each twentieth.
-                if not progress.console.is_terminal and 20 * done // remaining > told:
-                    told = 20 * done // remaining
-                    left = (time.monotonic() - began) / done * (remaining - done)
-                    progress.console.print(
-                        f"{generator.card.name}: {n_items - remaining + done} of {n_items} items, {left_out} left out, "
-                        f"about {left / 60:.0f} min left",
-                        highlight=False,
-                    )
-        except BrokenProcessPool as error:
-            raise EutecticError(
-                f"generating {generator.card.name}",
-                "a worker process died (out of memory, or a crash in a compiled library)",
-                "workers that live to the end",
-                "run the same command again, with fewer --workers; what was finished is kept",
-            ) from error
+            run_in_processes(
+                make_chunk,
+                [(generator, seed, items, folder) for folder, items in todo.items()],
+                workers,
+                where=f"generating {name}",
+                start=_one_torch_thread,
+                finished=finished,
+            )
         except KeyboardInterrupt:
-            end_workers(pool)
             raise Interrupted("run the same command again; what was finished is kept") from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)

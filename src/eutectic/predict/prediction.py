@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from ase import Atoms
 
 from eutectic.atoms import PROPERTIES, EutecticError, Structure
-from eutectic.checkpoints.model import TrainedModel
+from eutectic.checkpoints.model import TrainedModel, task_named
 from eutectic.data.datasets import ase_files
 from eutectic.graph import build_graph
 from eutectic.tasks import Sample, Task, make_batch
@@ -28,18 +27,7 @@ def task_of(model: TrainedModel, name: str) -> Task:
     Raises:
         EutecticError: there is none; the nearest name is in the error.
     """
-    for task in model.tasks:
-        if task.name == name:
-            return task
-    names = [task.name for task in model.tasks]
-    near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], 1, cutoff=0.5)
-    meant = next((n for n in names if near and n.lower() == near[0]), None)
-    raise EutecticError(
-        "task",
-        f"no task {name!r} in this model",
-        f"one of {', '.join(names) or 'none: this model has no heads'}",
-        f"did you mean {meant!r}?" if meant else "name one of these",
-    )
+    return task_named(model.tasks, name, "task")
 
 
 def predict(

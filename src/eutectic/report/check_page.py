@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from eutectic.check import Finding, Report
+from eutectic.files import write_atomically
 from eutectic.report import figures, page
 from eutectic.report.formatting import count, significant
 from eutectic.report.study_page import FOOT
-from eutectic.study.results import write_whole
 
 WEIGHTS = {"error": "Would spoil a training", "warning": "To look at", "note": "Good to know"}
 
@@ -38,7 +38,7 @@ def write_check_page(path: Path, report: Report) -> None:
     if outliers:
         sections.append(("Structures to look at", outliers))
     title = f"Check of {Path(report.source).name}"
-    write_whole(path, page.document(title, report.verdict, sections, FOOT))
+    write_atomically(path, page.document(title, report.verdict, sections, FOOT))
 
 
 def _findings(findings: Sequence[Finding]) -> str:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from eutectic.atoms import EutecticError
+from eutectic.files import write_atomically
 from eutectic.report import figures, page
 from eutectic.report.formatting import count, duration, significant
 from eutectic.report.study_page import FOOT, _facts, _sets
-from eutectic.study.results import PretrainingSummary, write_whole
+from eutectic.study.results import PretrainingSummary
 from eutectic.train.runtime.journal import read_journal
 
 POINTS = 400
@@ -74,7 +75,7 @@ def write_run_page(
     state = "finished" if finished else f"step {done} of {steps}"
     lead = f"{', '.join(names)}: {state}."
     path = folder / "report.html"
-    write_whole(path, page.document("Joint pre-training", lead, [s for s in sections if s[1]], FOOT))
+    write_atomically(path, page.document("Joint pre-training", lead, [s for s in sections if s[1]], FOOT))
     return path
 
 

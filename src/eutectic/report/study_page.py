@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eutectic.atoms import Structure
+from eutectic.files import write_atomically
 from eutectic.report import figures, page
 from eutectic.report.drawing import formula, kind, png
 from eutectic.report.figures import START_WORDS
@@ -20,7 +21,6 @@ from eutectic.study.results import (
     StudyResults,
     TaskComparison,
     structure_from_dict,
-    write_whole,
 )
 
 FOOT = "Written by eutectic. This page is one file: it loads nothing and runs nothing."
@@ -53,7 +53,7 @@ def write_demo_report(
         "properties. "
         "The same model is trained on the same data from random weights. This page compares the two."
     )
-    write_whole(path, page.document("Joint pre-training, measured", lead, sections, FOOT))
+    write_atomically(path, page.document("Joint pre-training, measured", lead, sections, FOOT))
 
 
 def write_finetune_report(
@@ -90,7 +90,7 @@ def write_finetune_report(
     ]
     words = " and ".join(_start(s) for s in task.starts())
     lead = f"{_words(task.property).capitalize()} of {task.dataset}, learned {words}."
-    write_whole(path, page.document(f"Fine-tuning: {task.title}", lead, sections, FOOT))
+    write_atomically(path, page.document(f"Fine-tuning: {task.title}", lead, sections, FOOT))
 
 
 def _headline(results: StudyResults) -> str:

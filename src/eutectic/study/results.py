@@ -9,9 +9,7 @@ from __future__ import annotations
 import builtins
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 from eutectic.atoms import EutecticError, Structure
 from eutectic.data.card import Card
 from eutectic.data.store import Store
+from eutectic.files import write_atomically
 
 Start = Literal["pretrained", "scratch"]
 STARTS: tuple[Start, Start] = ("scratch", "pretrained")
@@ -491,7 +490,7 @@ class StudyResults:
         text = json.dumps(_plain(self.to_dict()), indent=1, ensure_ascii=False, allow_nan=False)
         # A list of numbers reads better, and is smaller, on one line.
         text = re.sub(r"\[\n([^\[\]{}\"]*)\]", lambda m: "[" + " ".join(m[1].split()) + "]", text)
-        write_whole(path, text + "\n")
+        write_atomically(path, text + "\n")
 
     @classmethod
     def read(cls, path: Path) -> StudyResults:
@@ -531,34 +530,6 @@ def structure_from_dict(values: dict[str, Any]) -> Structure:
         pbc=np.asarray(values["pbc"], dtype=bool),
         tags=np.asarray(values["tags"], dtype=np.int64),
     )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file beside its place and put it there in one step, so that no reader sees half of it.
-
-    Raises:
-        EutecticError: the folder cannot be written to, or the disk is full.
-    """
-    path = Path(path)
-    half: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, half = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".writing")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(half).chmod(0o644)
-        os.replace(half, path)
-        half = None
-    except OSError as error:
-        raise EutecticError(
-            str(path),
-            f"could not be written ({error.strerror or error})",
-            "a folder with room to write in",
-            "free some space or choose another folder, then run the same command again",
-        ) from error
-    finally:
-        if half is not None:
-            Path(half).unlink(missing_ok=True)
 
 
 def _first_at_or_below(steps: np.ndarray, errors: np.ndarray, target: float) -> float | None:

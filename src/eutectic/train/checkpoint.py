@@ -19,8 +19,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from eutectic.atoms import EutecticError
+from eutectic.files import replacing
 
 log = logging.getLogger(__name__)
+
+FIX = "free some space, then run the same command again: it resumes from the last checkpoint"
 
 
 def previous(path: Path) -> Path:
@@ -34,23 +37,13 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         EutecticError: the disk is full; the last checkpoint stays.
     """
-    half = path.with_name(path.name + ".writing")
-    try:
+    with replacing(path, sync=False, sole_writer=True, errors=(OSError, RuntimeError), fix=FIX) as half:
         with half.open("wb") as file:
             torch.save(state, file)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # before the old one is moved away
         with suppress(FileNotFoundError):
             os.replace(path, previous(path))
-        os.replace(half, path)
-    except (OSError, RuntimeError) as error:
-        half.unlink(missing_ok=True)
-        raise EutecticError(
-            str(path),
-            f"the checkpoint could not be written ({error})",
-            "room on the disk",
-            "free some space, then run the same command again: it resumes from the last checkpoint",
-        ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:

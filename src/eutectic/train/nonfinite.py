@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from safetensors.torch import load_file as load_weights
 import eutectic
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Structure
 from eutectic.checkpoints.model import TrainedModel, load_model, save_model
+from eutectic.files import replacing
 from eutectic.graph import build_graph
 from eutectic.tasks import Sample, make_batch, structure_losses
 from eutectic.train.batches.sampler import BatchSampler, SampleKey
@@ -59,44 +59,54 @@ def save_nonfinite_step(
     """
     place = folder / "nonfinite-steps" / f"step-{entry['step']:06d}"
     try:
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        arrays: dict[str, np.ndarray] = {}
-        listed: list[dict[str, Any]] = []
-        for batch in batches:
-            for which, position, draw in zip(*source.chosen(batch), source.draws(batch), strict=True):
-                rows = source.sets[which]
-                row = rows.store[int(rows.rows[position])]
-                prefix = str(len(listed))
-                arrays |= {f"{prefix}.{name}": np.asarray(getattr(row.structure, name)) for name in ARRAYS}
-                arrays |= {f"{prefix}.labels.{name}": np.asarray(label) for name, label in row.labels.items()}
-                listed.append(
-                    {
-                        "task": rows.task.name,
-                        "id": row.id,
-                        "group": row.group,
-                        "draw": list(draw),
-                        "edge_dropout": rows.edge_dropout,
-                    }
-                )
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, place / "structures.safetensors")
-        save_model(place / "model", model)
-        described = {
-            "eutectic": eutectic.__version__,
-            "entry": dict(entry),
-            "batches": list(batches),
-            "divided_by": len(batches) * source.batch_size,
-            "train": settings.model_dump(mode="json"),
-            "optimiser": optimiser_settings.model_dump(mode="json"),
-            "structures": listed,
-        }
-        # Last: a folder with this file is whole.
-        (place / "step.json").write_text(json.dumps(described, indent=1, ensure_ascii=False))
+        with replacing(place, folder=True, errors=()) as half:
+            _write(half, entry, batches, source, model, settings, optimiser_settings)
         log.warning(
             "step %s had no finite loss or gradient; look at it with `eutectic replay %s`", entry["step"], place
         )
     except (OSError, SafetensorError, EutecticError) as error:
         log.warning("step %s had no finite loss or gradient, and could not be kept: %s", entry["step"], error)
+
+
+def _write(
+    folder: Path,
+    entry: Mapping[str, Any],
+    batches: range,
+    source: BatchSampler,
+    model: TrainedModel,
+    settings: TrainSettings,
+    optimiser_settings: OptimiserSettings,
+) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    listed: list[dict[str, Any]] = []
+    for batch in batches:
+        for which, position, draw in zip(*source.chosen(batch), source.draws(batch), strict=True):
+            rows = source.sets[which]
+            row = rows.store[int(rows.rows[position])]
+            prefix = str(len(listed))
+            arrays |= {f"{prefix}.{name}": np.asarray(getattr(row.structure, name)) for name in ARRAYS}
+            arrays |= {f"{prefix}.labels.{name}": np.asarray(label) for name, label in row.labels.items()}
+            listed.append(
+                {
+                    "task": rows.task.name,
+                    "id": row.id,
+                    "group": row.group,
+                    "draw": list(draw),
+                    "edge_dropout": rows.edge_dropout,
+                }
+            )
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "structures.safetensors")
+    save_model(folder / "model", model)
+    described = {
+        "eutectic": eutectic.__version__,
+        "entry": dict(entry),
+        "batches": list(batches),
+        "divided_by": len(batches) * source.batch_size,
+        "train": settings.model_dump(mode="json"),
+        "optimiser": optimiser_settings.model_dump(mode="json"),
+        "structures": listed,
+    }
+    (folder / "step.json").write_text(json.dumps(described, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)

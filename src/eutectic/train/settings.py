@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from eutectic.atoms import PROPERTIES, EutecticError
+from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
 from eutectic.graph import GraphSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.tasks import TargetSettings
@@ -232,8 +231,8 @@ T = TypeVar("T", bound=BaseModel)
 def _check_targets(settings: T) -> T:
     for name in settings.targets:  # type: ignore[attr-defined]
         if name not in PROPERTIES:
-            near = difflib.get_close_matches(name, PROPERTIES, 1)
-            raise ValueError(f"unknown property {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+            fix = did_you_mean(name, PROPERTIES, f"known: {', '.join(PROPERTIES)}")
+            raise ValueError(f"unknown property {name!r}; {fix}")
     return settings
 
 
@@ -251,9 +250,8 @@ def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:
             path = ".".join(str(p) for p in item["loc"])
             if item["type"] == "extra_forbidden":
                 known = _keys_at(kind, item["loc"][:-1])
-                near = difflib.get_close_matches(str(item["loc"][-1]), known, 1)
                 problems.append(f"unknown setting {path!r}")
-                fixes.append(f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}")
+                fixes.append(did_you_mean(str(item["loc"][-1]), known, f"known here: {', '.join(known)}"))
             else:
                 given = "" if item["type"] == "missing" else f" (given {item.get('input')!r})"
                 problems.append(f"{path}: {item['msg']}{given}")

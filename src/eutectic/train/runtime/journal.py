@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from eutectic.atoms import EutecticError
+from eutectic.files import write_atomically, writing_to
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:
@@ -39,9 +38,7 @@ class Journal:
         if self.path is None or not self.path.exists():
             return
         self.entries += [entry for entry in read_journal(self.path.parent) if entry["step"] <= step]
-        half = self.path.with_name(self.path.name + ".writing")
-        half.write_text("".join(json.dumps(e) + "\n" for e in self.entries))
-        os.replace(half, self.path)
+        write_atomically(self.path, "".join(json.dumps(e) + "\n" for e in self.entries), sole_writer=True)
 
     def add(self, entry: dict[str, Any]) -> None:
         """Note one step."""
@@ -57,14 +54,7 @@ class Journal:
             EutecticError: the disk is full; the run resumes from its last checkpoint.
         """
         if self.path is not None and self._pending:
-            try:
-                with self.path.open("a") as file:
-                    file.writelines(self._pending)
-            except OSError as error:
-                raise EutecticError(
-                    str(self.path),
-                    f"could not be written ({error.strerror or error})",
-                    "room on the disk",
-                    "free some space, then run the same command again: it resumes from the last checkpoint",
-                ) from error
+            fix = "free some space, then run the same command again: it resumes from the last checkpoint"
+            with writing_to(self.path, fix=fix), self.path.open("a") as file:
+                file.writelines(self._pending)
         self._pending.clear()

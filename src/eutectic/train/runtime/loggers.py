@@ -8,7 +8,6 @@ Biases (offline with WANDB_MODE=offline). An installed package adds others under
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import math
@@ -21,7 +20,7 @@ from typing import Any
 
 from lightning_fabric.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from eutectic.atoms import EutecticError
+from eutectic.atoms import EutecticError, did_you_mean
 from eutectic.train.runtime.journal import read_journal
 
 Factory = Callable[[Path, int], Logger]
@@ -117,13 +116,7 @@ def chosen(names: Sequence[str] | None) -> dict[str, Factory]:
             factories[name] = others[name].load()
         elif name not in KNOWN:
             every = [*KNOWN, *others]
-            near = difflib.get_close_matches(name, every, 1)
-            raise EutecticError(
-                "loggers",
-                repr(name),
-                f"one of {', '.join(every)}",
-                f"did you mean {near[0]!r}?" if near else "name one of these",
-            )
+            raise EutecticError("loggers", repr(name), f"one of {', '.join(every)}", did_you_mean(name, every))
         elif not installed(KNOWN[name][1]):
             raise EutecticError(
                 "loggers",

@@ -1,0 +1,189 @@
+"""Files and folders that appear whole or not at all, and locks between processes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import platform
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from eutectic.atoms import EutecticError
+
+log = logging.getLogger(__name__)
+
+FIX = "free some space or choose another disk, then run the same command again"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def writing_to(path: Path, *, errors: tuple[type[Exception], ...] = (OSError,), fix: str = FIX) -> Iterator[None]:
+    """Report a failed write as an error that a user can act on.
+
+    Args:
+        path: what is written.
+        errors: exceptions that mean a failed write; some libraries raise their own.
+        fix: what the user can do.
+
+    Raises:
+        EutecticError: in place of one of `errors` inside.
+    """
+    try:
+        yield
+    except errors as error:
+        raise EutecticError(
+            str(path),
+            f"could not be written ({getattr(error, 'strerror', None) or error})",
+            "a folder with room to write in",
+            fix,
+        ) from error
+
+
+@contextlib.contextmanager
+def replacing(
+    path: Path,
+    *,
+    folder: bool = False,
+    sync: bool = True,
+    sole_writer: bool = False,
+    errors: tuple[type[Exception], ...] = (OSError,),
+    fix: str = FIX,
+) -> Iterator[Path]:
+    """Write a file or folder under a temporary name; it replaces `path` when the block ends without an error.
+
+    Until then, and whatever goes wrong, `path` stays as it was. The folder around it is made if it is not there.
+
+    Args:
+        path: of the file or folder.
+        folder: make a folder instead of a file.
+        sync: wait until the contents are on the disk, since a rename may outrun them when the power fails.
+        sole_writer: no other process writes here at the same time. The temporary name is then always the same, so that
+            what a killed process left is overwritten instead of staying beside the new file.
+        errors: exceptions inside the block that mean a failed write (empty: the block reports its own).
+        fix: what the user can do then.
+
+    Yields:
+        The temporary path.
+
+    Raises:
+        EutecticError: the disk is full, or the place cannot be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{'' if sole_writer else secrets.token_hex(4) + '.'}writing")
+    try:
+        with writing_to(path, fix=fix):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove(temporary)
+            if folder:
+                temporary.mkdir()
+        with writing_to(path, errors=errors, fix=fix):
+            yield temporary
+        with writing_to(path, fix=fix):
+            put_in_place(temporary, path, sync=sync)
+    finally:
+        _remove(temporary)
+
+
+def write_atomically(path: Path, content: str | bytes, *, sync: bool = True, sole_writer: bool = False) -> None:
+    """Write a file so that no reader ever sees half of it. Arguments and errors are those of `replacing`; text is
+    written as UTF-8."""
+    with replacing(path, sync=sync, sole_writer=sole_writer) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def put_in_place(temporary: Path, path: Path, *, sync: bool = True) -> None:
+    """Rename a finished file or folder to `path`. At every moment the old one or the new one is whole on the disk.
+
+    Raises:
+        OSError: it cannot be done; the old one is where it was.
+    """
+    if sync:
+        for file in temporary.rglob("*") if temporary.is_dir() else (temporary,):
+            if file.is_file():
+                with file.open("rb+") as stream:
+                    os.fsync(stream.fileno())
+    if not temporary.is_dir():
+        os.replace(temporary, path)
+        return
+    # A folder cannot replace one with files in it.
+    old = path.with_name(f".{path.name}.replaced-{secrets.token_hex(4)}")
+    if path.exists():
+        path.rename(old)
+    try:
+        temporary.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+@contextlib.contextmanager
+def locked(
+    path: Path,
+    *,
+    where: Path | None = None,
+    doing: str = "writing here",
+    fix: str = "wait for it, stop it, or choose another folder",
+) -> Iterator[None]:
+    """Keep other processes out for as long as the block runs.
+
+    The operating system lets go when the process ends, however it ends: a lock file that a killed process left does
+    not block the next one.
+
+    Args:
+        path: of the lock file; made, and removed at the end.
+        where: what the lock protects, for the error; the folder of the lock file if not given.
+        doing: what the other process is doing, for the error.
+        fix: what the user can do then.
+
+    Raises:
+        EutecticError: another process holds the lock, or the folder cannot be written to.
+    """
+    path = Path(path)
+    where = path.parent if where is None else where
+    with writing_to(where):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    holder, lock = _holder(path), FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    # Without the file, the other process has just finished and removed the folder with it.
+    except (Timeout, FileNotFoundError):
+        raise EutecticError(str(where), f"another process{holder} is {doing}", "one at a time", fix) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            with writing_to(where):
+                raise
+        log.warning("%s: this file system has no locks (%s); do not start a second process here", where, error)
+    try:
+        with contextlib.suppress(OSError):
+            path.write_text(f"PID {os.getpid()} on {platform.node()}")
+        yield
+    finally:
+        # Before it is released: whoever waits for this file sees that it is gone, and makes a new one.
+        with contextlib.suppress(OSError):
+            path.unlink()
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    """Who holds a lock; empty where the file does not say."""
+    try:
+        content = path.read_text()
+    except (OSError, ValueError):
+        return ""
+    return f" ({content})" if content else ""
