@@ -2,11 +2,12 @@
 
 from eutectic.atoms.errors import EutecticError, Interrupted, did_you_mean, suggest
 from eutectic.atoms.properties import ENERGY, FORCES, PROPERTIES, STRESS, Property
-from eutectic.atoms.structure import LabelledStructure, Structure
+from eutectic.atoms.structure import MAX_ATOMIC_NUMBER, LabelledStructure, Structure
 
 __all__ = [
     "ENERGY",
     "FORCES",
+    "MAX_ATOMIC_NUMBER",
     "PROPERTIES",
     "STRESS",
     "EutecticError",

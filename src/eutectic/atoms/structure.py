@@ -13,6 +13,7 @@ from eutectic.atoms.errors import EutecticError
 from eutectic.atoms.properties import PROPERTIES
 
 MAX_ATOMIC_NUMBER = 118
+"""Of oganesson. A table by atomic number has one row more: row 0 is no element."""
 
 _AXIS = (0.31783724519578227, 0.2915026221291812, 0.24494897427831780)
 """A direction along which no lattice repeats; shorter than 1, so that no coordinate overflows."""

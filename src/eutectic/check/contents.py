@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from ase.data import chemical_symbols
 
-from eutectic.atoms import EutecticError, LabelledStructure
-from eutectic.data.splits import split
+from eutectic.atoms import MAX_ATOMIC_NUMBER, EutecticError, LabelledStructure
+from eutectic.data.splits import leakage_into, split
 from eutectic.data.store import Store, content_hash
 
 MOST_HASHES = 1_000_000
@@ -65,8 +65,8 @@ class Contents:
     least: dict[str, float] = field(default_factory=dict)
     most: dict[str, float] = field(default_factory=dict)
     lacking: dict[str, list[str]] = field(default_factory=dict)
-    structures_with: np.ndarray = field(default_factory=lambda: np.zeros(119, dtype=np.int64))
-    atoms_of: np.ndarray = field(default_factory=lambda: np.zeros(119, dtype=np.int64))
+    structures_with: np.ndarray = field(default_factory=lambda: np.zeros(MAX_ATOMIC_NUMBER + 1, dtype=np.int64))
+    atoms_of: np.ndarray = field(default_factory=lambda: np.zeros(MAX_ATOMIC_NUMBER + 1, dtype=np.int64))
     distinct: Distinct = field(default_factory=Distinct)
     usable: int = 0
 
@@ -80,7 +80,7 @@ class Contents:
             self.labels[name] += 1
             self.least[name] = min(self.least.get(name, np.inf), float(np.min(value)))
             self.most[name] = max(self.most.get(name, -np.inf), float(np.max(value)))
-        counts = np.bincount(row.structure.numbers, minlength=119)
+        counts = np.bincount(row.structure.numbers, minlength=MAX_ATOMIC_NUMBER + 1)
         self.atoms_of += counts
         self.structures_with += counts > 0
         self.distinct.add(content_hash(row.structure))
@@ -117,7 +117,6 @@ class Leak:
 
 def leaks(store: Store) -> list[Leak]:
     """Of the default split and of each published one; a split that cannot be made is left out."""
-    contents, groups = store.column("content"), store.column("group")
     found = []
     for name in dict.fromkeys([store.card.default_split, *store.published_splits()]):
         try:
@@ -125,15 +124,14 @@ def leaks(store: Store) -> list[Leak]:
         except EutecticError:
             continue
         outside = np.concatenate([parts.validation, parts.test])
-        train_contents, train_groups = set(contents[parts.train]), set(groups[parts.train])
-        held = set(groups[outside])
+        shared = leakage_into(store, parts.train, outside)
         found.append(
             Leak(
                 split=name,
-                structures=sum(c in train_contents for c in contents[outside]),
-                groups=len(held & train_groups),
-                held_out=len(outside),
-                reserved=len(held),
+                structures=shared.duplicates,
+                groups=shared.shared_groups,
+                held_out=shared.structures,
+                reserved=len(set(store.column("group")[outside])),
                 elements=_only_in(store, outside, parts.train),
             )
         )

@@ -9,12 +9,12 @@ import numpy as np
 from ase import units as ase_units
 from ase.data import chemical_symbols
 
+from eutectic.atoms import MAX_ATOMIC_NUMBER
 from eutectic.check.scales import ENERGY_UNITS, Largest, Sample, atom_energy, spread
 
-N_ELEMENTS = 119
 FIRST_FIT = 64
 """Structures before the first fit; it is made again each time their number has doubled."""
-ALL_ELECTRON = np.array([0.0, *(atom_energy(z) for z in range(1, N_ELEMENTS))])
+ALL_ELECTRON = np.array([0.0, *(atom_energy(z) for z in range(1, MAX_ATOMIC_NUMBER + 1))])
 """Hartree, by atomic number."""
 RELATIVE = "energies relative to pseudo-atoms or atoms"
 
@@ -73,13 +73,13 @@ class Energies:
     sample: Sample[Entry] = field(default_factory=lambda: Sample(5000))
     furthest: Largest[Entry] = field(default_factory=Largest)
     compositions: set[bytes] = field(default_factory=set)
-    _normal: np.ndarray = field(default_factory=lambda: np.zeros((N_ELEMENTS, N_ELEMENTS)))
-    _right: np.ndarray = field(default_factory=lambda: np.zeros(N_ELEMENTS))
+    _normal: np.ndarray = field(default_factory=lambda: np.zeros((MAX_ATOMIC_NUMBER + 1, MAX_ATOMIC_NUMBER + 1)))
+    _right: np.ndarray = field(default_factory=lambda: np.zeros(MAX_ATOMIC_NUMBER + 1))
     _fit: np.ndarray | None = None
 
     def add(self, id: str, numbers: np.ndarray, energy: float) -> None:
         """One more structure of the stream."""
-        counts = np.bincount(numbers, minlength=N_ELEMENTS).astype(np.int32)
+        counts = np.bincount(numbers, minlength=MAX_ATOMIC_NUMBER + 1).astype(np.int32)
         entry = Entry(id, counts, energy)
         here = np.flatnonzero(counts)
         self._normal[np.ix_(here, here)] += np.outer(counts[here], counts[here])
@@ -104,7 +104,7 @@ class Energies:
     def fit(self) -> np.ndarray:
         """(119,) energy of each element, the file's unit: least squares, of least norm where elements go together."""
         seen = np.flatnonzero(self._normal.diagonal())
-        table = np.zeros(N_ELEMENTS)
+        table = np.zeros(MAX_ATOMIC_NUMBER + 1)
         length = np.sqrt(self._normal[seen, seen])
         scaled = self._normal[np.ix_(seen, seen)] / np.outer(length, length)
         table[seen] = np.linalg.pinv(scaled, rcond=1e-11, hermitian=True) @ (self._right[seen] / length) / length

@@ -9,7 +9,7 @@ import numpy as np
 import vesin
 from ase.data import chemical_symbols, covalent_radii
 
-from eutectic.atoms import LabelledStructure, Structure
+from eutectic.atoms import MAX_ATOMIC_NUMBER, LabelledStructure, Structure
 from eutectic.atoms.units import BOHR
 from eutectic.check.scales import ENERGY_UNITS, Largest, Sample
 
@@ -17,7 +17,8 @@ REACH = 4.5
 """Neighbours are looked for so far, in the file's unit: enough for bonds in Å and in bohr."""
 ALL_PAIRS = 300
 """Up to so many atoms, a molecule's distances are all computed: quicker than a search."""
-RADII = np.where(np.arange(119) < len(covalent_radii), np.resize(covalent_radii, 119), 1.7)
+RADII = np.full(MAX_ATOMIC_NUMBER + 1, 1.7)
+RADII[: len(covalent_radii)] = covalent_radii[: MAX_ATOMIC_NUMBER + 1]
 """Covalent radii (Å) by atomic number (Cordero et al., Dalton Trans. 2832 (2008); beyond curium a guess)."""
 
 STIFFNESS: dict[int, float] = {6: 31.0, 7: 41.0, 8: 48.0}

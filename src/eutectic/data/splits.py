@@ -397,25 +397,31 @@ def leakage(store: Store, made: Split, near: Bool[np.ndarray, " rows_but_one"] |
     Returns:
         "validation" and "test" → what they share with training.
     """
-    groups = store.column("group")
-    content = store.column("content")
     near = _near_the_next(store) if near is None else near
-    trained = np.zeros(len(store), dtype=bool)
-    trained[made.train] = True
-    train_groups, train_content = set(groups[made.train]), set(content[made.train])
-    # Row i is near row i + 1, and one of them is trained on.
-    before, after = near & trained[:-1], near & trained[1:]
-    beside = np.append(after, False) | np.insert(before, 0, False)
-    return {
-        part: Leakage(
-            structures=len(rows),
-            in_shared_groups=sum(g in train_groups for g in groups[rows]),
-            shared_groups=len(train_groups & set(groups[rows])),
-            duplicates=sum(c in train_content for c in content[rows]),
-            neighbours_in_time=int(beside[rows].sum()),
-        )
-        for part, rows in (("validation", made.validation), ("test", made.test))
-    }
+    parts = (("validation", made.validation), ("test", made.test))
+    return {part: leakage_into(store, made.train, rows, near) for part, rows in parts}
+
+
+def leakage_into(
+    store: Store, train: np.ndarray, rows: np.ndarray, near: Bool[np.ndarray, " rows_but_one"] | None = None
+) -> Leakage:
+    """What some rows have in common with those trained on; neighbours in time are counted if `near` is given."""
+    groups, content = store.column("group"), store.column("content")
+    train_groups, train_content = set(groups[train]), set(content[train])
+    beside = np.zeros(len(store), dtype=bool)
+    if near is not None:
+        # Row i is near row i + 1, and one of them is trained on.
+        trained = np.zeros(len(store), dtype=bool)
+        trained[train] = True
+        beside[:-1] |= near & trained[1:]
+        beside[1:] |= near & trained[:-1]
+    return Leakage(
+        structures=len(rows),
+        in_shared_groups=sum(g in train_groups for g in groups[rows]),
+        shared_groups=len(train_groups & set(groups[rows])),
+        duplicates=sum(c in train_content for c in content[rows]),
+        neighbours_in_time=int(beside[rows].sum()),
+    )
 
 
 def _near_the_next(

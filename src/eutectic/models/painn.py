@@ -19,7 +19,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from eutectic.atoms.structure import MAX_ATOMIC_NUMBER
+from eutectic.atoms import MAX_ATOMIC_NUMBER
 from eutectic.graph import Edges, Graph
 from eutectic.models.backbone import Features
 

@@ -17,7 +17,7 @@ from ase.data.colors import jmol_colors
 from matplotlib.axes import Axes
 from matplotlib.image import imsave
 
-from eutectic.atoms import Structure
+from eutectic.atoms import MAX_ATOMIC_NUMBER, Structure
 
 BOND_REACH = 1.2
 """Two atoms are bonded below this multiple of the sum of their covalent radii."""
@@ -66,7 +66,7 @@ def png(structure: Structure, pixels: int = 300) -> str:
 
 def formula(structure: Structure) -> str:
     """Elements and counts, carbon and hydrogen first (Hill's order): "C2H6O"."""
-    counts = np.bincount(structure.numbers, minlength=119)
+    counts = np.bincount(structure.numbers, minlength=MAX_ATOMIC_NUMBER + 1)
     first = [6, 1] if counts[6] else []
     order = first + sorted((z for z in np.flatnonzero(counts) if z not in first), key=lambda z: chemical_symbols[z])
     return "".join(f"{chemical_symbols[z]}{counts[z] if counts[z] > 1 else ''}" for z in order if counts[z])

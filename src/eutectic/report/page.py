@@ -9,6 +9,7 @@ from typing import Any
 
 from ase.data import atomic_names, chemical_symbols
 
+from eutectic.atoms import MAX_ATOMIC_NUMBER
 from eutectic.report.formatting import count
 
 STYLE = """
@@ -194,7 +195,7 @@ def periodic_table(elements: Mapping[int, int]) -> str:
     most = max(elements.values(), default=1)
     rows = 9.4 if any(_place(z)[0] > 6 for z in elements) else 7
     parts = []
-    for z in range(1, 119):
+    for z in range(1, MAX_ATOMIC_NUMBER + 1):
         row, column = _place(z)
         if row >= rows:
             continue

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eutectic.atoms import EutecticError, Structure
+from eutectic.atoms import MAX_ATOMIC_NUMBER, EutecticError, Structure
 from eutectic.data.card import Card
 from eutectic.data.store import Store
 from eutectic.files import write_atomically
@@ -366,7 +366,7 @@ def varied(store: Store, count: int = EXAMPLES, looked_at: int = 400) -> list[in
     for row in rows:
         item = store[int(row)]
         # Square roots: one carbon of an adsorbate should weigh something against forty metal atoms.
-        amounts = np.sqrt(np.bincount(item.structure.numbers, minlength=119) / len(item.structure))
+        amounts = np.sqrt(np.bincount(item.structure.numbers, minlength=MAX_ATOMIC_NUMBER + 1) / len(item.structure))
         features.append(np.append(amounts, 0.5 * math.log(len(item.structure))))
         groups.append(item.group)
     table = np.array(features)

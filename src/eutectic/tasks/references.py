@@ -16,10 +16,8 @@ import pyarrow.compute as pc
 from ase.data import chemical_symbols
 from jaxtyping import Float, Int
 
-from eutectic.atoms import PROPERTIES, EutecticError, Property
+from eutectic.atoms import MAX_ATOMIC_NUMBER, PROPERTIES, EutecticError, Property
 from eutectic.data.store import Store
-
-N_ELEMENTS = 119
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class References:
 
     def table(self) -> Float[np.ndarray, " 119"]:
         """Values by atomic number; NaN where an element was absent from training."""
-        table = np.full(N_ELEMENTS, np.nan)
+        table = np.full(MAX_ATOMIC_NUMBER + 1, np.nan)
         table[list(self.values)] = list(self.values.values())
         return table
 
@@ -46,7 +44,8 @@ class References:
         Raises:
             EutecticError: an element that was absent from training.
         """
-        return float(self._of_compositions(np.bincount(numbers, minlength=N_ELEMENTS)[None].astype(float))[0])
+        counts = np.bincount(numbers, minlength=MAX_ATOMIC_NUMBER + 1).astype(float)
+        return float(self._of_compositions(counts[None])[0])
 
     def subtract(self, numbers: Int[np.ndarray, " atoms"], value: float) -> float:
         """A structure's value less the sum over its atoms.
@@ -58,7 +57,7 @@ class References:
 
     def unseen(self) -> tuple[str, ...]:
         """Symbols of the elements, H to Og, that have no reference."""
-        return tuple(chemical_symbols[z] for z in range(1, N_ELEMENTS) if z not in self.values)
+        return tuple(chemical_symbols[z] for z in range(1, MAX_ATOMIC_NUMBER + 1) if z not in self.values)
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON, elements by symbol."""
@@ -142,7 +141,7 @@ def fit_references(store: Store, indices: Int[np.ndarray, " n"], property: str =
             f"one of {', '.join(p.name for p in PROPERTIES.values() if p.extensive)}",
             "fit its mean and spread alone",
         )
-    normal, right = np.zeros((N_ELEMENTS, N_ELEMENTS)), np.zeros(N_ELEMENTS)
+    normal, right = np.zeros((MAX_ATOMIC_NUMBER + 1, MAX_ATOMIC_NUMBER + 1)), np.zeros(MAX_ATOMIC_NUMBER + 1)
     for counts, values in _with_compositions(store, indices, property):
         here = np.flatnonzero(counts.any(axis=0))
         some = counts[:, here]
@@ -226,8 +225,9 @@ def _with_compositions(
         rows = batch.filter(batch.column(name).is_valid())
         numbers = rows.column("numbers")
         which = np.repeat(np.arange(rows.num_rows), pc.list_value_length(numbers).to_numpy())
-        cells = which * N_ELEMENTS + numbers.flatten().to_numpy().astype(np.int64)
-        counts = np.bincount(cells, minlength=rows.num_rows * N_ELEMENTS).reshape(-1, N_ELEMENTS)
+        columns = MAX_ATOMIC_NUMBER + 1
+        cells = which * columns + numbers.flatten().to_numpy().astype(np.int64)
+        counts = np.bincount(cells, minlength=rows.num_rows * columns).reshape(-1, columns)
         yield counts.astype(np.float64), rows.column(name).to_numpy()
 
 

@@ -9,7 +9,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import nn
 
-from eutectic.atoms import PROPERTIES
+from eutectic.atoms import MAX_ATOMIC_NUMBER, PROPERTIES
 from eutectic.tasks import Sample, Task, make_batch
 from eutectic.tasks.metrics import ErrorSum, shown
 
@@ -109,7 +109,7 @@ class Breakdown:
         self.names = list(names)
         self._row = {name: i for i, name in enumerate(self.names)}
         self.sizes = torch.zeros(len(self.names), 20, 2, dtype=torch.float64)
-        self.elements = torch.zeros(len(self.names), 119, 2, dtype=torch.float64)
+        self.elements = torch.zeros(len(self.names), MAX_ATOMIC_NUMBER + 1, 2, dtype=torch.float64)
 
     def add(self, task: str, name: str, item: Sample, error: np.ndarray) -> None:
         """What `evaluate` calls `seen` with."""
@@ -119,7 +119,7 @@ class Breakdown:
             numbers = structure.numbers[~structure.fixed]
             by_atom = error.reshape(len(numbers), -1)
             for column, values in enumerate((by_atom.sum(1), np.full(len(numbers), by_atom.shape[1]))):
-                sums = np.bincount(numbers, values, minlength=119)
+                sums = np.bincount(numbers, values, minlength=MAX_ATOMIC_NUMBER + 1)
                 self.elements[row, :, column] += torch.from_numpy(sums)
 
     def table(self) -> dict[str, dict[str, dict[str, dict[str, float]]]]:

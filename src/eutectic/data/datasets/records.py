@@ -30,7 +30,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from ase.formula import Formula
 
-from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Structure
+from eutectic.atoms import MAX_ATOMIC_NUMBER, PROPERTIES, EutecticError, LabelledStructure, Structure
 from eutectic.data import stated_units
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
@@ -462,7 +462,8 @@ def _group(record: Record, choices: Choices, several_files: bool) -> str:
     else:
         _needed(record, choices, "positions")
         numbers = _atomic_numbers(record, choices)
-    return format(Formula.from_list([chemical_symbols[z] if 0 < z < 119 else "X" for z in numbers.tolist()]), "hill")
+    symbols = [chemical_symbols[z] if 0 < z <= MAX_ATOMIC_NUMBER else "X" for z in numbers.tolist()]
+    return format(Formula.from_list(symbols), "hill")
 
 
 # --- what has to be known ---------------------------------------------------------------------------
