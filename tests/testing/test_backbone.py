@@ -329,6 +329,13 @@ def test_tolerances_are_not_loosened() -> None:
     }
 
 
+def test_a_backbone_is_not_confused_with_the_function_that_makes_it() -> None:
+    with pytest.raises(TypeError, match="'rotation' takes a backbone"):
+        check_rotation(RawPositions, GRAPH)
+    with pytest.raises(TypeError, match="'state dict' takes the function"):
+        BACKBONE_CHECKS["state dict"](RawPositions(), GRAPH)
+
+
 class TwoFaults(WrongWidth):
     def spoil(self, graph: Graph, features: Features) -> Features:
         return replace(features, directions=-features.directions)

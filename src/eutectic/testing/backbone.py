@@ -112,18 +112,27 @@ class Check:
 
         Raises:
             ConformanceError: the check failed and is not advisory.
+            TypeError: a backbone where the function is expected, or the reverse.
         """
+        if isinstance(backbone, nn.Module) == self.builds:
+            wanted = (
+                "the function that makes backbones" if self.builds else "a backbone, not the function that makes one"
+            )
+            raise TypeError(f"the check {self.name!r} takes {wanted}")
         subject = in_float64(backbone) if isinstance(backbone, nn.Module) else backbone
         found = self.run(subject, graph_settings, self.structures if structures is None else structures)
         tolerance = 0.0 if self.tolerance is None else float(getattr(tolerances, self.tolerance))
         within = found.worst > tolerance if self.above else found.worst <= tolerance
+        meanings = [found.fault] if found.fault else []
+        if not (within and meanings):
+            meanings.append(self.meaning)
         result = CheckResult(
             name=self.name,
             passed=within and not found.fault,
             worst=found.worst,
             tolerance=tolerance,
             where=found.where,
-            meaning="; ".join(filter(None, (found.fault, "" if within and found.fault else self.meaning))),
+            meaning="; ".join(meanings),
             advisory=self.advisory,
         )
         raise_if_failed("conformance", [result])
