@@ -1,24 +1,34 @@
-"""Every backbone of the table keeps the contract, and the checks notice backbones that do not."""
+"""Every registered backbone passes the checks, and each check catches a backbone that is wrong."""
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from eutectic import testing
 from eutectic.graph import Graph, GraphSettings
 from eutectic.models.backbone import Backbone, Features
 from eutectic.models.painn import PaiNN, PaiNNSettings
 from eutectic.models.registry import BACKBONES
 from eutectic.testing import (
     BACKBONE_CHECKS,
+    DEFAULT_TOLERANCES,
+    Check,
+    CheckResult,
     ConformanceError,
+    Tolerances,
     check_backbone,
     check_rotation,
     check_straightening,
+    parametrize_backbone_checks,
 )
 
 GRAPH = GraphSettings(cutoff=6.0, max_neighbours=8, symmetry="union")
@@ -38,7 +48,7 @@ def test_every_backbone_keeps_the_contract(name: str) -> None:
     settings = tiny(name)
     torch.set_num_threads(1)
     results = check_backbone(lambda: BACKBONES[name][1](settings), GRAPH)
-    assert len(results) == len(BACKBONE_CHECKS) + 1
+    assert [r.name for r in results] == list(BACKBONE_CHECKS)
     assert all(r.passed for r in results), [str(r) for r in results if not r.passed]
 
 
@@ -57,7 +67,7 @@ def test_painn_without_edge_features() -> None:
 
 
 class Faulty(PaiNN):
-    """A right backbone, and one wrong thing done to what comes out."""
+    """A correct backbone with one fault added to its features."""
 
     def __init__(self) -> None:
         super().__init__(PaiNNSettings(width=8, layers=1, edge_width=4))
@@ -240,7 +250,7 @@ class WrongWidth(Faulty):
     ],
 )
 def test_a_fault_is_noticed(wrong: Callable[[], nn.Module], noticed: set[str]) -> None:
-    others = [name for name in (*BACKBONE_CHECKS, "state dict") if name not in noticed]
+    others = [name for name in BACKBONE_CHECKS if name not in noticed]
     with pytest.raises(ConformanceError) as caught:
         check_backbone(wrong, GRAPH, skip=others)
     failed = {r.name for r in caught.value.results if not r.passed}
@@ -250,10 +260,11 @@ def test_a_fault_is_noticed(wrong: Callable[[], nn.Module], noticed: set[str]) -
 
 
 def test_every_check_is_proven() -> None:
-    """Each check above catches at least one fault: a check that never fails is none."""
+    """Each check catches at least one fault above: a check that cannot fail proves nothing."""
     marks = test_a_fault_is_noticed.pytestmark  # type: ignore[attr-defined]
     proven = set().union(*(noticed for _, noticed in marks[0].args[1]))
-    assert proven | {"straightening"} == {*BACKBONE_CHECKS, "state dict"}
+    assert proven | {"straightening"} == set(BACKBONE_CHECKS)
+    assert [name for name, check in BACKBONE_CHECKS.items() if check.advisory] == ["straightening"]
 
 
 def test_left_from_right_is_only_an_inversion_fault() -> None:
@@ -261,7 +272,7 @@ def test_left_from_right_is_only_an_inversion_fault() -> None:
     assert all(r.passed for r in results)
 
 
-def test_undefined_dihedrals_are_pointed_out() -> None:
+def test_undefined_dihedrals_are_only_advisory() -> None:
     result = check_straightening(DividesBySines(), GRAPH)
     assert result.advisory
     assert not result.passed
@@ -286,3 +297,105 @@ def test_published_symmetry_rule_depends_on_the_order_of_atoms() -> None:
 def test_unknown_check_names_are_refused() -> None:
     with pytest.raises(ValueError, match="rotatoin"):
         check_backbone(KnowsLeftFromRight, GRAPH, skip=["rotatoin"])
+
+
+# --- the registry -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check", BACKBONE_CHECKS.values(), ids=lambda check: check.name)
+def test_every_check_is_described_and_public(check: Check) -> None:
+    assert check.__doc__ == check.run.__doc__
+    assert len(check.__doc__ or "") > 20
+    assert check.meaning
+    assert check.tolerance is None or check.tolerance in {f.name for f in fields(Tolerances)}
+    assert check in vars(testing).values()
+
+
+def test_tolerances_are_not_loosened() -> None:
+    bounds = {
+        name: check.tolerance and getattr(DEFAULT_TOLERANCES, check.tolerance)
+        for name, check in BACKBONE_CHECKS.items()
+    }
+    symmetries = ("rotation", "inversion", "translation", "permutation", "lattice wrap", "cell choice", "supercell")
+    assert bounds == {
+        **dict.fromkeys(("contract", *symmetries, "batch equals singles", "separation"), 1e-8),
+        **dict.fromkeys(("finite", "isolation", "deterministic", "state dict"), None),
+        "sensitivity": 1e-9,
+        "straightening": 10.0,
+        "cutoff": 1e-3,
+        "gradient": 1e-6,
+        "second derivative": 1e-5,
+        "precision": 1e-3,
+    }
+
+
+def test_a_backbone_is_not_confused_with_the_function_that_makes_it() -> None:
+    with pytest.raises(TypeError, match="'rotation' takes a backbone"):
+        check_rotation(RawPositions, GRAPH)
+    with pytest.raises(TypeError, match="'state dict' takes the function"):
+        BACKBONE_CHECKS["state dict"](RawPositions(), GRAPH)
+
+
+class TwoFaults(WrongWidth):
+    def spoil(self, graph: Graph, features: Features) -> Features:
+        return replace(features, directions=-features.directions)
+
+
+def test_all_faults_of_one_check_are_listed() -> None:
+    with pytest.raises(ConformanceError, match=r"and width 9; directions are not the main edges' unit vectors"):
+        BACKBONE_CHECKS["contract"](TwoFaults(), GRAPH)
+
+
+def test_a_tighter_tolerance_is_used() -> None:
+    with pytest.raises(ConformanceError, match=r"rotation: .*\(tolerance 1e-30"):
+        check_rotation(PaiNN(PaiNNSettings(width=8, layers=1)), GRAPH, tolerances=Tolerances(symmetry=1e-30))
+
+
+# --- for pytest -------------------------------------------------------------------------------
+
+
+@parametrize_backbone_checks(lambda: PaiNN(PaiNNSettings(width=8, layers=1)), GRAPH)
+def test_painn_check_by_check(check: Callable[[], CheckResult]) -> None:
+    assert check().passed
+
+
+def items(make: Callable[[], nn.Module], **options: object) -> dict[str, tuple[Callable[[], CheckResult], list[str]]]:
+    """Name → (function, marks) of each pytest item."""
+    mark = parametrize_backbone_checks(make, GRAPH, **options)  # type: ignore[arg-type]
+    params = mark.args[1]  # type: ignore[attr-defined]
+    return {p.id: (p.values[0], [m.name for m in p.marks]) for p in params}
+
+
+def test_one_item_per_check() -> None:
+    found = items(RawPositions, skip=["state dict"])
+    assert list(found) == [name.replace(" ", "_") for name in BACKBONE_CHECKS]
+    assert [name for name, (_, marks) in found.items() if marks == ["skip"]] == ["state_dict"]
+    with pytest.raises(ConformanceError, match="rotation"):
+        found["rotation"][0]()
+    assert found["isolation"][0]().passed
+
+
+def test_an_advisory_item_is_an_expected_failure() -> None:
+    with pytest.raises(pytest.xfail.Exception, match="look at  straightening"):
+        items(DividesBySines)["straightening"][0]()
+
+
+def test_unknown_names_are_refused_when_items_are_collected() -> None:
+    with pytest.raises(ValueError, match="rotatoin"):
+        items(RawPositions, skip=["rotatoin"])
+
+
+def test_the_example_runs_in_another_repository(tmp_path: Path) -> None:
+    example = re.search(r"( {4}from eutectic\.graph.*?check\(\)\n)", testing.__doc__ or "", re.DOTALL)
+    assert example
+    head = "from eutectic.models.painn import PaiNN, PaiNNSettings\n\ndef MyBackbone(width):\n"
+    head += "    return PaiNN(PaiNNSettings(width=width, layers=1))\n\n"
+    code = head + "\n".join(line[4:] for line in example[1].splitlines())
+    (tmp_path / "test_mine.py").write_text(code)
+    wanted = "rotation or batch_equals_singles"
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", wanted, "test_mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_my_backbone[batch_equals_singles] PASSED" in done.stdout
+    assert "test_my_backbone[rotation] PASSED" in done.stdout
+    assert f"{len(BACKBONE_CHECKS) - 2} deselected" in done.stdout
