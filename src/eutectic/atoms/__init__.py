@@ -1,7 +1,7 @@
 """What a structure is: atoms, properties, units, errors."""
 
 from eutectic.atoms.errors import EutecticError, Interrupted
-from eutectic.atoms.properties import ENERGY, FORCES, PROPERTIES, STRESS, Property
+from eutectic.atoms.properties import ENERGY, FORCES, PROPERTIES, STRESS, Property, define, parse_definition
 from eutectic.atoms.structure import LabelledStructure, Structure
 
 __all__ = [
@@ -14,4 +14,6 @@ __all__ = [
     "LabelledStructure",
     "Property",
     "Structure",
+    "define",
+    "parse_definition",
 ]

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from eutectic.atoms import FORCES
+
 
 def progress_bar(console: Console, *, disable: bool = False) -> Progress:
     """Description, bar, count, elapsed, left, and a free text."""
@@ -77,7 +79,8 @@ class Display:
         """The errors on held-out structures, by set."""
         if not self._explained:
             self.console.print(
-                f"{self.title}: held-out error / error of knowing nothing (forces: meV/Å)", highlight=False
+                f"{self.title}: held-out error / error of knowing nothing (forces: {FORCES.display_unit})",
+                highlight=False,
             )
             self._explained = True
         parts = []
