@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from ase.build import molecule
 from made_up import make_store, pair, slab
 
-from eutectic.atoms import Structure
+from eutectic.atoms import PROPERTIES, Structure
 from eutectic.data.store import Store
 from eutectic.study.results import PretrainingSummary, StudyResults, summarise
 from eutectic.testing import tiny_store
@@ -19,6 +19,14 @@ from eutectic.testing import tiny_store
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_properties_end_with_a_test() -> Iterator[None]:
+    before = dict(PROPERTIES)
+    yield
+    PROPERTIES.clear()
+    PROPERTIES.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from eutectic.atoms import EutecticError, LabelledStructure, Structure
+from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Structure, define, parse_definition
 from eutectic.data import store as store_module
 from eutectic.data.card import Card
 from eutectic.data.store import Store, Summary, content_hash, is_store, write_store
@@ -148,6 +149,58 @@ def test_a_damaged_manifest(written: Store, text: str) -> None:
     (written.path / "manifest.json").write_text(text)
     with pytest.raises(EutecticError, match=r"manifest\.json: not readable"):
         Store(written.path)
+
+
+def test_units_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        older.setitem(PROPERTIES, "energy", replace(PROPERTIES["energy"], unit="kcal/mol"))
+        write_store(tmp_path / "older", CARD, made_up(3))
+        assert len(Store(tmp_path / "older")) == 3
+    manifest = tmp_path / "older" / "manifest.json"
+    as_written = manifest.read_text()
+    for text in (as_written, as_written.replace('"units"', '"no_units"'), None):
+        if text is None:
+            manifest.unlink()
+        else:
+            manifest.write_text(text)
+        with pytest.raises(EutecticError, match="older: energy in 'kcal/mol'; expected 'eV', the unit of energy"):
+            Store(tmp_path / "older")
+
+
+def test_a_shard_in_other_units_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_store(tmp_path / "store", CARD, made_up(3))
+    with monkeypatch.context() as older:
+        older.setitem(PROPERTIES, "forces", replace(PROPERTIES["forces"], unit="eV/A"))
+        write_store(tmp_path / "older", CARD, made_up(3))
+    manifest, shard = (tmp_path / "store" / name for name in ("manifest.json", "shard-00000.arrow"))
+    other = (tmp_path / "older" / shard.name).read_bytes()
+    manifest.write_text(manifest.read_text().replace(f'"bytes": [{shard.stat().st_size}]', f'"bytes": [{len(other)}]'))
+    shard.write_bytes(other)
+    store = Store(tmp_path / "store")
+    with pytest.raises(EutecticError, match="forces in 'eV/A'; expected 'eV/Å'"):
+        store[0]
+
+
+def test_definitions_travel_in_a_store(tmp_path: Path) -> None:
+    define(parse_definition("e_bind=eV,extensive"))
+    card = replace(CARD, properties=("energy", "e_bind"))
+    rows = [replace(row, labels={**row.labels, "e_bind": np.asarray(1.5)}) for row in made_up(3)]
+    write_store(tmp_path / "store", card, rows)
+    for manifest in (True, False):
+        PROPERTIES.pop("e_bind")
+        if not manifest:
+            (tmp_path / "store" / "manifest.json").unlink()
+        store = Store(tmp_path / "store")
+        assert PROPERTIES["e_bind"].definition == "e_bind=eV,extensive"
+        assert float(store[2].labels["e_bind"]) == 1.5
+    again = pickle.dumps(card)
+    PROPERTIES.pop("e_bind")
+    assert pickle.loads(again) == card
+    assert "e_bind" in PROPERTIES
+    PROPERTIES.pop("e_bind")
+    define(parse_definition("e_bind=kJ/mol"))
+    with pytest.raises(EutecticError, match="store: the definition e_bind=eV,extensive; expected e_bind=kJ/mol"):
+        Store(tmp_path / "store")
 
 
 def test_the_number_of_groups_is_about_right() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +82,21 @@ def test_tasks_survive_json(task: Task, molecules: Store) -> None:
     row = molecules[7]
     for name, value in again.normalised_labels(row).items():
         np.testing.assert_allclose(value, task.normalised_labels(row)[name], rtol=1e-14)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_target_in_another_unit_is_refused(task: Task, older: bool) -> None:
+    values: Any = task.to_dict()
+    target = values["targets"]["energy"]
+    if older:
+        del target["property"]
+        target["unit"] = "kcal/mol"
+        message = "task 'molecules' of the model, target 'energy': learned in 'kcal/mol'; expected 'eV'"
+    else:
+        target["property"]["unit"] = "kcal/mol"
+        message = "target 'energy': the definition energy=kcal/mol,extensive; expected energy=eV,extensive"
+    with pytest.raises(EutecticError, match=message):
+        Task.from_dict(values)
 
 
 def _items(store: Store, task: Task, rows: range, index: int = 0) -> list[Sample]:

@@ -1,7 +1,7 @@
 """What a structure is: atoms, properties, units, errors."""
 
 from eutectic.atoms.errors import EutecticError, Interrupted, did_you_mean, suggest
-from eutectic.atoms.properties import ENERGY, FORCES, PROPERTIES, STRESS, Property
+from eutectic.atoms.properties import ENERGY, FORCES, PROPERTIES, STRESS, Property, define, parse_definition
 from eutectic.atoms.structure import MAX_ATOMIC_NUMBER, LabelledStructure, Structure
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "LabelledStructure",
     "Property",
     "Structure",
+    "define",
     "did_you_mean",
+    "parse_definition",
     "suggest",
 ]

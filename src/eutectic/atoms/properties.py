@@ -3,10 +3,19 @@ ever guessed from the shape of an array."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from eutectic.atoms import units
+from eutectic.atoms.errors import EutecticError
 
 Level = Literal["structure", "atom"]
+
+_DISPLAYED = {"eV": "meV", "eV/Å": "meV/Å", "eV/atom": "meV/atom"}
+"""Library's unit → the one in which errors are shown; all others are shown as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +44,79 @@ class Property:
         """Shape of one structure's value: (), (3,), (n_atoms,), (n_atoms, 3), …"""
         return ((n_atoms,) if self.level == "atom" else ()) + (3,) * self.rank
 
+    @property
+    def display_unit(self) -> str:
+        """The unit in which errors are shown: meV for eV, meV/Å for eV/Å, meV/atom for eV/atom, others as they are."""
+        return _DISPLAYED.get(self.unit, self.unit)
+
+    @property
+    def display_factor(self) -> float:
+        """From `unit` to `display_unit`."""
+        return units.convert(self.unit, self.display_unit) if self.unit in _DISPLAYED else 1.0
+
+    @property
+    def display_unit_per_atom(self) -> str:
+        """The same for errors that are divided by the number of atoms, as those of extensive properties may be."""
+        return f"{self.display_unit}/atom" if self.extensive and self.level == "structure" else self.display_unit
+
+    @property
+    def definition(self) -> str:
+        """As `parse_definition` reads it: "adsorption_energy=eV,extensive"."""
+        rank = "class" if self.categorical else ("", "vector", "tensor")[self.rank]
+        options = ("atom" if self.level == "atom" else "", rank, "extensive" if self.extensive else "")
+        return f"{self.name}={','.join([self.unit, *filter(None, options)])}"
+
+    def conversion(self, stated: str, where: str = "") -> units.Conversion:
+        """From the unit a file has it in, with a minus in front where the sign has to be turned.
+
+        Raises:
+            EutecticError: a unit of something else, or of no name known here.
+        """
+        where = where or f"--unit {self.name}={stated}"
+        return units.conversion(stated, self.unit, extensive=self.extensive, where=where)
+
+    def redefined(self, shape: tuple[int, ...], n_atoms: int) -> str:
+        """How to go on with a value of another shape than `shape(n_atoms)`: which definition of a property of the
+        user's own it would fit. Empty where there is none."""
+        if self.name in BUILT_IN:
+            return ""
+        for level in get_args(Level):
+            for rank in (0, 1, 2):
+                extensive = self.extensive and level == "structure"
+                other = replace(self, level=level, rank=rank, categorical=False, extensive=extensive)
+                if other.shape(n_atoms) == shape:
+                    return f"define it as what it is (--define {other.definition}), or name another entry with --key"
+        return ""
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON, as stores and models carry it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "property") -> Property:
+        """The inverse of `to_dict`.
+
+        Raises:
+            EutecticError: an entry that is missing, unknown or of another kind.
+        """
+        known = {f.name: f for f in fields(cls)}
+        kinds = {"rank": int, "extensive": bool, "categorical": bool}
+        for name, value in values.items():
+            if name not in known or type(value) is not kinds.get(name, str):
+                raise EutecticError(
+                    where, f"{name}: {value!r}", f"entries {', '.join(known)}", "write the file again, or repair it"
+                )
+        if missing := [name for name in ("name", "level", "unit") if name not in values]:
+            raise EutecticError(where, f"no {missing[0]}", "name, level and unit", "write the file again, or repair it")
+        return cls(**values)
+
 
 ENERGY = Property(name="energy", level="structure", unit="eV", extensive=True, symbol="E")
 FORCES = Property(name="forces", level="atom", rank=1, unit="eV/Å", symbol="F")
 STRESS = Property(name="stress", level="structure", rank=2, unit="eV/Å³", symbol="σ")
 """Positive stress is tension, as in ASE."""
 
-PROPERTIES: dict[str, Property] = {
+BUILT_IN: Mapping[str, Property] = {
     p.name: p
     for p in (
         ENERGY,
@@ -73,4 +148,154 @@ PROPERTIES: dict[str, Property] = {
         Property(name="log10_shear_modulus", level="structure", unit="log₁₀ GPa", symbol="log G"),
     )
 }
-"""Every property the library knows, by name."""
+"""The properties that the library knows by itself."""
+
+PROPERTIES: dict[str, Property] = dict(BUILT_IN)
+"""Every property this process knows, by name: those of the library, and those of the user's own (`define`)."""
+
+_OF_STRUCTURES = (
+    "id group n_atoms natoms content numbers atomic_numbers positions cell lattice pbc tags fixed structure cif name "
+    "symbols info arrays"
+)
+"""What a store or a file of structures holds beside labels."""
+
+_OF_MODULES = (
+    "T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double "
+    "dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items "
+    "keys load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop "
+    "register_backward_hook register_buffer register_forward_hook register_forward_pre_hook "
+    "register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook "
+    "register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook "
+    "register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty "
+    "train training type update values xpu zero_grad"
+)
+"""What a torch.nn.ModuleDict has by these names: a model keeps its heads in one, by property."""
+
+RESERVED = frozenset({*_OF_STRUCTURES.split(), *_OF_MODULES.split()})
+"""Names that no property may have."""
+
+_OPTIONS = ("atom", "vector", "tensor", "class", "extensive")
+
+
+def define(prop: Property, where: str = "") -> Property:
+    """Make a property of the user's own known to this process.
+
+    Stores, models and settings that use it carry its definition, and define it where they are opened.
+
+    Args:
+        prop: its unit may be any text; one that `eutectic.atoms.units` knows is written as the library writes it.
+        where: for errors.
+
+    Returns:
+        The property that is known by this name now; the one from before where it was defined already.
+
+    Raises:
+        EutecticError: a name that cannot be one; level, rank and extensivity that contradict each other; another
+            definition of the same name.
+    """
+    where = where or f"property {prop.name!r}"
+    prop = replace(prop, unit=units.spelling(prop.unit))
+    before = PROPERTIES.get(prop.name)
+    if before is None:
+        _check(prop, where)
+        PROPERTIES[prop.name] = prop
+        return prop
+    # The symbol is only how it is written.
+    if replace(prop, symbol=before.symbol) != before:
+        built_in = prop.name in BUILT_IN
+        raise EutecticError(
+            where,
+            f"the definition {prop.definition}",
+            f"{before.definition}, as eutectic has it"
+            if built_in
+            else f"{before.definition}, as it was defined before",
+            "leave the definition out, or give your property another name"
+            + (
+                "; a file in another unit is read with --unit"
+                if built_in
+                else f"; in a notebook, eutectic.atoms.PROPERTIES.pop({prop.name!r}) forgets the old one"
+            ),
+        )
+    return before
+
+
+def _check(prop: Property, where: str) -> None:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", prop.name):
+        plain = re.sub(r"[^A-Za-z0-9]+", "_", prop.name).strip("_")
+        raise EutecticError(
+            where,
+            f"the name {prop.name!r}",
+            "letters, digits and underscores, with a letter first",
+            f"call it {plain if plain[:1].isalpha() else f'my_{plain}'.strip('_')!r}, say",
+        )
+    if prop.name in RESERVED:
+        raise EutecticError(
+            where, f"the name {prop.name!r}", "a name with no other meaning", f"call it {f'my_{prop.name}'!r}, say"
+        )
+    contradictions = (
+        (prop.level not in get_args(Level), f"level {prop.level!r}", "structure or atom"),
+        (prop.rank not in (0, 1, 2), f"rank {prop.rank}", "0 (scalar), 1 (vector) or 2 (tensor)"),
+        (prop.categorical and prop.rank > 0, "classes that are vectors or tensors", "one class"),
+        (prop.categorical and prop.extensive, "classes that are extensive", "classes, which do not add up"),
+        (prop.categorical and prop.unit, f"classes in {prop.unit}", "classes 0, 1, …, which have no unit"),
+        (prop.extensive and prop.level == "atom", "extensive values of atoms", "extensive for structures alone"),
+    )
+    for wrong, given, expected in contradictions:
+        if wrong:
+            raise EutecticError(where, str(given), expected, "correct the definition")
+
+
+def parse_definition(text: str) -> Property:
+    """A property from `NAME=UNIT[,atom][,vector|tensor|class][,extensive]`.
+
+    "adsorption_energy=eV,extensive"; "magnetic_moments=µB,atom"; "is_stable=,class" (classes have no unit). It is not
+    yet defined: see `define`.
+
+    Raises:
+        EutecticError: another form, or an option of no such name.
+    """
+    where = f"--define {text}"
+    name, equals, rest = text.partition("=")
+    unit, *options = (part.strip() for part in rest.split(","))
+    form = "NAME=UNIT[,atom][,vector|tensor|class][,extensive]"
+    if not equals:
+        raise EutecticError(where, "no unit", form, f"write {name.strip()}=UNIT, or {name.strip()}= where it has none")
+    for option in options:
+        if option not in _OPTIONS:
+            near = difflib.get_close_matches(option, _OPTIONS, 1)
+            raise EutecticError(
+                where,
+                f"the option {option!r}",
+                f"options {', '.join(_OPTIONS)}",
+                f"did you mean {near[0]!r}?" if near else f"write {form}",
+            )
+    if unit in _OPTIONS:
+        raise EutecticError(
+            where,
+            f"the option {unit!r} in the place of the unit",
+            form,
+            f"write {name.strip()}=,{','.join([unit, *options])} if it has no unit",
+        )
+    ranks = [option for option in ("vector", "tensor", "class") if option in options]
+    if len(ranks) > 1:
+        raise EutecticError(where, " and ".join(ranks), "one of vector, tensor and class", "leave one out")
+    prop = Property(
+        name=name.strip(),
+        level="atom" if "atom" in options else "structure",
+        unit=units.spelling(unit),
+        rank={"vector": 1, "tensor": 2}.get("".join(ranks), 0),
+        extensive="extensive" in options,
+        categorical="class" in options,
+    )
+    if prop.name not in BUILT_IN:
+        _check(prop, where)
+    return prop
+
+
+def define_all(definitions: Iterable[str]) -> tuple[Property, ...]:
+    """Parse and define each of some texts.
+
+    Raises:
+        EutecticError: as `parse_definition` and `define`.
+    """
+    return tuple(define(parse_definition(text), f"--define {text}") for text in definitions)

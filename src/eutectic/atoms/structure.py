@@ -154,21 +154,27 @@ class LabelledStructure:
         """Refuse an unusable structure or label.
 
         Raises:
-            EutecticError: as `Structure.check`; a label of unknown name, wrong shape, or not finite.
+            EutecticError: as `Structure.check`; a label of unknown name, wrong shape, or not finite; a class that is
+                no whole number.
         """
         self.structure.check(where)
         for name, value in self.labels.items():
             if name not in PROPERTIES:
                 raise EutecticError(
-                    where, f"label {name!r}", f"one of {', '.join(PROPERTIES)}", "rename or drop the label"
+                    where,
+                    f"label {name!r}",
+                    f"one of {', '.join(PROPERTIES)}",
+                    "rename or drop the label, or define it (--define)",
                 )
-            shape = PROPERTIES[name].shape(len(self.structure))
+            prop = PROPERTIES[name]
+            shape = prop.shape(len(self.structure))
             if np.shape(value) != shape:
                 raise EutecticError(
                     where,
                     f"{name} of shape {np.shape(value)}",
                     f"shape {shape}",
-                    "check that labels and atoms belong together",
+                    prop.redefined(np.shape(value), len(self.structure))
+                    or "check that labels and atoms belong together",
                 )
             if not np.isfinite(value).all():
                 raise EutecticError(
@@ -176,4 +182,11 @@ class LabelledStructure:
                     f"{name} is not finite",
                     "finite numbers; a label that is not known must be absent",
                     "drop the label or the structure",
+                )
+            if prop.categorical and not (np.equal(np.rint(value), value) & np.greater_equal(value, 0)).all():
+                raise EutecticError(
+                    where,
+                    f"{name} {np.ravel(value)[:3].tolist()}",
+                    "a class: one of the whole numbers 0, 1, …",
+                    "number the classes, or define the property without class",
                 )

@@ -8,8 +8,7 @@ past, once, and keep sums, extremes and samples of bounded size. `units` and `di
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 
-from eutectic.atoms import EutecticError, LabelledStructure
+from eutectic.atoms import EutecticError, LabelledStructure, Property
+from eutectic.atoms.properties import define_all
 from eutectic.check import diagnosis, raw_arrays
 from eutectic.check.contents import Contents, leaks
 from eutectic.check.energies import Energies
@@ -51,6 +51,7 @@ def check(
     store_or_file: str | Path,
     *,
     keys: Mapping[str, str] | None = None,
+    define: Sequence[str] = (),
     model_elements: Iterable[int] | None = None,
     progress: bool = False,
 ) -> Report:
@@ -60,6 +61,7 @@ def check(
         store_or_file: an embedded name, a store, any file or folder that ASE reads, or an HDF5 or npz file of
             arrays, which is taken as it lies: no unit is converted, no sign turned, and nothing unpickled.
         keys: property → key (or array) in the files, instead of the usual names.
+        define: properties of the user's own, as `eutectic.atoms.parse_definition` reads them.
         model_elements: atomic numbers that a model saw in its training; empty where its provenance does not say.
         progress: show what is done, and the time left, when it takes more than a few seconds.
 
@@ -67,8 +69,9 @@ def check(
         The report; its `ok` is False where a finding is an error.
 
     Raises:
-        EutecticError: there is nothing to look at.
+        EutecticError: there is nothing to look at; a definition or a key that does not fit.
     """
+    defined = define_all(define)
     source = _opened(store_or_file, keys)
     contents, energies, geometry, motion = Contents(), Energies(), Geometry(), Motion()
     bad: list[str] = []
@@ -94,7 +97,7 @@ def check(
         n_bad += 1
         bad.append(str(error))
     broken = {"count": n_bad, "first": bad}
-    found_keys, ignored = _keys(source, store_or_file, keys)
+    found_keys, ignored = _keys(source, store_or_file, keys, defined)
     judged = judge(energies, geometry, motion, source.arrays.declared, raw=source.kind == "arrays")
     units = judged.units
     if energies.n:
@@ -169,15 +172,17 @@ def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None) -> _Sourc
 
 
 def _keys(
-    source: _Source, store_or_file: str | Path, keys: Mapping[str, str] | None
+    source: _Source, store_or_file: str | Path, keys: Mapping[str, str] | None, defined: Sequence[Property]
 ) -> tuple[Mapping[str, Mapping[str, int]], Mapping[str, int]]:
     """Property → key → structures, and keys that look like labels."""
     if source.store is not None:
         return {name: {name: n} for name, n in source.store.label_counts().items()}, {}
     if source.kind == "arrays":
         return source.arrays.keys, source.arrays.ignored
-    # No labels, or a damaged end: said already.
-    with contextlib.suppress(EutecticError):
-        found = ase_files.scan(Path(store_or_file), keys)
-        return found.counts, found.ignored
-    return {}, {}
+    try:
+        found = ase_files.scan(Path(store_or_file), keys, defined=defined, skip_bad=bool(keys or defined))
+    except EutecticError:
+        if keys or defined:
+            raise
+        return {}, {}  # no labels, or a damaged end: said already
+    return found.counts, found.ignored

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-from ase import units as ase_units
 from ase.data import chemical_symbols
 
 from eutectic.atoms import MAX_ATOMIC_NUMBER
@@ -198,7 +197,7 @@ class Energies:
         # Codes know several Hartrees: CODATA 1986 to 2022, and the one of everybody's notes.
         for name, scales in {
             "eV": (1.0,),
-            "Hartree": (ase_units.Hartree, 27.211386245988, 27.21138505, 27.2113845, 27.2114, 27.2107, 27.211386),
+            "Hartree": (ENERGY_UNITS["Hartree"], 27.211386245988, 27.21138505, 27.2113845, 27.2114, 27.2107, 27.211386),
             "kcal/mol": (ENERGY_UNITS["kcal/mol"], 0.0433641, 0.043364, 0.04336),
         }.items():
             for scale in scales:

@@ -10,8 +10,7 @@ import vesin
 from ase.data import chemical_symbols, covalent_radii
 
 from eutectic.atoms import MAX_ATOMIC_NUMBER, LabelledStructure, Structure
-from eutectic.atoms.units import BOHR
-from eutectic.check.scales import ENERGY_UNITS, Largest, Sample
+from eutectic.check.scales import ENERGY_UNITS, LENGTH_UNITS, Largest, Sample
 
 REACH = 4.5
 """Neighbours are looked for so far, in the file's unit: enough for bonds in Å and in bohr."""
@@ -147,7 +146,7 @@ class Geometry:
         # `vectors` lead from i to j; the bond is seen from the heavy atom.
         away = np.where(one[bond], -1.0, 1.0)[:, None] * vectors[bond] / d[:, None]
         pull = (forces[hydrogen] * away).sum(axis=1)
-        for length, scale in (("Å", 1.0), ("bohr", BOHR)):
+        for length, scale in ((name, LENGTH_UNITS[name]) for name in ("Å", "bohr")):
             like_a_bond = (ratio * scale > 0.85) & (ratio * scale < 1.2)
             for x in STIFFNESS:
                 here = like_a_bond & (z[partner] == x)
@@ -198,7 +197,7 @@ class Geometry:
             return None
         x = max(lines, key=lambda e: lines[e].n)
         fall, correlation = lines[x].slope()
-        scale = {"Å": 1.0, "bohr": BOHR}[length]
+        scale = LENGTH_UNITS[length]
         unit, factor = None, math.nan
         if fall:
             # Per length of the coordinates; a factor of 1.89 between Å and bohr is too little to be told this way.

@@ -12,19 +12,16 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from eutectic.atoms.units import BOHR, HARTREE, KCAL_PER_MOL
+from eutectic.atoms.units import convert
 
-ENERGY_UNITS: dict[str, float] = {
-    "eV": 1.0,
-    "Hartree": HARTREE,
-    "kcal/mol": KCAL_PER_MOL,
-    "kJ/mol": KCAL_PER_MOL / 4.184,
-    "Rydberg": HARTREE / 2,
-}
-"""Name → eV."""
+ENERGY_UNITS = {name: convert(name, "eV") for name in ("eV", "Hartree", "kcal/mol", "kJ/mol", "Rydberg")}
+"""Name → eV, of the units that labels are published in."""
 
-LENGTH_UNITS: dict[str, float] = {"Å": 1.0, "bohr": BOHR, "nm": 10.0}
+LENGTH_UNITS = {name: convert(name, "Å") for name in ("Å", "bohr", "nm")}
 """Name → Å."""
+
+STRESS_UNITS = {name: convert(name, "eV/Å³") for name in ("eV/Å³", "GPa", "kbar", "Hartree/bohr³")}
+"""Name → eV/Å³."""
 
 TOLERANCE = 0.05
 """A slope this near to a ratio of units (relative) is taken for it; the nearest two, 1.89 and 2, are 6 % apart."""

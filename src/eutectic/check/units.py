@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from ase import units as ase_units
 
 from eutectic.check.energies import RELATIVE, Energies, EnergyUnit
 from eutectic.check.geometry import BondTest, Geometry
@@ -15,19 +14,12 @@ from eutectic.check.report import Finding, Severity, SlopeTest, Units
 from eutectic.check.scales import (
     ENERGY_UNITS,
     LENGTH_UNITS,
+    STRESS_UNITS,
     TOLERANCE,
     Reading,
     number,
     readings,
 )
-
-STRESS_UNITS = {
-    "eV/Å³": 1.0,
-    "GPa": float(ase_units.GPa),
-    "kbar": float(ase_units.GPa) / 10,
-    "Hartree/bohr³": float(ase_units.Hartree / ase_units.Bohr**3),
-}
-"""Name → eV/Å³."""
 
 
 @dataclass(frozen=True, kw_only=True)

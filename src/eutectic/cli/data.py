@@ -17,6 +17,8 @@ from eutectic.cli.app import data_app, fail
 from eutectic.cli.options import pairs
 from eutectic.cli.show import console, plain, shared, show_facts, show_report
 
+DEFINE = "A property of your own, as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; repeat."
+
 
 @data_app.command("list")
 def data_list(as_json: Annotated[bool, typer.Option("--json", help="For machines: everything.")] = False) -> None:
@@ -80,8 +82,9 @@ def data_prepare(
     ] = None,
     unit: Annotated[
         list[str] | None,
-        typer.Option(help="Of records: a unit in the files, as energy=kcal/mol or positions=bohr; repeat."),
+        typer.Option(help="Of ase, records: a unit in the files, as energy=kcal/mol or positions=bohr; repeat."),
     ] = None,
+    define: Annotated[list[str] | None, typer.Option(help=DEFINE)] = None,
     pbc: Annotated[
         str | None, typer.Option(help="Of records: whether cells repeat: true, false, or such as TTF for slabs.")
     ] = None,
@@ -113,6 +116,9 @@ def data_prepare(
 
     `eutectic data prepare ase --source my.xyz --store stores/mine`
 
+    `eutectic data prepare ase --source my.xyz --key adsorption_energy=E_ads --define adsorption_energy=eV
+    --store stores/ads` (a property of your own)
+
     `eutectic data prepare records --source my.lmdb --key energy=y --unit energy=eV --unit positions=angstrom
     --pbc true --store stores/mine` (what the file does not say is asked for)
     """
@@ -125,6 +131,7 @@ def data_prepare(
         molecule=molecule,
         keys=pairs(key),
         units=pairs(unit, "--unit", "energy=kcal/mol"),
+        define=define or (),
         pbc=pbc,
         group_key=group_key,
         level_of_theory=level_of_theory,
@@ -162,6 +169,7 @@ def data_check(
     key: Annotated[
         list[str] | None, typer.Option(help="Which entry holds a property, as property=key; repeat.")
     ] = None,
+    define: Annotated[list[str] | None, typer.Option(help=DEFINE)] = None,
 ) -> None:
     """Look for what would spoil a training: units, signs, outliers, repeats, leaks between splits.
 
@@ -181,7 +189,7 @@ def data_check(
 
     try:
         seen = None if model is None else elements_seen(load_model(model))
-        report = check(what, keys=pairs(key), model_elements=seen, progress=True)
+        report = check(what, keys=pairs(key), define=define or (), model_elements=seen, progress=True)
     except EutecticError as error:
         fail(error, status=2)
     if html is not None:

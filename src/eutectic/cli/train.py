@@ -220,6 +220,8 @@ def finetune(
         )
     from eutectic.atoms import PROPERTIES
 
+    if any(p not in PROPERTIES for p in property):
+        open_store(store)  # knows the properties of the user's own that are in it
     known = [p for p in property if p in PROPERTIES]
     if len(known) < len(property):
         import difflib

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from eutectic.atoms import PROPERTIES, Property
+from eutectic.atoms import PROPERTIES, Property, define
+from eutectic.atoms.properties import BUILT_IN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +48,24 @@ class Card:
         return tuple(PROPERTIES[name] for name in self.properties)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON, as stores carry it (where the level of theory is called "theory")."""
-        return {"theory" if k == "level_of_theory" else k: v for k, v in asdict(self).items()}
+        """Plain JSON, as stores carry it (where the level of theory is called "theory"), with the definitions of
+        properties that are not built in."""
+        values = {"theory" if k == "level_of_theory" else k: v for k, v in asdict(self).items()}
+        own = [p.to_dict() for p in self.property_table() if p.name not in BUILT_IN]
+        return {**values, "definitions": own} if own else values
 
     @classmethod
-    def from_dict(cls, values: dict[str, object]) -> Card:
-        """The inverse of `to_dict` (JSON has no tuples)."""
-        named = {"level_of_theory" if k == "theory" else k: v for k, v in values.items()}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in named.items()})  # type: ignore[arg-type]
+    def from_dict(cls, values: Mapping[str, Any], where: str = "card") -> Card:
+        """The inverse of `to_dict` (JSON has no tuples); defines the properties that are not built in.
+
+        Raises:
+            EutecticError: a property is defined otherwise in this process, or its definition cannot be read.
+        """
+        named: dict[str, Any] = {"level_of_theory" if k == "theory" else k: v for k, v in values.items()}
+        for definition in named.pop("definitions", ()):
+            define(Property.from_dict(definition, where), where)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in named.items()})
+
+    def __reduce__(self) -> tuple[Callable[..., Card], tuple[dict[str, object]]]:
+        # Another process learns the definitions with the card.
+        return type(self).from_dict, (self.to_dict(),)

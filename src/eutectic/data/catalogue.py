@@ -16,6 +16,7 @@ from pathlib import Path
 from ase.data import chemical_symbols
 
 from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
+from eutectic.atoms.properties import define_all
 from eutectic.console import ProgressBar
 from eutectic.data.card import Card
 from eutectic.data.dataset import Dataset, File
@@ -209,6 +210,7 @@ def prepare(
     keys: Mapping[str, str] | None = None,
     group_key: str | None = None,
     units: Mapping[str, str] | None = None,
+    define: Sequence[str] = (),
     pbc: str | None = None,
     level_of_theory: str = "not stated",
     skip_bad: bool = False,
@@ -227,7 +229,8 @@ def prepare(
         molecule: of a family such as rMD17, where `name` does not say it.
         keys: of "ase" and "records": property → key in the files.
         group_key: of these: entry that names the group of a structure.
-        units: of "records": property, "positions" or "cell" → unit in the files.
+        units: of "ase" and "records": property, "positions" or "cell" → unit in the files.
+        define: of these: properties of the user's own, as `eutectic.atoms.parse_definition` reads them.
         pbc: of "records": along which vectors of the cell structures repeat, "true", "false" or such as "TTF".
         level_of_theory: of "ase" and "records": level of theory of the labels.
         skip_bad: leave out records that cannot be used; the store and its card say how many.
@@ -240,7 +243,7 @@ def prepare(
 
     Raises:
         EutecticError: an unknown name; no source; files that cannot be read or fetched; a place that cannot be
-            written.
+            written; a definition, key or unit that does not fit.
         Interrupted: Ctrl-C; what was done is kept.
     """
     if molecule is not None and ":" not in name:
@@ -248,15 +251,16 @@ def prepare(
     modules = _modules()
     if name not in _OWN and name not in modules:
         raise _unknown(name)
-    said = {"--key": keys, "--group-key": group_key, "--unit": units, "--pbc": pbc}
+    said = {"--key": keys, "--group-key": group_key, "--unit": units, "--define": define, "--pbc": pbc}
     for option, value in said.items():
-        if value and name not in (("records",) if option in ("--unit", "--pbc") else _OWN):
+        if value and name not in (("records",) if option == "--pbc" else _OWN):
             raise EutecticError(
                 option,
                 f"for {name}, which settles that itself",
                 "it with files of your own",
-                f"leave it out, or prepare them as {'records' if option in ('--unit', '--pbc') else ' or '.join(_OWN)}",
+                f"leave it out, or prepare them as {'records' if option == '--pbc' else ' or '.join(_OWN)}",
             )
+    defined = define_all(define)
     if store is None and name in _OWN:
         raise EutecticError(name, "no place for the store", "a new folder", "pass --store with the folder to make")
     store = prepared(name) if store is None else Path(store)
@@ -268,18 +272,21 @@ def prepare(
         source = Path(source)
         with ProgressBar("Counting structures and labels", unit="", enabled=progress):
             if name == "ase":
-                held = ase_files.scan(source, keys, group_key, skip_bad=skip_bad)
+                held = ase_files.scan(source, keys, group_key, units=units, defined=defined, skip_bad=skip_bad)
                 dataset = ase_files.AseFiles(
                     source=source,
                     found=held,
                     keys=dict(keys or {}),
                     group_key=group_key,
+                    units=dict(units or {}),
+                    defined=defined,
                     level_of_theory=level_of_theory,
                 )
             else:
                 choices = records.Choices(
                     keys=dict(keys or {}),
                     units=dict(units or {}),
+                    defined=defined,
                     pbc=None if pbc is None else records.periodicity(pbc),
                     group_key=group_key,
                 )

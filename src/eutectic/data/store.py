@@ -4,7 +4,8 @@ A store is a folder of `shard-00000.arrow`, … Any Arrow reader (pandas, polars
 one structure: flat arrays (row-major) for what has one entry per atom, float64 for energies and other labels
 of a structure, float32 for positions, cells and forces (generated labels are computed at the rounded
 positions; 1e-7 relative is far below any level of theory). The schema's metadata carries the card: units,
-level of theory, licence, citation. A small `manifest.json` says how many shards there are, how long each is, and
+level of theory, licence, citation, definitions of properties that are not built in. Units are compared with
+`PROPERTIES` when a store is opened. A small `manifest.json` says how many shards there are, how long each is, and
 what they hold together, so that a store of 100 million structures opens without a look into any shard. (Stores
 without one are read too; there every shard is opened to be counted.) A store is written beside its place and
 renamed when whole, so that a killed or interrupted writer leaves nothing that looks like a store.
@@ -48,8 +49,11 @@ def _arrow_type(prop: Property) -> pa.DataType:
     return pa.float64() if scalar else pa.list_(pa.float32() if prop.level == "atom" else pa.float64())
 
 
+def _units(card: Card) -> dict[str, str]:
+    return {p.name: p.unit for p in card.property_table()}
+
+
 def _schema(card: Card) -> pa.Schema:
-    units = {p.name: p.unit for p in card.property_table()}
     fields = [
         pa.field("id", pa.string()),
         pa.field("group", pa.string()),
@@ -66,7 +70,7 @@ def _schema(card: Card) -> pa.Schema:
     metadata = {
         "format": FORMAT,
         "card": json.dumps(card.to_dict(), ensure_ascii=False),
-        "units": json.dumps(units),
+        "units": json.dumps(_units(card)),
     }
     return pa.schema(fields, metadata=metadata)
 
@@ -272,6 +276,7 @@ def finish_store(
     manifest = {
         "format": FORMAT,
         "card": card.to_dict(),
+        "units": _units(card),
         "rows_per_batch": ROWS_PER_BATCH,
         "rows": [shard.rows for shard in shards],
         "bytes": [shard.bytes for shard in shards],
@@ -535,7 +540,8 @@ class Store(Sequence[LabelledStructure]):
         path: the folder `write_store` made.
 
     Raises:
-        EutecticError: not a store, a shard that is truncated or missing, or another format version.
+        EutecticError: not a store, a shard that is truncated or missing, or another format version; a label in another
+            unit than the library's, or a property of another definition than this process knows.
 
     Attributes:
         path: absolute.
@@ -559,6 +565,9 @@ class Store(Sequence[LabelledStructure]):
         rows = self._look_into_shards(sizes) if manifest is None else self._compare(sizes, manifest)
         self._starts: list[int] = [0, *itertools.accumulate(rows)]
         self._bounds = np.array(self._starts)
+        if manifest is not None and "units" not in manifest:
+            # Written before manifests had units: its shards have them.
+            self._shard(0)
 
     def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
         return Store, (self.path,)
@@ -566,11 +575,12 @@ class Store(Sequence[LabelledStructure]):
     def _manifest(self) -> dict[str, Any] | None:
         try:
             manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-            self.card = Card.from_dict(manifest["card"])
+            self.card = Card.from_dict(manifest["card"], str(self.path))
             self._per_batch = int(manifest["rows_per_batch"])
             self._known: Summary | None = Summary.from_dict(manifest["summary"])
             self.left_out: dict[str, Any] = manifest["left_out"]
-            found = manifest["format"]
+            found, units = manifest["format"], manifest.get("units")
+            units = None if units is None else dict(units)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
@@ -582,6 +592,8 @@ class Store(Sequence[LabelledStructure]):
             ) from error
         self._check_format(found)
         self._properties = self.card.property_table()
+        if units is not None:
+            self._check_units(units)
         return dict(manifest)
 
     def _compare(self, sizes: Mapping[str, int], manifest: Mapping[str, Any]) -> list[int]:
@@ -613,8 +625,9 @@ class Store(Sequence[LabelledStructure]):
             metadata = {k.decode(): v.decode() for k, v in (shard.reader.schema.metadata or {}).items()}
             self._check_format(metadata.get("format"))
             if not self._properties:
-                self.card = Card.from_dict(json.loads(metadata["card"]))
+                self.card = Card.from_dict(json.loads(metadata["card"]), str(self.path))
                 self._properties = self.card.property_table()
+            self._check_units(json.loads(metadata.get("units", "{}")))
             # A writer fills every batch but the last: two of them tell the sizes of all.
             full, last = shard.batch(0).num_rows, shard.batch(shard.n_batches - 1).num_rows
             rows.append(full * (shard.n_batches - 1) + last)
@@ -626,6 +639,16 @@ class Store(Sequence[LabelledStructure]):
             raise EutecticError(
                 str(self.path), f"format {found!r}", FORMAT, "make the store again with this version of eutectic"
             )
+
+    def _check_units(self, stored: Mapping[str, str]) -> None:
+        for prop in self._properties:
+            if stored.get(prop.name) != prop.unit:
+                raise EutecticError(
+                    str(self.path),
+                    f"{prop.name} in {stored[prop.name]!r}" if prop.name in stored else f"no unit of {prop.name}",
+                    f"{prop.unit!r}, the unit of {prop.name} in eutectic",
+                    "make the store again with this version of eutectic",
+                )
 
     def _missing(self, name: str) -> EutecticError:
         return EutecticError(str(self.path), f"{name} is missing", "every shard", "make the store again")
@@ -646,7 +669,9 @@ class Store(Sequence[LabelledStructure]):
     def _shard(self, which: int) -> _Mapped:
         shard = self._mapped[which]
         if shard is None:
-            shard = self._mapped[which] = _Mapped(self.path / shard_name(which), self._properties)
+            shard = _Mapped(self.path / shard_name(which), self._properties)
+            self._check_units(json.loads((shard.reader.schema.metadata or {}).get(b"units", b"{}")))
+            self._mapped[which] = shard
         return shard
 
     def batches(self) -> Iterator[pa.RecordBatch]:

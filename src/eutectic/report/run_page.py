@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from eutectic.atoms import EutecticError
+from eutectic.atoms import PROPERTIES, EutecticError
 from eutectic.files import write_atomically
 from eutectic.report import figures, page
 from eutectic.report.formatting import count, duration, significant
@@ -24,8 +24,6 @@ from eutectic.train.runtime.journal import read_journal
 
 POINTS = 400
 """Of a curve; more are averaged, so that a page of a million steps is as small as any."""
-
-UNITS = {"energy": "meV/atom", "forces": "meV/Å"}
 
 
 def write_run_page(
@@ -157,7 +155,7 @@ def _validation(validation: Sequence[Mapping[str, Any]], names: Sequence[str]) -
             if not points:
                 continue
             baseline = rows[-1][1].get(f"{prop}_baseline")
-            unit = UNITS.get(prop, "")
+            unit = PROPERTIES[prop].display_unit_per_atom if prop in PROPERTIES else ""
             drawing = figures.svg(
                 figures.curves(
                     {name: points}, every, f"{prop} error" + f" ({unit})" * bool(unit), small=True, level=baseline
@@ -187,7 +185,7 @@ def _errors(errors: Mapping[str, Any]) -> str:
         rows = [
             [
                 escape(task),
-                escape(f"{prop}, {UNITS[prop]}" if prop in UNITS else prop),
+                escape(f"{prop}, {PROPERTIES[prop].display_unit_per_atom}" if prop in PROPERTIES else prop),
                 *(significant(table.get(c)) for c in columns),
             ]
             for task, props in by_task.items()

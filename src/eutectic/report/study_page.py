@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from eutectic.atoms import Structure
+from eutectic.atoms import ENERGY, FORCES, Structure
 from eutectic.files import write_atomically
 from eutectic.report import figures, page
 from eutectic.report.drawing import formula, kind, png
@@ -236,8 +236,8 @@ def _pretraining(pretraining: PretrainingSummary) -> str:
         )
         parts.append(f'<div class="card"><h3>Training</h3>{page.figure(drawing, caption, "wide")}</div>')
     for quantity, unit, baseline in (
-        ("energy", "meV/atom", "predicting the reference energy of the composition"),
-        ("forces", "meV/Å", "predicting zero force everywhere"),
+        ("energy", ENERGY.display_unit_per_atom, "predicting the reference energy of the composition"),
+        ("forces", FORCES.display_unit_per_atom, "predicting zero force everywhere"),
     ):
         panels = []
         for i, summary in enumerate(pretraining.sets):

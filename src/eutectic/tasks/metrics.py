@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,18 +47,10 @@ class ErrorSum:
         return self.baseline / self.count if self.count else float("nan")
 
 
-DISPLAY: Mapping[str, tuple[float, str]] = {
-    "eV": (1000.0, "meV"),
-    "eV/Å": (1000.0, "meV/Å"),
-    "eV/atom": (1000.0, "meV/atom"),
-}
-"""Library unit → (factor, unit) in which errors are shown."""
-
-
 def shown(property_name: str, error: float) -> tuple[float, str]:
-    """An error in the unit people quote it in, e.g. (23.1, 'meV/Å')."""
-    factor, unit = DISPLAY.get(PROPERTIES[property_name].unit, (1.0, PROPERTIES[property_name].unit))
-    return error * factor, unit
+    """An error in the unit it is shown in, e.g. (23.1, 'meV/Å')."""
+    prop = PROPERTIES[property_name]
+    return error * prop.display_factor, prop.display_unit
 
 
 def primary(targets: Sequence[str]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property
+from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, define
 from eutectic.graph import GraphSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.tasks.references import References
@@ -128,6 +129,7 @@ class Task:
                     "normaliser": target.normaliser.to_dict(),
                     "weight": target.weight,
                     "unit": self.property(name).unit,
+                    "property": self.property(name).to_dict(),
                 }
                 for name, target in self.targets.items()
             },
@@ -135,8 +137,14 @@ class Task:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Task:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`; defines the properties that are not built in.
+
+        Raises:
+            EutecticError: a target's unit, or its definition, is not the one that this process knows.
+        """
         targets: Mapping[str, Mapping[str, object]] = values["targets"]  # type: ignore[assignment]
+        for name, target in targets.items():
+            _check_property(f"task {values['name']!r} of the model, target {name!r}", name, target)
         return cls(
             name=str(values["name"]),
             level_of_theory=str(values["level_of_theory"]),
@@ -149,4 +157,25 @@ class Task:
                 )
                 for name, target in targets.items()
             },
+        )
+
+
+def _check_property(where: str, name: str, target: Mapping[str, Any]) -> None:
+    """Refuse a target that was learned in another unit, or as another kind of quantity, than a process knows it."""
+    if "property" in target:
+        define(Property.from_dict(target["property"], where), where)
+    if name not in PROPERTIES:
+        raise EutecticError(
+            where,
+            "a property that is not defined here",
+            f"its definition in the model, or one of {', '.join(PROPERTIES)}",
+            "define it first: eutectic.atoms.define",
+        )
+    # Models of older versions say no more than the unit.
+    if target.get("unit", PROPERTIES[name].unit) != PROPERTIES[name].unit:
+        raise EutecticError(
+            where,
+            f"learned in {target['unit']!r}",
+            f"{PROPERTIES[name].unit!r}, the unit of {name} in eutectic",
+            "use the version of eutectic that wrote the model, or train it again",
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
+from eutectic.atoms.properties import define_all
+from eutectic.data.catalogue import open_store
 from eutectic.graph import GraphSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.tasks import TargetSettings
@@ -17,6 +20,26 @@ class Settings(BaseModel):
     """Unknown keys are refused; values cannot change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Defining(Settings):
+    """Settings that may define properties of the user's own, before anything else in them is looked at."""
+
+    define: tuple[str, ...] = Field(
+        default=(),
+        description="properties of your own, each as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; stores and "
+        "models that have such properties define them by themselves",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _define(cls, values: Any) -> Any:
+        given = values.get("define") if isinstance(values, Mapping) else None
+        if isinstance(given, str):
+            values, given = {**values, "define": (given,)}, (given,)
+        if isinstance(given, list | tuple) and all(isinstance(text, str) for text in given):
+            define_all(given)
+        return values
 
 
 class BackboneChoice(Settings):
@@ -133,7 +156,7 @@ class BatchingSettings(Settings):
         return self
 
 
-class SetSettings(Settings):
+class SetSettings(Defining):
     """One data set of a pre-training."""
 
     store: str = Field(description="name of an embedded set, or path of a store")
@@ -151,10 +174,11 @@ class SetSettings(Settings):
 
     @model_validator(mode="after")
     def _known(self) -> SetSettings:
-        return _check_targets(self)
+        _check_targets(self.targets, self.store)
+        return self
 
 
-class PretrainSettings(Settings):
+class PretrainSettings(Defining):
     """A joint pre-training."""
 
     sets: dict[str, SetSettings] = Field(min_length=1)
@@ -187,7 +211,7 @@ class PretrainSettings(Settings):
     )
 
 
-class DataSettings(Settings):
+class DataSettings(Defining):
     """What to fine-tune on."""
 
     store: str = Field(description="name of an embedded set, or path of a store")
@@ -198,7 +222,7 @@ class DataSettings(Settings):
     test: int | None = Field(default=None, ge=1)
 
 
-class FinetuneSettings(Settings):
+class FinetuneSettings(Defining):
     """One fine-tuning run."""
 
     data: DataSettings
@@ -222,18 +246,22 @@ class FinetuneSettings(Settings):
 
     @model_validator(mode="after")
     def _known(self) -> FinetuneSettings:
-        return _check_targets(self)
+        _check_targets(self.targets, self.data.store)
+        return self
 
 
 T = TypeVar("T", bound=BaseModel)
 
 
-def _check_targets(settings: T) -> T:
-    for name in settings.targets:  # type: ignore[attr-defined]
+def _check_targets(targets: Iterable[str], store: str) -> None:
+    if any(name not in PROPERTIES for name in targets):
+        # What the store does not know either is refused below; what else is wrong with it, when it is used.
+        with suppress(EutecticError):
+            open_store(store)
+    for name in targets:
         if name not in PROPERTIES:
             fix = did_you_mean(name, PROPERTIES, f"known: {', '.join(PROPERTIES)}")
             raise ValueError(f"unknown property {name!r}; {fix}")
-    return settings
 
 
 def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:

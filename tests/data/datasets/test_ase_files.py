@@ -14,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from pyg_records import write_aselmdb
 
-from eutectic.atoms import EutecticError
+from eutectic.atoms import PROPERTIES, EutecticError, define, parse_definition
 from eutectic.data import catalogue
 from eutectic.data.datasets import ase_files
 from eutectic.data.store import Store
@@ -104,7 +104,7 @@ def test_chosen_keys(tmp_path: Path) -> None:
     file = write(tmp_path / "mine.xyz", atoms)
     (row,) = ase_files.read(file, {"energy": "mace_energy"})
     assert float(row.labels["energy"]) == -9
-    with pytest.raises(EutecticError, match="no label under absent"):
+    with pytest.raises(EutecticError, match=r"no 'absent' for energy; expected .* there: the file has none"):
         ase_files.scan(write(tmp_path / "bare.xyz", dimer(None)), {"energy": "absent"})
     with pytest.raises(EutecticError, match="property 'enrgy'"):
         ase_files.scan(file, {"enrgy": "energy"})
@@ -168,6 +168,105 @@ def test_group_key(tmp_path: Path) -> None:
     assert [r.group for r in ase_files.read(file, group_key="bulk")] == ["Pt", "Cu"]
     with pytest.raises(EutecticError, match="structure 0: no entry 'mine'; expected one of bulk"):
         list(ase_files.read(file, group_key="mine"))
+
+
+def test_stated_units(tmp_path: Path) -> None:
+    # CODATA 2014: 1 kcal/mol = 0.043 364 104 eV, 1 bohr = 0.529 177 21 Å, 1 kbar = 0.000 624 150 91 eV/Å³.
+    atoms = Atoms("CO", positions=[[0, 0, 0], [0, 0, 2.0]], cell=np.diag([10.0, 10, 20]), pbc=True)
+    atoms.info.update(REF_energy=-100.0, REF_stress=-10 * np.eye(3), E_ads=-20.0)
+    atoms.arrays["REF_forces"] = FORCES
+    file = write(tmp_path / "mine.xyz", atoms)
+    units = {"positions": "bohr", "energy": "kcal/mol", "forces": "-kcal/mol/bohr", "stress": "-kbar"}
+    units["adsorption_energy"] = "kJ/mol"
+    keys = {"adsorption_energy": "E_ads"}
+    source = ["adsorption_energy=eV"]
+    store = Store(catalogue.prepare("ase", file, tmp_path / "s", keys=keys, units=units, define=source, workers=1))
+    (row,) = store
+    np.testing.assert_allclose(row.structure.positions[1], [0, 0, 2 * 0.529_177_21], rtol=1e-6)
+    np.testing.assert_allclose(np.diag(row.structure.cell), np.array([10, 10, 20]) * 0.529_177_21, rtol=1e-6)
+    assert float(row.labels["energy"]) == pytest.approx(-4.336_410_4, rel=1e-7)
+    np.testing.assert_allclose(row.labels["forces"], -FORCES * 0.043_364_104 / 0.529_177_21, rtol=1e-6)
+    np.testing.assert_allclose(row.labels["stress"], 0.006_241_509_1 * np.eye(3), rtol=1e-6)
+    assert float(row.labels["adsorption_energy"]) == pytest.approx(-20 / 96.485_332_9, rel=1e-8)
+    assert "positions in bohr: converted to Å" in store.card.notes
+    assert "energy from 'REF_energy' in kcal/mol: 1 structures" in store.card.notes
+
+
+def test_what_no_unit_is_stated_for_is_noted(tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.xyz", dimer())
+    notes = ase_files.card(file, ase_files.scan(file), units={"energy": "hartree"}).notes
+    assert "energy from 'energy' in hartree: 1 structures" in notes
+    assert "forces from 'forces', taken to be in eV/Å: 1 structures" in notes
+
+
+def test_units_of_virials_are_of_energy(tmp_path: Path) -> None:
+    virials = Atoms("He", cell=np.diag([2.0, 3.0, 4.0]), pbc=True, info={"virials": -24.0 * np.eye(3)})
+    file = write(tmp_path / "mine.xyz", virials)
+    (row,) = ase_files.read(file, units={"stress": "hartree"})
+    np.testing.assert_allclose(row.labels["stress"], 27.211_386 * np.eye(3), rtol=1e-7)
+    (row,) = ase_files.read(file, units={"positions": "nm"})
+    np.testing.assert_allclose(row.labels["stress"], 1e-3 * np.eye(3), rtol=1e-7)
+    with pytest.raises(EutecticError, match="where virials holds virials: unit 'GPa'; expected one of eV"):
+        next(ase_files.read(file, units={"stress": "GPa"}))
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        ({"energy": "kcal/mole/atm"}, "--unit energy=kcal/mole/atm: unit .*did you mean 'kcal/mol/atom'"),
+        ({"forces": "eV"}, "--unit forces=eV: unit 'eV'; expected one of eV/angstrom"),
+        ({"stress": "eV/angstrom"}, "--unit stress=eV/angstrom"),
+        ({"positions": "fractional"}, "ASE's positions are Cartesian"),
+        ({"mass": "u"}, "property 'mass'"),
+    ],
+)
+def test_units_that_do_not_fit(units: dict[str, str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(EutecticError, match=message):
+        ase_files.scan(write(tmp_path / "mine.xyz", dimer()), units=units)
+
+
+def own(*values: object) -> list[Atoms]:
+    made = [dimer() for _ in values]
+    for atoms, value in zip(made, values, strict=True):
+        atoms.info["mine"] = value
+    return made
+
+
+def test_classes(tmp_path: Path) -> None:
+    define(parse_definition("phase=,class"))
+    file = write(tmp_path / "mine.traj", *own(True, False, 2, np.int64(3), 1.0, np.bool_(True)))
+    assert [float(r.labels["phase"]) for r in ase_files.read(file, {"phase": "mine"})] == [1, 0, 2, 3, 1, 1]
+    (row,) = ase_files.read(write(tmp_path / "mine.xyz", *own(True)), {"phase": "mine"})
+    assert float(row.labels["phase"]) == 1
+    for value, message in (("fcc", "number the classes"), (0.5, "whole numbers 0, 1"), (-1, "whole numbers 0, 1")):
+        with pytest.raises(EutecticError, match=message):
+            list(ase_files.read(write(tmp_path / "bad.xyz", *own(value)), {"phase": "mine"}))
+
+
+def test_shapes_of_properties_of_ones_own(tmp_path: Path) -> None:
+    vector = write(tmp_path / "vector.xyz", *own(np.array([1.0, 2.0, 3.0])))
+    options = {"source": vector, "keys": {"moment": "mine"}, "workers": 1}
+    with pytest.raises(EutecticError, match=r"moment of shape \(3,\); .*--define moment=e Å,vector"):
+        catalogue.prepare("ase", store=tmp_path / "no", define=["moment=e*angstrom"], **options)  # type: ignore[arg-type]
+    PROPERTIES.pop("moment")
+    made = catalogue.prepare("ase", store=tmp_path / "yes", define=["moment=e*angstrom,vector"], **options)  # type: ignore[arg-type]
+    assert Store(made)[0].labels["moment"].tolist() == [1, 2, 3]
+    # Three numbers for each of two atoms are not two for each of three.
+    turned = dimer()
+    turned.info["mine"] = np.arange(6.0).reshape(3, 2)
+    with pytest.raises(EutecticError, match=r"forces of shape \(3, 2\)"):
+        list(ase_files.read(write(tmp_path / "turned.traj", turned), {"forces": "mine"}))
+
+
+def test_keys_and_definitions_that_find_nothing(tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.xyz", *own(1.0))
+    with pytest.raises(EutecticError, match="no 'E_dft' for energy; expected an entry that is there: mine"):
+        ase_files.scan(file, {"energy": "E_dft"})
+    with pytest.raises(EutecticError, match=r"no 'mime' for gap; .*did you mean --key gap=mine"):
+        ase_files.scan(file, {"gap": "mime"})
+    with pytest.raises(EutecticError, match=r"no 'REF_e_bind' or 'dft_e_bind' or 'e_bind' for .*--key e_bind=NAME"):
+        catalogue.prepare("ase", file, tmp_path / "store", define=["e_bind=eV"])
+    assert set(ase_files.scan(file, {"energy": ""}).counts) == {"forces"}
 
 
 def test_card(tmp_path: Path) -> None:

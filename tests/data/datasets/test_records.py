@@ -16,8 +16,8 @@ import pytest
 import torch
 from pyg_records import write_lmdb
 
-from eutectic.atoms import EutecticError
-from eutectic.data import catalogue, stated_units
+from eutectic.atoms import PROPERTIES, EutecticError, units
+from eutectic.data import catalogue, own_files
 from eutectic.data.datasets import records
 from eutectic.data.store import Store
 
@@ -182,16 +182,16 @@ def test_units_signs_and_atoms(tmp_path: Path) -> None:
     ],
 )
 def test_conversions(name: str, unit: str, value: float, converted: float) -> None:
-    assert stated_units.conversion(name, unit)(np.asarray(value), 4) == pytest.approx(converted)
+    assert PROPERTIES[name].conversion(unit)(np.asarray(value), 4) == pytest.approx(converted)
 
 
 def test_every_example_is_a_unit() -> None:
-    for name in stated_units.PROPERTIES:
-        if stated_units.needed(name):
-            assert stated_units.conversion(name, stated_units.example(name))(np.asarray(2.0), 5) == 2.0
-            for other in stated_units.others(name):
-                stated_units.conversion(name, other.split()[0])
-    assert np.isnan(stated_units.conversion("log10_shear_modulus", "GPa")(np.asarray(-1.0), 1))
+    for name, prop in PROPERTIES.items():
+        if own_files.asked_for(name):
+            assert prop.conversion(units.as_typed(prop.unit))(np.asarray(2.0), 5) == 2.0
+            for other in own_files.others(name):
+                prop.conversion(other.split()[0])
+    assert np.isnan(PROPERTIES["log10_shear_modulus"].conversion("GPa")(np.asarray(-1.0), 1))
 
 
 @pytest.mark.parametrize(
@@ -200,9 +200,12 @@ def test_every_example_is_a_unit() -> None:
         ({"units": {"energy": "hartre"}}, "unit 'hartre'.*did you mean 'hartree'"),
         ({"units": {"energy": "GPa"}}, "unit 'GPa'; expected one of eV"),
         ({"units": {"positions": "miles"}}, "unit 'miles'; expected one of angstrom"),
-        ({"units": {"mass": "u"}}, "--unit: 'mass'"),
-        ({"keys": {"enregy": "E"}}, "--key: 'enregy'"),
-        ({"keys": {"energy": "total"}}, "no 'total'; the fields are atomic_numbers, positions, energy"),
+        ({"units": {"mass": "u"}}, "--unit: property 'mass'.*--define mass=UNIT"),
+        ({"keys": {"enregy": "E"}}, "--key: property 'enregy'.*did you mean 'energy'"),
+        (
+            {"keys": {"energy": "total"}},
+            "no 'total' for energy; expected .* there: atomic_numbers, positions, energy",
+        ),
         ({"keys": {"positions": "x"}}, "no positions among .*--key positions=NAME"),
         ({"keys": {"energy": "name"}}, "'m0'; expected numbers"),
         ({"keys": {"energy": "forces"}}, r"shape \(3, 3\); expected shape \(\)"),
@@ -241,7 +244,7 @@ def test_crystals_of_pymatgen(tmp_path: Path) -> None:
         store = prepared(source, tmp_path / source.suffix, **options)
         assert (store.label_counts(), store[0].structure.numbers.tolist()) == ({"band_gap": 3}, [11, 17])
         assert store[0].structure.positions[1].tolist() == [2, 2.5, 3]
-        with pytest.raises(EutecticError, match=r"the fields are structure, targets\.E\.gap;"):
+        with pytest.raises(EutecticError, match=r"that is there: structure, targets\.E\.gap;"):
             prepared(source, tmp_path / "other", keys={"band_gap": "targets.gap"})
 
 
@@ -342,3 +345,47 @@ def test_nothing_there(tmp_path: Path) -> None:
         catalogue.prepare("records", tmp_path)
     with pytest.raises(EutecticError, match="no source"):
         catalogue.prepare("records", store=tmp_path / "store")
+
+
+def test_properties_of_ones_own(tmp_path: Path) -> None:
+    made = [
+        {**row, "E_ads": 23.0 + i, "stable": i > 1, "spins": [0.5] * len(row["forces"])} for i, row in enumerate(rows())
+    ]
+    options: dict[str, Any] = {
+        "keys": {"adsorption_energy": "E_ads", "is_stable": "stable", "spin": "spins"},
+        "define": ["adsorption_energy=eV,extensive", "is_stable=,class", "spin=µB,atom"],
+        "units": {**UNITS, "adsorption_energy": "kcal/mol"},
+    }
+    for source in (as_json(tmp_path, made), as_lmdb(tmp_path, made)):
+        store = prepared(source, tmp_path / source.suffix, **options)
+        # CODATA 2014: 1 kcal/mol = 0.043 364 104 eV.
+        energies = [float(row.labels["adsorption_energy"]) for row in store]
+        np.testing.assert_allclose(energies, 0.043_364_104 * np.arange(23.0, 27.0), rtol=1e-8)
+        assert [float(row.labels["is_stable"]) for row in store] == [0, 0, 1, 1]
+        assert store[1].labels["spin"].tolist() == [0.5, 0.5]
+        assert "adsorption_energy from 'E_ads' in kcal/mol: 4 structures" in store.card.notes
+    # Its unit was stated when it was defined.
+    store = prepared(source, tmp_path / "eV", **{**options, "units": UNITS})
+    assert float(store[0].labels["adsorption_energy"]) == 23
+
+
+@pytest.mark.parametrize(
+    ("change", "definition", "message"),
+    [
+        ({"mine": [1.0, 2.0, 3.0]}, "mine=eV", r"shape \(3,\); .*--define mine=eV,vector"),
+        ({"mine": 1.0}, "mine=eV,vector", r"shape \(\); .*--define mine=eV\)"),
+        ({"mine": "fcc"}, "mine=,class", "number the classes in the file"),
+        ({"mine": 0.5}, "mine=,class", "whole numbers 0, 1"),
+        ({}, "mine=eV", "no 'mine' for mine; expected an entry that is there: atomic_numbers"),
+    ],
+)
+def test_labels_that_are_not_as_defined(change: dict[str, Any], definition: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(EutecticError, match=message):
+        prepared(as_json(tmp_path, [{**row, **change} for row in rows()]), tmp_path, define=[definition])
+
+
+def test_true_and_false_in_a_table(tmp_path: Path) -> None:
+    source = tmp_path / "my.csv"
+    source.write_text(f'cif,stable\n"{CIF}",True\n"{CIF}",false\n"{CIF}",2\n"{CIF}",\n')
+    store = prepared(source, tmp_path, keys={"is_stable": "stable"}, define=["is_stable=,class"], units={})
+    assert [row.labels.get("is_stable") for row in store] == [1, 0, 2, None]

@@ -4,14 +4,15 @@ or a folder of these.
 Where labels are looked for, for each property of `eutectic.atoms.PROPERTIES`, the first that is there:
 `REF_<property>`, `dft_<property>`, `<property>` in `atoms.info` or `atoms.arrays`; the results that ASE keeps
 in `atoms.calc`; for the stress also `REF_virials` and `virials` (σ = −W/V). Energies in eV, forces in eV/Å,
-stress in eV/Å³ with tension positive, as in ASE. Names such as `mace_energy` are predictions, not labels.
+stress in eV/Å³ with tension positive, as in ASE, unless other units are stated; own properties in the unit of their
+definition. Names such as `mace_energy` are predictions, not labels.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure
+from eutectic.data import own_files
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
 from eutectic.data.formats import ase_lmdb
@@ -29,6 +31,7 @@ from eutectic.data.splits import HELD_OUT
 PREFIXES = ("REF_", "dft_", "")
 VIRIALS = ("REF_virials", "REF_virial", "virials", "virial")
 LABEL_LIKE = ("energy", "energies", "force", "forces", "stress", "virial", "virials")
+MOST_NAMES = 1000  # entries of structures that an error may list
 # Opening one of these would unpickle it, and a pickle runs whatever code its author put in it.
 REFUSED = ("bundletrajectory",)
 # Formats of which ASE reads a range without making structures of all that comes before it.
@@ -65,37 +68,47 @@ class LabelsFound:
 
 
 def scan(
-    source: Path, keys: Mapping[str, str] | None = None, group_key: str | None = None, *, skip_bad: bool = False
+    source: Path,
+    keys: Mapping[str, str] | None = None,
+    group_key: str | None = None,
+    *,
+    units: Mapping[str, str] | None = None,
+    defined: Sequence[Property] = (),
+    skip_bad: bool = False,
 ) -> LabelsFound:
     """Read a source once and count its labels.
 
     Args:
         source: a file or a folder.
-        keys: property → key in `info`, `arrays` or the results, instead of the usual ones.
-        group_key: entry of `info` that names a structure's group.
+        keys, group_key, units: as for `read`.
+        defined: properties of the user's own, of which there have to be labels.
         skip_bad: pass over what cannot be read.
 
     Raises:
-        EutecticError: as `read`; or there is no label at all.
+        EutecticError: as `read`; no label at all, or none under a key that was named, or of a property that was
+            defined.
     """
+    keys, units = _checked(keys, units)
     counts: dict[str, Counter[str]] = {}
     ignored: Counter[str] = Counter()
     groups: Counter[str] = Counter()
     files, skipped = _files(Path(source))
     root = _root(files)
     of_file: dict[Path, int | None] = {}
+    there: dict[str, None] = {}
     structures = 0
     for file in files:
         number = 0
         try:
             for name, where, atoms, info in _all_atoms(file, root):
                 number += 1
+                if len(there) < MOST_NAMES:
+                    there |= dict.fromkeys(_entries(atoms, info))
                 try:
-                    used = _find(atoms, info, keys or {}, where)
+                    used = _find(atoms, info, keys, units, where)
                     group = _group(name, atoms, info, group_key, len(files) > 1, where)
-                except EutecticError as error:
-                    # A property of no such name is the command's mistake, not the file's.
-                    if not skip_bad or error.where == "keys":
+                except EutecticError:
+                    if not skip_bad:
                         raise
                     continue
                 for label, (key, _) in used.items():
@@ -103,13 +116,15 @@ def scan(
                 ignored.update(_unused(atoms, info, {key for key, _ in used.values()}))
                 groups[group] += 1
             of_file[file] = number
-        except EutecticError as error:
-            if not skip_bad or error.where == "keys":
+        except EutecticError:
+            if not skip_bad:
                 raise
             of_file[file] = None
         structures += number
+    tried = {name: _candidates(name, keys) for name in PROPERTIES}
+    own_files.check_found(str(source), keys, defined, counts, there, tried)
     if not counts:
-        raise _no_labels(Path(source), keys, ignored)
+        raise _no_labels(Path(source), ignored)
     return LabelsFound(
         structures=structures,
         files=len(files),
@@ -129,7 +144,8 @@ class AseFiles:
     Attributes:
         source: a file or a folder.
         found: of it, by `scan`.
-        keys, group_key: as for `read`.
+        keys, group_key, units: as for `read`.
+        defined: properties of the user's own, defined for these files.
         level_of_theory: level of theory of the labels; no file says it.
     """
 
@@ -137,6 +153,8 @@ class AseFiles:
     found: LabelsFound
     keys: Mapping[str, str] = field(default_factory=dict)
     group_key: str | None = None
+    units: Mapping[str, str] = field(default_factory=dict)
+    defined: tuple[Property, ...] = ()
     level_of_theory: str = "not stated"
 
     def names(self) -> tuple[str, ...]:
@@ -145,7 +163,7 @@ class AseFiles:
 
     def card(self, name: str) -> Card:
         """What was found, and the user's word on the theory."""
-        return card(self.source, self.found, level_of_theory=self.level_of_theory)
+        return card(self.source, self.found, units=self.units, level_of_theory=self.level_of_theory)
 
     def files(self, name: str) -> tuple[File, ...]:
         """None: the files are the user's own."""
@@ -162,7 +180,7 @@ class AseFiles:
         """The structures of a file, or of a part of it; unchecked."""
         files = list(self.found.of_file)
         several = len(files) > 1
-        rows = _rows(piece.path, _root(files), several, self.keys, self.group_key, piece.first, piece.count)
+        rows = _rows(piece.path, _root(files), several, self.keys, self.group_key, self.units, piece.first, piece.count)
         yield from (row for _, row in rows)
 
     def published_splits(self, source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
@@ -174,6 +192,7 @@ def card(
     source: Path,
     found: LabelsFound,
     *,
+    units: Mapping[str, str] | None = None,
     level_of_theory: str = "not stated",
     licence: str = "not stated",
     citation: str = "not stated",
@@ -183,13 +202,14 @@ def card(
     Args:
         source: the file or folder.
         found: of that source.
+        units: as for `read`.
         level_of_theory: level of theory of the labels; no file says it.
         licence: SPDX identifier, or words.
         citation: who to cite.
     """
     # The largest group is trained on: a trajectory beside a few isolated atoms leaves nothing to test it with.
     few = found.groups < 3 or found.structures - found.largest_group < 2 * HELD_OUT * found.structures
-    notes = [f"{name} from {key!r}: {n} structures" for name, key, n, _ in found.rows()]
+    notes = own_files.notes(found.counts, units or {}, assumed=True)
     if found.ignored:
         notes.append("not taken for labels: " + ", ".join(f"{k} ({n})" for k, n in found.ignored.items()))
     if few:
@@ -209,7 +229,10 @@ def card(
 
 
 def read(
-    source: Path, keys: Mapping[str, str] | None = None, group_key: str | None = None
+    source: Path,
+    keys: Mapping[str, str] | None = None,
+    group_key: str | None = None,
+    units: Mapping[str, str] | None = None,
 ) -> Iterator[LabelledStructure]:
     """Every structure, with the labels it has; files of a folder in the order of their names.
 
@@ -218,9 +241,11 @@ def read(
 
     Args:
         source: a file or a folder.
-        keys: property → key in `info`, `arrays` or the results, instead of the usual ones.
+        keys: property → key in `info`, `arrays` or the results, instead of the usual ones; "" leaves it out.
         group_key: entry of `info` that names a structure's group. Without it: `info["group"]` where there is
             one; else the file, of several; else the chemical formula.
+        units: property, "positions" or "cell" (if not given, as positions) → unit in the files, instead of ASE's, with
+            a minus in front where the sign has to be turned. That of a stress from virials is one of energy.
 
     Yields:
         Structures with ids "<file>#<position in the file>".
@@ -229,18 +254,39 @@ def read(
         EutecticError: nothing there; a file that is empty, cut short or of no known format; a structure or a
             label that cannot be used (not finite, wrong shape, element X, periodic without volume).
     """
-    for where, row in rows(source, keys, group_key):
+    for where, row in rows(source, keys, group_key, units):
         row.check(where)
         yield row
 
 
 def rows(
-    source: Path, keys: Mapping[str, str] | None = None, group_key: str | None = None
+    source: Path,
+    keys: Mapping[str, str] | None = None,
+    group_key: str | None = None,
+    units: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[str, LabelledStructure]]:
     """As `read`, unchecked: where a structure is, and the structure."""
+    keys, units = _checked(keys, units)
     files, _ = _files(Path(source))
     for file in files:
-        yield from _rows(file, _root(files), len(files) > 1, keys or {}, group_key)
+        yield from _rows(file, _root(files), len(files) > 1, keys, group_key, units)
+
+
+def _checked(
+    keys: Mapping[str, str] | None, units: Mapping[str, str] | None
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Options that name properties and units there are."""
+    keys, units = keys or {}, units or {}
+    own_files.check_keys(keys)
+    own_files.check_units(units)
+    if units.get("positions") == "fractional":
+        raise EutecticError(
+            "--unit positions=fractional",
+            "for files that ASE reads",
+            "a unit of length: ASE's positions are Cartesian",
+            "leave it out",
+        )
+    return keys, units
 
 
 def _rows(
@@ -249,11 +295,20 @@ def _rows(
     several_files: bool,
     keys: Mapping[str, str],
     group_key: str | None,
+    units: Mapping[str, str],
     first: int = 0,
     count: int | None = None,
 ) -> Iterator[tuple[str, LabelledStructure]]:
+    of_positions, of_cell = (
+        own_files.length(what, unit) if (unit := units.get(what, units.get("positions"))) else None
+        for what in ("positions", "cell")
+    )
     for name, where, atoms, info in _all_atoms(file, root, first, count):
-        labels = {label: value for label, (_, value) in _find(atoms, info, keys, where).items()}
+        if of_cell is not None:
+            atoms.set_cell(atoms.cell.array * of_cell)
+        if of_positions is not None:
+            atoms.positions *= of_positions
+        labels = {label: value for label, (_, value) in _find(atoms, info, keys, units, where).items()}
         group = _group(name, atoms, info, group_key, several_files, where)
         tags = np.asarray(atoms.get_tags())
         if not np.isin(tags, (0, 1, 2)).all():
@@ -268,30 +323,41 @@ def _places(atoms: Atoms, info: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [info, atoms.arrays, atoms.calc.results if atoms.calc is not None else {}]
 
 
+def _entries(atoms: Atoms, info: Mapping[str, Any]) -> list[str]:
+    """Names of what may be labels."""
+    named = [str(name) for place in _places(atoms, info) for name in place]
+    return [name for name in named if name not in ("numbers", "positions")]
+
+
+def _candidates(name: str, keys: Mapping[str, str]) -> tuple[str, ...]:
+    """The entries a property may be in; the first that is there is taken."""
+    if name in keys:
+        return (keys[name],) if keys[name] else ()
+    # Some codes give only the free energy, of which their forces are the slope.
+    return (*(prefix + name for prefix in PREFIXES), *(("free_energy",) if name == "energy" else ()))
+
+
 def _find(
-    atoms: Atoms, info: Mapping[str, Any], keys: Mapping[str, str], where: str
+    atoms: Atoms, info: Mapping[str, Any], keys: Mapping[str, str], units: Mapping[str, str], where: str
 ) -> dict[str, tuple[str, np.ndarray]]:
-    """Property → key it is under, and its value in the library's shape."""
-    unknown = set(keys) - set(PROPERTIES)
-    if unknown:
-        raise EutecticError("keys", f"property {sorted(unknown)[0]!r}", f"one of {', '.join(PROPERTIES)}", "rename it")
+    """Property → key it is under, and its value in the library's shape and unit."""
     places = _places(atoms, info)
     found: dict[str, tuple[str, np.ndarray]] = {}
     for name, prop in PROPERTIES.items():
-        candidates = [keys[name]] if name in keys else [prefix + name for prefix in PREFIXES]
-        if name == "energy" and name not in keys:
-            # Some codes give only the free energy, of which their forces are the slope.
-            candidates.append("free_energy")
-        for key in candidates:
+        for key in _candidates(name, keys):
             value = next((place[key] for place in places if place.get(key) is not None), None)
             if value is not None:
-                found[name] = (key, _shaped(prop, value, len(atoms), f"{where}, {key}"))
+                label = _shaped(prop, value, len(atoms), f"{where}, {key}")
+                if name in units:
+                    label = prop.conversion(units[name])(label, len(atoms))
+                found[name] = (key, label)
                 break
     if "stress" not in found and "stress" not in keys:
         for key in VIRIALS:
             value = next((place[key] for place in places if place.get(key) is not None), None)
             if value is not None and atoms.cell.rank == 3:
                 virial = _shaped(PROPERTIES["stress"], value, len(atoms), f"{where}, {key}")
+                virial = virial * own_files.of_virials(units.get("stress"), key)
                 found["stress"] = (key, -virial / atoms.get_volume())
                 break
     return found
@@ -300,20 +366,30 @@ def _find(
 def _shaped(prop: Property, value: object, n_atoms: int, where: str) -> np.ndarray:
     shape = prop.shape(n_atoms)
     try:
-        if isinstance(value, bool | np.bool_):
+        if isinstance(value, bool | np.bool_) and not prop.categorical:
             raise ValueError("a key without a value")
         array = np.asarray(value, dtype=np.float64)
         if prop.rank == 2 and array.shape == (6,):
             return voigt_6_to_full_3x3_stress(array)
         # (1,) for a number and (9,) for a tensor are the same numbers, written otherwise.
-        return array.reshape(shape) if array.size == int(np.prod(shape)) else array
+        return array.reshape(shape) if _same_numbers(array.shape, shape) else array
     except (ValueError, TypeError) as error:
         raise EutecticError(
             where,
             f"{str(value)[:60]!r} ({error})",
-            f"{prop.name} in {prop.unit}, of shape {shape}",
-            "repair the file, or name another key for this property",
+            "a class: true, false, or one of the whole numbers 0, 1, …"
+            if prop.categorical
+            else f"{prop.name} in {prop.unit}, of shape {shape}",
+            "number the classes in the file, from 0"
+            if prop.categorical
+            else "repair the file, or name another key for this property",
         ) from error
+
+
+def _same_numbers(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether one shape is the other, all in a row or with dimensions of one more; (3, n) is never (n, 3)."""
+    alike = [n for n in given if n != 1] == [n for n in shape if n != 1]
+    return alike or (len(given) == 1 and given[0] == int(np.prod(shape)))
 
 
 def _unused(atoms: Atoms, info: Mapping[str, Any], used: set[str]) -> set[str]:
@@ -322,13 +398,10 @@ def _unused(atoms: Atoms, info: Mapping[str, Any], used: set[str]) -> set[str]:
     return {n for n in names - used - plain if n.lower().endswith(LABEL_LIKE)}
 
 
-def _no_labels(source: Path, keys: Mapping[str, str] | None, ignored: Mapping[str, int]) -> EutecticError:
-    near = f"no label under the usual names; there are {', '.join(sorted(ignored))}" if ignored else "no label"
-    if keys:
-        near = f"no label under {', '.join(keys.values())}"
+def _no_labels(source: Path, ignored: Mapping[str, int]) -> EutecticError:
     return EutecticError(
         str(source),
-        near,
+        f"no label under the usual names; there are {', '.join(sorted(ignored))}" if ignored else "no label",
         "energy, forces, stress or another property: in atoms.calc, or as REF_energy, REF_forces, …",
         "name the key of a property, e.g. --key energy=my_energy",
     )

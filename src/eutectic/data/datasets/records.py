@@ -22,7 +22,7 @@ import itertools
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -30,8 +30,8 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from ase.formula import Formula
 
-from eutectic.atoms import MAX_ATOMIC_NUMBER, PROPERTIES, EutecticError, LabelledStructure, Structure
-from eutectic.data import stated_units
+from eutectic.atoms import MAX_ATOMIC_NUMBER, PROPERTIES, EutecticError, LabelledStructure, Property, Structure, units
+from eutectic.data import own_files
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
 from eutectic.data.formats import cif, pickled_lmdb, pymatgen_json
@@ -72,29 +72,22 @@ class Choices:
 
     Attributes:
         keys: property, or part of `GEOMETRY`, → the field that holds it; an empty name leaves a property out.
-        units: property, "positions" or "cell" → unit in the files (`eutectic.data.stated_units`); positions may be
-            "fractional".
+        units: property, "positions" or "cell" → unit in the files, with a minus in front where the sign has to be
+            turned (`eutectic.atoms.units.conversion`); positions may be "fractional".
+        defined: properties of the user's own, defined for these files.
         pbc: along which lattice vectors structures repeat, where the files do not say it.
         group_key: field that names the group of a structure.
     """
 
     keys: Mapping[str, str] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
+    defined: tuple[Property, ...] = ()
     pbc: tuple[bool, bool, bool] | None = None
     group_key: str | None = None
 
     def __post_init__(self) -> None:
-        for option, given, known in (
-            ("--key", self.keys, (*PROPERTIES, *GEOMETRY)),
-            ("--unit", self.units, (*PROPERTIES, "positions", "cell")),
-        ):
-            if unknown := [name for name in given if name not in known]:
-                raise EutecticError(option, repr(unknown[0]), f"one of {', '.join(known)}", "correct the option")
-        for name, unit in self.units.items():
-            if name in PROPERTIES:
-                stated_units.conversion(name, unit)
-            elif (name, unit) != ("positions", "fractional"):
-                stated_units.length(name, unit)
+        own_files.check_keys(self.keys, *GEOMETRY)
+        own_files.check_units(self.units)
 
     def names(self, what: str) -> tuple[str, ...]:
         """The fields a property or a part of the geometry may be in."""
@@ -214,13 +207,7 @@ class RecordFiles:
         found, total = self.found, sum(self.found.of_file.values())
         # As for trajectories that ASE reads: the largest group is trained on.
         few = found.groups < 3 or total - found.largest_group < 2 * HELD_OUT * total
-        notes = [
-            f"{label} from {key!r}"
-            + (f" in {self.choices.units[label]}" if label in self.choices.units else "")
-            + f": {n} structures"
-            for label, keys in found.counts.items()
-            for key, n in keys.items()
-        ]
+        notes = own_files.notes(found.counts, self.choices.units)
         if few:
             notes.append("Nearly all is one group: the split is random, with structures of one group on both sides.")
         return Card(
@@ -358,13 +345,13 @@ def _structure(record: Record, choices: Choices) -> Structure:
     if pbc_key is not None and choices.pbc is None:
         pbc = _periodic(record, pbc_key)
     of_cell = choices.units.get("cell", unit)
-    cell = cell * (stated_units.length("cell", of_cell) if key is not None else 1.0)
+    cell = cell * (own_files.length("cell", of_cell) if key is not None else 1.0)
     if unit == "fractional":
         if key is None:
             raise EutecticError(record.where, "fractional positions without a cell", "a cell", _WHOLE)
         positions = positions @ cell
     else:
-        positions = positions * stated_units.length("positions", unit)
+        positions = positions * own_files.length("positions", unit)
     # A molecule in a box has no cell: the box is the program's that made the labels.
     return Structure(numbers=numbers, positions=positions, cell=cell if pbc.any() else np.zeros((3, 3)), pbc=pbc)
 
@@ -401,7 +388,7 @@ def _needed(record: Record, choices: Choices, what: str) -> str:
     return key
 
 
-def _shaped(record: Record, key: str, shape: tuple[int, ...]) -> np.ndarray:
+def _shaped(record: Record, key: str, shape: tuple[int, ...], prop: Property | None = None, n: int = 0) -> np.ndarray:
     """A field's numbers; more dimensions of size one are how some writers stack them."""
     values = record.numbers(key)
     if tuple(n for n in values.shape if n != 1) != tuple(n for n in shape if n != 1):
@@ -409,16 +396,17 @@ def _shaped(record: Record, key: str, shape: tuple[int, ...]) -> np.ndarray:
             f"{record.where}, {key}",
             f"shape {values.shape}",
             f"shape {shape}",
-            "check that labels and atoms belong together, or name another field with --key",
+            (prop.redefined(values.shape, n) if prop is not None else "")
+            or "check that labels and atoms belong together, or name another field with --key",
         )
     return values.reshape(shape)
 
 
-def _of_atoms(record: Record, key: str, n: int, shape: tuple[int, ...]) -> np.ndarray:
+def _of_atoms(record: Record, key: str, n: int, shape: tuple[int, ...], prop: Property | None = None) -> np.ndarray:
     values = record.numbers(key)
     if record.padded and values.ndim == len(shape) and len(values) > n:
-        return _shaped(Record(id="", where=record.where, fields={key: values[:n]}), key, shape)
-    return _shaped(record, key, shape)
+        return _shaped(Record(id="", where=record.where, fields={key: values[:n]}), key, shape, prop, n)
+    return _shaped(record, key, shape, prop, n)
 
 
 def _periodic(record: Record, key: str) -> np.ndarray:
@@ -435,11 +423,37 @@ def _labels(record: Record, choices: Choices, n: int) -> dict[str, np.ndarray]:
         if key is None:
             continue
         shape = prop.shape(n)
-        values = _of_atoms(record, key, n, shape) if prop.level == "atom" else _shaped(record, key, shape)
+        if prop.categorical and (classes := _classes(record, key)) is not None:
+            record = replace(record, fields={**record.fields, key: classes})
+        read = _of_atoms(record, key, n, shape, prop) if prop.level == "atom" else _shaped(record, key, shape, prop, n)
         if name in choices.units:
-            values = np.asarray(stated_units.conversion(name, choices.units[name])(values, n))
-        found[name] = values
+            read = prop.conversion(choices.units[name])(read, n)
+        found[name] = read
     return found
+
+
+def _classes(record: Record, key: str) -> np.ndarray | None:
+    """Class labels as numbers, where the file has true and false; None where it has numbers.
+
+    Raises:
+        EutecticError: they are words.
+    """
+    value = record.value(key)
+    if isinstance(value, bool | np.bool_):
+        return np.asarray(float(value))
+    if not isinstance(value, str):
+        return None
+    if (word := value.strip().lower()) in ("true", "false"):
+        return np.asarray(float(word == "true"))
+    try:
+        return np.asarray(float(value))
+    except ValueError as error:
+        raise EutecticError(
+            f"{record.where}, {key}",
+            repr(value[:60]),
+            "a class: true, false, or one of the whole numbers 0, 1, …",
+            "number the classes in the file, from 0",
+        ) from error
 
 
 def _group(record: Record, choices: Choices, several_files: bool) -> str:
@@ -477,23 +491,22 @@ def _asks_for_periodicity(record: Record, choices: Choices) -> bool:
 
 
 def _check_labels(source: Path, choices: Choices, counts: Mapping[str, object], names: Mapping[str, object]) -> None:
-    missing = [name for name, key in choices.keys.items() if name in PROPERTIES and key and name not in counts]
-    if counts and not missing:
-        return
-    told = f"no {' and no '.join(repr(choices.keys[name]) for name in missing)}" if missing else "no label"
-    raise EutecticError(
-        str(source),
-        f"{told}; the fields are {', '.join(names)}",
-        f"a property of the structures, such as {', '.join(list(PROPERTIES)[:4])}",
-        "name the field of a property, e.g. --key energy=total_energy",
-    )
+    tried = {name: choices.names(name) for name in PROPERTIES}
+    own_files.check_found(str(source), choices.keys, choices.defined, counts, names, tried)
+    if not counts:
+        raise EutecticError(
+            str(source),
+            f"no label; the fields are {', '.join(names)}",
+            f"a property of the structures, such as {', '.join(list(PROPERTIES)[:4])}",
+            "name the field of a property, e.g. --key energy=total_energy",
+        )
 
 
 def _check_stated(
     source: Path, choices: Choices, counts: Mapping[str, object], names: Mapping[str, object], cells: bool
 ) -> None:
     """All at once, so that one more command is enough."""
-    usual = {name: stated_units.example(name) for name in counts if stated_units.needed(name)}
+    usual = {name: units.as_typed(PROPERTIES[name].unit) for name in counts if own_files.asked_for(name)}
     if not any(name in names for what in ("structure", "cif") for name in choices.names(what)):
         fractional = choices.units.get("positions") == "fractional"
         usual = {"positions": "angstrom", **({"cell": "angstrom"} if fractional else {}), **usual}
@@ -504,7 +517,7 @@ def _check_stated(
     given = [f"no unit of {', '.join(missing)}"] if missing else []
     fix = ["state what they are in: " + " ".join(f"--unit {name}={usual[name]}" for name in missing)] if missing else []
     if missing:
-        fix.append("others are " + ", ".join(dict.fromkeys(u for name in missing for u in stated_units.others(name))))
+        fix.append("others are " + ", ".join(dict.fromkeys(u for name in missing for u in own_files.others(name))))
     if any(name in PROPERTIES for name in missing):
         fix.append("--key NAME= leaves a property out")
     if periodic:

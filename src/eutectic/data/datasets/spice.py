@@ -26,7 +26,7 @@ import h5py
 import numpy as np
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
-from eutectic.atoms.units import BOHR, HARTREE
+from eutectic.atoms.units import convert
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
 from eutectic.data.formats import hdf5
@@ -69,11 +69,12 @@ SUBSETS: dict[str, tuple[str, int]] = {
 JMP_SUBSETS = ("dipeptides", "solvated_amino_acids")
 """The subsets JMP was fine-tuned to."""
 
-_LENGTH = {"bohr": BOHR, "angstrom": 1.0}
-_ENERGY = {"hartree": HARTREE, "ev": 1.0}
-_CHARGE = {"elementary_charge": 1.0}
-_GRADIENT = {f"{e}/{x}": _ENERGY[e] / _LENGTH[x] for e in _ENERGY for x in _LENGTH}
-_DIPOLE = {f"elementary_charge*{x}": _LENGTH[x] for x in _LENGTH}
+_LENGTH = {"bohr": "bohr", "angstrom": "Å"}
+_ENERGY = {"hartree": "hartree", "ev": "eV"}
+_CHARGE = {"elementary_charge": "e"}
+_GRADIENT = {f"{e}/{x}": f"{e}/{x}" for e in _ENERGY for x in _LENGTH}
+_DIPOLE = {f"elementary_charge*{x}": f"e*{x}" for x in _LENGTH}
+"""Units as the files write them → as `eutectic.atoms.units` knows them."""
 
 _EXPECTED = "SPICE-2.0.1.hdf5"
 _FIX = "fetch SPICE-2.0.1.hdf5 (doi:10.5281/zenodo.10975225) or SPICE-1.1.4.hdf5 (doi:10.5281/zenodo.8222043)"
@@ -178,16 +179,16 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
             group = hdf5.subgroup(file, molecule)
             numbers = hdf5.numbers_in(hdf5.dataset(group, "atomic_numbers", None)).astype(np.int64)
             n, frames = len(numbers), _frames(group)
-            positions = _values(group, "conformations", _LENGTH, first, last, frames, n, 3)
+            positions = _values(group, "conformations", _LENGTH, "Å", first, last, frames, n, 3)
             labels = {
-                "energy": _values(group, "dft_total_energy", _ENERGY, first, last, frames),
-                "forces": -_values(group, "dft_total_gradient", _GRADIENT, first, last, frames, n, 3),
+                "energy": _values(group, "dft_total_energy", _ENERGY, "eV", first, last, frames),
+                "forces": -_values(group, "dft_total_gradient", _GRADIENT, "eV/Å", first, last, frames, n, 3),
                 "charge": np.full(last - first, float(formal_charge(_text(group, "smiles")))),
             }
             if _given(group, "scf_dipole"):
-                labels["dipole"] = _values(group, "scf_dipole", _DIPOLE, first, last, frames, 3)
+                labels["dipole"] = _values(group, "scf_dipole", _DIPOLE, "e Å", first, last, frames, 3)
             if _given(group, "mbis_charges"):
-                labels["charges"] = _values(group, "mbis_charges", _CHARGE, first, last, frames, n, 1)[..., 0]
+                labels["charges"] = _values(group, "mbis_charges", _CHARGE, "e", first, last, frames, n, 1)[..., 0]
             for i in range(last - first):
                 yield LabelledStructure(
                     structure=Structure(numbers=numbers, positions=positions[i]),
@@ -281,7 +282,7 @@ def _given(molecule: h5py.Group, key: str) -> bool:
 
 
 def _values(
-    molecule: h5py.Group, key: str, units: Mapping[str, float], first: int, last: int, *sizes: int
+    molecule: h5py.Group, key: str, units: Mapping[str, str], wanted: str, first: int, last: int, *sizes: int
 ) -> np.ndarray:
     node = hdf5.dataset(molecule, key, *sizes)
     unit = node.attrs.get("units")
@@ -293,4 +294,4 @@ def _values(
             f"units {' or '.join(units)}",
             _FIX,
         )
-    return hdf5.numbers_in(node, first, last) * units[unit.lower()]
+    return hdf5.numbers_in(node, first, last) * convert(units[unit.lower()], wanted)

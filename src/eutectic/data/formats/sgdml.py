@@ -15,7 +15,7 @@ import io
 import itertools
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -26,7 +26,7 @@ from ase.formula import Formula
 from jaxtyping import Int
 
 from eutectic.atoms import EutecticError
-from eutectic.atoms.units import BOHR, HARTREE, KCAL_PER_MOL
+from eutectic.atoms.units import HARTREE, KCAL_PER_MOL, convert
 from eutectic.data.formats.archives import Bytes, damage_explained, opened
 from eutectic.data.formats.npz_arrays import array_head, blocks
 
@@ -35,18 +35,8 @@ STRETCHES = 40
 """A trajectory's groups: as many stretches of neighbours in time, so that nine tenths and one tenth can be parted
 with few neighbours on both sides."""
 
-ENERGY_UNITS: dict[str, float] = {
-    "kcal/mol": KCAL_PER_MOL,
-    "kj/mol": KCAL_PER_MOL / 4.184,
-    "ev": 1.0,
-    "hartree": HARTREE,
-    "ha": HARTREE,
-    "au": HARTREE,
-}
-"""In eV, by what `e_unit` says, in lower case."""
-
-LENGTH_UNITS: dict[str, float] = {"ang": 1.0, "angstrom": 1.0, "a": 1.0, "å": 1.0, "bohr": BOHR, "au": BOHR}
-"""In Å, by what `r_unit` says, in lower case."""
+ATOMIC_UNITS = {"e_unit": "hartree", "r_unit": "bohr"}
+"""What "au" means there."""
 
 ATOM_ENERGIES: dict[int, float] = {1: -13.61, 6: -1029.9, 7: -1485.3, 8: -2042.6}
 """Free atoms in eV, with all electrons, good to a part in a thousand: B3LYP, doi:10.6084/m9.figshare.1057643."""
@@ -114,8 +104,8 @@ def trajectory(path: Path, member: str, formula: str, molecule: str, fetch: str)
         else:
             numbers, n_frames, first, units = _npz_head(where, handle, fetch)
     _check_molecule(where, numbers, formula, molecule)
-    length = _unit(where, "r_unit", units[1], LENGTH_UNITS) if units[1] else 1.0
-    energy = _unit(where, "e_unit", units[0], ENERGY_UNITS) if units[0] else None
+    length = _unit(where, "r_unit", units[1], "Å") if units[1] else 1.0
+    energy = _unit(where, "e_unit", units[0], "eV") if units[0] else None
     return Trajectory(
         path=path,
         member=member,
@@ -192,15 +182,16 @@ def _text(bundle: zipfile.ZipFile, key: str) -> str:
     return "" if text.strip().lower() in ("", "n/a", "none", "unknown") else text.strip()
 
 
-def _unit(where: str, key: str, stated: str, known: Mapping[str, float]) -> float:
-    if stated.lower() not in known:
+def _unit(where: str, key: str, stated: str, wanted: str) -> float:
+    try:
+        return convert(ATOMIC_UNITS[key] if stated.lower() == "au" else stated, wanted)
+    except EutecticError as error:
         raise EutecticError(
             where,
             f"{key} {stated!r}",
-            f"one of {', '.join(known)}",
+            f"{error.expected}, or au",
             "convert the file to eV and Å as extended xyz, and prepare it as `ase`",
-        )
-    return known[stated.lower()]
+        ) from error
 
 
 def _energy_unit(where: str, numbers: np.ndarray, energy: float, stated: float | None) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from eutectic.atoms import FORCES
 from eutectic.console import progress_bar as progress_bar
 
 
@@ -56,7 +57,8 @@ class Display:
         """The errors on held-out structures, by set."""
         if not self._explained:
             self.console.print(
-                f"{self.title}: held-out error / error of knowing nothing (forces: meV/Å)", highlight=False
+                f"{self.title}: held-out error / error of knowing nothing (forces: {FORCES.display_unit})",
+                highlight=False,
             )
             self._explained = True
         parts = []
