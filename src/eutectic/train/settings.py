@@ -8,10 +8,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from eutectic.atoms import PROPERTIES, EutecticError
+from eutectic.atoms import EutecticError
 from eutectic.graph import GraphSettings
-from eutectic.models.heads import HeadSettings
-from eutectic.tasks import TargetSettings
+from eutectic.tasks import Targets, TargetSettings
 
 
 class Settings(BaseModel):
@@ -138,21 +137,15 @@ class SetSettings(Settings):
     """One data set of a pre-training."""
 
     store: str = Field(description="name of an embedded set, or path of a store")
-    targets: dict[str, TargetSettings] = Field(
-        default_factory=lambda: {
-            "energy": TargetSettings(),
-            "forces": TargetSettings(head=HeadSettings(kind="direct_forces"), weight_by_size=True),
-        }
+    targets: Targets = Field(
+        default_factory=lambda: {"energy": TargetSettings(), "forces": TargetSettings(weight_by_size=True)},
+        validate_default=True,
     )
     graph: GraphSettings | None = Field(default=None, description="this set's own; the run's if not given")
     split: str | None = Field(default=None, description="the data set's default if not given")
     validation: int = Field(default=200, ge=1, description="structures used to watch the training")
     cap: int | None = Field(default=None, ge=1, description="use at most so many structures, always the same")
     max_share: float | None = Field(default=None, gt=0, le=1, description="at most this part of what is drawn")
-
-    @model_validator(mode="after")
-    def _known(self) -> SetSettings:
-        return _check_targets(self)
 
 
 class PretrainSettings(Settings):
@@ -203,7 +196,7 @@ class FinetuneSettings(Settings):
     """One fine-tuning run."""
 
     data: DataSettings
-    targets: dict[str, TargetSettings] = Field(min_length=1)
+    targets: Targets = Field(min_length=1)
     start: str = Field(description="'scratch', or the folder of a pre-trained model")
     architecture_from: str | None = Field(
         default=None,
@@ -221,20 +214,8 @@ class FinetuneSettings(Settings):
     optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-3, warmup_steps=20, weight_decay=0.01)
     train: TrainSettings = TrainSettings(steps=500, batch_size=16, evaluate_every=50)
 
-    @model_validator(mode="after")
-    def _known(self) -> FinetuneSettings:
-        return _check_targets(self)
-
 
 T = TypeVar("T", bound=BaseModel)
-
-
-def _check_targets(settings: T) -> T:
-    for name in settings.targets:  # type: ignore[attr-defined]
-        if name not in PROPERTIES:
-            near = difflib.get_close_matches(name, PROPERTIES, 1)
-            raise ValueError(f"unknown property {name!r}{f'; did you mean {near[0]!r}?' if near else ''}")
-    return settings
 
 
 def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:
