@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
+from torch import nn
 
-from eutectic.atoms import Structure
+from eutectic.atoms import PROPERTIES, EutecticError, Property, Structure
 from eutectic.data.store import Store
 from eutectic.graph import Graph, GraphSettings, build_graph, collate
 from eutectic.models import Backbone
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings, layers
-from eutectic.models.heads import HeadSettings, pool
+from eutectic.models.heads import HEADS, HeadSettings, check_head, pool, resolve
 from eutectic.models.multitask import MultitaskModel, TaskSlice
 from eutectic.models.painn import PaiNN, PaiNNSettings
 
@@ -29,6 +32,15 @@ def _backbone() -> PaiNN:
 def test_pooling_by_hand(how: str, expected: list[float]) -> None:
     values = torch.tensor([1.0, 2.0, 5.0])
     assert pool(values, torch.tensor([0, 0, 1]), 2, how).tolist() == expected
+
+
+def test_pooling_of_vectors_and_tensors_is_that_of_their_components() -> None:
+    values, structure = torch.randn(5, 3, 3, dtype=torch.float64), torch.tensor([0, 0, 0, 1, 1])
+    for how in ("sum", "mean", "max"):
+        found = pool(values, structure, 2, how)
+        for i in range(3):
+            for j in range(3):
+                torch.testing.assert_close(found[:, i, j], pool(values[:, i, j], structure, 2, how))
 
 
 def _two_tasks(molecules: Store, slabs: Store) -> tuple[MultitaskModel, object, list[TaskSlice]]:
@@ -84,9 +96,15 @@ def test_a_task_without_rows_still_has_a_zero_gradient(molecules: Store) -> None
         assert not parameter.grad.any()
 
 
-def test_gradient_forces_agree_with_finite_differences(molecules: Store) -> None:
+def _gemnet() -> Backbone:
+    torch.manual_seed(1)
+    return GemNetOC(GemNetOCSettings.tiny().model_copy(update={"atom_width": 16, "edge_width": 16})).double()
+
+
+@pytest.mark.parametrize("backbone", [_backbone, _gemnet], ids=["painn", "gemnet_oc"])
+def test_gradient_forces_agree_with_finite_differences(molecules: Store, backbone: Callable[[], Backbone]) -> None:
     heads = {"energy": HeadSettings(layers=1), "forces": HeadSettings(kind="gradient_forces")}
-    model = MultitaskModel(_backbone(), {"a": heads}).double()
+    model = MultitaskModel(backbone(), {"a": heads}).double()
     graph = collate([build_graph(molecules[3].structure, GRAPH)], torch.float64)
     part = [TaskSlice("a", (0, 1), (0, len(graph.numbers)), (0, len(graph.main)))]
     forces = model(graph, part)["a"]["forces"]
@@ -131,11 +149,6 @@ def _derived(backbone: Backbone) -> tuple[MultitaskModel, Graph, list[TaskSlice]
     water = Structure(numbers=np.array([8, 1, 1]), positions=np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0.1]]))
     graph = collate([build_graph(s, GRAPH) for s in (_crystal(), water)], torch.float64)
     return model, graph, [TaskSlice("a", (0, 2), (0, len(graph.numbers)), (0, len(graph.main)))]
-
-
-def _gemnet() -> Backbone:
-    torch.manual_seed(1)
-    return GemNetOC(GemNetOCSettings.tiny().model_copy(update={"atom_width": 16, "edge_width": 16})).double()
 
 
 @pytest.mark.parametrize("backbone", [_backbone, _gemnet], ids=["painn", "gemnet_oc"])
@@ -193,3 +206,226 @@ def test_conservative_forces_replace_a_heads_own(molecules: Store, slabs: Store)
         total = derived[task]["forces"].sum(0)
         torch.testing.assert_close(total, torch.zeros_like(total), atol=1e-8, rtol=0)
     assert derived["b"]["stress"].shape == (2, 3, 3)
+
+
+# --- every kind of head ----------------------------------------------------------------------------------------
+
+OPEN = GraphSettings(cutoff=4.0, max_neighbours=60)
+"""No list is cut short, so that symmetry is exact."""
+
+EVERY_HEAD = {
+    **{
+        f"{kind} {pooling}": HeadSettings(
+            kind=kind, pooling=pooling, layers=1, n_classes=3 if kind == "class" else None
+        )
+        for kind, entry in HEADS.items()
+        for pooling in (entry.poolings or ("sum",))
+        if entry.module is not None
+    },
+    "energy": HeadSettings(layers=1),
+    "forces": HeadSettings(kind="gradient_forces"),
+    "stress": HeadSettings(kind="gradient_stress"),
+}
+
+
+def _model(backbone: Callable[[], Backbone]) -> MultitaskModel:
+    built = backbone()
+    torch.manual_seed(2)
+    return MultitaskModel(built, {"a": EVERY_HEAD}).double().eval()
+
+
+def _rows(model: MultitaskModel, structures: list[Structure]) -> dict[str, torch.Tensor]:
+    graph = collate([build_graph(s, OPEN) for s in structures], torch.float64)
+    part = TaskSlice("a", (0, len(structures)), (0, len(graph.numbers)), (0, len(graph.main)))
+    return {name: value.detach() for name, value in model(graph, [part])["a"].items()}
+
+
+def _ethanol() -> Structure:
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=3)
+    return Structure.from_ase(atoms)
+
+
+def _entry(name: str) -> tuple[str, int, bool]:
+    """Level, rank and whether a supercell has twice the value."""
+    settings = EVERY_HEAD[name]
+    entry = resolve(settings, PROPERTIES[name] if name in PROPERTIES else PROPERTIES["energy"]).entry
+    extensive = name == "energy" or (bool(entry.poolings) and settings.pooling == "sum")
+    return entry.level, entry.rank, extensive
+
+
+def _turned(value: torch.Tensor, rank: int, turn: torch.Tensor) -> torch.Tensor:
+    return value if rank == 0 else value @ turn.T if rank == 1 else turn @ value @ turn.T
+
+
+@pytest.fixture(scope="module", params=[_backbone, _gemnet], ids=["painn", "gemnet_oc"])
+def everything(request: pytest.FixtureRequest) -> MultitaskModel:
+    return _model(request.param)
+
+
+def test_every_kind_is_tested_and_none_gives_nothing(everything: MultitaskModel) -> None:
+    found = _rows(everything, [_crystal()])
+    assert {head.kind or "scalar" for head in EVERY_HEAD.values()} == set(HEADS)
+    assert found.keys() == EVERY_HEAD.keys()
+    for name, value in found.items():
+        level, rank, _ = _entry(name)
+        shape = (4 if level == "atom" else 1, *[3] * rank, *[3] * name.startswith("class"))
+        assert value.shape == shape, name
+        assert value.abs().min() > 1e-9, name
+
+
+@pytest.mark.parametrize("improper", [False, True], ids=["rotation", "inversion"])
+def test_heads_turn_with_the_structure(everything: MultitaskModel, improper: bool) -> None:
+    turn = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))[0]
+    turn *= np.linalg.det(turn) * (-1 if improper else 1)
+    for structure in (_crystal(), _ethanol()):
+        moved = replace(structure, positions=structure.positions @ turn.T, cell=structure.cell @ turn.T)
+        before, after = _rows(everything, [structure]), _rows(everything, [moved])
+        for name, value in before.items():
+            expected = _turned(value, _entry(name)[1], torch.from_numpy(turn))
+            torch.testing.assert_close(after[name], expected, rtol=1e-8, atol=1e-9, msg=name)
+
+
+def test_heads_do_not_mind_the_order_of_atoms(everything: MultitaskModel) -> None:
+    for structure in (_crystal(), _ethanol()):
+        order = np.random.default_rng(1).permutation(len(structure))
+        other = replace(
+            structure,
+            **{name: getattr(structure, name)[order] for name in ("numbers", "positions", "tags", "fixed")},
+        )
+        before, after = _rows(everything, [structure]), _rows(everything, [other])
+        for name, value in before.items():
+            expected = value[torch.from_numpy(order)] if _entry(name)[0] == "atom" else value
+            torch.testing.assert_close(after[name], expected, rtol=1e-8, atol=1e-9, msg=name)
+
+
+def test_a_supercell_has_twice_what_is_extensive(everything: MultitaskModel) -> None:
+    one = _crystal()
+    two = Structure(
+        numbers=np.tile(one.numbers, 2),
+        positions=np.concatenate([one.positions, one.positions + one.cell[1]]),
+        cell=one.cell * np.array([[1.0], [2.0], [1.0]]),
+        pbc=one.pbc,
+    )
+    single, double = _rows(everything, [one]), _rows(everything, [two])
+    for name, value in single.items():
+        level, _, extensive = _entry(name)
+        expected = torch.cat([value, value]) if level == "atom" else value * (2 if extensive else 1)
+        torch.testing.assert_close(double[name], expected, rtol=1e-8, atol=1e-9, msg=name)
+
+
+def test_a_batch_of_structures_is_each_of_them(everything: MultitaskModel) -> None:
+    structures = [_ethanol(), _crystal(), Structure(numbers=np.array([10]), positions=np.zeros((1, 3)))]
+    together, alone = _rows(everything, structures), [_rows(everything, [s]) for s in structures]
+    for name, value in together.items():
+        expected = torch.cat([found[name] for found in alone])
+        torch.testing.assert_close(value, expected, rtol=1e-8, atol=1e-9, msg=name)
+
+
+def test_a_tensor_is_symmetric_and_its_trace_comes_from_the_atoms(everything: MultitaskModel) -> None:
+    for name in ("tensor sum", "tensor mean"):
+        (value,) = _rows(everything, [_crystal()])[name]
+        torch.testing.assert_close(value, value.T, rtol=0, atol=1e-12)
+        head = everything.heads["a"][name]
+        with torch.no_grad():
+            kept = head.isotropic[-1].weight.clone()
+            head.isotropic[-1].weight.zero_()
+            (traceless,) = _rows(everything, [_crystal()])[name]
+            head.isotropic[-1].weight.copy_(kept)
+        assert abs(traceless.trace()) < 1e-12 < abs(value.trace())
+
+
+def test_rescaling_a_head_rescales_all_that_it_predicts() -> None:
+    model = _model(_backbone)
+    before = _rows(model, [_crystal()])
+    for head in model.heads["a"].children():
+        head.rescale(2.5)
+    after = _rows(model, [_crystal()])
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], 2.5 * value, msg=name)
+
+
+def test_a_compiler_gets_every_perceptron(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, compiled = _model(_backbone), set()
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.add(self))
+    model.compile_parts()
+    assert {m for m in model.heads.modules() if isinstance(m, nn.Sequential)} == compiled - {model.backbone}
+    parameters = {p for module in compiled for p in module.parameters()}
+    assert parameters == set(model.parameters())
+
+
+def test_a_kind_of_head_without_rows_has_a_zero_gradient() -> None:
+    model = MultitaskModel(_backbone(), {"a": EVERY_HEAD, "b": EVERY_HEAD}).double()
+    graph = collate([build_graph(_crystal(), OPEN)], torch.float64)
+    found = model(graph, [TaskSlice("a", (0, 0), (0, 0), (0, 0)), TaskSlice("b", (0, 1), (0, 4), (0, len(graph.main)))])
+    sum(value.sum() for task in found.values() for value in task.values()).backward()  # type: ignore[union-attr]
+    for name, parameter in model.heads["a"].named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
+# --- what follows from the property ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "pooling"),
+    [
+        ("energy", "scalar", "sum"),
+        ("u0", "scalar", "sum"),
+        ("gap", "scalar", "mean"),
+        ("forces", "direct_forces", "sum"),
+        ("charges", "atom_scalar", "sum"),
+        ("stress", "tensor", "mean"),
+        ("is_metal", "class", "mean"),
+    ],
+)
+def test_kind_and_pooling_follow_from_the_property(name: str, kind: str, pooling: str) -> None:
+    found = resolve(HeadSettings(layers=2), PROPERTIES[name])
+    assert (found.kind, found.pooling, found.layers) == (kind, pooling, 2)
+    assert resolve(found, PROPERTIES[name]) == found
+    check_head(found, PROPERTIES[name])
+
+
+def test_every_known_property_has_a_head() -> None:
+    for prop in PROPERTIES.values():
+        check_head(resolve(HeadSettings(), prop), prop)
+
+
+def test_a_property_that_no_head_predicts_is_refused() -> None:
+    tensor = Property(name="shielding", level="atom", rank=2, unit="ppm")
+    with pytest.raises(EutecticError, match="a tensor of the atom, which no head predicts"):
+        resolve(HeadSettings(), tensor)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "says"),
+    [
+        ("charges", {"kind": "scalar"}, "charges is a scalar of the atom; expected kind 'atom_scalar'"),
+        ("dipole", {"kind": "direct_forces"}, "expected kind 'vector'"),
+        ("gap", {"kind": "gradient_forces"}, "predicts forces alone"),
+        ("is_metal", {"kind": "scalar"}, "expected kind 'class'"),
+        ("stress", {"kind": "direct_stress"}, "did you mean 'gradient_stress'"),
+        ("dipole", {"pooling": "max"}, "one of sum, mean"),
+        ("gap", {"n_classes": 3}, "'class' heads alone"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(name: str, head: dict[str, object], says: str) -> None:
+    with pytest.raises(EutecticError, match=says):
+        check_head(resolve(HeadSettings.model_validate(head), PROPERTIES[name]), PROPERTIES[name])
+
+
+@pytest.mark.parametrize("name", ["forces", "dipole", "stress"])
+def test_heads_of_edges_need_edge_features(name: str) -> None:
+    bare = [
+        PaiNN(PaiNNSettings(width=8, layers=1, edge_width=0)),
+        GemNetOC(GemNetOCSettings.tiny().model_copy(update={"edge_features": False})),
+    ]
+    for backbone in bare:
+        with pytest.raises(EutecticError, match="a backbone without edge features"):
+            MultitaskModel(backbone, {"a": {name: HeadSettings()}})
+        MultitaskModel(backbone, {"a": {"energy": HeadSettings(), "forces": HeadSettings(kind="gradient_forces")}})
+
+
+def test_a_derivative_needs_an_energy() -> None:
+    with pytest.raises(EutecticError, match="no energy among forces"):
+        MultitaskModel(_backbone(), {"a": {"forces": HeadSettings(kind="gradient_forces")}})

@@ -22,7 +22,7 @@ from eutectic.data.store import Store
 from eutectic.graph import GraphSettings, build_graph
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel
-from eutectic.predict.prediction import key_of, predict, relative_energies
+from eutectic.predict.prediction import as_json, key_of, predict, relative_energies, write_predictions
 from eutectic.tasks import Normaliser, Sample, Target, TargetSettings, Task, fit_task
 from eutectic.tasks.references import References
 from eutectic.train.evaluation import evaluate
@@ -164,6 +164,42 @@ def folder(model: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Pat
     labelled.calc = SinglePointCalculator(labelled, energy=-3.0, forces=np.ones((len(labelled), 3)))
     write(folder / "in.xyz", [molecule("H2O"), labelled], format="extxyz")
     return folder
+
+
+def test_files_hold_vectors_tensors_and_classes(tmp_path: Path) -> None:
+    names = ("charges", "dipole", "stress", "is_metal")
+    targets = {n: Target(TargetSettings(), Normaliser(None, 0.0, 2.0), 1.0) for n in names}
+    task = Task("any", "none", targets, GRAPH)
+    torch.manual_seed(0)
+    settings = {"width": 8, "layers": 1, "cutoff": 4.0}
+    backbone, _ = build_backbone("painn", settings)
+    module = MultitaskModel(backbone, {"any": task.heads}).double().eval()
+    trained = TrainedModel(module, (task,), "painn", settings, GRAPH)
+    copper = bulk("Cu", cubic=True)
+    copper.rattle(0.1, seed=1)
+    atoms = [molecule("H2O"), copper]
+    made = predict(trained, "any", [Structure.from_ase(a) for a in atoms])
+    assert [set(p) for p in made] == [set(names) - {"stress"}, set(names)]
+    assert made[1]["is_metal"].sum() == pytest.approx(1.0)
+    bare = predict(trained, "any", [Structure.from_ase(copper)], normalised=True)[0]["is_metal"]
+    np.testing.assert_allclose(made[1]["is_metal"], np.exp(bare) / np.exp(bare).sum())
+
+    write_predictions(tmp_path / "out.xyz", atoms, made, task)
+    for written, expected in zip(read(tmp_path / "out.xyz", ":"), made, strict=True):
+        for name, value in expected.items():
+            found = written.arrays if name == "charges" else written.info
+            np.testing.assert_allclose(found[f"any_{name}"], value, rtol=1e-6, atol=1e-7)
+    content = json.loads(as_json(made, task))
+    assert content["units"] == {
+        "charges": "e",
+        "dipole": "e Å",
+        "stress": "eV/Å³",
+        "is_metal": "probability of each class",
+    }
+    for found, expected in zip(content["predictions"], made, strict=True):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value)
 
 
 def _run(folder: Path, *arguments: str) -> str:

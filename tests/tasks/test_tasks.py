@@ -12,12 +12,25 @@ import torch
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.checkpoints.model import TrainedModel, build_backbone, elements_seen, load_model, save_model
-from eutectic.data.store import Store
+from eutectic.data.card import Card
+from eutectic.data.store import Store, write_store
 from eutectic.graph import GraphSettings, build_graph
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel
-from eutectic.tasks import Sample, TargetSettings, Task, fit_task, make_batch, structure_losses
-from eutectic.tasks.metrics import ErrorSum, primary, shown
+from eutectic.tasks import (
+    Batch,
+    Sample,
+    TargetSettings,
+    Task,
+    check_targets,
+    fit_task,
+    make_batch,
+    structure_losses,
+    target_losses,
+)
+from eutectic.tasks.metrics import ClassErrorSum, ErrorSum, primary, roc_auc, shown
+from eutectic.tasks.task import Normaliser, Target
+from eutectic.train.evaluation import evaluate
 
 GRAPH = GraphSettings(cutoff=5.0, max_neighbours=20)
 TARGETS = {
@@ -123,8 +136,6 @@ def test_batch_is_ordered_by_task_and_parts_fit(task: Task, molecules: Store, sl
 
 def test_structure_wise_loss_by_hand() -> None:
     """Two structures of 1 and 3 atoms; the loss of each is |ΔE| + w · mean over atoms of ‖ΔF‖."""
-    from eutectic.tasks.task import Normaliser, Target
-
     targets = {
         "energy": Target(TARGETS["energy"], Normaliser(None, 0.0, 1.0), 1.0),
         "forces": Target(TARGETS["forces"], Normaliser(None, 0.0, 1.0), 2.0),
@@ -246,3 +257,266 @@ def test_a_label_that_is_no_number_cannot_hide(task: Task, molecules: Store) -> 
     zeros = {name: torch.zeros_like(value) for name, value in batch.labels["molecules"].items()}
     (losses,) = structure_losses({"molecules": zeros}, batch, [task])
     assert torch.isfinite(losses).tolist() == [True, False]
+
+
+# --- properties of every level and rank ------------------------------------------------------------------------
+
+
+def _labelled(path: Path, labels: list[dict[str, object]]) -> Store:
+    """Water with these labels, one structure for each."""
+    card = Card(
+        name="water",
+        title="water",
+        domain="tests",
+        properties=tuple(labels[0]),
+        level_of_theory="none",
+        licence="CC0-1.0",
+        citation="none",
+        source="tests",
+    )
+    positions = np.array([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    rows = [
+        LabelledStructure(
+            structure=Structure(numbers=np.array([8, 1, 1]), positions=positions * (1 + 0.01 * i)),
+            labels={name: np.asarray(value, dtype=float) for name, value in given.items()},
+            id=f"{i}",
+            group=f"{i}",
+        )
+        for i, given in enumerate(labels)
+    ]
+    write_store(path, card, rows)
+    return Store(path)
+
+
+def test_normalisers_of_every_level_and_rank(tmp_path: Path) -> None:
+    store = _labelled(
+        tmp_path / "store",
+        [
+            {"charges": [-0.8, 0.4, 0.4], "dipole": [3.0, 0.0, 0.0], "is_metal": 2.0, "gap": 1.0},
+            {"charges": [-0.4, 0.5, 0.5], "dipole": [0.0, 0.0, 3.0], "is_metal": 0.0, "gap": 3.0},
+        ],
+    )
+    names = ("charges", "dipole", "is_metal", "gap")
+    task = fit_task("w", store, np.arange(2), {name: TargetSettings() for name in names}, GRAPH)
+    charges, dipole, metal, gap = (task.targets[name] for name in names)
+    every = np.array([-0.8, 0.4, 0.4, -0.4, 0.5, 0.5])
+    assert (charges.normaliser.mean, charges.normaliser.scale) == pytest.approx((every.mean(), every.std()), rel=1e-6)
+    assert (dipole.normaliser.mean, dipole.normaliser.scale) == pytest.approx((0.0, np.sqrt(18 / 6)))
+    assert (metal.normaliser.mean, metal.normaliser.scale) == (0.0, 1.0)
+    assert (gap.normaliser.mean, gap.normaliser.scale) == pytest.approx((2.0, 1.0))
+    assert all(target.normaliser.references is None for target in task.targets.values())
+    assert task.heads["is_metal"].n_classes == 3
+    assert (task.heads["gap"].kind, task.heads["gap"].pooling) == ("scalar", "mean")
+    assert Task.from_dict(task.to_dict()) == task
+    np.testing.assert_allclose(metal.physical(np.log([1.0, 2.0, 5.0]), np.array([8])), [0.125, 0.25, 0.625])
+
+
+def test_classes_are_counted_in_the_training_labels(tmp_path: Path) -> None:
+    store = _labelled(tmp_path / "store", [{"is_metal": v} for v in (0.0, 0.0, 3.0, 0.5)])
+
+    def count(rows: list[int], stated: int | None = None) -> int | None:
+        targets = {"is_metal": TargetSettings(head=HeadSettings(n_classes=stated))}
+        return fit_task("w", store, np.array(rows), targets, GRAPH).heads["is_metal"].n_classes
+
+    assert count([0, 1]) == 2
+    assert count([0, 2]) == 4
+    assert count([0, 2], 6) == 6
+    with pytest.raises(EutecticError, match="n_classes 3, and a training label 3"):
+        count([0, 2], 3)
+    with pytest.raises(EutecticError, match=r"label 0\.5"):
+        count([0, 3])
+
+
+def test_targets_are_resolved_by_the_property_table() -> None:
+    found = check_targets({"energy": TargetSettings(), "is_metal": TargetSettings(), "forces": TargetSettings()})
+    assert [t.loss for t in found.values()] == ["mae", "cross_entropy", "mae"]
+    assert [t.head.kind for t in found.values()] == ["scalar", "class", "direct_forces"]
+    assert check_targets(found) == found
+
+
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        ({"force": {}}, "did you mean 'forces'"),
+        ({"charges": {"head": {"kind": "scalar"}}}, "expected kind 'atom_scalar'"),
+        ({"forces": {"head": {"kind": "gradient_forces"}}}, "no energy among forces"),
+        ({"is_metal": {"loss": "mae"}}, "expected cross_entropy"),
+        ({"gap": {"loss": "cross_entropy"}}, "expected mae, mse or huber"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused(targets: dict[str, dict[str, object]], says: str) -> None:
+    given = {name: TargetSettings.model_validate(values) for name, values in targets.items()}
+    with pytest.raises(EutecticError, match=says):
+        check_targets(given)
+
+
+def test_an_energy_is_added_only_where_it_is_wanted() -> None:
+    forces = {"forces": TargetSettings(head=HeadSettings(kind="gradient_forces", layers=2))}
+    added = check_targets(forces, add_energy=True)
+    assert list(added) == ["forces", "energy"]
+    assert added["energy"].head == HeadSettings(kind="scalar", pooling="sum", layers=2)
+    assert list(check_targets({"forces": TargetSettings()}, add_energy=True)) == ["forces"]
+
+
+def _with_loss(name: str, loss: str | None, n_classes: int | None = None) -> Task:
+    settings = TargetSettings.model_validate({"loss": loss, "head": {"n_classes": n_classes}})
+    return Task("t", "none", {name: Target(settings, Normaliser(None, 0.0, 1.0), 3.0)}, GRAPH)
+
+
+def _batch(task: Task, labels: list[object]) -> Batch:
+    """Two structures, of 1 and of 2 atoms; None is a missing label."""
+    one = Structure(numbers=np.array([1]), positions=np.zeros((1, 3)))
+    two = Structure(numbers=np.array([8, 1]), positions=np.array([[0.0, 0, 0], [0.96, 0, 0]]))
+    (name,) = task.targets
+    items = [
+        Sample(0, build_graph(s, GRAPH), {} if y is None else {name: np.asarray(y, dtype=float)})
+        for s, y in zip((one, two), labels, strict=True)
+    ]
+    return make_batch(items, [task], torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "labels", "predicted", "expected"),
+    [
+        ("gap", None, [1.0, 2.0], [1.5, 0.0], [0.5, 2.0]),
+        ("gap", "mse", [1.0, 2.0], [1.5, 0.0], [0.25, 4.0]),
+        ("gap", "huber", [1.0, 2.0], [1.5, 0.0], [0.125, 1.5]),
+        ("gap", "huber", [None, 2.0], [1.5, 0.0], [0.0, 1.5]),
+        ("charges", None, [[1.0], [0.0, 0.0]], [0.0, 3.0, -1.0], [1.0, 2.0]),
+        ("charges", "mse", [[1.0], [0.0, 0.0]], [0.0, 3.0, -1.0], [1.0, 5.0]),
+        ("dipole", None, [[0.0] * 3, [1.0] * 3], [[3.0, 4.0, 0.0], [1.0, 1.0, 3.0]], [5.0, 2.0]),
+        ("dipole", "mse", [None, [1.0] * 3], [[3.0, 4.0, 0.0], [1.0, 1.0, 3.0]], [0.0, 4.0]),
+        ("forces", "huber", [[[0.0] * 3], [[0.0] * 3] * 2], [[0.3, 0.4, 0], [3.0, 4.0, 0], [0, 0, 1]], [0.125, 2.5]),
+        ("stress", None, [np.zeros((3, 3)), None], [np.full((3, 3), 2.0), np.ones((3, 3))], [6.0, 0.0]),
+    ],
+)
+def test_losses_by_hand(
+    name: str, loss: str | None, labels: list[object], predicted: list[object], expected: list[float]
+) -> None:
+    task = _with_loss(name, loss)
+    batch = _batch(task, labels)
+    predictions = {"t": {name: torch.tensor(np.asarray(predicted), dtype=torch.float64)}}
+    (errors,) = target_losses(predictions, batch, [task])
+    torch.testing.assert_close(errors[name], torch.tensor(expected, dtype=torch.float64), atol=1e-5, rtol=0)
+    (losses,) = structure_losses(predictions, batch, [task])
+    torch.testing.assert_close(losses, 3 * errors[name], atol=0, rtol=0)
+
+
+def test_cross_entropy_by_hand() -> None:
+    task = _with_loss("is_metal", None, 3)
+    logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    (known,) = structure_losses({"t": {"is_metal": logits}}, _batch(task, [2.0, 0.0]), [task])
+    by_hand = [np.log(np.exp([1.0, 2.0, 3.0]).sum()) - 3.0, np.log(3.0)]
+    torch.testing.assert_close(known, 3 * torch.tensor(by_hand, dtype=torch.float64))
+    (missing,) = structure_losses({"t": {"is_metal": logits}}, _batch(task, [None, 0.0]), [task])
+    missing.sum().backward()
+    assert missing[0] == 0
+    assert not logits.grad[0].any()
+    (wrong,) = structure_losses({"t": {"is_metal": logits}}, _batch(task, [3.0, 0.0]), [task])
+    assert torch.isinf(wrong).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "turn"), [("dipole", lambda v, r: v @ r.T), ("stress", lambda v, r: r @ v @ r.T)], ids=["dipole", "stress"]
+)
+@pytest.mark.parametrize("loss", ["mae", "mse", "huber"])
+def test_losses_of_vectors_and_tensors_do_not_depend_on_the_axes(name: str, turn: Any, loss: str) -> None:
+    rng = np.random.default_rng(0)
+    rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    shape = (3,) if name == "dipole" else (3, 3)
+    task = _with_loss(name, loss)
+    truth, guess = [rng.normal(size=shape) for _ in range(2)], [rng.normal(size=shape) for _ in range(2)]
+    found = []
+    for change in (lambda v: v, lambda v: turn(v, rotation)):
+        predictions = {"t": {name: torch.tensor(np.array([change(v) for v in guess]))}}
+        found += structure_losses(predictions, _batch(task, [change(v) for v in truth]), [task])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+def test_roc_auc_counts_pairs() -> None:
+    rng = np.random.default_rng(0)
+    positive, score = rng.random(60) < 0.3, rng.integers(0, 8, 60) / 8
+    pairs = [(a > b) + 0.5 * (a == b) for a in score[positive] for b in score[~positive]]
+    assert roc_auc(positive, score) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert roc_auc(positive, positive.astype(float)) == 1.0
+    assert roc_auc(positive, np.ones(60)) == 0.5
+
+
+def test_errors_of_classes() -> None:
+    error = ClassErrorSum()
+    for truth, p in ((1, 0.9), (1, 0.4), (0, 0.3), (0, 0.2), (0, 0.45)):
+        error.add_class(truth, np.array([1 - p, p]))
+    assert (error.metric, ErrorSum.metric) == ("error rate", "MAE")
+    assert error.mae == pytest.approx(1 / 5)
+    assert error.accuracy == pytest.approx(4 / 5)
+    assert error.baseline_mae == pytest.approx(2 / 5)
+    assert error.roc_auc == pytest.approx(5 / 6)
+    one = ClassErrorSum()
+    one.add_class(2, np.array([0.1, 0.3, 0.6]))
+    assert (one.mae, one.baseline_mae) == (0.0, 0.0)
+    assert np.isnan(one.roc_auc)
+
+
+class _Fixed(torch.nn.Module):
+    """Predicts the same for every batch."""
+
+    def __init__(self, predictions: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.predictions, self.weight = predictions, torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, graph: object, parts: object) -> dict[str, dict[str, torch.Tensor]]:
+        return {"w": self.predictions}
+
+
+def test_evaluation_of_every_level_and_rank() -> None:
+    names = ("charges", "dipole", "is_metal", "forces")
+    scales = {"charges": 0.5, "dipole": 2.0, "is_metal": 1.0, "forces": 1.0}
+    task = Task("w", "none", {n: Target(TargetSettings(), Normaliser(None, 0.0, scales[n]), 1.0) for n in names}, GRAPH)
+    held = Structure(
+        numbers=np.array([8, 1]), positions=np.array([[0.0, 0, 0], [0.96, 0, 0]]), fixed=np.array([True, False])
+    )
+    labels = {
+        "charges": np.array([1.0, -1.0]),
+        "dipole": np.array([1.0, 0.0, 0.0]),
+        "is_metal": np.array(1.0),
+        "forces": np.zeros((2, 3)),
+    }
+    model = _Fixed(
+        {
+            "charges": torch.tensor([0.0, -1.0]),
+            "dipole": torch.tensor([[1.0, 0.0, 3.0]]),
+            "is_metal": torch.tensor([[0.0, 1.0]]),
+            "forces": torch.tensor([[9.0, 9, 9], [1, 1, 1]]),
+        }
+    )
+    found = evaluate(model, [task], [Sample(0, build_graph(held, GRAPH), labels)])["w"]
+    # An atom that is held fixed has a charge, but no force to be judged by.
+    assert {name: error.mae for name, error in found.items()} == pytest.approx(
+        {"charges": 0.25, "dipole": 2.0, "is_metal": 0.0, "forces": 1.0}
+    )
+    assert {name: error.metric for name, error in found.items()} == {
+        "charges": "MAE",
+        "dipole": "MAE",
+        "is_metal": "error rate",
+        "forces": "MAE",
+    }
+    assert found["charges"].baseline_mae == pytest.approx(0.5)
+
+
+def test_models_of_older_versions_keep_their_heads() -> None:
+    """A target as formats 1 and 2 wrote it: kind and pooling are stated, and stay, whatever the property is."""
+    older = {
+        "settings": {"head": {"kind": "scalar", "pooling": "sum", "layers": 4}, "weight": 1.0, "weight_by_size": False},
+        "normaliser": {"references": None, "mean": 0.5, "scale": 2.0},
+        "weight": 1.0,
+        "unit": "",
+    }
+    description = {
+        "name": "old",
+        "level_of_theory": "none",
+        "graph": GRAPH.model_dump(mode="json"),
+        "targets": {"gap": {**older, "unit": "eV"}, "is_metal": older},
+    }
+    task = Task.from_dict(description)
+    assert {(h.kind, h.pooling) for h in task.heads.values()} == {("scalar", "sum")}
+    assert task.targets["is_metal"].physical(np.array(1.0), np.array([1])) == 2.5

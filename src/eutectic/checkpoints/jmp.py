@@ -363,7 +363,7 @@ def _heads(entries: Mapping[str, StoredTensor], index: int) -> dict[str, HeadSet
         layers = {rest.partition(".")[0] for rest in _under(entries, f"{prefix}.{index}.")}
         if layers:
             kind = "scalar" if prop == "energy" else "direct_forces"
-            settings[prop] = HeadSettings(kind=kind, pooling="sum", layers=len(layers) - 1)  # type: ignore[arg-type]
+            settings[prop] = HeadSettings(kind=kind, pooling="sum", layers=len(layers) - 1)
     return settings
 
 

@@ -1,35 +1,84 @@
 """Heads: from a backbone's features to one property, in the task's normalised units.
 
-A head sees only the rows of its own task. All of them are multilayer perceptrons as in JMP (Shoghi et al.
-2024, appendix on fine-tuning): `layers` hidden layers with scaled SiLU, and a last layer without bias.
+A head sees only the rows of its own task. `HEADS` lists the kinds; the table of properties decides which of them a
+property gets. All have multilayer perceptrons as in JMP (Shoghi et al. 2024, appendix on fine-tuning): `layers` hidden
+layers with scaled SiLU, and a last layer without bias. Perceptrons see invariants only; vectors and tensors get their
+directions from the edges, so that every head is equivariant under rotations and inversion.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from eutectic.atoms import EutecticError, Property
+from eutectic.atoms.properties import Level
+from eutectic.models.precision import in_full
+
 Pooling = Literal["sum", "mean", "max"]
-HeadKind = Literal["scalar", "direct_forces", "gradient_forces", "gradient_stress"]
 
 
 class HeadSettings(BaseModel):
-    """One head.
-
-    'scalar' pools one number per atom; 'direct_forces' sums one number per incoming edge times the edge's
-    direction; 'gradient_forces' and 'gradient_stress' have no parameters: F = −∂E/∂r and σ = (∂E/∂ε)/V of the task's
-    energy head.
-    """
+    """One head. What is not given follows from the property (see `resolve`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: HeadKind = "scalar"
-    pooling: Pooling = Field(default="sum", description="how atoms become a structure ('scalar' only)")
+    kind: str | None = Field(default=None, description="a kind of `HEADS`; the property's own if not given")
+    pooling: Pooling | None = Field(
+        default=None,
+        description="how atoms become a structure; if not given, sum for extensive properties and mean for others",
+    )
     layers: int = Field(default=4, ge=0, description="hidden layers")
+    n_classes: int | None = Field(
+        default=None,
+        ge=2,
+        description="for 'class': how many; counted in the training labels if not given, and at least 2",
+    )
+
+    @property
+    def entry(self) -> HeadEntry:
+        """The entry of `HEADS`.
+
+        Raises:
+            EutecticError: there is none of that name.
+        """
+        if self.kind not in HEADS:
+            near = difflib.get_close_matches(str(self.kind), HEADS, 1)
+            raise EutecticError(
+                "head.kind",
+                repr(self.kind),
+                f"one of {', '.join(HEADS)}",
+                f"did you mean {near[0]!r}?" if near else "leave it out: it follows from the property",
+            )
+        return HEADS[self.kind]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskFeatures:
+    """Features of one task's rows of a batch; atoms and structures count from 0.
+
+    Attributes:
+        atoms: (n_atoms, atom_width), in the precision of the positions.
+        edges: (n_edges, edge_width); None where the backbone has none.
+        directions: (n_edges, 3), see `Features`.
+        target: (n_edges,) atom that an edge points to.
+        structure: (n_atoms,) structure that an atom belongs to.
+        n_structures: of this task.
+    """
+
+    atoms: Float[Tensor, "atoms width"]
+    edges: Float[Tensor, "edges edge_width"] | None
+    directions: Float[Tensor, "edges 3"]
+    target: Int[Tensor, edges]
+    structure: Int[Tensor, atoms]
+    n_structures: int
 
 
 class ScaledSiLU(nn.Module):
@@ -39,57 +88,267 @@ class ScaledSiLU(nn.Module):
         return nn.functional.silu(x) * (1 / 0.6)
 
 
-def _perceptron(width: int, layers: int) -> nn.Sequential:
+def _perceptron(width: int, layers: int, outputs: int = 1) -> nn.Sequential:
     hidden: list[nn.Module] = []
     for _ in range(layers):
         hidden += [nn.Linear(width, width), ScaledSiLU()]
-    return nn.Sequential(*hidden, nn.Linear(width, 1, bias=False))
+    return nn.Sequential(*hidden, nn.Linear(width, outputs, bias=False))
 
 
 def pool(
-    values: Float[Tensor, atoms], structure: Int[Tensor, atoms], n_structures: int, how: Pooling
-) -> Float[Tensor, structures]:
+    values: Float[Tensor, "atoms *shape"], structure: Int[Tensor, atoms], n_structures: int, how: Pooling
+) -> Float[Tensor, "structures *shape"]:
     """One value per structure from one per atom; `structure` counts from 0."""
+    shape = (n_structures, *values.shape[1:])
     if how == "max":
-        empty = values.new_full((n_structures,), -torch.inf)
-        return empty.scatter_reduce(0, structure, values, "amax", include_self=True)
+        places = structure.reshape(-1, *[1] * (values.ndim - 1)).expand_as(values)
+        return values.new_full(shape, -torch.inf).scatter_reduce(0, places, values, "amax", include_self=True)
     if n_structures == 1 and torch.compiler.is_compiling():
         # Inductor's vectorised code for a CPU cannot add to one place (an assertion fails, PyTorch 2.13).
         return values.sum(0, keepdim=True) if how == "sum" else values.mean(0, keepdim=True)
-    total = values.new_zeros(n_structures).index_add(0, structure, values)
+    total = values.new_zeros(shape).index_add(0, structure, values)
     if how == "sum":
         return total
-    count = values.new_zeros(n_structures).index_add(0, structure, torch.ones_like(values))
-    return total / count
+    ones = values.new_ones(len(values))
+    count = values.new_zeros(n_structures).index_add(0, structure, ones)
+    return total / count.reshape(-1, *[1] * (values.ndim - 1))
 
 
-class ScalarHead(nn.Module):
-    """A property of the structure from the features of its atoms."""
+class Head(nn.Module):
+    """Base of all heads. The children of a head are its perceptrons, and nothing else."""
 
-    def __init__(self, atom_width: int, settings: HeadSettings) -> None:
+    def forward(self, features: TaskFeatures) -> Tensor:
+        raise NotImplementedError
+
+    def rescale(self, factor: float) -> None:
+        """Multiply every prediction by a number: the same values in physical units, in another scale."""
+        with torch.no_grad():
+            for perceptron in self.children():
+                cast(nn.Linear, cast(nn.Sequential, perceptron)[-1]).weight.mul_(factor)
+
+
+class AtomScalarHead(Head):
+    """A number for each atom from its features."""
+
+    def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
         super().__init__()
-        self.pooling: Pooling = settings.pooling
         self.perceptron = _perceptron(atom_width, settings.layers)
 
-    def forward(
-        self, atoms: Float[Tensor, "atoms width"], structure: Int[Tensor, atoms], n_structures: int
-    ) -> Float[Tensor, structures]:
-        return pool(self.perceptron(atoms)[:, 0], structure, n_structures, self.pooling)
+    def forward(self, features: TaskFeatures) -> Float[Tensor, atoms]:
+        # In full precision, as everything that atoms alone decide: they are few beside edges.
+        with in_full(features.atoms.device):
+            return self.perceptron(features.atoms)[:, 0]
 
 
-class DirectForceHead(nn.Module):
-    """Forces not derived from an energy: F_t = Σ_e f_e V_e over the edges e into atom t (GemNet-OC, eq. 8)."""
+class ScalarHead(Head):
+    """A property of the structure: one number per atom, pooled."""
 
-    def __init__(self, edge_width: int, settings: HeadSettings) -> None:
+    def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
+        super().__init__()
+        self.pooling = cast(Pooling, settings.pooling)
+        self.perceptron = _perceptron(atom_width, settings.layers)
+
+    def forward(self, features: TaskFeatures) -> Float[Tensor, structures]:
+        # In full precision always: sums over many atoms are what is asked for.
+        with in_full(features.atoms.device):
+            values = self.perceptron(features.atoms)[:, 0]
+            return pool(values, features.structure, features.n_structures, self.pooling)
+
+
+class ClassHead(Head):
+    """Logits of the classes of a structure: `n_classes` numbers per atom, pooled."""
+
+    def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
+        super().__init__()
+        self.pooling = cast(Pooling, settings.pooling)
+        self.perceptron = _perceptron(atom_width, settings.layers, settings.n_classes or 2)
+
+    def forward(self, features: TaskFeatures) -> Float[Tensor, "structures classes"]:
+        with in_full(features.atoms.device):
+            logits = self.perceptron(features.atoms)
+            return pool(logits, features.structure, features.n_structures, self.pooling)
+
+
+class AtomVectorHead(Head):
+    """A vector for each atom, F_t = Σ_e f_e V_e over the edges e into atom t (forces: GemNet-OC, eq. 8)."""
+
+    def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
         super().__init__()
         self.perceptron = _perceptron(edge_width, settings.layers)
 
-    def forward(
-        self,
-        edges: Float[Tensor, "edges width"],
-        directions: Float[Tensor, "edges 3"],
-        target: Int[Tensor, edges],
-        n_atoms: int,
-    ) -> Float[Tensor, "atoms 3"]:
-        edge_forces = self.perceptron(edges) * directions
-        return edge_forces.new_zeros(n_atoms, 3).index_add(0, target, edge_forces)
+    def forward(self, features: TaskFeatures) -> Float[Tensor, "atoms 3"]:
+        along = self.perceptron(features.edges) * features.directions
+        return along.new_zeros(len(features.atoms), 3).index_add(0, features.target, along)
+
+
+class VectorHead(AtomVectorHead):
+    """A vector of the structure: Σ_e f_e V_e of each atom, pooled. It turns with the structure and changes sign under
+    inversion, as a dipole does."""
+
+    def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
+        super().__init__(atom_width, edge_width, settings)
+        self.pooling = cast(Pooling, settings.pooling)
+
+    def forward(self, features: TaskFeatures) -> Float[Tensor, "structures 3"]:
+        return pool(super().forward(features), features.structure, features.n_structures, self.pooling)
+
+
+class TensorHead(Head):
+    """A symmetric tensor of the structure: Σ_e f_e (V_e ⊗ V_e − |V_e|²/3 · 1) + a · 1 of each atom, pooled.
+
+    f_e comes from an edge's features and a from an atom's: the five components that are traceless, and the trace.
+    """
+
+    def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
+        super().__init__()
+        self.pooling = cast(Pooling, settings.pooling)
+        self.perceptron = _perceptron(edge_width, settings.layers)
+        self.isotropic = _perceptron(atom_width, settings.layers)
+
+    def forward(self, features: TaskFeatures) -> Float[Tensor, "structures 3 3"]:
+        v = features.directions
+        unit = torch.eye(3, dtype=v.dtype, device=v.device)
+        traceless = v[:, :, None] * v[:, None, :] - (v.square().sum(1) / 3)[:, None, None] * unit
+        of_edges = self.perceptron(features.edges)[:, :, None] * traceless
+        anisotropic = of_edges.new_zeros(len(features.atoms), 3, 3).index_add(0, features.target, of_edges)
+        with in_full(features.atoms.device):
+            isotropic = self.isotropic(features.atoms)[:, :, None] * unit
+            return pool(anisotropic + isotropic, features.structure, features.n_structures, self.pooling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadEntry:
+    """One kind of head.
+
+    Attributes:
+        level, rank, categorical: of the properties it predicts.
+        needs: features of the backbone ('atoms', 'edges'), or a head of the same task ('energy').
+        module: makes it from atom width, edge width and settings; None for a derivative, which has no parameters.
+        poolings: allowed ones; none where nothing is pooled.
+        derivative: of the energy by the positions or by the strain; None for a head of its own.
+        property: the only property it predicts; None for any of its level and rank.
+    """
+
+    level: Level
+    rank: int = 0
+    categorical: bool = False
+    needs: tuple[Literal["atoms", "edges", "energy"], ...]
+    module: type[Head] | None
+    poolings: tuple[Pooling, ...] = ()
+    derivative: Literal["positions", "strain"] | None = None
+    property: str | None = None
+
+    def fits(self, prop: Property) -> bool:
+        """Whether it predicts this property."""
+        mine = (self.level, self.rank, self.categorical) == (prop.level, prop.rank, prop.categorical)
+        return mine and self.property in (None, prop.name)
+
+
+HEADS: dict[str, HeadEntry] = {
+    "scalar": HeadEntry(level="structure", needs=("atoms",), module=ScalarHead, poolings=("sum", "mean", "max")),
+    "vector": HeadEntry(level="structure", rank=1, needs=("edges",), module=VectorHead, poolings=("sum", "mean")),
+    "tensor": HeadEntry(
+        level="structure", rank=2, needs=("atoms", "edges"), module=TensorHead, poolings=("sum", "mean")
+    ),
+    "class": HeadEntry(
+        level="structure", categorical=True, needs=("atoms",), module=ClassHead, poolings=("sum", "mean", "max")
+    ),
+    "atom_scalar": HeadEntry(level="atom", needs=("atoms",), module=AtomScalarHead),
+    "direct_forces": HeadEntry(level="atom", rank=1, needs=("edges",), module=AtomVectorHead),
+    # F = −∂E/∂r and σ = (∂E/∂ε)/V of the task's energy head.
+    "gradient_forces": HeadEntry(
+        level="atom", rank=1, needs=("energy",), module=None, derivative="positions", property="forces"
+    ),
+    "gradient_stress": HeadEntry(
+        level="structure", rank=2, needs=("energy",), module=None, derivative="strain", property="stress"
+    ),
+}
+"""Kind → what it predicts, from what, and how. A property gets the first kind that fits it."""
+
+
+def resolve(head: HeadSettings, prop: Property) -> HeadSettings:
+    """The settings of a property's head, with nothing left open but the number of classes.
+
+    The kind follows from the property's level and rank, the pooling from its extensivity ('sum' or 'mean'; 'sum' also
+    stands where nothing is pooled). What is given stays as it is.
+
+    Raises:
+        EutecticError: no kind of head predicts such a property.
+    """
+    if head.kind is None:
+        kinds = [name for name, entry in HEADS.items() if entry.fits(prop)]
+        if not kinds:
+            raise EutecticError(
+                f"property {prop.name!r}",
+                f"{_described(prop)}, which no head predicts",
+                "; ".join(sorted({_described(entry) for entry in HEADS.values()})),
+                "learn another property, or add a kind of head (models/heads.py)",
+            )
+        head = head.model_copy(update={"kind": kinds[0]})
+    if head.pooling is None:
+        pooled = bool(head.entry.poolings)
+        head = head.model_copy(update={"pooling": "mean" if pooled and not prop.extensive else "sum"})
+    return head
+
+
+def check_head(head: HeadSettings, prop: Property) -> None:
+    """Refuse a head, its settings resolved, that does not predict this property.
+
+    Raises:
+        EutecticError: kind, pooling or number of classes do not fit; the kinds that do are in the error.
+    """
+    entry, where = head.entry, f"head of {prop.name!r}"
+    if not entry.fits(prop):
+        fitting = [name for name, e in HEADS.items() if e.fits(prop)]
+        only = f"{entry.property} alone" if entry.property else f"a property that is {_described(entry)}"
+        raise EutecticError(
+            where,
+            f"kind {head.kind!r}, which predicts {only}; {prop.name} is {_described(prop)}",
+            f"kind {' or '.join(map(repr, fitting)) or 'of a head that is still to be added'}",
+            "leave `kind` out: it follows from the property",
+        )
+    if entry.poolings and head.pooling not in entry.poolings:
+        raise EutecticError(
+            where,
+            f"pooling {head.pooling!r} of a {head.kind}, which would not turn with the structure",
+            f"one of {', '.join(entry.poolings)}",
+            "leave `pooling` out: it follows from the property",
+        )
+    if head.n_classes is not None and not entry.categorical:
+        raise EutecticError(
+            where, f"n_classes {head.n_classes} for kind {head.kind!r}", "n_classes for 'class' heads alone", "drop it"
+        )
+
+
+def check_needs(heads: Mapping[str, HeadSettings], *, edges: bool, where: str) -> None:
+    """Refuse heads that lack what they are computed from.
+
+    Args:
+        heads: property → head of one task, its settings resolved.
+        edges: whether the backbone gives edge features.
+        where: for the error.
+
+    Raises:
+        EutecticError: a head of edges for a backbone without edge features; a derivative without an energy.
+    """
+    for name, head in heads.items():
+        if "energy" in head.entry.needs and "energy" not in heads:
+            raise EutecticError(
+                f"{where}, {name}",
+                f"{head.kind}, a derivative of the energy, and no energy among {', '.join(heads)}",
+                "an energy head in the same task",
+                "add the target energy, or leave `kind` out to predict it directly",
+            )
+        if "edges" in head.entry.needs and not edges:
+            raise EutecticError(
+                f"{where}, {name}",
+                f"{head.kind}, with a backbone without edge features",
+                "a backbone with edge features: directions of vectors and tensors come from edges",
+                "set edge_width (painn) or edge_features (gemnet_oc) of the backbone, or predict forces and stress as "
+                "gradient_forces and gradient_stress",
+            )
+
+
+def _described(of: Property | HeadEntry) -> str:
+    rank = ("scalar", "vector", "tensor")[of.rank] if of.rank < 3 else f"tensor of rank {of.rank}"
+    return f"a {'class' if of.categorical else rank} of the {of.level}"

@@ -9,10 +9,10 @@ import torch
 import torch.fx.experimental._config as shape_settings
 from torch import Tensor, nn
 
+from eutectic.atoms import PROPERTIES
 from eutectic.graph import Graph
 from eutectic.models.backbone import Backbone, Features
-from eutectic.models.heads import DirectForceHead, HeadSettings, ScalarHead
-from eutectic.models.precision import in_full
+from eutectic.models.heads import HEADS, HeadSettings, TaskFeatures, check_needs, resolve
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TaskSlice:
 
 
 Predictions = dict[str, dict[str, Tensor]]
-"""Task → property → values of the part's rows, in normalised units."""
+"""Task → property → values of the part's rows, in normalised units; of classes, logits (n_structures, n_classes)."""
 
 
 class MultitaskModel(nn.Module):
@@ -39,7 +39,10 @@ class MultitaskModel(nn.Module):
 
     Args:
         backbone: see `eutectic.models.backbone`.
-        heads: task → property → head.
+        heads: task → property → head; what its settings leave open follows from the property.
+
+    Raises:
+        EutecticError: a head of edges for a backbone without edge features, a derivative without an energy head.
     """
 
     backbone: Backbone
@@ -47,17 +50,17 @@ class MultitaskModel(nn.Module):
     def __init__(self, backbone: Backbone, heads: Mapping[str, Mapping[str, HeadSettings]]) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head_settings = {task: dict(settings) for task, settings in heads.items()}
+        self.head_settings = {
+            task: {n: head if head.kind and head.pooling else resolve(head, PROPERTIES[n]) for n, head in mine.items()}
+            for task, mine in heads.items()
+        }
         self.heads = nn.ModuleDict()
-        for task, settings in heads.items():
+        for task, settings in self.head_settings.items():
+            check_needs(settings, edges=backbone.edge_width > 0, where=f"task {task!r}")
             mine = nn.ModuleDict()
             for name, head in settings.items():
-                if head.kind == "scalar":
-                    mine[name] = ScalarHead(backbone.atom_width, head)
-                elif head.kind == "direct_forces":
-                    mine[name] = DirectForceHead(backbone.edge_width, head)
-                elif "energy" not in settings:
-                    raise ValueError(f"task {task!r}: {name} as a derivative of the energy needs an energy head")
+                if head.entry.module is not None:
+                    mine[name] = head.entry.module(backbone.atom_width, backbone.edge_width, head)
             self.heads[task] = mine
 
     def forward(self, graph: Graph, parts: Sequence[TaskSlice], conservative: bool = False) -> Predictions:
@@ -77,7 +80,7 @@ class MultitaskModel(nn.Module):
             if kinds:
                 positions = graph.positions.detach().requires_grad_()
                 graph = graph.with_positions(positions)
-            if "gradient_stress" in kinds:
+            if any(HEADS[kind].derivative == "strain" for kind in kinds):
                 strain = graph.cell.new_zeros(graph.cell.shape).requires_grad_()
                 graph = graph.strained(strain)
             features = self.backbone(graph)
@@ -95,37 +98,33 @@ class MultitaskModel(nn.Module):
         """
         # Sizes that agree in the first batch (atoms, and atoms that have quadruplets) need not in the next.
         shape_settings.use_duck_shape = False
-        heads = [m.perceptron for m in self.heads.modules() if isinstance(m, ScalarHead | DirectForceHead)]
-        for part in (*getattr(self.backbone, "parts", [self.backbone]), *heads):
+        heads = [head for mine in self.heads.children() for head in mine.children()]
+        perceptrons = [perceptron for head in heads for perceptron in head.children()]
+        for part in (*getattr(self.backbone, "parts", [self.backbone]), *perceptrons):
             part.compile(dynamic=True)
 
     def _derived(self, task: str, conservative: bool) -> dict[str, str]:
         """Property → kind, of those that are derivatives of the energy."""
         settings = self.head_settings[task]
-        found: dict[str, str] = {n: head.kind for n, head in settings.items() if head.kind.startswith("gradient_")}
+        found = {name: str(head.kind) for name, head in settings.items() if head.entry.derivative}
         if conservative and "energy" in settings:
-            found |= {"forces": "gradient_forces", "stress": "gradient_stress"}
+            found |= {entry.property: kind for kind, entry in HEADS.items() if entry.derivative and entry.property}
         return found
 
     def _predict(
         self, part: TaskSlice, graph: Graph, features: Features, derived: Mapping[str, str]
     ) -> dict[str, Tensor]:
         (s0, s1), (a0, a1), (e0, e1) = part.structures, part.atoms, part.edges
-        predicted: dict[str, Tensor] = {}
-        for name, head in self.heads[part.task].items():  # type: ignore[operator]
-            if name in derived:
-                continue
-            if isinstance(head, ScalarHead):
-                # In full precision always: atoms are few, and sums over many of them are what is asked for.
-                with in_full(graph.positions.device):
-                    atoms = features.atoms[a0:a1].to(graph.positions.dtype)
-                    predicted[name] = head(atoms, graph.structure[a0:a1] - s0, s1 - s0)
-            else:
-                assert features.edges is not None, "direct forces need a backbone with edge features"
-                predicted[name] = head(
-                    features.edges[e0:e1], features.directions[e0:e1], graph.main.target[e0:e1] - a0, a1 - a0
-                )
-        return predicted
+        mine = TaskFeatures(
+            atoms=features.atoms[a0:a1].to(graph.positions.dtype),
+            edges=None if features.edges is None else features.edges[e0:e1],
+            directions=features.directions[e0:e1],
+            target=graph.main.target[e0:e1] - a0,
+            structure=graph.structure[a0:a1] - s0,
+            n_structures=s1 - s0,
+        )
+        heads = self.heads[part.task].items()  # type: ignore[operator]
+        return {name: head(mine) for name, head in heads if name not in derived}
 
     def _add_derivatives(
         self,
@@ -145,7 +144,7 @@ class MultitaskModel(nn.Module):
         volume = torch.linalg.det(graph.cell.detach()).abs()[:, None, None]
         for part in parts:
             for name, kind in derived[part.task].items():
-                if kind == "gradient_forces":
+                if HEADS[kind].derivative == "positions":
                     predictions[part.task][name] = -found[0][slice(*part.atoms)]
                 else:
                     mine = slice(*part.structures)

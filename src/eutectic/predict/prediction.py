@@ -18,7 +18,7 @@ from eutectic.graph import build_graph
 from eutectic.tasks import Sample, Task, make_batch
 
 Prediction = dict[str, np.ndarray]
-"""Property → value in the property's own shape, float64."""
+"""Property → value in the property's own shape, or the probabilities of its classes; float64."""
 
 
 def task_of(model: TrainedModel, name: str) -> Task:
@@ -49,14 +49,14 @@ def predict(
         task_name: decides heads, graph, references and scales.
         structures: of any sizes.
         batch_size: structures at a time.
-        normalised: leave values in model units, without scale and references.
+        normalised: leave values in model units, without scale and references; of classes, logits.
         conservative: forces and, of periodic structures, stress as derivatives of the energy head; they replace a
             force head's.
         on_done: told how many structures have been predicted since it was last called.
 
     Returns:
         One for each structure, in their order: property → value in the property's unit (energy eV, forces
-        (n_atoms, 3) eV/Å, …).
+        (n_atoms, 3) eV/Å, …), or probabilities (n_classes,) where its values are classes.
 
     Raises:
         EutecticError: no such task; a structure that cannot be used, or with an element that has no reference;
@@ -114,7 +114,7 @@ def _denormalised(
     if conservative and name in ("forces", "stress"):
         return value * task.targets["energy"].normaliser.scale
     try:
-        return task.targets[name].normaliser.denormalise(value, structure.numbers)
+        return task.targets[name].physical(value, structure.numbers)
     except EutecticError as error:
         where = f"{task.name}, structure {index}, {error.where}"
         raise EutecticError(where, error.given, error.expected, error.fix) from error
@@ -178,9 +178,15 @@ def write_predictions(
 def as_json(predictions: Sequence[Prediction], task: Task, *, normalised: bool = False, note: str | None = None) -> str:
     """For machines: task, units and one object for each structure, in their order."""
     found = dict.fromkeys(name for prediction in predictions for name in prediction)
-    units: Mapping[str, str] = {name: "normalised" if normalised else PROPERTIES[name].unit for name in found}
+    units: Mapping[str, str] = {name: "normalised" if normalised else _unit(task, name) for name in found}
     content: dict[str, Any] = {"task": task.name, "level_of_theory": task.level_of_theory, "units": units}
     if note is not None:
         content["energies"] = note
     content["predictions"] = [{name: value.tolist() for name, value in p.items()} for p in predictions]
     return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def _unit(task: Task, name: str) -> str:
+    # Forces and stress may be predicted by a task that has no target for them.
+    target = task.targets.get(name)
+    return "probability of each class" if target is not None and target.categorical else PROPERTIES[name].unit

@@ -45,12 +45,9 @@ Choice = Mapping[str, float]
 
 
 def target_of(name: str, *, layers: int = 1, forces: Literal["direct", "gradient"] = "direct") -> TargetSettings:
-    """How a property is learned unless told otherwise: extensive ones as sums over atoms, intensive as means."""
-    prop = PROPERTIES[name]
-    if name == "forces":
-        kind: Literal["direct_forces", "gradient_forces"] = "direct_forces" if forces == "direct" else "gradient_forces"
-        return TargetSettings(head=HeadSettings(kind=kind, layers=layers))
-    return TargetSettings(head=HeadSettings(pooling="sum" if prop.extensive else "mean", layers=layers))
+    """How a property is learned unless told otherwise: as the table of properties says."""
+    kind = "gradient_forces" if name == "forces" and forces == "gradient" else None
+    return TargetSettings(head=HeadSettings(kind=kind, layers=layers))
 
 
 def variant(base: FinetuneSettings, start: str, model: Path | None, *, seed: int, choice: Choice) -> FinetuneSettings:

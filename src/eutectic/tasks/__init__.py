@@ -2,7 +2,8 @@
 
 from eutectic.tasks.batch import Batch, Sample, make_batch
 from eutectic.tasks.fit import fit_task
-from eutectic.tasks.loss import structure_losses
+from eutectic.tasks.loss import structure_losses, target_losses, weighted_sums
+from eutectic.tasks.targets import Targets, check_targets
 from eutectic.tasks.task import Normaliser, Target, TargetSettings, Task
 
 __all__ = [
@@ -11,8 +12,12 @@ __all__ = [
     "Sample",
     "Target",
     "TargetSettings",
+    "Targets",
     "Task",
+    "check_targets",
     "fit_task",
     "make_batch",
     "structure_losses",
+    "target_losses",
+    "weighted_sums",
 ]

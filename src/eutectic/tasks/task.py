@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+from scipy.special import softmax
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, define
 from eutectic.graph import GraphSettings
-from eutectic.models.heads import HeadSettings
+from eutectic.models.heads import HeadSettings, resolve
 from eutectic.tasks.references import References
+
+Loss = Literal["mae", "mse", "huber", "cross_entropy"]
 
 
 class TargetSettings(BaseModel):
-    """One property to learn."""
+    """One property to learn. What is not given follows from the property (see `resolve`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -26,6 +29,17 @@ class TargetSettings(BaseModel):
         default=False,
         description="multiply the weight by the mean number of atoms of a training structure (JMP's force weight)",
     )
+    loss: Loss | None = Field(
+        default=None,
+        description="mae, mse or huber of normalised values (see tasks/loss.py); cross_entropy, and only that, for "
+        "classes. If not given: mae, or cross_entropy",
+    )
+
+    def resolve(self, prop: Property) -> TargetSettings:
+        """These settings with nothing left open but a number of classes."""
+        head = resolve(self.head, prop)
+        loss: Loss = self.loss or ("cross_entropy" if head.entry.categorical else "mae")
+        return self.model_copy(update={"head": head, "loss": loss})
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,17 @@ class Target:
     normaliser: Normaliser
     weight: float
 
+    @property
+    def categorical(self) -> bool:
+        """Whether the head predicts logits of classes."""
+        return self.settings.head.entry.categorical
+
+    def physical(self, value: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """A head's prediction for one structure in the property's unit; for classes (n_classes,) probabilities."""
+        if self.categorical:
+            return np.asarray(softmax(np.asarray(value, dtype=np.float64), axis=-1))
+        return self.normaliser.denormalise(value, numbers)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -83,7 +108,7 @@ class Task:
     Attributes:
         name: names its heads.
         level_of_theory: level of theory of the labels.
-        targets: property name → target.
+        targets: property name → target; its settings are resolved.
         graph: how this task's structures become graphs.
     """
 
@@ -92,10 +117,19 @@ class Task:
     targets: Mapping[str, Target]
     graph: GraphSettings
 
+    def __post_init__(self) -> None:
+        resolved = {n: replace(t, settings=t.settings.resolve(self.property(n))) for n, t in self.targets.items()}
+        object.__setattr__(self, "targets", resolved)
+
     @property
     def heads(self) -> dict[str, HeadSettings]:
         """Property → head, as `MultitaskModel` takes them."""
         return {name: target.settings.head for name, target in self.targets.items()}
+
+    @property
+    def has_derivatives(self) -> bool:
+        """Whether a head is a derivative of the energy."""
+        return any(head.entry.derivative for head in self.heads.values())
 
     def property(self, name: str) -> Property:
         """The physical quantity behind a target."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from ase.data import chemical_symbols
 from torch import nn
 
-from eutectic.atoms import MAX_ATOMIC_NUMBER, PROPERTIES
+from eutectic.atoms import MAX_ATOMIC_NUMBER, PROPERTIES, Structure
 from eutectic.tasks import Sample, Task, make_batch
-from eutectic.tasks.metrics import ErrorSum, shown
+from eutectic.tasks.metrics import ClassErrorSum, ErrorSum, shown
 
 Errors = dict[str, dict[str, ErrorSum]]
-"""Task → property → error."""
+"""Task → property → error; a `ClassErrorSum` where the property's values are classes."""
 
 
 def evaluate(
@@ -39,8 +40,14 @@ def evaluate(
         per_atom: divide extensive properties by the number of atoms before comparing.
         progress: called with the number of structures done so far.
         seen: called with task, property, item and the absolute error of every value compared.
+
+    Returns:
+        Task → property → errors; their `metric` names what is compared.
     """
-    errors: Errors = {task.name: {name: ErrorSum() for name in task.targets} for task in tasks}
+    errors: Errors = {
+        task.name: {name: ClassErrorSum() if t.categorical else ErrorSum() for name, t in task.targets.items()}
+        for task in tasks
+    }
     training, dtype = model.training, next(model.parameters()).dtype
     model.eval()
     try:
@@ -72,26 +79,41 @@ def _compare(
     seen: Callable[[str, str, Sample, np.ndarray], None] | None,
 ) -> None:
     for name, target in task.targets.items():
-        values = predicted[name].detach().to("cpu", torch.float64).numpy()
-        of_atoms = PROPERTIES[name].level == "atom"
+        values, prop, error = (
+            predicted[name].detach().to("cpu", torch.float64).numpy(),
+            task.property(name),
+            errors[name],
+        )
         start = 0
         for item in items:
-            numbers = item.graph.structure.numbers
-            length = len(numbers) if of_atoms else 1
-            value = values[start : start + length] if of_atoms else np.asarray(values[start])
+            structure = item.graph.structure
+            length = len(structure) if prop.level == "atom" else 1
+            value = values[start : start + length] if prop.level == "atom" else np.asarray(values[start])
             start += length
             if name not in item.labels:
                 continue
-            # OC20's convention, and the only fair one: an atom held fixed has no force to be judged by.
-            free = ~item.graph.structure.fixed if of_atoms else ...
-            size = len(numbers) if per_atom and PROPERTIES[name].extensive else 1
-            truth, guess, baseline = (
-                np.asarray(target.normaliser.denormalise(v, numbers)[free] / size)
-                for v in (item.labels[name], value, np.zeros_like(item.labels[name]))
-            )
-            errors[name].add(truth, guess, baseline, keep=keep)
+            if isinstance(error, ClassErrorSum):
+                probabilities = target.physical(value, structure.numbers)
+                found = np.asarray(error.add_class(int(item.labels[name]), probabilities))
+            else:
+                judged = _judged(name, structure)
+                size = len(structure) if per_atom and prop.extensive else 1
+                truth, guess, baseline = (
+                    np.asarray(target.normaliser.denormalise(v, structure.numbers)[judged] / size)
+                    for v in (item.labels[name], value, np.zeros_like(item.labels[name]))
+                )
+                error.add(truth, guess, baseline, keep=keep)
+                found = np.asarray(np.abs(guess - truth))
             if seen is not None:
-                seen(task.name, name, item, np.asarray(np.abs(guess - truth)))
+                seen(task.name, name, item, found)
+
+
+def _judged(name: str, structure: Structure) -> Any:
+    """The atoms, or all values, by which a model is judged.
+
+    OC20's convention, and the only fair one: an atom held fixed has no force to be judged by.
+    """
+    return ~structure.fixed if name == "forces" else ...
 
 
 class Breakdown:
@@ -116,7 +138,7 @@ class Breakdown:
         structure, row = item.graph.structure, self._row[task, name]
         self.sizes[row, len(structure).bit_length() - 1] += torch.tensor([error.sum(), error.size])
         if PROPERTIES[name].level == "atom":
-            numbers = structure.numbers[~structure.fixed]
+            numbers = structure.numbers[_judged(name, structure)]
             by_atom = error.reshape(len(numbers), -1)
             for column, values in enumerate((by_atom.sum(1), np.full(len(numbers), by_atom.shape[1]))):
                 sums = np.bincount(numbers, values, minlength=MAX_ATOMIC_NUMBER + 1)

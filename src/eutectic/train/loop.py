@@ -373,4 +373,4 @@ def _check_shareable(tasks: Sequence[Task]) -> None:
 
 
 def _with_derivatives(tasks: Sequence[Task]) -> list[Task]:
-    return [t for t in tasks if any(x.settings.head.kind.startswith("gradient_") for x in t.targets.values())]
+    return [task for task in tasks if task.has_derivatives]

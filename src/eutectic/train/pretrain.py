@@ -224,7 +224,7 @@ def _essence(stored: Mapping[str, Any], kind: type[Settings]) -> dict[str, Any]:
     """The settings of a run that decide what it computes; those it was stored without have their defaults."""
     values: dict[str, Any] = {k: v for k, v in stored.items() if k not in ("command", "version")}
     # What cannot be read as settings is another kind of run, or another version's: it is compared as it stands.
-    with suppress(ValidationError):
+    with suppress(ValidationError, EutecticError):
         values = kind.model_validate(values).model_dump(mode="json")
         backbone = values.get("backbone")
         if backbone is not None and backbone["name"] in BACKBONES:

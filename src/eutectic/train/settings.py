@@ -12,8 +12,7 @@ from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
 from eutectic.atoms.properties import define_all
 from eutectic.data.catalogue import open_store
 from eutectic.graph import GraphSettings
-from eutectic.models.heads import HeadSettings
-from eutectic.tasks import TargetSettings
+from eutectic.tasks import Targets, TargetSettings
 
 
 class Settings(BaseModel):
@@ -160,11 +159,9 @@ class SetSettings(Defining):
     """One data set of a pre-training."""
 
     store: str = Field(description="name of an embedded set, or path of a store")
-    targets: dict[str, TargetSettings] = Field(
-        default_factory=lambda: {
-            "energy": TargetSettings(),
-            "forces": TargetSettings(head=HeadSettings(kind="direct_forces"), weight_by_size=True),
-        }
+    targets: Targets = Field(
+        default_factory=lambda: {"energy": TargetSettings(), "forces": TargetSettings(weight_by_size=True)},
+        validate_default=True,
     )
     graph: GraphSettings | None = Field(default=None, description="this set's own; the run's if not given")
     split: str | None = Field(default=None, description="the data set's default if not given")
@@ -172,10 +169,12 @@ class SetSettings(Defining):
     cap: int | None = Field(default=None, ge=1, description="use at most so many structures, always the same")
     max_share: float | None = Field(default=None, gt=0, le=1, description="at most this part of what is drawn")
 
-    @model_validator(mode="after")
-    def _known(self) -> SetSettings:
-        _check_targets(self.targets, self.store)
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _define_those_of_the_store(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            define_of_store(values.get("targets"), values.get("store"))
+        return values
 
 
 class PretrainSettings(Defining):
@@ -226,7 +225,7 @@ class FinetuneSettings(Defining):
     """One fine-tuning run."""
 
     data: DataSettings
-    targets: dict[str, TargetSettings] = Field(min_length=1)
+    targets: Targets = Field(min_length=1)
     start: str = Field(description="'scratch', or the folder of a pre-trained model")
     architecture_from: str | None = Field(
         default=None,
@@ -244,24 +243,26 @@ class FinetuneSettings(Defining):
     optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-3, warmup_steps=20, weight_decay=0.01)
     train: TrainSettings = TrainSettings(steps=500, batch_size=16, evaluate_every=50)
 
-    @model_validator(mode="after")
-    def _known(self) -> FinetuneSettings:
-        _check_targets(self.targets, self.data.store)
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _define_those_of_the_store(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            data = values.get("data")
+            store = data.get("store") if isinstance(data, Mapping) else getattr(data, "store", data)
+            define_of_store(values.get("targets"), store)
+        return values
 
 
 T = TypeVar("T", bound=BaseModel)
 
 
-def _check_targets(targets: Iterable[str], store: str) -> None:
-    if any(name not in PROPERTIES for name in targets):
-        # What the store does not know either is refused below; what else is wrong with it, when it is used.
+def define_of_store(targets: Any, store: Any) -> None:
+    """Learn the definitions of properties that a store brings along, where a target is not known yet."""
+    if isinstance(targets, Iterable) and any(name not in PROPERTIES for name in targets):
+        # A target that the store does not define either is refused when the targets are checked; a store that
+        # cannot be opened, when it is used.
         with suppress(EutecticError):
-            open_store(store)
-    for name in targets:
-        if name not in PROPERTIES:
-            fix = did_you_mean(name, PROPERTIES, f"known: {', '.join(PROPERTIES)}")
-            raise ValueError(f"unknown property {name!r}; {fix}")
+            open_store(str(store))
 
 
 def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:

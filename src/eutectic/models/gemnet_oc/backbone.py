@@ -35,7 +35,7 @@ class GemNetOC(nn.Module):
         s = GemNetOCSettings() if settings is None else settings
         self.settings = s
         self.atom_width = s.atom_width
-        self.edge_width = s.edge_width
+        self.edge_width = s.edge_width if s.edge_features else 0
         self.checkpoint_blocks = False
         self.atom_embedding = nn.Embedding(s.num_elements, s.atom_width)
         self.bases = BasisProjections(s)

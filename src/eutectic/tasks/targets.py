@@ -1,0 +1,61 @@
+"""Targets checked against the table of properties, before anything is read or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
+from eutectic.models.heads import HeadSettings, check_head, check_needs
+from eutectic.tasks.task import TargetSettings
+
+
+def check_targets(targets: Mapping[str, TargetSettings], *, add_energy: bool = False) -> dict[str, TargetSettings]:
+    """Targets with their settings resolved: kind of head, pooling and loss follow from the property.
+
+    Args:
+        targets: property → settings.
+        add_energy: learn the energy too where a target is its derivative and it is not among the targets.
+
+    Raises:
+        EutecticError: an unknown property, a head or loss that does not fit its property, forces or stress as
+            derivatives of an energy that is not learned.
+    """
+    resolved: dict[str, TargetSettings] = {}
+    for name, target in targets.items():
+        if name not in PROPERTIES:
+            otherwise = f"name one of these, or define your own: --define {name}=UNIT"
+            raise EutecticError(
+                f"target {name!r}",
+                "an unknown property",
+                f"one of {', '.join(PROPERTIES)}",
+                did_you_mean(name, PROPERTIES, otherwise),
+            )
+        resolved[name] = target.resolve(PROPERTIES[name])
+        check_head(resolved[name].head, PROPERTIES[name])
+        _check_loss(name, resolved[name])
+    if add_energy and "energy" not in resolved:
+        for target in resolved.values():
+            if target.head.entry.derivative:
+                energy = TargetSettings(head=HeadSettings(layers=target.head.layers))
+                resolved["energy"] = energy.resolve(PROPERTIES["energy"])
+                break
+    check_needs({name: target.head for name, target in resolved.items()}, edges=True, where="targets")
+    return resolved
+
+
+Targets = Annotated[dict[str, TargetSettings], AfterValidator(check_targets)]
+"""A field of settings: property → target, checked and resolved."""
+
+
+def _check_loss(name: str, target: TargetSettings) -> None:
+    classes = target.head.entry.categorical
+    if (target.loss == "cross_entropy") != classes:
+        raise EutecticError(
+            f"target {name!r}",
+            f"loss {target.loss!r} for {'classes' if classes else 'values that are no classes'}",
+            "cross_entropy" if classes else "mae, mse or huber",
+            "leave `loss` out: it follows from the property",
+        )
