@@ -103,9 +103,9 @@ def test_activation_checkpointing_changes_nothing_but_memory(molecules: Store, s
 
 
 def _too_small(limit: int) -> Any:
-    real = gradient.structure_losses
+    real = gradient.target_losses
 
-    def losses_of_few(predictions: Any, batch: Any, tasks: Any) -> list[torch.Tensor]:
+    def losses_of_few(predictions: Any, batch: Any, tasks: Any) -> Any:
         if batch.n_structures > limit:
             raise torch.OutOfMemoryError("CUDA out of memory (a test says so)")
         return real(predictions, batch, tasks)
@@ -116,21 +116,21 @@ def _too_small(limit: int) -> Any:
 def test_a_batch_too_large_for_the_memory_is_halved(
     plain: Path, molecules: Store, slabs: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gradient, "structure_losses", _too_small(3))
+    monkeypatch.setattr(gradient, "target_losses", _too_small(3))
     pretrain.pretrain(settings_for(molecules, slabs, steps=6), tmp_path / "run")
     same(tmp_path / "run", plain)
     assert all(entry["passes"] >= 4 for entry in journal(tmp_path / "run"))
     with pytest.raises(EutecticError, match="does not fit"):
         pretrain.pretrain(settings_for(molecules, slabs, steps=6, out_of_memory="stop"), tmp_path / "stopped")
     monkeypatch.undo()
-    monkeypatch.setattr(gradient, "structure_losses", _too_small(0))
+    monkeypatch.setattr(gradient, "target_losses", _too_small(0))
     with pytest.raises(EutecticError, match="one structure of"):
         pretrain.pretrain(settings_for(molecules, slabs, steps=6), tmp_path / "hopeless")
 
 
 def _small_second_process(fabric: lf.Fabric, stop: StopFlag, work: Any) -> None:
     if fabric.global_rank == 1:
-        gradient.structure_losses = _too_small(2)
+        gradient.target_losses = _too_small(2)
     work(fabric, stop)
 
 
@@ -356,7 +356,7 @@ def test_a_damaged_checkpoint_falls_back(tmp_path: Path, caplog: pytest.LogCaptu
         assert state is not None
         assert state["step"] == 1
         assert (state["weights"] == 1).all()
-        assert "going on from the checkpoint before it" in caplog.text
+        assert "resuming from the checkpoint before it" in caplog.text
         caplog.clear()
     path.unlink()  # killed between two renames
     assert load_checkpoint(path)["step"] == 1  # type: ignore[index]

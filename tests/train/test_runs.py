@@ -183,12 +183,12 @@ def test_interrupted_comparison_goes_on(molecules: Store, tmp_path: Path) -> Non
 def test_bad_gradients_are_skipped_then_end_the_run(
     molecules: Store, slabs: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = gradient.structure_losses
+    real = gradient.target_losses
 
-    def poisoned(*arguments: Any) -> list[torch.Tensor]:
-        return [value * float("nan") for value in real(*arguments)]
+    def poisoned(*arguments: Any) -> list[dict[str, torch.Tensor]]:
+        return [{k: v * float("nan") for k, v in losses.items()} for losses in real(*arguments)]
 
-    monkeypatch.setattr(gradient, "structure_losses", poisoned)
+    monkeypatch.setattr(gradient, "target_losses", poisoned)
     with pytest.raises(EutecticError, match="not finite"):
         pretrain(settings_for(molecules, slabs, max_nonfinite_steps=2), tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)

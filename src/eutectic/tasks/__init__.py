@@ -2,7 +2,7 @@
 
 from eutectic.tasks.batch import Batch, Sample, make_batch
 from eutectic.tasks.fit import fit_task
-from eutectic.tasks.loss import structure_losses
+from eutectic.tasks.loss import labelled_structures, structure_losses, target_losses, weighted_sums
 from eutectic.tasks.task import Normaliser, Target, TargetSettings, Task
 
 __all__ = [
@@ -13,6 +13,9 @@ __all__ = [
     "TargetSettings",
     "Task",
     "fit_task",
+    "labelled_structures",
     "make_batch",
     "structure_losses",
+    "target_losses",
+    "weighted_sums",
 ]

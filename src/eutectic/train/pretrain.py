@@ -33,7 +33,7 @@ from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task, make_batch
 from eutectic.tasks.metrics import shown
 from eutectic.train.batches.loader import default_workers
-from eutectic.train.batches.sampler import BatchSampler, TaskDataset, check_shares
+from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 from eutectic.train.cost import Calibration, SizeModel, calibrate, costs_by_size, mean_counts, size_model, trials_of
 from eutectic.train.evaluation import Breakdown, evaluate
 from eutectic.train.loop import DTYPES, checkpoint_activations, total, train
@@ -452,7 +452,6 @@ def _worker(
     else:
         model = model_started_from(Path(settings.start), backbone, tasks, list(settings.sets), seed)
     source = _costed(fabric, settings, folder, prepared, source, model, quiet, planner)
-    check_shares(source, fabric.world_size)
     validation: list[dict[str, Any]] = []
     names = [(s.task.name, prop) for s in prepared.sets for prop in s.task.targets]
     log = Loggers(prepared.loggers if first else {}, folder, [r.task.name for r in rows])
