@@ -259,7 +259,7 @@ def test_a_bad_label_costs_one_step_and_is_found(
     shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=wide)
     assert shown.returncode == 0, shown.stderr
     assert "label energy is not finite" in shown.stdout
-    with pytest.raises(EutecticError, match="not a step that was kept"):
+    with pytest.raises(EutecticError, match="not a saved step"):
         replay(tmp_path)
 
 
