@@ -288,6 +288,38 @@ def test_published_splits_travel_with_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read["official_01"]["train"], [4, 2])
 
 
+def test_a_fingerprint_is_of_what_a_split_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = {"official_01": {"train": np.array([4, 2]), "test": np.array([1])}}
+    rows = list(made_up(21))
+    variants: dict[str, tuple[Card, list[LabelledStructure], dict[str, dict[str, np.ndarray]] | None]] = {
+        "same": (CARD, rows, None),
+        "another card": (replace(CARD, notes=("a remark",)), rows, None),
+        "another label": (CARD, [replace(rows[0], labels={"energy": np.array(0.5)}), *rows[1:]], None),
+        "fewer": (CARD, rows[:-1], None),
+        "another order": (CARD, rows[::-1], None),
+        "another id": (CARD, [replace(rows[0], id="other"), *rows[1:]], None),
+        "another group": (CARD, [replace(rows[0], group="other"), *rows[1:]], None),
+        "another structure": (CARD, [replace(rows[0], structure=rows[1].structure), *rows[1:]], None),
+        "published": (CARD, rows, lists),
+        "otherwise published": (CARD, rows, {"official_01": {**lists["official_01"], "test": np.array([3])}}),
+    }
+    found = {}
+    for name, (card, some, splits) in variants.items():
+        write_store(tmp_path / name, card, some, splits=splits)
+        found[name] = Store(tmp_path / name).fingerprint()
+    monkeypatch.setattr(store_module, "ROWS_PER_BATCH", 4)
+    monkeypatch.setattr(store_module, "ROWS_PER_SHARD", 8)
+    write_store(tmp_path / "shards", CARD, rows)
+    found["shards"] = Store(tmp_path / "shards").fingerprint()
+    assert {name for name, value in found.items() if value == found["same"]} == {
+        "same",
+        "another card",
+        "another label",
+        "shards",
+    }
+    assert len(set(found.values())) == 8
+
+
 @pytest.mark.parametrize(
     ("rows", "written"),
     [

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs import journal, losses, settings_for
 
 from eutectic.atoms import EutecticError, Interrupted
 from eutectic.checkpoints.model import load_model
@@ -23,33 +24,7 @@ from eutectic.train import gradient
 from eutectic.train.finetune import finetune, split_of
 from eutectic.train.pretrain import pretrain
 from eutectic.train.runtime import launch
-from eutectic.train.settings import FinetuneSettings, PretrainSettings
-
-PAINN = {"name": "painn", "settings": {"width": 16, "layers": 2, "cutoff": 4.0}}
-GRAPH = {"cutoff": 4.0, "max_neighbours": 12}
-
-
-def settings_for(molecules: Store, slabs: Store, **train: Any) -> PretrainSettings:
-    return PretrainSettings.model_validate(
-        {
-            "sets": {
-                "molecules": {"store": str(molecules.path), "validation": 8, "split": "random"},
-                "slabs": {"store": str(slabs.path), "validation": 8, "split": "random"},
-            },
-            "backbone": PAINN,
-            "graph": GRAPH,
-            "optimiser": {"learning_rate": 1e-3, "warmup_steps": 2},
-            "train": {"steps": 8, "batch_size": 8, "evaluate_every": 4, "threads": 1, "accelerator": "cpu"} | train,
-        }
-    )
-
-
-def journal(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-
-
-def losses(folder: Path) -> list[float]:
-    return [entry["loss"] for entry in journal(folder)]
+from eutectic.train.settings import FinetuneSettings
 
 
 @pytest.fixture(scope="module")
@@ -183,12 +158,12 @@ def test_interrupted_comparison_goes_on(molecules: Store, tmp_path: Path) -> Non
 def test_bad_gradients_are_skipped_then_end_the_run(
     molecules: Store, slabs: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = gradient.structure_losses
+    real = gradient.target_losses
 
-    def poisoned(*arguments: Any) -> list[torch.Tensor]:
-        return [value * float("nan") for value in real(*arguments)]
+    def poisoned(*arguments: Any) -> list[dict[str, torch.Tensor]]:
+        return [{k: v * float("nan") for k, v in losses.items()} for losses in real(*arguments)]
 
-    monkeypatch.setattr(gradient, "structure_losses", poisoned)
+    monkeypatch.setattr(gradient, "target_losses", poisoned)
     with pytest.raises(EutecticError, match="not finite"):
         pretrain(settings_for(molecules, slabs, max_nonfinite_steps=2), tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)

@@ -1,6 +1,6 @@
 """What is asked of a model: tasks, normalisers, losses, metrics."""
 
-from eutectic.tasks.batch import Batch, Sample, make_batch
+from eutectic.tasks.batch import Batch, Sample, labelled_structures, make_batch
 from eutectic.tasks.fit import fit_task
 from eutectic.tasks.loss import structure_losses, target_losses, weighted_sums
 from eutectic.tasks.targets import Targets, check_targets
@@ -16,6 +16,7 @@ __all__ = [
     "Task",
     "check_targets",
     "fit_task",
+    "labelled_structures",
     "make_batch",
     "structure_losses",
     "target_losses",

@@ -77,6 +77,24 @@ def make_batch(items: Sequence[Sample], tasks: Sequence[Task], dtype: torch.dtyp
     return Batch(graph, tuple(parts), labels, len(items))
 
 
+def labelled_structures(batch: Batch, tasks: Sequence[Task]) -> list[dict[str, int]]:
+    """For each task: property → structures that carry its label. For a batch on the CPU: it reads the labels."""
+    counts = []
+    for part, task in zip(batch.parts, tasks, strict=True):
+        first, last = part.structures
+        n_atoms = batch.graph.n_atoms[first:last]
+        first_atoms = torch.cumsum(n_atoms, 0) - n_atoms
+        by_property = {}
+        for name in task.targets:
+            truth = batch.labels[task.name][name]
+            # NaN stands for a label that is not there: all numbers of a structure are NaN then, or none is.
+            one_each = truth if PROPERTIES[name].level == "structure" else truth[first_atoms]
+            missing = torch.isnan(one_each).flatten(1).any(1) if one_each.ndim > 1 else torch.isnan(one_each)
+            by_property[name] = int((~missing).sum())
+        counts.append(by_property)
+    return counts
+
+
 def _column(items: Sequence[Sample], name: str, dtype: torch.dtype) -> Tensor:
     prop = PROPERTIES[name]
     one = prop.shape(0)[1:] if prop.level == "atom" else prop.shape(0)

@@ -1,7 +1,6 @@
 """Checkpoints for resuming: written beside the old one and renamed, read without unpickling objects.
 
-A run keeps its last checkpoint and the one before it: whatever a crash, a full disk or a failing one does to the
-last, the run goes on from the other.
+A run keeps its last two checkpoints: if a crash or a bad disk damages the last, the run resumes from the other.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ FIX = "free some space, then run the same command again: it resumes from the las
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint before the one at `path` is kept."""
+    """Path of the checkpoint before the one at `path`."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replace the checkpoint at `path` by `state` and keep the old one; whatever happens, a whole one is there.
+    """Replace the checkpoint at `path` by `state` and keep the old one; at every moment a complete one is there.
 
     Raises:
         EutecticError: the disk is full; the last checkpoint stays.
@@ -47,10 +46,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state at `path`, on the CPU, or the one before it where that one is damaged; None where there is neither.
+    """The state at `path`, on the CPU; the previous one if that is damaged; None if there is neither.
 
     Raises:
-        EutecticError: no checkpoint that is whole and holds tensors and plain values alone.
+        EutecticError: no checkpoint is undamaged and free of objects other than tensors and plain values.
     """
     damaged: EutecticError | None = None
     for candidate in (path, previous(path)):
@@ -62,7 +61,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
             damaged = damaged or error
             continue
         if damaged is not None:
-            log.warning("%s: %s; going on from the checkpoint before it, %s", path, damaged.given, candidate.name)
+            log.warning("%s: %s; resuming from the checkpoint before it, %s", path, damaged.given, candidate.name)
         return state
     if damaged is not None:
         raise damaged
@@ -71,7 +70,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        # torch.load does not look at the checksums that torch.save writes.
+        # torch.load does not compare the checksums that torch.save writes.
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         if broken is not None:
@@ -88,17 +87,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def remove_checkpoints(path: Path) -> None:
-    """For a run that is finished."""
+    """Delete the checkpoints of a finished run."""
     for candidate in (path, previous(path)):
         candidate.unlink(missing_ok=True)
 
 
-def whole(value: Any, *, keep: bool = True) -> Any:
-    """A state with every tensor whole and on the CPU. Every process calls this, for it gathers what is shared out.
+def full_state(value: Any, *, keep: bool = True) -> Any:
+    """A state with full tensors on the CPU. Every process calls this, since sharded tensors are gathered.
 
     Args:
         value: tensors in dicts and lists.
-        keep: this process wants the result; the others help, and forget it.
+        keep: False for a process that helps to gather and does not need the result.
     """
     if isinstance(value, DTensor):
         gathered = value.full_tensor().detach()
@@ -106,32 +105,34 @@ def whole(value: Any, *, keep: bool = True) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach().cpu() if keep else None
     if isinstance(value, dict):
-        return {key: whole(item, keep=keep) for key, item in value.items()}
+        return {key: full_state(item, keep=keep) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [whole(item, keep=keep) for item in value]
+        return [full_state(item, keep=keep) for item in value]
     return value
 
 
 def load_weights(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Give a module whole tensors, of which it takes its share where its parameters are shared out."""
+    """Load full tensors into a module; where its parameters are sharded, this process's shards of them."""
     mine = module.state_dict()
     module.load_state_dict({name: local_shard(mine[name], value) for name, value in state.items()})
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """The same for the state of an optimiser."""
+    """The same for an optimiser: what has its parameter's shape (moments) is sharded as the parameter is."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    taken = {
-        index: {k: local_shard(parameters[index], v) if k != "step" else v for k, v in values.items()}
-        for index, values in state["state"].items()
-    }
+
+    def shard(index: int, value: Any) -> Any:
+        like = parameters[index]
+        return local_shard(like, value) if isinstance(value, torch.Tensor) and value.shape == like.shape else value
+
+    sharded = {index: {k: shard(index, v) for k, v in values.items()} for index, values in state["state"].items()}
     groups: Sequence[dict[str, Any]] = state["param_groups"]
-    optimiser.load_state_dict({"state": taken, "param_groups": groups})
+    optimiser.load_state_dict({"state": sharded, "param_groups": groups})
 
 
 def local_shard(mine: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """This process's share of a whole tensor, as it has of `mine`."""
+    """This process's shard of a full tensor, sharded as `mine` is."""
     if not isinstance(mine, DTensor):
         return value
-    # Every process has read the whole file: nothing is sent.
+    # Every process has read the file: nothing is sent.
     return distribute_tensor(value.to(mine.device), mine.device_mesh, mine.placements, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""What a batch costs: measured on real batches of this device, or counted without doing the work.
+"""The cost of a batch: measured on real batches on this device, or counted without running the model.
 
 A step's time and memory are each modelled as constant + a·atoms + e·edges + t·triplets + q·quadruplets with
 coefficients that are not negative, fitted to real steps. How many edges, triplets and quadruplets a structure has is
@@ -36,10 +36,10 @@ from eutectic.train.loop import checkpoint_activations
 from eutectic.train.settings import BackboneChoice, Coefficients
 
 SAMPLED = 48
-"""Structures of a set that are made into graphs to learn what sizes imply."""
+"""Structures of a set whose graphs are built to fit its `SizeModel`."""
 
 PATIENCE = 4.0
-"""Seconds after which a calibration tries no larger batch."""
+"""Seconds after which a calibration does not try a larger batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def spread_rows(rows: TaskDataset, count: int) -> np.ndarray:
 
 
 def size_model(rows: TaskDataset, count: int = SAMPLED) -> SizeModel:
-    """What sizes imply in one set, learned from a few of its structures, always the same; as training sees them."""
+    """Fitted to a few structures of one set, always the same ones, as training sees them."""
     counts = [_seen(rows, int(i)).graph.counts for i in spread_rows(rows, count)]
     return SizeModel.fit(counts, rows.task.graph.max_neighbours)
 
@@ -153,11 +153,11 @@ def mixture_shares(mixture: Mixture) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What steps cost on this device.
+    """Cost of steps on this device.
 
     Attributes:
         seconds: of forward, backward and loss.
-        bytes: of what is made on the way, at its most.
+        bytes: peak of intermediate results.
         data_seconds: of reading a structure and building its graph.
         error: relative root mean square error of the fit of seconds.
         batches: what was measured: structures, atoms, edges, triplets, quadruplets, seconds, bytes.
@@ -333,12 +333,12 @@ def _storage(tensor: torch.Tensor) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a step would do.
+    """Size of a step.
 
     Attributes:
         flops: floating-point operations of the matrix products of forward and backward pass; a product and a sum
             are two.
-        bytes: of what is made on the way, at its most, at 32 bits.
+        bytes: peak of intermediate results, at 32 bits.
         parameters: of the model.
     """
 
@@ -350,7 +350,7 @@ class Work:
 def count_work(
     choice: BackboneChoice, tasks: Sequence[Task], items: Sequence[Sample], *, checkpointing: bool = False
 ) -> Work:
-    """Count a training step of a model of any size, without its weights and without doing it.
+    """Count the work of a training step of a model of any size, without its weights and without running it.
 
     Weights, positions and everything computed from them are on the meta device: shapes without numbers. Indices and
     masks are real, since shapes depend on them (docs/decisions/0007-counting-work-without-doing-it.md).

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import lightning_fabric as lf
 import torch
@@ -15,31 +14,17 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from eutectic.atoms import EutecticError
-from eutectic.tasks import Batch, Sample, Task, make_batch, structure_losses
+from eutectic.tasks import Batch, Sample, Task, labelled_structures, make_batch, target_losses, weighted_sums
 from eutectic.train.batches.loader import RankBatch
 from eutectic.train.batches.sampler import BatchSampler
+from eutectic.train.statistics import RankStatistics, targets_of
 
 BUCKET = 64 * 2**20
-"""Bytes of gradients that are sent at once."""
-
-
-@dataclass
-class Sums:
-    """Of this process's share of a step.
-
-    Attributes:
-        losses: (n_tasks,) sum of the structures' losses, on the device.
-        counts: (n_tasks,) structures.
-        passes: forward passes it took.
-    """
-
-    losses: Tensor
-    counts: list[int]
-    passes: int
+"""Bytes of gradients in one all-reduce."""
 
 
 def out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether an error says that the device's memory, or the machine's, is full."""
+    """Whether an error means that the memory of the device, or of the machine, is full."""
     words = str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         w in words for w in ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -49,17 +34,17 @@ def out_of_memory(error: RuntimeError | MemoryError) -> bool:
 class GradientSum:
     """Adds up the gradient of a step in the parameters' `grad`.
 
-    A batch that does not fit into the memory is halved, and the halves again, until they do: the sum of the
-    halves' gradients is the batch's, for the loss is a sum over structures divided by the number of all of them.
-    Each process halves for itself, which is possible because nothing is sent before its last pass is done. Where
-    gradients are sent while they are computed (`overlap`; FSDP always does) it is not, and the run stops.
+    A batch that does not fit into the memory is halved, and the halves again, until they fit. The sum of the halves'
+    gradients is the batch's: the loss is a sum over structures divided by the number of all of them. Each process
+    halves on its own, since gradients are summed over processes only after the last pass. Where they are summed while
+    they are computed (`overlap`; always with FSDP) this is not possible, and the run stops.
 
     Args:
         fabric, model: `model` as set up by `fabric`.
         tasks, source: as in the loop.
         dtype: of geometry and labels.
-        overlap: send gradients during the last pass.
-        split: whether a batch is halved.
+        overlap: sum gradients over processes during the last pass.
+        split: halve batches that do not fit.
     """
 
     def __init__(
@@ -74,29 +59,30 @@ class GradientSum:
         split: bool,
     ) -> None:
         self.fabric, self.model, self.tasks, self.source, self.dtype = fabric, model, tasks, source, dtype
+        self.targets = targets_of(tasks)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.overlap = overlap and fabric.world_size > 1
         self.split = split
         self.limit = float("inf")
         """Size of the smallest batch that did not fit: one like it is halved before it is tried."""
 
-    def compute(self, fed: Sequence[RankBatch], structures: int) -> Sums:
+    def compute(self, batches: Sequence[RankBatch], structures: int) -> RankStatistics:
         """Gradient of the mean loss over the whole step, the same in every process.
 
         Args:
-            fed: this process's batches.
+            batches: this process's shares of them.
             structures: in the step, over all batches and processes; the mean is over these.
 
         Raises:
             EutecticError: a single structure does not fit into the memory, or nothing may be halved.
         """
-        pieces: list[tuple[int, Batch | list[Sample]]] = [(f.index, f.batch) for f in fed if f.batch is not None]
+        pieces: list[tuple[int, Batch | list[Sample]]] = [(b.index, b.batch) for b in batches]
         while True:
             pieces = [part for piece in pieces for part in self._halved_if_known_too_large(piece)]
             failed = self._try(pieces, structures)
-            if isinstance(failed, Sums):
+            if isinstance(failed, RankStatistics):
                 break
-            self._forget()
+            self._discard_gradients()
             index, piece = pieces[failed]
             items = self._items(index, piece)
             self._check(items)
@@ -107,34 +93,53 @@ class GradientSum:
             sum_over_processes(self.parameters)
         return failed
 
-    def _try(self, pieces: Sequence[tuple[int, Batch | list[Sample]]], structures: int) -> Sums | int:
-        """The sums, or which piece did not fit. (By value: an exception's traceback would hold on to the memory.)"""
+    def _try(self, pieces: Sequence[tuple[int, Batch | list[Sample]]], structures: int) -> RankStatistics | int:
+        """The statistics, or which piece did not fit. (By value: an exception's traceback would hold on to the memory.)
+
+        Nothing here waits for the device, except to be told that its memory is full.
+        """
         device = self.fabric.device
         losses = torch.zeros(len(self.tasks), device=device, dtype=self.dtype)
-        counts = [0] * len(self.tasks)
+        by_target = torch.zeros(len(self.targets), device=device, dtype=self.dtype)
+        counts, labelled = [0] * len(self.tasks), [0] * len(self.targets)
+        atoms = edges = 0
         # Fabric's strategies average over processes where they send gradients; the mean over structures is wanted.
         share = (self.fabric.world_size if self.overlap else 1) / structures
         for position, (_, piece) in enumerate(pieces):
             try:
                 batch = piece if isinstance(piece, Batch) else make_batch(piece, self.tasks, self.dtype)
+                here = labelled_structures(batch, self.tasks)
                 batch = batch.to(device)
                 with self._silent(last=position == len(pieces) - 1):
-                    parts = structure_losses(self.model(batch.graph, batch.parts), batch, self.tasks)
+                    errors = target_losses(self.model(batch.graph, batch.parts), batch, self.tasks)
+                    parts = weighted_sums(errors, batch, self.tasks)
                     self.fabric.backward(torch.cat(parts).sum() * share)
                 losses += torch.stack([part.detach().sum() for part in parts])
-                counts = [n + len(part) for n, part in zip(counts, parts, strict=True)]
+                by_target += torch.stack([errors[i][name].detach().sum() for i, name in self.targets])
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
                 return position
-        return Sums(losses, counts, len(pieces))
+            counts = [n + len(part) for n, part in zip(counts, parts, strict=True)]
+            labelled = [n + here[i][name] for n, (i, name) in zip(labelled, self.targets, strict=True)]
+            atoms += len(batch.graph.numbers)
+            edges += len(batch.graph.main)
+        return RankStatistics(
+            losses=losses,
+            target_losses=by_target,
+            structures=counts,
+            labelled=labelled,
+            atoms=atoms,
+            edges=edges,
+            passes=len(pieces),
+        )
 
     def _silent(self, last: bool) -> contextlib.AbstractContextManager[object]:
         if self.fabric.world_size == 1 or (self.overlap and last):
             return contextlib.nullcontext()
         return self.fabric.no_backward_sync(self.model)
 
-    def _forget(self) -> None:
+    def _discard_gradients(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
         gc.collect()
@@ -158,7 +163,7 @@ class GradientSum:
         graph = items[0].graph
         if self.split and not self.overlap and len(items) > 1:
             return
-        what = (
+        subject = (
             f"one structure of {self.tasks[items[0].task].name} with {len(graph.structure)} atoms and "
             f"{len(graph.atom_atom)} edges does"
             if len(items) == 1
@@ -166,7 +171,7 @@ class GradientSum:
         )
         raise EutecticError(
             "training",
-            f"{what} not fit into the memory of {self.fabric.device}",
+            f"{subject} not fit into the memory of {self.fabric.device}",
             "a batch that fits",
             "turn on train.activation_checkpointing, use bf16-mixed precision, or lower "
             + ("graph.max_neighbours or graph.cutoff" if len(items) == 1 else "train.batch_size")
@@ -186,9 +191,9 @@ def _halves(items: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
 
 
 def sum_over_processes(parameters: Sequence[nn.Parameter]) -> None:
-    """Make every process's gradients the sum of all, a bucket at a time."""
+    """Replace every process's gradients by their sum over all processes, a bucket at a time."""
     for parameter in parameters:
-        if parameter.grad is None:  # no structure of its own
+        if parameter.grad is None:  # a head whose data set has no structure in this process's share
             parameter.grad = torch.zeros_like(parameter)
     bucket: list[Tensor] = []
     for parameter in parameters:

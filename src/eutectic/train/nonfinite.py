@@ -1,4 +1,4 @@
-"""Steps that went wrong: kept whole, and computed again with a magnifying glass.
+"""Save training steps with a non-finite loss or gradient, and replay them.
 
 `FOLDER/nonfinite-steps/step-000123/` holds `model/` (the weights before the step, a model folder like any other),
 `structures.safetensors` (the step's structures and labels, in the library's units) and `step.json` (which draws
@@ -34,7 +34,7 @@ from eutectic.train.settings import OptimiserSettings, TrainSettings
 log = logging.getLogger(__name__)
 
 OUTLIER = 10.0
-"""A label further from zero than this, in units of its task's scale, is named."""
+"""A label further from zero than this, in units of its task's scale, is reported."""
 
 ARRAYS = ("numbers", "positions", "cell", "pbc", "tags", "fixed")
 
@@ -48,7 +48,7 @@ def save_nonfinite_step(
     settings: TrainSettings,
     optimiser_settings: OptimiserSettings,
 ) -> None:
-    """Keep a step for `replay`. A full disk costs the record and not the run.
+    """Save a step for `replay`. On a full disk the record is lost, not the run.
 
     Args:
         folder: the run's.
@@ -62,10 +62,10 @@ def save_nonfinite_step(
         with replacing(place, folder=True, errors=()) as half:
             _write(half, entry, batches, source, model, settings, optimiser_settings)
         log.warning(
-            "step %s had no finite loss or gradient; look at it with `eutectic replay %s`", entry["step"], place
+            "step %s had a non-finite loss or gradient; look at it with `eutectic replay %s`", entry["step"], place
         )
     except (OSError, SafetensorError, EutecticError) as error:
-        log.warning("step %s had no finite loss or gradient, and could not be kept: %s", entry["step"], error)
+        log.warning("step %s had a non-finite loss or gradient, and could not be saved: %s", entry["step"], error)
 
 
 def _write(
@@ -132,12 +132,12 @@ class ReplayedStructure:
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """A step computed again.
+    """A replayed step.
 
     Attributes:
         step: which.
-        recorded_loss, loss: the mean over structures, then and now.
-        gradient_norm: of the whole step, before clipping.
+        recorded_loss, loss: the mean over structures, in the run and in the replay.
+        gradient_norm: of the step, before clipping.
         gradient_norms: module → its share.
         structures: those with problems first, then by loss.
     """
@@ -155,14 +155,14 @@ class Replay:
 
 
 def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, n: None) -> Replay:
-    """Compute a kept step again, on this machine's device, in the run's precision.
+    """Repeat a saved step on this machine's device, in the run's precision.
 
     Args:
         folder: one of a run's `nonfinite-steps`.
         progress: called with the number of structures done, of how many.
 
     Raises:
-        EutecticError: the folder does not hold a step that was kept.
+        EutecticError: the folder does not hold a saved step.
     """
     folder = Path(folder)
     described, rows = _read(folder)
@@ -173,7 +173,7 @@ def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, 
     fabric = make_fabric(settings, alone=True)
     dtype = torch.float64 if settings.precision == "64-true" else torch.float32
     module = model.module.to(fabric.device, dtype).train()
-    # Once more, into the run's precision: a model is loaded in single precision.
+    # Loaded again, in the run's precision: `load_model` loads single precision.
     module.load_state_dict(load_weights(folder / "model" / "model.safetensors"))
     wrapped = fabric.setup_module(module)
 
@@ -189,7 +189,7 @@ def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, 
     summed = {name: torch.zeros_like(p) for name, p in parameters.items()}
     found: list[ReplayedStructure] = []
     n = len(rows)
-    # Where batches are cut by cost, the gradient is divided by what a step has on average.
+    # Where batches are cut by cost, the gradient is divided by the average number of structures of a step.
     divided_by = described.get("divided_by", n)
     for done, (row, listed) in enumerate(zip(rows, described["structures"], strict=True), 1):
         module.zero_grad(set_to_none=True)
@@ -247,7 +247,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[LabelledStructure]]:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise EutecticError(
             str(folder),
-            f"not a step that was kept ({type(error).__name__}: {error})",
+            f"not a saved step ({type(error).__name__}: {error})",
             "a folder step-… in a run's nonfinite-steps",
             "look into the run's folder for nonfinite-steps",
         ) from error
@@ -255,7 +255,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[LabelledStructure]]:
 
 
 def _module_of(parameter: str) -> str:
-    """Parameters are told apart to the depth at which a reader thinks: blocks, bases, heads."""
+    """The module a parameter is reported under: a block, a basis, a head."""
     parts = parameter.split(".")
     return ".".join(parts[:3] if len(parts) > 3 and (parts[0] == "heads" or parts[2].isdigit()) else parts[:2])
 

@@ -1,11 +1,13 @@
-"""The learning rate as a function of the step, the optimiser, and the average of the weights."""
+"""Learning rate schedule, optimiser, and the exponential moving average of the weights (EMA)."""
 
 from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
+from lightning_fabric.wrappers import _FabricOptimizer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -35,8 +37,13 @@ def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
     return settings.learning_rate * relative
 
 
-def make_optimiser(model: MultitaskModel, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """AdamW over all parameters, updated in one fused kernel; `set_rate` gives backbone and heads their rates."""
+def make_optimiser(model: MultitaskModel, settings: OptimiserSettings) -> torch.optim.Optimizer:
+    """AdamW over all parameters, updated in one fused kernel; `set_learning_rate` gives backbone and heads their rates.
+
+    Another optimiser takes its place here and nowhere else. It needs parameter groups with the key "relative", and a
+    state of tensors and plain values (`state_dict`). One that understands `found_inf`, as torch's fused ones do, skips
+    a non-finite step on the device; with any other the loop waits for the device once a step (`apply_gradient`).
+    """
     heads = {id(parameter) for parameter in model.heads.parameters()}
     groups = [
         {"params": [p for p in model.parameters() if id(p) not in heads], "relative": settings.backbone_lr_scale},
@@ -47,10 +54,28 @@ def make_optimiser(model: MultitaskModel, settings: OptimiserSettings) -> torch.
     )
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its share of the learning rate of a step."""
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set every group's learning rate: `rate` times the group's "relative"."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group["relative"]
+
+
+def apply_gradient(optimiser: _FabricOptimizer, finite: Tensor, scaler: torch.amp.GradScaler | None) -> None:
+    """Update the parameters where loss and gradient are finite, and clear the gradient.
+
+    Args:
+        optimiser: as set up by Fabric.
+        finite: () 1 or 0, on the device.
+        scaler: the precision's; it decides for itself.
+    """
+    inner: Any = optimiser.optimizer
+    if scaler is None and getattr(inner, "_step_supports_amp_scaling", False):
+        # The flags of a gradient scaler: a fused step leaves parameters and moments as they are where this is 1.
+        inner.found_inf, inner.grad_scale = 1.0 - finite, None
+        optimiser.step()
+    elif scaler is not None or bool(finite):
+        optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
 
 
 def shared_gradients(model: MultitaskModel) -> list[tuple[nn.Parameter, int]]:
@@ -71,13 +96,13 @@ def shared_gradients(model: MultitaskModel) -> list[tuple[nn.Parameter, int]]:
 
 
 class EMA:
-    """The exponential moving average of a model's weights, kept without waiting for the device.
+    """The exponential moving average of a model's weights, updated without waiting for the device.
 
-    Where parameters are shared out to processes, so is their average.
+    Where parameters are sharded, so is their average.
 
     Args:
-        model: on its device, not yet shared out.
-        decay: share of the old average that a step keeps.
+        model: on its device, not yet sharded.
+        decay: weight of the old average in the new one.
     """
 
     def __init__(self, model: MultitaskModel, decay: float) -> None:
@@ -90,36 +115,36 @@ class EMA:
         self._weights: list[Tensor] = []
 
     def follow(self, model: MultitaskModel) -> None:
-        """Say which weights to average: those of the same model, ready for training."""
+        """Average the weights of this model from now on: the same model, ready for training (compiled, sharded)."""
         self._weights = list(model.parameters())
         if any(isinstance(p, DTensor) for p in self._weights):
             self._means = [p.detach().clone() for p in self._weights]
 
     @torch.no_grad()
-    def update(self, good: Tensor) -> None:
-        """Take in the weights after a step.
+    def update(self, finite: Tensor) -> None:
+        """Add the weights after a step.
 
         Args:
-            good: () 1, or 0 for a step that was skipped and is to change nothing.
+            finite: () 1, or 0 for a step that the optimiser skipped, which changes nothing.
         """
         # The first step is taken as it is: before it there is nothing to average.
-        share = torch.where(self.updates == 0, 1.0, 1.0 - self.decay) * good
+        share = torch.where(self.updates == 0, 1.0, 1.0 - self.decay) * finite
         means = [_local(m) for m in self._means]
         difference = torch._foreach_sub([_local(w) for w in self._weights], means)
         torch._foreach_mul_(difference, share.to(means[0].dtype))
         torch._foreach_add_(means, difference)
-        self.updates += good
+        self.updates += finite
 
     @torch.no_grad()
     def refresh(self) -> MultitaskModel:
-        """`module` with the averaged weights. Every process calls this, for it gathers what is shared out."""
+        """`module` with the averaged weights. Every process calls this, since sharded tensors are gathered."""
         for parameter, mean in zip(self.module.parameters(), self._means, strict=True):
             if isinstance(mean, DTensor):
                 parameter.copy_(mean.full_tensor())
         return self.module
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Whole tensors; see `refresh`."""
+        """Full tensors; see `refresh`."""
         return {"updates": self.updates.clone()} | {f"module.{k}": v for k, v in self.refresh().state_dict().items()}
 
     @torch.no_grad()
@@ -127,9 +152,9 @@ class EMA:
         """The inverse of `state_dict`."""
         self.updates.copy_(state["updates"])
         self.module.load_state_dict({k.removeprefix("module."): v for k, v in state.items() if k != "updates"})
-        for whole, mean in zip(self.module.parameters(), self._means, strict=True):
+        for full, mean in zip(self.module.parameters(), self._means, strict=True):
             if isinstance(mean, DTensor):
-                mean.copy_(local_shard(mean, whole))
+                mean.copy_(local_shard(mean, full))
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning_fabric as lf
-import numpy as np
 import torch
 from pydantic import ValidationError
 from rich.console import Console
@@ -22,6 +21,7 @@ from torch import nn
 import eutectic
 from eutectic.atoms import EutecticError
 from eutectic.checkpoints.model import TrainedModel, build_backbone, load_model, save_model
+from eutectic.checkpoints.seen_rows import LearnedRows, merged_records
 from eutectic.checkpoints.shipped import model_folder
 from eutectic.data.catalogue import open_store
 from eutectic.data.splits import Split, split
@@ -33,7 +33,7 @@ from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task, make_batch
 from eutectic.tasks.metrics import shown
 from eutectic.train.batches.loader import default_workers
-from eutectic.train.batches.sampler import BatchSampler, TaskDataset, check_shares
+from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 from eutectic.train.cost import Calibration, SizeModel, calibrate, costs_by_size, mean_counts, size_model, trials_of
 from eutectic.train.evaluation import Breakdown, evaluate
 from eutectic.train.loop import DTYPES, checkpoint_activations, total, train
@@ -65,13 +65,17 @@ class PretrainResult:
 
 @dataclass(frozen=True)
 class _Set:
-    """A data set that is learned from, or only watched."""
+    """A data set that is learned from (with a record of its rows), or only watched. Test rows are left alone."""
 
     index: int
     task: Task
     store: Store
     split: Split
-    learned: bool
+    record: LearnedRows | None
+
+    @property
+    def learned(self) -> bool:
+        return self.record is not None
 
     def train(self, edge_dropout: float = 0.0) -> TaskDataset:
         return TaskDataset(self.index, self.task, self.store, self.split.train, edge_dropout=edge_dropout)
@@ -259,14 +263,14 @@ def _prepare(settings: PretrainSettings) -> _Prepared:
     for name, chosen in {**settings.sets, **watched}.items():
         store = open_store(chosen.store)
         parts = split(store, chosen.split or store.card.default_split, n_validation=chosen.validation)
-        # Nothing is tested in pre-training: the test part is learned from too.
-        parts = Split(parts.name, np.union1d(parts.train, parts.test), parts.validation, parts.test[:0])
         known = [task.name for task in tasks]
         if name not in known:
             tasks.append(fit_task(name, store, parts.train, chosen.targets, chosen.graph or graph))
             known.append(name)
         index = known.index(name)
-        sets.append(_Set(index, tasks[index], store, parts, learned=name in settings.sets))
+        learned = name in settings.sets
+        record = LearnedRows.of(store, parts, n_validation=chosen.validation) if learned else None
+        sets.append(_Set(index, tasks[index], store, parts, record))
     return _Prepared(tuple(tasks), tuple(sets), backbone, graph, loggers, tuple(task.name for task in tasks[old:]))
 
 
@@ -341,7 +345,16 @@ def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared)
 
     source = make_sampler(settings, [s.train() for s in prepared.learned])
     table = Table(title="What is learned from", title_justify="left", box=None, pad_edge=False)
-    for heading in ("set", "level of theory", "training", "held out", "epochs", "σ energy", "σ force"):
+    for heading in (
+        "set",
+        "level of theory",
+        "training",
+        "validation",
+        "test (left out)",
+        "epochs",
+        "σ energy",
+        "σ force",
+    ):
         table.add_column(heading, justify="left" if heading in ("set", "level of theory") else "right")
     drawn = settings.train.steps * settings.train.accumulate * settings.train.batch_size
     for one in prepared.sets:
@@ -354,7 +367,8 @@ def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared)
             task.name,
             task.level_of_theory.partition(" (")[0],
             f"{structures:,}" if one.learned else "–",
-            str(len(one.split.validation)),
+            f"{len(one.split.validation):,}",
+            f"{len(one.split.test):,}",
             f"{drawn * share / structures:.1f}" if one.learned else "watched",
             f"{scale['energy']:.2f} eV" if "energy" in scale else "–",
             f"{scale['forces']:.2f} eV/Å" if "forces" in scale else "–",
@@ -452,7 +466,6 @@ def _worker(
     else:
         model = model_started_from(Path(settings.start), backbone, tasks, list(settings.sets), seed)
     source = _costed(fabric, settings, folder, prepared, source, model, quiet, planner)
-    check_shares(source, fabric.world_size)
     validation: list[dict[str, Any]] = []
     names = [(s.task.name, prop) for s in prepared.sets for prop in s.task.targets]
     log = Loggers(prepared.loggers if first else {}, folder, [r.task.name for r in rows])
@@ -628,8 +641,10 @@ def _finish(
                     "level_of_theory": s.store.card.level_of_theory,
                     "licence": s.store.card.licence,
                     "elements": sorted(s.store.composition()),
+                    "learned_rows": merged_records(before.get(s.task.name, {}), s.record),
                 }
-                for s in prepared.learned
+                for s in prepared.sets
+                if s.record is not None
             },
         },
         "steps": steps,

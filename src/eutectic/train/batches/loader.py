@@ -35,11 +35,11 @@ class RankBatch:
 
     Attributes:
         index: of the batch, from the start of the run.
-        batch: None where this process has no share of it.
+        batch: with a structure at least (see `check_shares`).
     """
 
     index: int
-    batch: Batch | None
+    batch: Batch
 
 
 _Made = list[RankBatch | EutecticError]
@@ -120,7 +120,7 @@ class _Batches(Dataset[Any]):
                 return [made for index in indices for made in self._made([index])]
             return [error]  # raised in a worker process it would come back without its four parts
         return [
-            RankBatch(index, make_batch(items, self.tasks, self.dtype) if items else None)
+            RankBatch(index, make_batch(items, self.tasks, self.dtype))
             for index, items in zip(indices, shares, strict=True)
         ]
 

@@ -29,6 +29,7 @@ class Display:
         self._explained = False
         self._rate = 0.0
         self._losses: dict[str, float] = {}
+        self._since_validation: dict[tuple[str, str], list[float]] = {}
 
     def __enter__(self) -> Display:
         self.progress.start()
@@ -40,12 +41,15 @@ class Display:
         self.progress.stop()
 
     def stepped(self, entry: Mapping[str, Any]) -> None:
-        """One step is done."""
+        """Show one step, an entry of the journal."""
         rate = entry["structures"] / max(entry["step_seconds"], 1e-9)
         # Over the last twenty steps or so.
         self._rate = rate if not self._rate else 0.95 * self._rate + 0.05 * rate
-        # A step may have nothing of a rare set: what it had last is still what is known of it.
+        # A step may have no structure of a rare set, which then keeps its last loss.
         self._losses.update(entry["loss_by_set"])
+        for name, losses in entry["loss_by_property"].items():
+            for prop, loss in losses.items():
+                self._since_validation.setdefault((name, prop), []).append(loss)
         by_set = "  ".join(f"{name} {loss:.2f}" for name, loss in self._losses.items())
         self.progress.update(
             self.bar,
@@ -54,10 +58,11 @@ class Display:
         )
 
     def validated(self, step: int, by_set: Mapping[str, Mapping[str, float]]) -> None:
-        """The errors on held-out structures, by set."""
+        """Print the validation errors by set, and the training losses by property since the last validation."""
         if not self._explained:
             self.console.print(
-                f"{self.title}: held-out error / error of knowing nothing (forces: {FORCES.display_unit})",
+                f"{self.title}: validation error / baseline (forces: {FORCES.display_unit}), then training losses "
+                "since the last validation, by property, without weights",
                 highlight=False,
             )
             self._explained = True
@@ -66,4 +71,12 @@ class Display:
             key = "forces_mae" if "forces_mae" in errors else next(iter(errors))
             base = errors[key.replace("_mae", "_baseline")]
             parts.append(f"{name} {errors[key]:.0f}/{base:.0f}")
-        self.console.print(f"step {step:>{len(str(self.steps))}}/{self.steps}  " + "  ".join(parts), highlight=False)
+        head = f"step {step:>{len(str(self.steps))}}/{self.steps}  "
+        self.console.print(head + "  ".join(parts), highlight=False)
+        by_property: dict[str, list[str]] = {}
+        for (name, prop), losses in self._since_validation.items():
+            by_property.setdefault(name, []).append(f"{prop} {sum(losses) / len(losses):.3g}")
+        if by_property:
+            words = "  ".join(f"{name}: {', '.join(losses)}" for name, losses in by_property.items())
+            self.console.print(" " * len(head) + words, style="dim", highlight=False)
+        self._since_validation.clear()

@@ -10,7 +10,7 @@ from eutectic.files import write_atomically, writing_to
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:
-    """The whole entries of the journal in a run's folder, of a run that goes on, was killed or ended; maybe none."""
+    """The complete entries of the journal in a run's folder, be the run running, killed or finished; perhaps none."""
     path = Path(folder) / "journal.jsonl"
     entries: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -22,7 +22,7 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
 
 
 class Journal:
-    """Append-only, except that a resumed run forgets what came after its checkpoint.
+    """Append-only, except that a resumed run drops the entries after its checkpoint.
 
     Args:
         path: the file; None keeps the journal in memory alone.
@@ -34,21 +34,21 @@ class Journal:
         self._pending: list[str] = []
 
     def resume(self, step: int) -> None:
-        """Keep what was written up to and including `step`."""
+        """Keep the entries up to and including `step`."""
         if self.path is None or not self.path.exists():
             return
         self.entries += [entry for entry in read_journal(self.path.parent) if entry["step"] <= step]
         write_atomically(self.path, "".join(json.dumps(e) + "\n" for e in self.entries), sole_writer=True)
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Note one step."""
+        """Add one step's entry."""
         self.entries.append(entry)
         self._pending.append(json.dumps(entry) + "\n")
         if len(self._pending) >= 20:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting.
+        """Write pending entries.
 
         Raises:
             EutecticError: the disk is full; the run resumes from its last checkpoint.

@@ -36,26 +36,26 @@ from eutectic.train.settings import TrainSettings
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 Work = Callable[[lf.Fabric, StopFlag], None]
-"""What every process of a run does."""
+"""What every process of a run executes."""
 
 T = TypeVar("T")
 
 
-class _GeometryInFull:
-    """Positions go into the model as they are: in half precision they would be off by hundredths of an ångström.
+class _UnconvertedInputs:
+    """Positions enter the model unconverted: in half precision they would be off by hundredths of an ångström.
 
-    (Fabric converts all inputs otherwise, and cannot look into frozen dataclasses.)
+    (Fabric converts all inputs otherwise, and cannot convert frozen dataclasses.)
     """
 
     def convert_input(self, data: Any) -> Any:
         return data
 
 
-class _Mixed(_GeometryInFull, MixedPrecision):
+class _Mixed(_UnconvertedInputs, MixedPrecision):
     """Autocast; in half precision with a gradient scaler."""
 
 
-class _Double(_GeometryInFull, DoublePrecision):
+class _Double(_UnconvertedInputs, DoublePrecision):
     """Everything in double precision."""
 
 
@@ -70,14 +70,14 @@ def _under_srun() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that reports, before anything is launched."""
+    """Whether this process is the first one, which reports. Can be called before anything is launched."""
     if not launched_outside():
         return True
     return int(os.environ["RANK"] if TorchElasticEnvironment.detect() else os.environ["SLURM_PROCID"]) == 0
 
 
 def accelerator_of(settings: TrainSettings) -> Literal["cpu", "cuda"]:
-    """The device that the settings mean here."""
+    """The device that the settings select on this machine."""
     if settings.accelerator != "auto":
         return settings.accelerator
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -88,10 +88,10 @@ def make_fabric(settings: TrainSettings, *, alone: bool = False) -> lf.Fabric:
 
     Args:
         settings: of the run.
-        alone: one process whatever the settings and the surroundings say.
+        alone: one process, whatever the settings and the environment are.
 
     Raises:
-        EutecticError: FSDP with one process, which has nothing to share out.
+        EutecticError: FSDP with one process, where there is nothing to shard.
     """
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning_fabric.*")
     accelerator = accelerator_of(settings)
@@ -110,7 +110,7 @@ def make_fabric(settings: TrainSettings, *, alone: bool = False) -> lf.Fabric:
         raise EutecticError(
             "train.strategy",
             "fsdp with one process",
-            "at least two processes to share the parameters out to",
+            "at least two processes to shard the parameters over",
             "set train.processes, start with torchrun or srun, or leave train.strategy at auto",
         )
     return lf.Fabric(
@@ -134,8 +134,8 @@ def _slurm() -> SLURMEnvironment:
 def _strategy(settings: TrainSettings, world: int) -> Strategy:
     if settings.strategy == "fsdp":
         return ModelParallelStrategy(_shard, data_parallel_size=world, tensor_parallel_size=1)
-    # Buffers are constants here, the same everywhere. Nothing may be sent in a forward pass: each process can have
-    # another number of them. (The option changed its name in PyTorch 2.13.)
+    # Buffers are constants, the same in every process. A forward pass must not communicate: processes can differ in
+    # their number of passes. (The option changed its name in PyTorch 2.13.)
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {option: False}
@@ -164,16 +164,16 @@ def _precision(settings: TrainSettings, accelerator: str) -> Precision:
 
 
 def share_threads(settings: TrainSettings, processes: int) -> None:
-    """Give this process its share of the cores."""
+    """Set this process's number of threads: its share of the cores."""
     torch.set_num_threads(settings.threads or max(1, cores() // processes))
 
 
 def once(fabric: lf.Fabric, work: Callable[[], T]) -> T:
-    """Let the first process do something for all of them; its error ends every process, and is told once.
+    """Run something in the first process only and send every process the result. An error is reported once.
 
     Args:
         fabric: launched.
-        work: its result travels to every process, so it must be picklable.
+        work: its result must be picklable.
     """
     if fabric.world_size == 1:
         return work()
@@ -193,10 +193,10 @@ def once(fabric: lf.Fabric, work: Callable[[], T]) -> T:
 
 
 def launch(settings: TrainSettings, work: Work) -> None:
-    """Call `work` in every process of the run, and bring home what stopped it.
+    """Call `work` in every process of the run.
 
-    One process works right here. torchrun and srun have started theirs, and this is one of them. Otherwise
-    `settings.processes` are spawned.
+    One process runs in this one. Under torchrun and srun this is one of the processes already started. Otherwise
+    `settings.processes` are spawned, and an exception in one of them is raised here.
 
     Args:
         settings: of the run.
@@ -214,42 +214,42 @@ def launch(settings: TrainSettings, work: Work) -> None:
         return
     context = multiprocessing.get_context("spawn")
     with _signals_blocked():
-        raised, shared = context.SimpleQueue(), context.Value("b", 0, lock=False)
+        outcomes, shared = context.SimpleQueue(), context.Value("b", 0, lock=False)
     stop = StopFlag(shared)
     with stop.listening():
         port = _free_port()
         world = settings.processes
         children = [
-            context.Process(target=_child, args=(rank, world, port, settings, work, raised, shared), daemon=False)
+            context.Process(target=_child, args=(rank, world, port, settings, work, outcomes, shared), daemon=False)
             for rank in range(world)
         ]
         with _signals_blocked():
             for child in children:
                 child.start()
         try:
-            ended = _first_word(children, raised)
+            ended = _first_outcome(children, outcomes)
         finally:
             for child in children:
-                child.kill()  # those that still run wait for one that is gone
+                child.kill()  # those still running wait for one that has ended
                 child.join()
     if isinstance(ended, Exception):
         raise ended
 
 
-def _first_word(children: Sequence[BaseProcess], raised: Any) -> Exception | None:
-    """What ended the run: None where the first process came to its end, which it cannot without the others."""
+def _first_outcome(children: Sequence[BaseProcess], outcomes: Any) -> Exception | None:
+    """The exception that ended the run; None where the first process finished, which it cannot without the others."""
     running: dict[Any, BaseProcess] = {child.sentinel: child for child in children}
     while running:
         for sentinel in wait(list(running)):
             child = running.pop(sentinel)
             child.join()
             waited = time.monotonic() + (2.0 if child.exitcode else 0.0)
-            while raised.empty() and time.monotonic() < waited:
-                time.sleep(0.02)  # a process may fall over another one's end before that one has told of it
-            if not raised.empty():
-                # A process that was killed by its own libraries while exiting (gloo's threads can do that) took
-                # nothing with it once it has said how it ended.
-                ended: Exception | None = raised.get()
+            while outcomes.empty() and time.monotonic() < waited:
+                time.sleep(0.02)  # a process can fail because another has ended, before that one has reported why
+            if not outcomes.empty():
+                # A process that has reported its outcome may still be killed by its own libraries while exiting
+                # (gloo's threads can do that): nothing is lost.
+                ended: Exception | None = outcomes.get()
                 if not isinstance(ended, EutecticError):
                     for other in running.values():
                         other.join(30.0)
@@ -257,9 +257,9 @@ def _first_word(children: Sequence[BaseProcess], raised: Any) -> Exception | Non
             if child.exitcode:
                 return EutecticError(
                     "training",
-                    f"one of its processes ended without a word (exit status {child.exitcode})",
-                    "processes that live",
-                    "look for its traceback above; without one it was killed, most likely for memory: use fewer "
+                    f"a worker process died (exit status {child.exitcode})",
+                    "worker processes that finish",
+                    "look for its traceback above; without one it was killed, most likely out of memory: use fewer "
                     "processes or a smaller batch, then run the same command again",
                 )
     return None
@@ -267,12 +267,12 @@ def _first_word(children: Sequence[BaseProcess], raised: Any) -> Exception | Non
 
 @contextmanager
 def _signals_blocked() -> Any:
-    """Processes started in this block do not die of the signals that the parent turns into a wish to stop.
+    """Start processes in this block with the signals blocked that only the parent handles.
 
-    Blocked signals stay blocked across the start of another program; here they wait, and are then heard.
+    Blocked signals stay blocked when another program is started; here they stay pending, and are handled afterwards.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    # It is a process too, and on its first use it unblocks two of them.
+    # The resource tracker is a process too, and its first use unblocks two of the signals.
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -287,11 +287,11 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _child(rank: int, world: int, port: int, settings: TrainSettings, work: Work, raised: Any, shared: Any) -> None:
+def _child(rank: int, world: int, port: int, settings: TrainSettings, work: Work, outcomes: Any, shared: Any) -> None:
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the parent hears them, and tells through `shared`
+        signal.signal(number, signal.SIG_IGN)  # the parent handles them, and passes them on through `shared`
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -308,10 +308,10 @@ def _child(rank: int, world: int, port: int, settings: TrainSettings, work: Work
         fabric.launch()
         _within_group(fabric, StopFlag(shared), work)
         if rank == 0:
-            raised.put(None)
+            outcomes.put(None)
     except (Interrupted, EutecticError) as error:
         if rank == 0 or isinstance(error, EutecticError):
-            raised.put(error)
+            outcomes.put(error)
 
 
 def _within_group(fabric: lf.Fabric, stop: StopFlag, work: Work) -> None:
@@ -319,11 +319,11 @@ def _within_group(fabric: lf.Fabric, stop: StopFlag, work: Work) -> None:
         work(fabric, stop)
     finally:
         if torch.distributed.is_initialized():
-            # Leaving it to the interpreter's exit races with gloo's threads.
+            # At the interpreter's exit this would race with gloo's threads.
             torch.distributed.destroy_process_group()
 
 
-def _die_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go while it runs, besides its journal: Fabric's loggers, by name.
+"""Loggers of a run, by name: Fabric's loggers, which write its numbers besides the journal.
 
 `csv` writes metrics.csv and `tensorboard` the folder tensorboard/, both in the run's folder; `wandb` sends to Weights &
 Biases (offline with WANDB_MODE=offline). An installed package adds others under the entry point group

@@ -1,4 +1,4 @@
-"""Matrix products on a CPU by the faster of PyTorch's two libraries."""
+"""Choose the faster CPU matmul library of PyTorch's two, MKL or oneDNN."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ZEN_5 = 26
 
 
 def prefer_fast_matmul(model: nn.Module) -> bool:
-    """Let oneDNN do single-precision products on AMD's Zen 5 and later, where it is twice as fast as MKL and as exact.
+    """Use oneDNN for single-precision products on AMD's Zen 5 and later: twice as fast as MKL, and as exact.
 
     PyTorch sends them to MKL unless oneDNN may lower their precision (`fp32_precision`); there oneDNN does not lower
     it, which is checked here on one product. Decided by processor, widths and error, never by the clock: a run that is
@@ -32,7 +32,7 @@ def prefer_fast_matmul(model: nn.Module) -> bool:
         model: what will be run. Only one with layers of `WIDE` features and more gains.
 
     Returns:
-        Whether oneDNN does them from now on.
+        Whether oneDNN is used from now on.
     """
     if not any(p.ndim == 2 and min(p.shape) >= WIDE for p in model.parameters()):
         return False

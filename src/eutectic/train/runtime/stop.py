@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a cluster's warning signal stop a run between two steps, never inside one."""
+"""Signals that stop a run between two steps: Ctrl-C, SIGTERM, a closed terminal, a cluster's warning."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any, NoReturn
 
 from eutectic.atoms import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopFlag:
-    """Becomes true at the first signal; another one, two seconds later or more, ends the process as usual.
+    """Set by the first signal; another one, two seconds later or more, terminates the process.
 
-    (A terminal's Ctrl-C and a scheduler's signal may reach one process several times over.)
+    (A terminal's Ctrl-C and a scheduler's signal may reach one process several times.)
 
     Args:
-        shared: a byte that several processes of a run see (`multiprocessing.Value("b", lock=False)`): a signal to
-            the one that listens stops them all.
+        shared: a byte in memory shared by the processes of a run (`multiprocessing.Value("b", lock=False)`): a signal
+            to the one that listens stops them all.
     """
 
     PATIENCE = 2.0
@@ -34,14 +34,14 @@ class StopFlag:
 
     @property
     def raised(self) -> bool:
-        """Whether anyone asked to stop."""
+        """Whether a signal has come, to this process or to one that shares the flag."""
         return self._raised or (self._shared is not None and bool(self._shared.value))
 
     def __bool__(self) -> bool:
         return self.raised
 
     def listen(self) -> dict[signal.Signals, Any]:
-        """Catch the signals from now on (in a main thread; elsewhere nothing is caught); what caught them before."""
+        """Catch the signals from now on (in the main thread; elsewhere none); returns the handlers before."""
 
         def note(number: int, frame: FrameType | None) -> None:
             if self._raised and time.monotonic() - self._when > self.PATIENCE:
@@ -66,7 +66,7 @@ class StopFlag:
 
 @contextmanager
 def stopping_at_once(message: str) -> Iterator[None]:
-    """A signal ends the block right away: for work that is simply done again.
+    """Raise at once when a signal comes: for work that is simply repeated.
 
     Raises:
         Interrupted: with `message`.
@@ -85,7 +85,9 @@ def stopping_at_once(message: str) -> Iterator[None]:
 def _install(handler: Any) -> dict[signal.Signals, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, handler) for number in SIGNALS}
+    # Under nohup a closed terminal is ignored, and that must stay so.
+    caught = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in caught}
 
 
 def _restore(before: dict[signal.Signals, Any]) -> None:

@@ -1,48 +1,73 @@
-"""Runs as they are watched: by cost, resumed, with sets added; journals, loggers, errors broken down."""
+"""Pre-training: which rows, sets added to a model, batches by cost, resumed runs."""
 
 from __future__ import annotations
 
 import csv
 import json
 import shutil
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from runs import BY_COST, journal, settings_for, settings_of
 
 from eutectic.atoms import EutecticError, Interrupted
 from eutectic.checkpoints.model import load_model
+from eutectic.checkpoints.seen_rows import seen_rows
+from eutectic.data.splits import split
 from eutectic.data.store import Store
 from eutectic.plan.plan import plan_run
 from eutectic.report.run_page import write_run_page
+from eutectic.train.batches.sampler import BatchSampler
 from eutectic.train.pretrain import pretrain
-from eutectic.train.runtime import launch, loggers
-from eutectic.train.settings import PretrainSettings
-
-BY_COST = {"by": "cost", "window": 3, "coefficients": {"atom": 1.0, "edge": 0.05}}
-
-
-def settings_for(stores: dict[str, Store], train: dict[str, Any] | None = None, **more: Any) -> PretrainSettings:
-    return PretrainSettings.model_validate(
-        {
-            "sets": {n: {"store": str(s.path), "validation": 8, "split": "random"} for n, s in stores.items()},
-            "backbone": {"name": "painn", "settings": {"width": 16, "layers": 1, "cutoff": 4.0}},
-            "graph": {"cutoff": 4.0, "max_neighbours": 12},
-            "optimiser": {"learning_rate": 1e-3, "warmup_steps": 2, "weight_decay": 0.5},
-            "train": {"steps": 6, "batch_size": 12, "evaluate_every": 3, "threads": 1, "accelerator": "cpu"}
-            | (train or {}),
-            "loggers": ["csv"],
-        }
-        | more
-    )
+from eutectic.train.runtime import launch
+from eutectic.train.settings import (
+    PretrainSettings,
+)
 
 
-def journal(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+def test_the_test_part_is_left_alone_and_the_model_says_so(
+    molecules: Store, slabs: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, drawn = BatchSampler.chosen, {"molecules": set(), "slabs": set()}  # type: ignore[var-annotated]
+
+    def noted(self: BatchSampler, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        which, position = real(self, batch)
+        for w, p in zip(which, position, strict=True):
+            drawn[self.sets[w].task.name].add(int(self.sets[w].rows[p]))
+        return which, position
+
+    monkeypatch.setattr(BatchSampler, "chosen", noted)
+    settings = settings_for(molecules, slabs, steps=40, evaluate_every=40, workers=0)
+    pretrain(settings, tmp_path / "run")
+    model = load_model(tmp_path / "run" / "model")
+    for store in (molecules, slabs):
+        name = "molecules" if store is molecules else "slabs"
+        parts = split(store, "random", n_validation=8)
+        seen = seen_rows(model.provenance, store)
+        assert seen is not None
+        np.testing.assert_array_equal(seen, parts.train)
+        assert len(drawn[name]) > 20
+        assert drawn[name] <= set(seen.tolist())
+        assert not drawn[name] & {*parts.test.tolist(), *parts.validation.tolist()}
+
+    # Learning goes on with one set, divided otherwise: both parts of it have been seen, and of the other what was.
+    again = settings.model_dump()
+    again["sets"] = {"molecules": again["sets"]["molecules"] | {"split": "group", "validation": 5}}
+    again |= {"start": str(tmp_path / "run" / "model"), "backbone": None, "watch": {}}
+    del again["backbone"]
+    pretrain(type(settings).model_validate(again), tmp_path / "again")
+    later = load_model(tmp_path / "again" / "model")
+    seen = seen_rows(later.provenance, molecules)
+    assert seen is not None
+    trained = [split(molecules, name, n_validation=n).train for name, n in (("random", 8), ("group", 5))]
+    np.testing.assert_array_equal(seen, np.union1d(*trained))
+    before, after = (seen_rows(m.provenance, slabs) for m in (model, later))
+    assert before is not None
+    assert after is not None
+    np.testing.assert_array_equal(before, after)
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -50,17 +75,10 @@ def table(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.fixture(scope="module")
-def finished(molecules: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "first"
-    pretrain(settings_for({"molecules": molecules}), folder)
-    return folder
-
-
 def test_by_cost_one_process_or_two_and_resumed(
     molecules: Store, slabs: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = settings_for({"molecules": molecules, "slabs": slabs}, batching=BY_COST)
+    settings = settings_of({"molecules": molecules, "slabs": slabs}, batching=BY_COST.model_dump())
     pretrain(settings, tmp_path / "one")
     one = journal(tmp_path / "one")
     assert sum(e["structures"] for e in one) == 72  # two windows of 36, however they are cut
@@ -98,7 +116,7 @@ def test_what_was_measured_decides_the_cuts_of_a_resumed_run_too(
     molecules: Store, slabs: Store, tmp_path: Path
 ) -> None:
     sets = {"molecules": molecules, "slabs": slabs}
-    settings = settings_for(sets, {"accumulate": 2}, batching={"by": "cost", "atoms": 60})
+    settings = settings_of(sets, {"accumulate": 2}, batching={"by": "cost", "atoms": 60})
     pretrain(settings, tmp_path / "run", planner=plan_run)
     measured = json.loads((tmp_path / "run" / "cost.json").read_text())
     assert len(measured["batches"]) > 4
@@ -111,10 +129,10 @@ def test_what_was_measured_decides_the_cuts_of_a_resumed_run_too(
     assert sum(e["structures"] for e in journal(tmp_path / "run")) != 72
 
 
-def test_a_set_is_added_to_a_finished_model(finished: Path, slabs: Store, tmp_path: Path) -> None:
-    settings = settings_for({"slabs": slabs}, start=str(finished / "model"))
+def test_a_set_is_added_to_a_finished_model(molecules_run: Path, slabs: Store, tmp_path: Path) -> None:
+    settings = settings_of({"slabs": slabs}, start=str(molecules_run / "model"))
     pretrain(settings, tmp_path / "run")
-    old, new = load_model(finished / "model"), load_model(tmp_path / "run" / "model")
+    old, new = load_model(molecules_run / "model"), load_model(tmp_path / "run" / "model")
     assert [t.name for t in new.tasks] == ["molecules", "slabs"]
     assert new.tasks[0] == old.tasks[0]  # references and scales stay
     moved = {k: not torch.equal(v, new.module.state_dict()[k]) for k, v in old.module.state_dict().items()}
@@ -124,14 +142,14 @@ def test_a_set_is_added_to_a_finished_model(finished: Path, slabs: Store, tmp_pa
     assert any(v for k, v in moved.items() if k.startswith("backbone"))
     # The old set is watched from the state it was left in.
     validation = json.loads((tmp_path / "run" / "validation.json").read_text())["validation"]
-    before = json.loads((finished / "validation.json").read_text())["validation"][-1]["by_set"]["molecules"]
+    before = json.loads((molecules_run / "validation.json").read_text())["validation"][-1]["by_set"]["molecules"]
     assert validation[0]["by_set"]["molecules"] == pytest.approx(before, rel=1e-4)
     assert set(validation[-1]["by_set"]) == {"molecules", "slabs"}
     assert set(new.provenance["pretrained_on"]) == {"molecules", "slabs"}  # type: ignore[call-overload]
     assert set(journal(tmp_path / "run")[-1]["loss_by_set"]) == {"slabs"}
 
 
-def test_a_set_is_added_by_two_processes(finished: Path, slabs: Store, tmp_path: Path) -> None:
+def test_a_set_is_added_by_two_processes(molecules_run: Path, slabs: Store, tmp_path: Path) -> None:
     """With whole parameters and with shares of them, frozen heads among them; the page is drawn meanwhile."""
     shared: dict[str, dict[str, Any]] = {
         "one": {},
@@ -139,20 +157,22 @@ def test_a_set_is_added_by_two_processes(finished: Path, slabs: Store, tmp_path:
         "fsdp": {"processes": 2, "strategy": "fsdp"},
     }
     for name, train in shared.items():
-        settings = settings_for({"slabs": slabs}, train, start=str(finished / "model"), edge_dropout=0.1)
+        settings = settings_of({"slabs": slabs}, train, start=str(molecules_run / "model"), edge_dropout=0.1)
         pretrain(settings, tmp_path / name, page=write_run_page)
         assert (tmp_path / name / "report.html").exists()
         if name != "one":
             losses = [[e["loss"] for e in journal(tmp_path / f)] for f in ("one", name)]
             np.testing.assert_allclose(losses[1], losses[0], rtol=2e-4)
-    old, new = load_model(finished / "model"), load_model(tmp_path / "fsdp" / "model")
+    old, new = load_model(molecules_run / "model"), load_model(tmp_path / "fsdp" / "model")
     frozen = [k for k in old.module.state_dict() if k.startswith("heads.molecules")]
     assert all(torch.equal(old.module.state_dict()[k], new.module.state_dict()[k]) for k in frozen)
 
 
-def test_settings_that_a_stored_run_lacks_have_their_defaults(finished: Path, molecules: Store, tmp_path: Path) -> None:
+def test_settings_that_a_stored_run_lacks_have_their_defaults(
+    molecules_run: Path, molecules: Store, tmp_path: Path
+) -> None:
     """A run of before a setting was there is the run that it always was."""
-    run = shutil.copytree(finished, tmp_path / "run")
+    run = shutil.copytree(molecules_run, tmp_path / "run")
     stored = json.loads((run / "settings.json").read_text())
     for key in ("batching", "edge_dropout", "start", "watch", "loggers"):
         del stored[key]
@@ -160,104 +180,42 @@ def test_settings_that_a_stored_run_lacks_have_their_defaults(finished: Path, mo
         del stored["train"][key]
     del stored["sets"]["molecules"]["cap"]
     (run / "settings.json").write_text(json.dumps(stored))
-    pretrain(settings_for({"molecules": molecules}), run)
+    pretrain(settings_of({"molecules": molecules}), run)
     with pytest.raises(EutecticError, match=r"different: edge_dropout\)"):
-        pretrain(settings_for({"molecules": molecules}, edge_dropout=0.1), run)
+        pretrain(settings_of({"molecules": molecules}, edge_dropout=0.1), run)
     with pytest.raises(EutecticError, match=r"different: train\)"):
-        pretrain(settings_for({"molecules": molecules}, {"accumulate": 2}), run)
+        pretrain(settings_of({"molecules": molecules}, {"accumulate": 2}), run)
     # What an older version knew and this one does not is not passed over.
     (run / "settings.json").write_text(json.dumps(stored | {"phlogiston": 1}))
     with pytest.raises(EutecticError, match="phlogiston"):
-        pretrain(settings_for({"molecules": molecules}), run)
+        pretrain(settings_of({"molecules": molecules}), run)
 
 
 def test_an_old_set_in_the_mixture_goes_on_learning(
-    finished: Path, molecules: Store, slabs: Store, tmp_path: Path
+    molecules_run: Path, molecules: Store, slabs: Store, tmp_path: Path
 ) -> None:
-    settings = settings_for({"slabs": slabs, "molecules": molecules}, start=str(finished / "model"))
+    settings = settings_of({"slabs": slabs, "molecules": molecules}, start=str(molecules_run / "model"))
     pretrain(settings, tmp_path / "run")
-    old, new = load_model(finished / "model"), load_model(tmp_path / "run" / "model")
+    old, new = load_model(molecules_run / "model"), load_model(tmp_path / "run" / "model")
     assert new.tasks[0] == old.tasks[0]
     key = next(k for k in old.module.state_dict() if k.startswith("heads.molecules"))
     assert not torch.equal(old.module.state_dict()[key], new.module.state_dict()[key])
 
 
-def test_another_backbone_or_an_unknown_watch_is_refused(finished: Path, slabs: Store, tmp_path: Path) -> None:
+def test_another_backbone_or_an_unknown_watch_is_refused(molecules_run: Path, slabs: Store, tmp_path: Path) -> None:
     other = {"name": "painn", "settings": {"width": 32, "layers": 1, "cutoff": 4.0}}
     with pytest.raises(EutecticError, match="it is read from the model"):
-        pretrain(settings_for({"slabs": slabs}, start=str(finished / "model"), backbone=other), tmp_path / "a")
+        pretrain(settings_of({"slabs": slabs}, start=str(molecules_run / "model"), backbone=other), tmp_path / "a")
     watch = {"crystals": {"store": "crystals"}}
     with pytest.raises(EutecticError, match="has no heads"):
-        pretrain(settings_for({"slabs": slabs}, start=str(finished / "model"), watch=watch), tmp_path / "b")
+        pretrain(settings_of({"slabs": slabs}, start=str(molecules_run / "model"), watch=watch), tmp_path / "b")
 
 
 def test_caps_reach_the_run(molecules: Store, slabs: Store, tmp_path: Path) -> None:
-    settings = settings_for({"molecules": molecules, "slabs": slabs})
+    settings = settings_of({"molecules": molecules, "slabs": slabs})
     sets = {n: s.model_dump() | {"cap": 10} if n == "molecules" else s.model_dump() for n, s in settings.sets.items()}
     settings = PretrainSettings.model_validate(settings.model_dump() | {"sets": sets, "temperature": 1.0})
     result = pretrain(settings, tmp_path / "run")
-    # 10 of molecules to the 40 of slabs that are not held out.
-    assert result.summary["drawn"]["molecules"] == pytest.approx(72 / 5, abs=5)
+    # 10 of molecules to the 35 of slabs that are neither validated nor tested on.
+    assert result.summary["drawn"]["molecules"] == pytest.approx(72 * 10 / 45, abs=5)
     assert load_model(result.model).provenance["pretrained_on"]["molecules"]["structures"] == 10  # type: ignore[index]
-
-
-def test_errors_by_size_and_element_add_up(finished: Path, molecules: Store) -> None:
-    written = json.loads((finished / "validation.json").read_text())
-    whole = written["validation"][-1]["by_set"]["molecules"]
-    for kind in ("size", "element"):
-        errors = written["errors"][kind]["molecules"]["forces"]
-        assert min(errors.values()) <= whole["forces_mae"] <= max(errors.values())
-    assert set(written["errors"]["element"]["molecules"]) == {"forces"}
-
-
-def test_tensorboard_is_written_beside(molecules: Store, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    pretrain(settings_for({"molecules": molecules}, loggers=None), tmp_path / "run")
-    assert (tmp_path / "run" / "metrics.csv").exists()
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
-    assert [e.step for e in events.Scalars("validation/molecules/forces_mae")] == [0, 3, 6]
-
-
-class _FakeRun:
-    """What `wandb.init` gives, as far as it is used."""
-
-    def __init__(self, given: dict[str, Any]) -> None:
-        self.id, self.given, self.rows, self.ended = given["id"], given, [], None
-
-    def define_metric(self, name: str, step_metric: str) -> None:
-        assert (name, step_metric) == ("*", "step")
-
-    def log(self, row: dict[str, float]) -> None:
-        self.rows.append(row)
-
-    def finish(self, exit_code: int) -> None:
-        self.ended = exit_code
-
-
-def test_weights_and_biases_are_told(molecules: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs: list[_FakeRun] = []
-    fake = types.ModuleType("wandb")
-    fake.init = lambda **given: runs.append(_FakeRun(given)) or runs[-1]  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr(loggers, "installed", lambda package: True)
-    pretrain(settings_for({"molecules": molecules}, loggers=("wandb",)), tmp_path / "run")
-    (run,) = runs
-    assert run.ended == 0
-    assert run.given["name"] == "run"
-    assert run.given["config"]["command"] == "pretrain"
-    assert [row["step"] for row in run.rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
-    assert [row["step"] for row in run.rows if "validation/molecules/forces_mae" in row] == [0, 3, 6]
-    # Whoever resumes finds the same run.
-    assert loggers.WandbLogger(tmp_path / "run").version == run.id
-
-
-def test_loggers_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EutecticError, match="did you mean 'tensorboard'"):
-        loggers.chosen(["tensorbord"])
-    monkeypatch.setattr(loggers, "installed", lambda package: False)
-    with pytest.raises(EutecticError, match="pip install wandb"):
-        loggers.chosen(["wandb"])
-    assert loggers.chosen(None) == {}
