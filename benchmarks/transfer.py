@@ -30,19 +30,16 @@ from eutectic.checkpoints.shipped import model_folder
 from eutectic.recipes.small import BACKBONE, GRAPH
 from eutectic.report.study_page import write_demo_report
 from eutectic.study.compare import (
-    FINETUNING_OPTIMISER,
     SWEEP_SEED,
     Choice,
     best_choices,
     comparison,
     environment,
-    short_run,
-    target_of,
 )
 from eutectic.study.results import Start, StudyResults, TaskComparison, Trial
 from eutectic.study.runs import run_all
 from eutectic.train.finetune import FinetuneResult
-from eutectic.train.settings import DataSettings, FinetuneSettings
+from eutectic.train.settings import DataSettings, FinetuneSettings, FinetuneTrainSettings, targets_of
 
 SCRATCH_RATES = (1.2e-3, 2.5e-3, 6e-3, 1e-2, 1.6e-2)
 PRETRAINED_RATES = (3e-4, 6e-4, 1.2e-3, 2.5e-3, 6e-3)
@@ -178,12 +175,11 @@ def settings_of(task: Task, split: str | None, stores: Mapping[str, str]) -> Fin
             validation=task.validation,
             test=task.test,
         ),
-        targets={task.property: target_of(task.property)},
+        targets=targets_of([task.property]),
         start="scratch",
         backbone=BACKBONE,
         graph=GRAPH,
-        optimiser=FINETUNING_OPTIMISER,
-        train=short_run(task.steps, task.batch_size),
+        train=FinetuneTrainSettings(steps=task.steps, batch_size=task.batch_size, threads=1, accelerator="cpu"),
     )
 
 

@@ -75,13 +75,28 @@ def test_the_commands_take_its_name(name: str, tmp_path: Path) -> None:
     assert name in RUNNER.invoke(cli.app, ["models"]).output
     told = json.loads(RUNNER.invoke(cli.app, ["models", name, "--json"]).output)
     assert told["parameters"] > 0
-    short = ["--train", "8", "--validation", "4", "--test", "4", "--steps", "2", "--batch-size", "4", "--workers", "1"]
+    short = [
+        "--train",
+        "8",
+        "--validation",
+        "4",
+        "--test",
+        "4",
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--train.threads",
+        "1",
+    ]
     out = tmp_path / "run"
     result = RUNNER.invoke(
         cli.app, ["finetune", "md_aspirin", "-p", "forces", "--model", name, *short, "--out", str(out)]
     )
     assert result.exit_code == 0, result.output
-    assert json.loads((out / "results.json").read_text())["tasks"][0]["pretrained"] > 0
+    assert json.loads((out / "result.json").read_text())["test_error"] > 0
+    assert "<html" in (out / "report.html").read_text()
+    assert load_model(out / "model").tasks[0].name == "md_aspirin"
 
 
 def test_models_without_a_name(named: Path) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
+import yaml
+from ase.calculators.singlepoint import SinglePointCalculator
 from typer.testing import CliRunner
 
 from eutectic import cli
 from eutectic.atoms import EutecticError
 from eutectic.cli import options
 from eutectic.data.store import Store
+from eutectic.train.settings import FinetuneSettings
 
 RUNNER = CliRunner()
 
@@ -21,6 +25,7 @@ COMMANDS = [
     ["plan"],
     ["report"],
     ["finetune"],
+    ["compare"],
     ["demo"],
     ["import-jmp"],
     ["predict"],
@@ -68,12 +73,13 @@ def _error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
         (["pretrain", "demo", "--train.stps", "3", "--out", "OUT"], "did you mean 'steps'?"),
         (["pretrain", "jmp", "--out", "OUT"], "'jmp'"),
         (["pretrain", "absent.yaml", "--out", "OUT"], "absent.yaml"),
-        (["finetune", "nowhere", "-p", "forces", "--start", "scratch", "--out", "OUT"], "nowhere"),
+        (["finetune", "nowhere", "-p", "forces", "--from-scratch", "--out", "OUT"], "nowhere"),
         (
-            ["finetune", "qm9_sample", "-p", "gapp", "--start", "scratch", "--out", "OUT"],
+            ["finetune", "qm9_sample", "-p", "gapp", "--out", "OUT"],
             "did you mean 'gap'?",
         ),
-        (["finetune", "qm9_sample", "-p", "gap", "--out", "OUT"], "--model"),
+        (["compare", "qm9_sample", "-p", "gap", "--start", "warm", "--out", "OUT"], "pretrained, scratch or both"),
+        (["finetune", "qm9_sample", "-p", "gap", "--learning-rate", "-1", "--out", "OUT"], "greater than 0"),
         (["finetune", "qm9_sample", "-p", "gap", "--model", "OUT/none", "--out", "OUT"], "model.json"),
         (["data", "info", "molecule"], "molecules"),
     ],
@@ -110,10 +116,10 @@ def test_settings_can_be_shown_and_used(tmp_path: Path) -> None:
     assert again.stdout == shown.stdout
 
 
-def test_finetune_command_compares_two_starts(molecules: Store, tmp_path: Path) -> None:
+def test_compare_sweeps_rates_and_repeats_seeds(molecules: Store, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = [
-        "finetune",
+        "compare",
         str(molecules.path),
         "-p",
         "energy",
@@ -129,9 +135,9 @@ def test_finetune_command_compares_two_starts(molecules: Store, tmp_path: Path) 
         "scratch",
         "--steps",
         "6",
-        "--rate",
+        "--learning-rate",
         "1e-3",
-        "--rate",
+        "--learning-rate",
         "3e-3",
         "--seeds",
         "2",
@@ -152,6 +158,46 @@ def test_finetune_command_compares_two_starts(molecules: Store, tmp_path: Path) 
     assert len(written["tasks"][0]["runs"]) == 2
     assert len(written["tasks"][0]["trials"]) == 2
     assert "<html" in (out / "report.html").read_text()
+    one = json.loads((out / "runs" / molecules.path.name / "scratch-0" / "result.json").read_text())
+    assert one["test_error"] == written["tasks"][0]["runs"][0]["test_error"]
+
+
+def test_finetuning_a_file_prepares_and_checks_it(
+    molecules: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EUTECTIC_DATA", str(tmp_path / "data"))
+    frames = []
+    for row in list(molecules)[:48]:
+        atoms = row.structure.to_ase()
+        atoms.calc = SinglePointCalculator(atoms, energy=float(row.labels["energy"]), forces=row.labels["forces"])
+        frames.append(atoms)
+    ase.io.write(tmp_path / "my.v2.xyz", frames)
+    arguments = ["finetune", str(tmp_path / "my.v2.xyz"), "-p", "energy", "-p", "forces", "--from-scratch"]
+    arguments += ["--n-train", "30", "--n-validation", "8", "--n-test", "8", "--steps", "4", "--batch-size", "6"]
+    arguments += ["--backbone.name", "painn", "--backbone.settings", "{width: 16, layers: 1, cutoff: 4.0}"]
+    arguments += ["--graph", "{cutoff: 4.0, max_neighbours: 10}", "--train.accelerator", "cpu"]
+    result = RUNNER.invoke(cli.app, [*arguments, "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    assert "prepared and checked. Usable" in " ".join(result.output.split())
+    found = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (found["name"], found["trained_on"], found["tested_on"]) == ("my_v2", 30, 8)
+    assert set(found["test_errors"]) == {"energy", "forces"}
+    page = (tmp_path / "run" / "report.html").read_text()
+    (tmp_path / "run" / "report.html").unlink()
+    assert RUNNER.invoke(cli.app, ["report", str(tmp_path / "run")]).exit_code == 0
+    assert (tmp_path / "run" / "report.html").read_text() == page
+    stores = list((tmp_path / "data" / "files").iterdir())
+    again = RUNNER.invoke(cli.app, [*arguments, "--json", "--out", str(tmp_path / "again")])
+    assert again.exit_code == 0, again.output
+    assert list((tmp_path / "data" / "files").iterdir()) == stores
+    assert json.loads(again.stdout)["test_errors"] == found["test_errors"]
+
+
+def test_python_and_the_command_line_have_the_same_defaults() -> None:
+    shown = RUNNER.invoke(cli.app, ["finetune", "qm9_sample", "-p", "gap", "--show-settings", "--out", "-"])
+    assert shown.exit_code == 0, shown.output
+    given = FinetuneSettings.model_validate({"data": "qm9_sample", "targets": ["gap"]})
+    assert yaml.safe_load(shown.stdout) == given.model_dump(mode="json")
 
 
 def test_data_list_for_people() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from runs import journal, losses, settings_for
 
 from eutectic.atoms import EutecticError, Interrupted
@@ -132,7 +134,7 @@ def test_ctrl_c_and_kill_lose_nothing(
 def test_interrupted_comparison_goes_on(molecules: Store, tmp_path: Path) -> None:
     """Ctrl-C in the middle of several runs at once: none is lost, and none that waited begins."""
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "eutectic", "finetune", str(molecules.path), "-p", "energy", "--out", str(out)]
+    command = [sys.executable, "-m", "eutectic", "compare", str(molecules.path), "-p", "energy", "--out", str(out)]
     command += ["--split", "random", "--train", "40", "--validation", "8", "--test", "8", "--start", "scratch"]
     command += ["--seeds", "4", "--workers", "2", "--steps", "150", "--backbone.name", "painn"]
     command += ["--backbone.settings", "{width: 16, layers: 1, cutoff: 4.0}", "--graph", "{cutoff: 4.0}"]
@@ -184,9 +186,9 @@ def finetuning(store: Store, start: str, model: Path, **changes: Any) -> Finetun
 
 @pytest.mark.parametrize("start", ["pretrained", "scratch"])
 def test_finetuning_from_each_start(finished: Path, molecules: Store, tmp_path: Path, start: str) -> None:
-    said: list[str] = []
     settings = finetuning(molecules, start, finished / "model")
-    result = finetune(settings, tmp_path / "run", say=said.append)
+    console = Console(width=1000, file=io.StringIO())
+    result = finetune(settings, tmp_path / "run", console=console)
     assert result.start == start
     assert result.property == "forces"
     assert result.steps == [0, 4, 8, 12]
@@ -196,22 +198,22 @@ def test_finetuning_from_each_start(finished: Path, molecules: Store, tmp_path: 
     assert result.test_error == pytest.approx(
         np.abs(np.array(result.truth) - np.array(result.prediction)).mean(), rel=0.3
     )
-    assert ("from scratch" in said[0]) == (start == "scratch")
+    assert ("from scratch" in console.file.getvalue()) == (start == "scratch")  # type: ignore[attr-defined]
     again = finetune(settings, tmp_path / "run")
     assert again == result
-    assert load_model(tmp_path / "run" / "model").tasks[0].name == "finetuned"
+    assert load_model(tmp_path / "run" / "model").tasks[0].name == "molecules"
 
 
 def test_kept_heads_start_where_pretraining_ended(finished: Path, molecules: Store, tmp_path: Path) -> None:
-    kept = {"energy": {"head": {"layers": 4}}, "forces": {"head": {"kind": "direct_forces", "layers": 4}}}
+    kept = {"energy": {"head": {"layers": 1}}, "forces": {"head": {"kind": "direct_forces", "layers": 1}}}
     fresh = finetune(finetuning(molecules, "pretrained", finished / "model", targets=kept), None)
-    said: list[str] = []
+    console = Console(width=1000, file=io.StringIO())
     held = finetune(
         finetuning(molecules, "pretrained", finished / "model", targets=kept, head_from="molecules"),
         None,
-        say=said.append,
+        console=console,
     )
-    assert "energy, forces" in said[0]
+    assert "heads kept from molecules: energy, forces" in console.file.getvalue()  # type: ignore[attr-defined]
     # The judged forces, in physical units, are those of the model before, whatever this data's scale is.
     before = load_model(finished / "model")
     parts = split_of(molecules, finetuning(molecules, "scratch", finished / "model", targets=kept))
@@ -234,4 +236,42 @@ def test_training_learns_something_on_exact_labels(finished: Path, molecules: St
     train = {"steps": 150, "batch_size": 8, "evaluate_every": 50, "threads": 1, "accelerator": "cpu"}
     optimiser = {"learning_rate": 5e-3, "warmup_steps": 5, "weight_decay": 0.0}
     result = finetune(finetuning(molecules, "scratch", finished / "model", train=train, optimiser=optimiser), None)
+    assert result.test_error is not None
+    assert result.baseline_error is not None
     assert result.test_error < 0.6 * result.baseline_error
+
+
+def test_two_processes_and_batches_by_cost_give_the_errors_of_one(
+    finished: Path, molecules: Store, tmp_path: Path
+) -> None:
+    one = finetuning(molecules, "pretrained", finished / "model")
+    results = {}
+    for name, processes in (("one", 1), ("two", 2)):
+        train = one.train.model_copy(update={"processes": processes})
+        results[name] = finetune(one.model_copy(update={"train": train}), tmp_path / name)
+    assert results["two"].steps == results["one"].steps
+    assert results["two"].errors == pytest.approx(results["one"].errors, rel=1e-3)
+    assert results["two"].test_errors == pytest.approx(results["one"].test_errors, rel=1e-3)
+    values = one.model_dump(mode="json")
+    values["batching"] = {"by": "cost", "coefficients": {"atom": 1.0, "edge": 0.05}, "window": 3}
+    by_cost = finetune(FinetuneSettings.model_validate(values), tmp_path / "cost")
+    assert sum(e["structures"] for e in journal(tmp_path / "cost")) == pytest.approx(12 * 8, abs=8)
+    assert by_cost.errors[0] == results["one"].errors[0]
+    assert by_cost.errors[1:] != results["one"].errors[1:]
+
+
+def test_without_test_structures_the_validation_error_is_the_result(
+    finished: Path, molecules: Store, tmp_path: Path
+) -> None:
+    data = {"store": str(molecules.path), "split": "random", "train": 40, "validation": 12, "test": 0}
+    result = finetune(finetuning(molecules, "pretrained", finished / "model", data=data), tmp_path / "run")
+    assert result.test_error is None
+    assert result.test_errors == {}
+    assert set(result.curves) == {"energy", "forces"}
+    assert finetune(finetuning(molecules, "pretrained", finished / "model", data=data), tmp_path / "run") == result
+
+
+def test_several_processes_need_a_folder(finished: Path, molecules: Store) -> None:
+    train = {"steps": 2, "batch_size": 8, "processes": 2, "accelerator": "cpu"}
+    with pytest.raises(EutecticError, match="no folder for the result"):
+        finetune(finetuning(molecules, "scratch", finished / "model", train=train), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from eutectic.atoms import EutecticError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from eutectic.train.settings import PretrainSettings
 
 
@@ -46,17 +49,6 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
     return tree
 
 
-def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`changes` laid over `values`, section by section."""
-    result = dict(values)
-    for key, change in changes.items():
-        if isinstance(change, dict) and isinstance(result.get(key), dict):
-            result[key] = merged(result[key], change)
-        else:
-            result[key] = change
-    return result
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
@@ -76,7 +68,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def pretraining_settings(recipe: str, changes: dict[str, Any]) -> PretrainSettings:
     """The settings of a recipe or a file, with changes laid over them."""
     from eutectic.recipes import RECIPES
-    from eutectic.train.settings import PretrainSettings, parse
+    from eutectic.train.settings import PretrainSettings, merged, parse
 
     if recipe in RECIPES:
         values = RECIPES[recipe]().model_dump(mode="json")
@@ -101,3 +93,10 @@ def pairs(pairs: Sequence[str] | None, option: str = "--key", example: str = "en
             raise EutecticError(option, repr(pair), f"property={what}, e.g. {example}", "correct the option")
         keys[prop] = named
     return keys or None
+
+
+def print_settings(settings: BaseModel) -> None:
+    """Resolved settings as YAML, on standard output."""
+    import yaml
+
+    sys.stdout.write(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))

@@ -10,6 +10,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from eutectic.check import Report
+    from eutectic.train.finetune import FinetuneResult
 
 console = Console()
 
@@ -68,3 +69,25 @@ def show_report(report: Report) -> None:
         "stresses": report.stress_test.verdict,
     }
     show_facts(facts)
+
+
+def show_finetuning(result: FinetuneResult) -> None:
+    """Test errors (validation errors without a test) of a fine-tuning by property, beside the baseline."""
+    from eutectic.report.formatting import significant
+
+    tested = bool(result.test_errors)
+    part = "test" if tested else "validation"
+    best = result.steps.index(result.best_step)
+    errors = result.test_errors if tested else {name: curve[best] for name, curve in result.curves.items()}
+    baselines = result.test_baselines if tested else result.validation_baselines
+    table = Table(box=None, pad_edge=False)
+    for heading in ("property", f"{part} error (MAE)", "baseline", "unit"):
+        table.add_column(heading, justify="left" if heading in ("property", "unit") else "right")
+    for name, error in errors.items():
+        table.add_row(name.replace("_", " "), significant(error), significant(baselines.get(name)), result.units[name])
+    console.print(table)
+    console.print(
+        f"[dim]weights of step {result.best_step} of {result.total_steps}, the best on {result.validated_on:,} "
+        f"validation structures; baseline: references and mean alone[/]",
+        highlight=False,
+    )

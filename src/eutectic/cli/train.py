@@ -1,13 +1,12 @@
-"""Commands that train: pretrain, plan, report, finetune, demo, replay."""
+"""Commands that train: pretrain, plan, report, finetune, compare, demo, replay."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,8 +14,8 @@ from rich.table import Table
 
 from eutectic.atoms import EutecticError
 from eutectic.cli.app import OVERRIDES, app
-from eutectic.cli.options import merged, overrides, pretraining_settings
-from eutectic.cli.show import console, plain
+from eutectic.cli.options import overrides, pairs, pretraining_settings, print_settings
+from eutectic.cli.show import console, plain, show_finetuning
 
 
 @app.command(context_settings=OVERRIDES)
@@ -52,12 +51,8 @@ def pretrain(
 
     `eutectic pretrain new-set.yaml --start runs/demo/model --out runs/added`
     """
-    from eutectic.plan.plan import plan_run
-    from eutectic.recipes.demonstration import pretraining_summary
-    from eutectic.report.run_page import write_run_page
-    from eutectic.study.compare import environment
-    from eutectic.train.pretrain import pretrain as run
     from eutectic.train.runtime.launch import is_first
+    from eutectic.workflows import pretrain as run
 
     changes = overrides(context.args)
     if start is not None:
@@ -66,16 +61,11 @@ def pretrain(
         changes["loggers"] = loggers
     settings = pretraining_settings(recipe, changes)
     if show_settings:
-        import yaml
-
-        sys.stdout.write(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+        print_settings(settings)
         return
-    result = run(settings, out, console=console, page=write_run_page, planner=plan_run)
-    if not is_first():
-        return
-    (out / "results.json").write_text(json.dumps(dict(result.summary), indent=1))
-    page = write_run_page(out, pretraining=pretraining_summary(settings, result), environment=environment())
-    console.print(f"model: {result.model}\nreport: {page}")
+    result = run(settings, out, console=console)
+    if is_first():
+        console.print(f"model: {result.model}\nreport: {out / 'report.html'}", highlight=False)
 
 
 @app.command(context_settings=OVERRIDES)
@@ -135,167 +125,217 @@ def plan(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a pre-training: running, killed or finished.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a pre-training (running, killed or finished), a fine-tuning or a study.")
+    ],
 ) -> None:
-    """Draw a run anew from what is in its folder.
+    """Write a run's report again from what is in its folder.
 
     **Example:** `eutectic report runs/demo`
     """
-    from eutectic.report.run_page import write_run_page
+    from eutectic.workflows import write_report
 
-    console.print(f"report: {write_run_page(folder)}")
+    console.print(f"report: {write_report(folder)}", highlight=False)
+
+
+Data = Annotated[str, typer.Argument(help="Name of a data set, a store, or a file of structures that ASE reads.")]
+Properties = Annotated[
+    list[str],
+    typer.Option("--property", "-p", help="Property to learn; repeat. The forces, else the first, are judged."),
+]
+Model = Annotated[Path, typer.Option(help="Pre-trained model: name of a shipped one, or its folder.")]
+HeadFrom = Annotated[str | None, typer.Option(help="Task of the model whose heads are kept where they fit.")]
+Forces = Annotated[str, typer.Option(help="`direct`, or `gradient` of the energy (conservative).")]
+Split = Annotated[str | None, typer.Option(help="Name of the split; the data set's default if not given.")]
+Training = Annotated[
+    int | None, typer.Option("--n-train", "--train", help="Training structures; all of the split's if not given.")
+]
+Validation = Annotated[int | None, typer.Option("--n-validation", "--validation", help="Validation structures.")]
+Test = Annotated[int | None, typer.Option("--n-test", "--test", help="Test structures.")]
+Steps = Annotated[int | None, typer.Option(help="Updates of the weights [default: 500].")]
+BatchSize = Annotated[int | None, typer.Option(help="Structures per batch [default: 16].")]
+Key = Annotated[
+    list[str] | None, typer.Option(help="For a file: entry that holds a property, as property=entry; repeat.")
+]
+Unit = Annotated[list[str] | None, typer.Option(help="For a file: unit of a property, as energy=kcal/mol; repeat.")]
+Define = Annotated[
+    list[str] | None,
+    typer.Option(help="Property of your own, as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; repeat."),
+]
+LevelOfTheory = Annotated[str | None, typer.Option(help="For a file: level of theory of its labels.")]
 
 
 @app.command(context_settings=OVERRIDES)
 def finetune(
     context: typer.Context,
-    store: Annotated[str, typer.Argument(help="Name of an embedded set, or a store made by `eutectic data prepare`.")],
+    data: Data,
+    property: Properties,
     out: Annotated[Path, typer.Option(help="The run's folder. One that holds this run unfinished is resumed.")],
-    property: Annotated[
-        list[str],
-        typer.Option("--property", "-p", help="What to learn; repeat for several. The first, or forces, is judged."),
-    ],
-    start: Annotated[str, typer.Option(help="`pretrained`, `scratch`, or `both` for a comparison.")] = "pretrained",
-    model: Annotated[
-        Path | None,
-        typer.Option(help="Pre-trained model: `eutectic-small`, or a folder. A start from scratch takes its size."),
-    ] = None,
-    train: Annotated[int | None, typer.Option(help="Training structures; all of the split's if not given.")] = None,
-    validation: Annotated[int | None, typer.Option(help="Validation structures.")] = None,
-    test: Annotated[int | None, typer.Option(help="Test structures.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split by name; the data set's default if not given.")] = None,
-    steps: Annotated[int, typer.Option(help="Steps of every run.")] = 500,
-    batch_size: Annotated[int, typer.Option(help="Structures per step.")] = 16,
-    seeds: Annotated[int, typer.Option(help="Runs of each start.")] = 1,
-    rate: Annotated[
-        list[float] | None,
-        typer.Option("--rate", help="Peak learning rate; several are swept for each start on validation data."),
-    ] = None,
-    decay: Annotated[
-        list[float] | None, typer.Option("--decay", help="Weight decay; several are swept together with the rates.")
-    ] = None,
-    forces: Annotated[str, typer.Option(help="`direct`, or `gradient` of the energy (conservative).")] = "direct",
-    workers: Annotated[int | None, typer.Option(help="Processes; one for each core if not given.")] = None,
+    model: Model = Path("eutectic-small"),
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Start from random weights, with the architecture of --model.")
+    ] = False,
+    head_from: HeadFrom = None,
+    forces: Forces = "direct",
+    split: Split = None,
+    n_train: Training = None,
+    n_validation: Validation = None,
+    n_test: Test = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate [default: 0.002].")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay [default: 0.01].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed [default: 0].")] = None,
+    key: Key = None,
+    unit: Unit = None,
+    define: Define = None,
+    level_of_theory: LevelOfTheory = None,
+    show_settings: Annotated[
+        bool, typer.Option("--show-settings", help="Print the resolved settings and stop.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Fine-tune to a property, from a pre-trained backbone, from scratch, or both.
+    """Fine-tune a pre-trained model to properties of your data.
 
-    Any other setting is changed by `--section.key value`, e.g. `--optimiser.weight_decay 0`.
+    Writes `model/`, `result.json` and `report.html` into the run's folder. A file of structures is prepared and
+    checked on the way. Any other setting is changed by `--section.key value`, e.g. `--train.precision bf16-mixed`.
 
     **Examples**
 
-    `eutectic finetune md_aspirin -p forces --model eutectic-small --train 100 --out runs/aspirin`
+    `eutectic finetune md_aspirin -p forces --n-train 100 --out runs/aspirin`
 
-    `eutectic finetune md_aspirin -p forces --model eutectic-small --head-from molecules --out runs/kept`
+    `eutectic finetune my.xyz -p energy -p forces --forces gradient --out runs/mine`
 
-    `eutectic data prepare rmd17 --molecule ethanol --source rmd17.tar.bz2 --store stores/ethanol`
+    `eutectic finetune my.xyz -p energy --key energy=E_dft --unit energy=kcal/mol --out runs/mine`
 
-    `eutectic finetune stores/ethanol -p forces --split official_01 --train 50 --start both --seeds 3
-    --model eutectic-small --rate 1e-3 --rate 3e-3 --out runs/ethanol`
+    `eutectic finetune md_aspirin -p forces --model runs/demo/model --head-from molecules --out runs/kept`
     """
-    from eutectic.data.catalogue import open_store
-    from eutectic.report.study_page import write_finetune_report
-    from eutectic.report.tables import comparison_table
-    from eutectic.study.compare import (
-        FINETUNING_OPTIMISER,
-        announce,
-        best_choices,
-        compare,
-        environment,
-        sweep,
-        target_of,
+    from eutectic.recipes.finetuning import finetuning
+    from eutectic.train.runtime.launch import is_first
+    from eutectic.workflows import finetune as run
+
+    settings = finetuning(
+        data,
+        property,
+        model=model,
+        from_scratch=from_scratch,
+        head_from=head_from,
+        forces=forces,  # type: ignore[arg-type]
+        split=split,
+        n_train=n_train,
+        n_validation=n_validation,
+        n_test=n_test,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        seed=seed,
+        keys=pairs(key),
+        units=pairs(unit, "--unit", "energy=kcal/mol"),
+        define=define or (),
+        level_of_theory=level_of_theory,
+        settings=overrides(context.args),
     )
-    from eutectic.study.results import Start, StudyResults, varied
-    from eutectic.train.settings import FinetuneSettings, parse
+    if show_settings:
+        print_settings(settings)
+        return
+    result = run(settings, out=out, console=Console(stderr=True) if as_json else console)
+    if not is_first():
+        return
+    if as_json:
+        sys.stdout.write(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        return
+    show_finetuning(result)
+    console.print(
+        f"model: {out / 'model'}\nreport: {out / 'report.html'}\n"
+        f"use it: eutectic predict {out / 'model'} FILE --task {result.name} -o predicted.xyz",
+        highlight=False,
+    )
 
-    if start not in ("pretrained", "scratch", "both"):
-        raise EutecticError("--start", repr(start), "pretrained, scratch or both", "choose one of these")
-    if forces not in ("direct", "gradient"):
-        raise EutecticError("--forces", repr(forces), "direct or gradient", "choose one of these")
-    if start != "scratch" and model is None:
-        raise EutecticError(
-            "--model",
-            "nothing",
-            f"a pre-trained model, for --start {start}",
-            "pass --model eutectic-small, which comes with the package, or the model of a pre-training of your own",
-        )
-    from eutectic.atoms import PROPERTIES
 
-    if any(p not in PROPERTIES for p in property):
-        open_store(store)  # knows the properties of the user's own that are in it
-    known = [p for p in property if p in PROPERTIES]
-    if len(known) < len(property):
-        import difflib
+@app.command(context_settings=OVERRIDES)
+def compare(
+    context: typer.Context,
+    data: Data,
+    property: Properties,
+    out: Annotated[Path, typer.Option(help="The study's folder. An unfinished study is resumed.")],
+    model: Model = Path("eutectic-small"),
+    starts: Annotated[str, typer.Option("--start", "--starts", help="`pretrained`, `scratch`, or `both`.")] = "both",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each start.")] = 3,
+    learning_rate: Annotated[
+        list[float] | None,
+        typer.Option("--learning-rate", "--rate", help="Peak learning rate; repeat to choose on validation data."),
+    ] = None,
+    weight_decay: Annotated[
+        list[float] | None,
+        typer.Option("--weight-decay", "--decay", help="Weight decay; repeat to choose on validation data."),
+    ] = None,
+    head_from: HeadFrom = None,
+    forces: Forces = "direct",
+    split: Split = None,
+    n_train: Training = None,
+    n_validation: Validation = None,
+    n_test: Test = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    key: Key = None,
+    unit: Unit = None,
+    define: Define = None,
+    level_of_theory: LevelOfTheory = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs beside each other; one for each core if not given.")
+    ] = None,
+) -> None:
+    """Compare fine-tuning from a pre-trained model with training from scratch, over several seeds.
 
-        wrong = next(p for p in property if p not in PROPERTIES)
-        near = difflib.get_close_matches(wrong, PROPERTIES, 1)
-        raise EutecticError(
-            "--property",
-            repr(wrong),
-            f"one of {', '.join(PROPERTIES)}",
-            f"did you mean {near[0]!r}?" if near else "choose one of these",
-        )
-    how = cast(Literal["direct", "gradient"], forces)
-    names = list(dict.fromkeys([*property, *(["energy"] if "forces" in property and forces == "gradient" else [])]))
-    name = Path(store).name
-    values: dict[str, Any] = {
-        "name": name,
-        "data": {"store": store, "split": split, "train": train, "validation": validation, "test": test},
-        "targets": {p: target_of(p, forces=how).model_dump(mode="json") for p in names},
-        "start": "scratch",
-        "train": {
-            "steps": steps,
-            "batch_size": batch_size,
-            "evaluate_every": max(1, steps // 10),
-            "threads": 1,
-        },
-        "optimiser": FINETUNING_OPTIMISER.model_dump(),
-    }
-    base = parse(FinetuneSettings, merged(values, overrides(context.args)), "settings")
-    starts: tuple[Start, ...] = ("scratch", "pretrained") if start == "both" else (cast(Start, start),)
-    grid = [
-        {"learning_rate": r, "weight_decay": d}
-        for d in (decay or [base.optimiser.weight_decay])
-        for r in (rate or [base.optimiser.learning_rate])
-    ]
-    announce(base, model, starts, console)
-    trials = {}
-    chosen: dict[str, Mapping[str, float]] = dict.fromkeys(starts, grid[0])
-    if len(grid) > 1:
-        trials = sweep([base], model, grid, out / "choices", starts=starts, workers=workers, console=console)
-        chosen = best_choices(trials[name])
-        for s, c in chosen.items():
-            console.print(f"chosen on validation data, {s}: " + ", ".join(f"{k} {v:g}" for k, v in c.items()))
-    title = f"{name}, {' and '.join(property)}"
-    tasks = compare(
-        [(base, title)],
-        model,
-        {base.name: chosen},
-        out / "runs",
-        seeds=range(seeds),
-        starts=starts,
-        trials=trials,
+    Every run is a fine-tuning of its own in `runs/`; one table and one report for all. With several learning rates or
+    weight decays, those of each start are chosen on validation data.
+
+    **Examples**
+
+    `eutectic compare md_aspirin -p forces --n-train 100 --out studies/aspirin`
+
+    `eutectic compare rmd17:ethanol -p forces --split official_01 --n-train 50 --seeds 3 --learning-rate 1e-3
+    --learning-rate 3e-3 --out studies/ethanol`
+    """
+    from eutectic.recipes.finetuning import finetuning
+    from eutectic.report.tables import comparison_table
+    from eutectic.workflows import compare as run
+
+    if starts not in ("pretrained", "scratch", "both"):
+        raise EutecticError("--start", repr(starts), "pretrained, scratch or both", "choose one of these")
+    base = finetuning(
+        data,
+        property,
+        model=model,
+        from_scratch=True,
+        head_from=head_from,
+        forces=forces,  # type: ignore[arg-type]
+        split=split,
+        n_train=n_train,
+        n_validation=n_validation,
+        n_test=n_test,
+        steps=steps,
+        batch_size=batch_size,
+        keys=pairs(key),
+        units=pairs(unit, "--unit", "energy=kcal/mol"),
+        define=define or (),
+        level_of_theory=level_of_theory,
+        settings=overrides(context.args),
+    )
+    results = run(
+        base,
+        out=out,
+        model=model,
+        starts=("scratch", "pretrained") if starts == "both" else (starts,),  # type: ignore[arg-type]
+        seeds=seeds,
+        learning_rates=learning_rate or (),
+        weight_decays=weight_decay or (),
         workers=workers,
         console=console,
     )
-    results = StudyResults(
-        tasks=tasks,
-        pretraining=None,
-        settings={"finetune": {**base.model_dump(mode="json"), "chosen": {s: dict(c) for s, c in chosen.items()}}},
-        times={"finetuning_seconds": round(sum(r.seconds for t in tasks for r in t.runs), 1)},
-        environment=environment(),
-    )
-    results.write(out / "results.json")
-    examples = open_store(store)
-    write_finetune_report(
-        out / "report.html",
-        tasks[0],
-        settings=results.settings,
-        times=results.times,
-        environment=results.environment,
-        examples=[examples[i].structure for i in varied(examples)],
-    )
     console.print(comparison_table(results))
-    console.print(f"models: {out / 'runs' / name}\nreport: {out / 'report.html'}")
+    console.print(f"runs: {out / 'runs' / base.name}\nreport: {out / 'report.html'}", highlight=False)
 
 
 @app.command()
@@ -321,11 +361,11 @@ def demo(
     `eutectic demo --steps 60 --finetune-steps 20 --seeds 1 --out quick-look`
     """
     from eutectic.data.catalogue import open_store
+    from eutectic.data.examples import varied
     from eutectic.recipes.demonstration import TASKS, run_demo
     from eutectic.recipes.demonstration import demo as recipe
     from eutectic.report.study_page import write_demo_report
     from eutectic.report.tables import comparison_table
-    from eutectic.study.results import varied
 
     settings = recipe(processes=workers) if steps is None else recipe(steps=steps, processes=workers)
     tasks = TASKS if finetune_steps is None else [dataclasses.replace(t, steps=finetune_steps) for t in TASKS]

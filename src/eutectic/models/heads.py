@@ -35,7 +35,7 @@ class HeadSettings(BaseModel):
         default=None,
         description="how atoms become a structure; if not given, sum for extensive properties and mean for others",
     )
-    layers: int = Field(default=4, ge=0, description="hidden layers")
+    layers: int = Field(default=1, ge=0, description="hidden layers; 4 in JMP")
     n_classes: int | None = Field(
         default=None,
         ge=2,

@@ -1,13 +1,16 @@
-"""Which choices: functions that return whole, typed settings."""
+"""Recipes: functions that return the settings of a whole run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from eutectic.recipes.demonstration import demo
+from eutectic.recipes.finetuning import finetuning
 from eutectic.recipes.joint import jmp_l, jmp_s
 from eutectic.recipes.small import eutectic_small, eutectic_small_molecules
 from eutectic.train.settings import PretrainSettings
+
+__all__ = ["RECIPES", "demo", "eutectic_small", "eutectic_small_molecules", "finetuning", "jmp_l", "jmp_s"]
 
 RECIPES: dict[str, Callable[[], PretrainSettings]] = {
     "demo": demo,

@@ -20,7 +20,7 @@ from eutectic.graph import GraphSettings
 from eutectic.models.gemnet_oc import GemNetOCSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.plan.plan import plan_run
-from eutectic.study.compare import FINETUNING_OPTIMISER, Choice, compare, environment, short_run, target_of
+from eutectic.study.compare import Choice, compare, environment
 from eutectic.study.results import PretrainingSummary, StudyResults, summarise
 from eutectic.tasks import TargetSettings
 from eutectic.train.pretrain import PretrainResult, pretrain
@@ -28,10 +28,12 @@ from eutectic.train.settings import (
     BackboneChoice,
     DataSettings,
     FinetuneSettings,
+    FinetuneTrainSettings,
     OptimiserSettings,
     PretrainSettings,
     SetSettings,
     TrainSettings,
+    targets_of,
 )
 
 SEEDS = (0, 1, 2)
@@ -173,10 +175,10 @@ def finetuning(task: DemoTask) -> FinetuneSettings:
     return FinetuneSettings(
         name=task.name,
         data=DataSettings(store=task.store, train=task.train, validation=task.validation, test=task.test),
-        targets={task.property: target_of(task.property)},
+        targets=targets_of([task.property]),
         start="scratch",
-        optimiser=FINETUNING_OPTIMISER,
-        train=short_run(task.steps, task.batch_size),
+        # Runs go side by side, each on one thread.
+        train=FinetuneTrainSettings(steps=task.steps, batch_size=task.batch_size, threads=1, accelerator="cpu"),
     )
 
 

@@ -46,8 +46,11 @@ def jmp_l() -> PretrainSettings:
 
 def _jmp(backbone: GemNetOCSettings) -> PretrainSettings:
     def targets(name: str) -> dict[str, TargetSettings]:
-        forces = TargetSettings(head=HeadSettings(kind="direct_forces"), weight=FORCE_WEIGHTS[name])
-        return {"energy": TargetSettings(), "forces": forces}
+        forces = HeadSettings(kind="direct_forces", layers=4)
+        return {
+            "energy": TargetSettings(head=HeadSettings(layers=4)),
+            "forces": TargetSettings(head=forces, weight=FORCE_WEIGHTS[name]),
+        }
 
     return PretrainSettings(
         sets={

@@ -1,4 +1,4 @@
-"""The same fine-tuning from two starts: learning rates chosen on validation data, several seeds, one table."""
+"""A study: one fine-tuning from several starts and seeds, rates chosen on validation data, in one table."""
 
 from __future__ import annotations
 
@@ -6,96 +6,124 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from ase.data import chemical_symbols
 from rich.console import Console
 
 import eutectic
-from eutectic.atoms import PROPERTIES
-from eutectic.checkpoints.model import load_model
-from eutectic.data.catalogue import open_store
-from eutectic.models.heads import HeadSettings
-from eutectic.study.results import Curve, Run, Start, TaskComparison, Trial
+from eutectic.atoms import PROPERTIES, EutecticError
+from eutectic.study.results import Curve, Run, Start, StudyResults, TaskComparison, Trial
 from eutectic.study.runs import run_all
-from eutectic.tasks import TargetSettings
-from eutectic.train.finetune import FinetuneResult, split_of
-from eutectic.train.settings import FinetuneSettings, OptimiserSettings, TrainSettings
+from eutectic.train.finetune import FinetuneResult, prepare_run
+from eutectic.train.settings import FinetuneSettings, parse
 
 STARTS: tuple[Start, Start] = ("scratch", "pretrained")
 SWEEP_SEED = 1000
 """Learning rates are chosen with a seed that no reported run uses."""
 
-FINETUNING_OPTIMISER = OptimiserSettings(
-    learning_rate=2e-3, warmup_steps=20, weight_decay=0.01, clip_norm=5.0, ema_decay=0.9
-)
-"""For runs of a few hundred steps: an average of the weights that does not lag behind (see docs/log.md)."""
-
-
-def short_run(steps: int, batch_size: int) -> TrainSettings:
-    """How long a compared run is: judged ten times, on one thread of a CPU, so that runs go side by side."""
-    return TrainSettings(
-        steps=steps, batch_size=batch_size, evaluate_every=max(1, steps // 10), threads=1, accelerator="cpu"
-    )
-
-
 Choice = Mapping[str, float]
 """Settings of the optimiser that are chosen for each start: `learning_rate`, and `weight_decay` if swept."""
 
 
-def target_of(name: str, *, layers: int = 1, forces: Literal["direct", "gradient"] = "direct") -> TargetSettings:
-    """How a property is learned unless told otherwise: as the table of properties says."""
-    kind = "gradient_forces" if name == "forces" and forces == "gradient" else None
-    return TargetSettings(head=HeadSettings(kind=kind, layers=layers))
-
-
 def variant(base: FinetuneSettings, start: str, model: Path | None, *, seed: int, choice: Choice) -> FinetuneSettings:
-    """One run of a comparison: both starts share everything but the first weights and what `choice` says.
+    """One run of a study: all starts share everything but the first weights and what `choice` says.
 
     Args:
         base: everything else.
         start: 'pretrained' or 'scratch'.
-        model: the pre-trained model's folder, which also gives the size of a model from scratch.
+        model: the pre-trained model, which also gives the architecture of a start from scratch.
+        seed: of the run.
         choice: settings of the optimiser, chosen for this start on validation data.
     """
     given = None if model is None else str(model)
-    return base.model_copy(
-        update={
-            "start": "scratch" if start == "scratch" else given,
-            "architecture_from": given if start == "scratch" else None,
-            "head_from": base.head_from if start == "pretrained" else None,
-            "optimiser": base.optimiser.model_copy(update=dict(choice)),
-            "train": base.train.model_copy(update={"seed": seed}),
-        }
-    )
+    values = base.model_dump(mode="json")
+    values |= {
+        "start": "scratch" if start == "scratch" else given,
+        "architecture_from": given if start == "scratch" and base.backbone is None else None,
+        "head_from": base.head_from if start == "pretrained" else None,
+    }
+    values["optimiser"] |= dict(choice)
+    values["train"]["seed"] = seed
+    return parse(FinetuneSettings, values, f"{base.name}, {start}, seed {seed}")
 
 
-def announce(base: FinetuneSettings, model: Path | None, starts: Sequence[Start], console: Console) -> None:
-    """Before anything runs: what was read, how it is split, what is kept of the model and what starts fresh."""
-    store = open_store(base.data.store)
-    parts = split_of(store, base)
-    counts = store.label_counts()
-    console.print(
-        f"{store.card.name} ({store.card.level_of_theory}): {len(store):,} structures, "
-        + ", ".join(f"{name} {counts[name]:,}" for name in base.targets if name in counts)
-        + f"; split {parts.name!r}: {len(parts.train):,} training, {len(parts.validation):,} validation, "
-        f"{len(parts.test):,} test",
-        highlight=False,
-    )
-    if "pretrained" in starts and model is not None:
-        loaded = load_model(model)
-        trained_on = loaded.provenance.get("pretrained_on", {})
-        heads = f"those of {base.head_from}" if base.head_from else "fresh"
-        console.print(
-            f"pretrained: {loaded.backbone} backbone of {model}, trained on {', '.join(trained_on) or 'unknown data'};"  # type: ignore[arg-type]
-            f" heads {heads}; references and scales fitted anew",
-            highlight=False,
+def run_study(
+    base: FinetuneSettings,
+    out: Path,
+    *,
+    model: Path | None,
+    starts: Sequence[Start] = STARTS,
+    seeds: int = 3,
+    learning_rates: Sequence[float] = (),
+    weight_decays: Sequence[float] = (),
+    title: str | None = None,
+    workers: int | None = None,
+    console: Console,
+) -> StudyResults:
+    """Starts × seeds, after a sweep over learning rates and weight decays where several are given.
+
+    Writes `out/runs/TASK/START-SEED/` (each a fine-tuning of its own), `out/choices/` (the sweep) and
+    `out/results.json`. Interrupted, the same call goes on where it stopped.
+
+    Args:
+        base: settings of every run; start, seed, and what is swept are set by the study. Runs go side by side, with
+            one thread each unless `train.threads` is given.
+        out: folder of the study.
+        model: what a pre-trained start begins with, and what gives a start from scratch its architecture.
+        starts: 'scratch', 'pretrained', or both.
+        seeds: runs of each start, seeds 0, 1, …
+        learning_rates, weight_decays: several are swept for each start, judged on validation data.
+        title: of the report.
+        workers: processes; one for each core if not given.
+
+    Raises:
+        EutecticError: data, model or settings that cannot be used; no test structures.
+        Interrupted: resumable.
+    """
+    if base.data.test == 0:
+        raise EutecticError("data.test", "0 structures", "test structures to compare starts by", "leave it out")
+    if model is None and "pretrained" in starts:
+        raise EutecticError(
+            "--model", "none", "a pre-trained model", "pass --model eutectic-small, or a model of your own"
         )
-        seen = {z for entry in trained_on.values() for z in entry["elements"]}  # type: ignore[attr-defined]
-        unseen = [chemical_symbols[z] for z in store.composition() if seen and z not in seen]
-        if unseen:
-            console.print(f"elements the backbone never saw: {', '.join(unseen)}", highlight=False)
+    if base.train.threads is None:
+        base = base.model_copy(update={"train": base.train.model_copy(update={"threads": 1})})
+    grid = [
+        {"learning_rate": rate, "weight_decay": decay}
+        for decay in (weight_decays or [base.optimiser.weight_decay])
+        for rate in (learning_rates or [base.optimiser.learning_rate])
+    ]
+    for start in starts:
+        prepare_run(variant(base, start, model, seed=0, choice=grid[0]), console)
+    trials: dict[str, list[Trial]] = {}
+    chosen: dict[str, Choice] = dict.fromkeys(starts, grid[0])
+    if len(grid) > 1:
+        trials = sweep([base], model, grid, out / "choices", starts=starts, workers=workers, console=console)
+        chosen = best_choices(trials[base.name])
+        for name, choice in chosen.items():
+            values = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in choice.items())
+            console.print(f"chosen on validation data, {name}: {values}", highlight=False)
+    tasks = compare(
+        [(base, title or f"{base.name}, {' and '.join(base.targets)}")],
+        model,
+        {base.name: chosen},
+        out / "runs",
+        seeds=range(seeds),
+        starts=starts,
+        trials=trials,
+        workers=workers,
+        console=console,
+    )
+    results = StudyResults(
+        tasks=tasks,
+        pretraining=None,
+        settings={"finetune": {**base.model_dump(mode="json"), "chosen": {s: dict(c) for s, c in chosen.items()}}},
+        times={"finetuning_seconds": round(sum(r.seconds for t in tasks for r in t.runs), 1)},
+        environment=environment(),
+    )
+    results.write(out / "results.json")
+    return results
 
 
 def sweep(
@@ -175,6 +203,8 @@ def compare(
 def comparison(results: Sequence[FinetuneResult], title: str, trials: Sequence[Trial] = ()) -> TaskComparison:
     """The runs of one task, gathered."""
     first = results[0]
+    if first.test_error is None:
+        raise EutecticError(first.name, "no test structures", "some to compare starts by", "leave data.test out")
     return TaskComparison(
         name=first.name,
         title=title,
@@ -188,6 +218,7 @@ def comparison(results: Sequence[FinetuneResult], title: str, trials: Sequence[T
         n_test=first.tested_on,
         steps=first.total_steps,
         trials=list(trials),
+        examples=first.examples,
         runs=[
             Run(
                 start=cast(Start, r.start),
@@ -195,7 +226,7 @@ def comparison(results: Sequence[FinetuneResult], title: str, trials: Sequence[T
                 learning_rate=r.learning_rate,
                 weight_decay=r.weight_decay,
                 curve=Curve(r.steps, r.seconds, r.errors),
-                test_error=r.test_error,
+                test_error=cast(float, r.test_error),
                 truth=r.truth,
                 prediction=r.prediction,
                 seconds=r.wall_seconds,

@@ -17,15 +17,30 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eutectic.atoms import MAX_ATOMIC_NUMBER, EutecticError, Structure
+from eutectic.atoms import EutecticError
 from eutectic.data.card import Card
+from eutectic.data.examples import structure_from_dict, structure_to_dict, varied
 from eutectic.data.store import Store
 from eutectic.files import write_atomically
+
+__all__ = [
+    "Curve",
+    "PretrainingSummary",
+    "Run",
+    "SetSummary",
+    "Start",
+    "StudyResults",
+    "TaskComparison",
+    "Trial",
+    "structure_from_dict",
+    "structure_to_dict",
+    "summarise",
+    "varied",
+]
 
 Start = Literal["pretrained", "scratch"]
 STARTS: tuple[Start, Start] = ("scratch", "pretrained")
 PARITY_POINTS = 500
-EXAMPLES = 6
 
 HOW = (
     "scratch, pretrained: test error, mean over seeds (spread: standard deviation over seeds, ddof 1). "
@@ -149,6 +164,7 @@ class TaskComparison:
         runs: all runs that count, any order.
         trials: runs made to choose the learning rates, if any.
         metric: what the errors are.
+        examples: a few structures of the data, to draw.
     """
 
     name: str
@@ -165,6 +181,7 @@ class TaskComparison:
     runs: list[Run]
     trials: list[Trial] = field(default_factory=list)
     metric: str = "mean absolute error"
+    examples: list[dict[str, Any]] = field(default_factory=list)
 
     # `property` is a field here, and the decorator is `builtins.property`.
 
@@ -280,6 +297,7 @@ class TaskComparison:
             "steps": self.steps,
             "trials": [asdict(t) for t in self.trials],
             "runs": [asdict(r) for r in self.runs],
+            "examples": self.examples,
         }
 
     @classmethod
@@ -356,30 +374,6 @@ def summarise(store: Store, n_drawn: int) -> SetSummary:
     )
 
 
-def varied(store: Store, count: int = EXAMPLES, looked_at: int = 400) -> list[int]:
-    """Rows that differ most in composition and size: each next one is the farthest from those chosen.
-
-    Deterministic: begins at the row of median size, among `looked_at` rows evenly spread over the store.
-    """
-    rows = np.unique(np.linspace(0, len(store) - 1, min(looked_at, len(store))).astype(int))
-    features, groups = [], []
-    for row in rows:
-        item = store[int(row)]
-        # Square roots: one carbon of an adsorbate should weigh something against forty metal atoms.
-        amounts = np.sqrt(np.bincount(item.structure.numbers, minlength=MAX_ATOMIC_NUMBER + 1) / len(item.structure))
-        features.append(np.append(amounts, 0.5 * math.log(len(item.structure))))
-        groups.append(item.group)
-    table = np.array(features)
-    chosen = [int(np.argsort(table[:, -1], kind="stable")[len(rows) // 2])]
-    while len(chosen) < min(count, len(rows)):
-        distance = np.linalg.norm(table[:, None] - table[None, chosen], axis=-1).min(axis=1)
-        seen = {groups[i] for i in chosen}
-        distance[[g in seen for g in groups]] *= 0.1
-        distance[chosen] = -1.0
-        chosen.append(int(distance.argmax()))
-    return [int(rows[i]) for i in sorted(chosen, key=lambda i: (table[i, -1], rows[i]))]
-
-
 @dataclass(frozen=True, kw_only=True)
 class PretrainingSummary:
     """What pre-training saw and how it went.
@@ -416,7 +410,7 @@ class PretrainingSummary:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class StudyResults:
     """A whole demonstration: pre-training once, then every task from both starts.
 
@@ -453,6 +447,13 @@ class StudyResults:
         """Geometric mean of the tasks' speed-ups: they are ratios, and 2× with ½× is no gain."""
         known = [s for s in (t.speedup for t in self.tasks) if s is not None]
         return float(np.exp(np.mean(np.log(known)))) if known else None
+
+    def __repr__(self) -> str:
+        lines = [f"StudyResults of {len(self.tasks)} task{'s' * (len(self.tasks) != 1)}, {len(self.seeds())} seeds"]
+        for task in self.tasks:
+            errors = ", ".join(f"{start} {task.mean(start):.4g} {task.unit}" for start in task.starts())
+            lines.append(f"  {task.name}, {task.property.replace('_', ' ')}: test error {errors}")
+        return "\n".join(lines)
 
     def seeds(self) -> list[int]:
         """Every seed used in fine-tuning."""
@@ -508,28 +509,6 @@ class StudyResults:
                 "a results.json written by `eutectic demo`",
                 "check the path, or run the demonstration again",
             ) from error
-
-
-def structure_to_dict(structure: Structure) -> dict[str, Any]:
-    """A structure as plain JSON, to 1e-3 Å: enough to draw it."""
-    return {
-        "numbers": structure.numbers.tolist(),
-        "positions": np.round(structure.positions, 3).tolist(),
-        "cell": np.round(structure.cell, 3).tolist(),
-        "pbc": structure.pbc.tolist(),
-        "tags": structure.tags.tolist(),
-    }
-
-
-def structure_from_dict(values: dict[str, Any]) -> Structure:
-    """The inverse of `structure_to_dict`."""
-    return Structure(
-        numbers=np.asarray(values["numbers"], dtype=np.int64),
-        positions=np.asarray(values["positions"], dtype=np.float64).reshape(-1, 3),
-        cell=np.asarray(values["cell"], dtype=np.float64),
-        pbc=np.asarray(values["pbc"], dtype=bool),
-        tags=np.asarray(values["tags"], dtype=np.int64),
-    )
 
 
 def _first_at_or_below(steps: np.ndarray, errors: np.ndarray, target: float) -> float | None:

@@ -34,6 +34,14 @@ def _begin(done: Any) -> None:
     _done = done
     # From here on a signal is noted, never fatal: the run at hand stops at its next step and saves.
     _stop.listen()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _one(index: int, settings: FinetuneSettings, folder: Path) -> FinetuneResult:
@@ -42,7 +50,7 @@ def _one(index: int, settings: FinetuneSettings, folder: Path) -> FinetuneResult
 
     if _stop:
         raise Interrupted("not begun")
-    return finetune(settings, folder, on_step=note, stop=_stop)
+    return finetune(settings, folder, alone=True, on_step=note, stop=_stop)
 
 
 def run_all(
@@ -100,8 +108,8 @@ def run_all(
         except BrokenProcessPool as error:
             raise EutecticError(
                 title,
-                "a process ended without a word (out of memory, or killed)",
-                "processes that live",
+                "a worker process died (out of memory, or killed)",
+                "worker processes that run to completion",
                 "run again with fewer workers or a smaller batch; finished runs are kept",
             ) from error
         finally:

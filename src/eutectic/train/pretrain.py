@@ -7,14 +7,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning_fabric as lf
 import torch
-from pydantic import ValidationError
 from rich.console import Console
 from torch import nn
 
@@ -37,12 +35,13 @@ from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 from eutectic.train.cost import Calibration, SizeModel, calibrate, costs_by_size, mean_counts, size_model, trials_of
 from eutectic.train.evaluation import Breakdown, evaluate
 from eutectic.train.loop import DTYPES, checkpoint_activations, total, train
+from eutectic.train.run_folder import claim_folder
 from eutectic.train.runtime.display import Display
 from eutectic.train.runtime.launch import launch, launched_outside, once, share_threads
 from eutectic.train.runtime.loggers import Factory, Loggers
 from eutectic.train.runtime.loggers import chosen as chosen_loggers
 from eutectic.train.runtime.stop import StopFlag, stopping_at_once
-from eutectic.train.settings import BackboneChoice, Coefficients, PretrainSettings, SetSettings, Settings
+from eutectic.train.settings import BackboneChoice, Coefficients, PretrainSettings, SetSettings
 
 
 @dataclass(frozen=True)
@@ -184,61 +183,6 @@ def _begin(settings: PretrainSettings, folder: Path, console: Console | None) ->
         json.dumps([task.to_dict() for task in prepared.tasks], indent=1, ensure_ascii=False)
     )
     return prepared
-
-
-def claim_folder(folder: Path, settings: Settings, command: str) -> None:
-    """Make the run's folder, or check that it holds this very run.
-
-    Raises:
-        EutecticError: the folder exists and is not this run's.
-    """
-    path = folder / "settings.json"
-    mine = {"command": command, "version": eutectic.__version__, **settings.model_dump(mode="json")}
-    if path.exists():
-        here, there = (_essence(v, type(settings)) for v in (mine, json.loads(path.read_text())))
-        if here != there:
-            changed = sorted(k for k in here.keys() | there.keys() if here.get(k) != there.get(k))
-            raise EutecticError(
-                str(folder),
-                f"holds a run with other settings (different: {', '.join(changed)})",
-                "the same settings, to resume it, or a folder that does not exist",
-                "choose another --out, or delete the folder",
-            )
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise EutecticError(
-            str(folder),
-            "exists and is not a run of this program",
-            "a folder that does not exist, or is empty",
-            "choose another --out",
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(mine, indent=1, ensure_ascii=False))
-    except OSError as error:
-        raise EutecticError(
-            str(folder),
-            f"cannot be written ({error.strerror})",
-            "a folder with room to write in",
-            "choose another --out or free some space",
-        ) from error
-
-
-def _essence(stored: Mapping[str, Any], kind: type[Settings]) -> dict[str, Any]:
-    """The settings of a run that decide what it computes; those it was stored without have their defaults."""
-    values: dict[str, Any] = {k: v for k, v in stored.items() if k not in ("command", "version")}
-    # What cannot be read as settings is another kind of run, or another version's: it is compared as it stands.
-    with suppress(ValidationError, EutecticError):
-        values = kind.model_validate(values).model_dump(mode="json")
-        backbone = values.get("backbone")
-        if backbone is not None and backbone["name"] in BACKBONES:
-            chosen = BACKBONES[backbone["name"]].settings.model_validate(backbone["settings"])
-            backbone["settings"] = chosen.model_dump(mode="json")
-    # How a run is spread over a machine, and where it tells of itself, does not change what it computes.
-    ignored = {"processes", "threads", "checkpoint_every", "accelerator", "strategy", "workers", "compile"}
-    ignored |= {"activation_checkpointing", "out_of_memory", "keep_nonfinite_steps", "max_nonfinite_steps"}
-    train_settings = {k: v for k, v in values.get("train", {}).items() if k not in ignored}
-    return {**values, "command": stored.get("command"), "train": train_settings, "loggers": None}
 
 
 def _prepare(settings: PretrainSettings) -> _Prepared:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,6 +14,7 @@ from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
 from eutectic.atoms.properties import define_all
 from eutectic.data.catalogue import open_store
 from eutectic.graph import GraphSettings
+from eutectic.models.heads import HeadSettings
 from eutectic.tasks import Targets, TargetSettings
 
 
@@ -211,22 +214,61 @@ class PretrainSettings(Defining):
 
 
 class DataSettings(Defining):
-    """What to fine-tune on."""
+    """The data of a fine-tuning."""
 
-    store: str = Field(description="name of an embedded set, or path of a store")
-    split: str | None = Field(default=None, description="the data set's default if not given")
-    split_seed: int = 0
-    train: int | None = Field(default=None, ge=1, description="structures; all of the split's if not given")
-    validation: int | None = Field(default=None, ge=1)
-    test: int | None = Field(default=None, ge=1)
+    store: str = Field(description="name of a data set, path of a store, or a file that ASE reads")
+    split: str | None = Field(default=None, description="name of the split; the data set's default if not given")
+    split_seed: int = Field(default=0, description="seed of the splits `group` and `random`")
+    train: int | None = Field(default=None, ge=1, description="training structures; all of the split's if not given")
+    validation: int | None = Field(
+        default=None, ge=1, description="validation structures; a tenth of the data if not given"
+    )
+    test: int | None = Field(
+        default=None, ge=0, description="test structures; a tenth of the data if not given, 0 for no test"
+    )
+    keys: dict[str, str] = Field(
+        default_factory=dict, description="for a file: property → name of the entry that holds it"
+    )
+    units: dict[str, str] = Field(default_factory=dict, description="for a file: property → its unit there")
+    level_of_theory: str = Field(default="not stated", description="for a file: level of theory of its labels")
+
+
+class FinetuneOptimiserSettings(OptimiserSettings):
+    """AdamW for runs of a few hundred steps: a short EMA, which does not lag behind (see docs/log.md)."""
+
+    learning_rate: float = Field(default=2e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(default=0.01, ge=0, description="on all parameters, the embedding included")
+    warmup_steps: int = Field(default=20, ge=0, description="steps of linear warm-up")
+    clip_norm: float = Field(default=5.0, gt=0, description="largest global norm of the gradient")
+    ema_decay: float = Field(default=0.9, ge=0, lt=1, description="decay of the exponential moving average (EMA)")
+
+
+class FinetuneTrainSettings(TrainSettings):
+    """Length of a fine-tuning, and how it uses the machine."""
+
+    steps: int = Field(default=500, ge=1, description="updates of the weights")
+    batch_size: int = Field(default=16, ge=1, description="structures per batch, over all processes")
+    evaluate_every: int = Field(
+        default=50, ge=1, description="steps between validations; a tenth of the steps if not given"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ten_validations(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("evaluate_every") is None and "steps" in values:
+            with suppress(TypeError, ValueError):
+                return {**values, "evaluate_every": max(1, int(values["steps"]) // 10)}
+        return values
 
 
 class FinetuneSettings(Defining):
-    """One fine-tuning run."""
+    """One fine-tuning. These are the only defaults, for the command line and for Python alike."""
 
     data: DataSettings
-    targets: Targets = Field(min_length=1)
-    start: str = Field(description="'scratch', or the folder of a pre-trained model")
+    targets: Targets = Field(
+        min_length=1, description="property → head, loss and weight; a list of properties takes the defaults of each"
+    )
+    start: str = Field(default="eutectic-small", description="'scratch', or the name or folder of a pre-trained model")
     architecture_from: str | None = Field(
         default=None,
         description="for a start from scratch: a model whose backbone and graph settings are taken",
@@ -239,9 +281,26 @@ class FinetuneSettings(Defining):
         default=None,
         description="task of the start whose heads are kept, so that a run begins with its forces; fresh if none",
     )
-    name: str = "finetuned"
-    optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-3, warmup_steps=20, weight_decay=0.01)
-    train: TrainSettings = TrainSettings(steps=500, batch_size=16, evaluate_every=50)
+    name: str = Field(default="", description="name of the task in the model; the data's if not given")
+    batching: BatchingSettings = BatchingSettings()
+    optimiser: FinetuneOptimiserSettings = FinetuneOptimiserSettings()
+    train: FinetuneTrainSettings = FinetuneTrainSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        if isinstance(values.get("targets"), list | tuple):
+            values["targets"] = {name: {} for name in values["targets"]}
+        data = values.get("data")
+        if isinstance(data, str | Path):
+            data = values["data"] = {"store": str(data)}
+        if not values.get("name"):
+            store = data.store if isinstance(data, DataSettings) else dict(data or {}).get("store")
+            values["name"] = task_name(str(store))
+        return values
 
     @model_validator(mode="before")
     @classmethod
@@ -251,6 +310,28 @@ class FinetuneSettings(Defining):
             store = data.get("store") if isinstance(data, Mapping) else getattr(data, "store", data)
             define_of_store(values.get("targets"), store)
         return values
+
+
+def task_name(store: str) -> str:
+    """A data set's name as a task's: the last part of a path without its ending, fit for the name of a module."""
+    return re.sub(r"\W+", "_", Path(store).stem if Path(store).is_file() else Path(store).name) or "finetuned"
+
+
+def targets_of(
+    properties: Sequence[str], *, forces: Literal["direct", "gradient"] = "direct"
+) -> dict[str, TargetSettings]:
+    """Properties, each with the head that follows from it.
+
+    Args:
+        properties: names.
+        forces: predicted directly, or as the gradient of the energy (which is then learned too).
+    """
+    names = list(dict.fromkeys(properties))
+    gradient = forces == "gradient" and "forces" in names
+    if gradient and "energy" not in names:
+        names.append("energy")
+    kinds = {"forces": "gradient_forces"} if gradient else {}
+    return {name: TargetSettings(head=HeadSettings(kind=kinds.get(name))) for name in names}
 
 
 T = TypeVar("T", bound=BaseModel)
@@ -282,14 +363,28 @@ def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:
                 problems.append(f"unknown setting {path!r}")
                 fixes.append(did_you_mean(str(item["loc"][-1]), known, f"known here: {', '.join(known)}"))
             else:
-                given = "" if item["type"] == "missing" else f" (given {item.get('input')!r})"
-                problems.append(f"{path}: {item['msg']}{given}")
+                # A rule about several settings has no single value to show.
+                whole = item["type"] in ("missing", "value_error") and isinstance(item.get("input"), Mapping)
+                given = "" if whole or item["type"] == "missing" else f" (given {item.get('input')!r})"
+                said = item["msg"].removeprefix("Value error, ")
+                problems.append(f"{path}: {said}{given}" if path else f"{said}{given}")
         raise EutecticError(
             where,
             "; ".join(problems),
             f"settings as in {kind.__name__}",
             " ".join(fixes) or "correct the value",
         ) from error
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` laid over `values`, section by section."""
+    result = dict(values)
+    for key, change in changes.items():
+        if isinstance(change, dict) and isinstance(result.get(key), dict):
+            result[key] = merged(result[key], change)
+        else:
+            result[key] = change
+    return result
 
 
 def _keys_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

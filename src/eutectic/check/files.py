@@ -1,0 +1,117 @@
+"""Data by name, as a store, or as a file, which is prepared, checked and kept by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from eutectic.atoms import EutecticError
+from eutectic.check import Report, check
+from eutectic.data import catalogue
+from eutectic.data.store import Store, is_store
+from eutectic.files import write_atomically
+
+VERSION = 1
+"""Of what is kept; another one prepares anew."""
+
+
+def open_data(
+    data: str | Path,
+    *,
+    keys: Mapping[str, str] | None = None,
+    units: Mapping[str, str] | None = None,
+    define: Sequence[str] = (),
+    level_of_theory: str = "not stated",
+    console: Console | None = None,
+) -> Store:
+    """A store by name or path, or a file that ASE reads, prepared and checked on the way.
+
+    A file is prepared once for each content and each set of options, under `$EUTECTIC_DATA`; the check's findings
+    are kept beside the store.
+
+    Args:
+        data: the name of an embedded or prepared data set, the path of a store, or a file of structures.
+        keys: for a file: property → name of the entry that holds it.
+        units: for a file: property → its unit there.
+        define: for a file: properties of the user's own, as `eutectic.atoms.parse_definition` reads them.
+        level_of_theory: for a file: of its labels.
+        console: where to report what was prepared and found; silent without.
+
+    Raises:
+        EutecticError: nothing of that name; a file that cannot be read, or that the check finds unusable; options
+            for a file beside something that is not one.
+    """
+    path = Path(data)
+    if str(data) in catalogue.embedded() or is_store(path) or not path.is_file():
+        given = {"--key": keys, "--unit": units}
+        for option, value in given.items():
+            if value:
+                raise EutecticError(
+                    option,
+                    f"for {data}, which is a store already",
+                    "it with a file of structures",
+                    "leave it out, or give the file itself",
+                )
+        return catalogue.open_store(data)
+    place = _place(path, keys, units, define, level_of_theory)
+    verdict = place.with_name(place.name + ".check.json")
+    if not (is_store(place) and verdict.is_file()):
+        catalogue.prepare(
+            "ase",
+            path,
+            place,
+            keys=keys,
+            units=units,
+            define=define,
+            level_of_theory=level_of_theory,
+            overwrite=is_store(place),
+            progress=console is not None,
+        )
+        report = check(place, progress=console is not None)
+        write_atomically(verdict, json.dumps(_summary(report), indent=1, ensure_ascii=False))
+    findings = json.loads(verdict.read_text())
+    if console is not None:
+        console.print(f"{path}: prepared and checked. {findings['verdict']}", highlight=False)
+        if findings["findings"]:
+            console.print(f"  for all findings: eutectic data check {path}", highlight=False)
+    errors = [finding for finding in findings["findings"] if finding["severity"] == "error"]
+    if errors:
+        raise EutecticError(
+            str(path),
+            "; ".join(finding["message"] for finding in errors),
+            "data without errors",
+            f"{errors[0]['fix']}; to train on it all the same, prepare it first (`eutectic data prepare ase --source "
+            f"{path} --store STORE`) and give the store",
+        )
+    return Store(place)
+
+
+def _place(
+    path: Path,
+    keys: Mapping[str, str] | None,
+    units: Mapping[str, str] | None,
+    define: Sequence[str],
+    level_of_theory: str,
+) -> Path:
+    """Where the store of a file of this content, read with these options, is kept."""
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            content.update(block)
+    given = [sorted((keys or {}).items()), sorted((units or {}).items()), sorted(define), level_of_theory]
+    options = json.dumps([VERSION, *given])
+    content.update(f"{path.name} {options}".encode())
+    return catalogue.data_folder() / "files" / content.hexdigest()[:24] / (path.stem or "structures")
+
+
+def _summary(report: Report) -> dict[str, object]:
+    return {
+        "verdict": report.verdict,
+        "findings": [
+            {"severity": f.severity, "code": f.code, "message": f.message, "fix": f.fix} for f in report.findings
+        ],
+    }

@@ -1,0 +1,131 @@
+"""A trained model, ready to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast, overload
+
+import torch
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from eutectic.atoms import PROPERTIES, EutecticError, Structure
+from eutectic.checkpoints.model import TrainedModel, elements_seen, load_model
+from eutectic.predict.prediction import Prediction, predict
+
+Input = Atoms | Structure
+
+
+def load(name_or_path: str | Path, *, device: str | torch.device = "auto") -> Model:
+    """The model of this name that comes with the package, or the one in a folder.
+
+    Args:
+        name_or_path: "eutectic-small", or the `model` folder of a run (or the run's folder itself).
+        device: "cpu", "cuda", …; "auto" is a GPU where there is one.
+
+    Raises:
+        EutecticError: no such model, or a damaged one.
+    """
+    path = Path(name_or_path)
+    if not (path / "model.json").is_file() and (path / "model" / "model.json").is_file():
+        path = path / "model"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    trained = load_model(path)
+    trained.module.to(device)
+    return Model(trained, str(name_or_path))
+
+
+class Model:
+    """Predicts the properties of structures. Made by `load`.
+
+    Args:
+        trained: weights, tasks and provenance.
+        name: what it was loaded by.
+    """
+
+    def __init__(self, trained: TrainedModel, name: str = "") -> None:
+        self.trained = trained
+        self.name = name
+
+    @property
+    def tasks(self) -> dict[str, dict[str, str]]:
+        """Task → property → unit of its prediction."""
+        return {task.name: {name: PROPERTIES[name].unit for name in task.targets} for task in self.trained.tasks}
+
+    @property
+    def elements(self) -> list[str]:
+        """Symbols of the elements in its training structures; empty where its provenance does not say."""
+        return [chemical_symbols[z] for z in sorted(elements_seen(self.trained))]
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights of the backbone and all heads."""
+        return sum(p.numel() for p in self.trained.module.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where it predicts."""
+        return next(self.trained.module.parameters()).device
+
+    @overload
+    def predict(
+        self, structures: Input, *, task: str | None = ..., batch_size: int = ..., conservative: bool = ...
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self, structures: Sequence[Input], *, task: str | None = ..., batch_size: int = ..., conservative: bool = ...
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self,
+        structures: Input | Sequence[Input],
+        *,
+        task: str | None = None,
+        batch_size: int = 32,
+        conservative: bool = False,
+    ) -> Prediction | list[Prediction]:
+        """Properties of one structure, or of each of several.
+
+        Args:
+            structures: `ase.Atoms` or `eutectic.Structure`, one or a sequence.
+            task: decides heads, graph, references and level of theory; needed where the model has several.
+            batch_size: structures at a time.
+            conservative: forces and, of periodic structures, stress as derivatives of the energy.
+
+        Returns:
+            Property → NumPy array in the property's unit: energy () eV, forces (n_atoms, 3) eV/Å, …; a list of these
+            for a sequence.
+
+        Raises:
+            EutecticError: several tasks and none named; no such task; a structure that cannot be used.
+        """
+        single = isinstance(structures, Atoms | Structure)
+        given = [cast(Input, structures)] if single else list(cast(Sequence[Input], structures))
+        inputs = [one if isinstance(one, Structure) else Structure.from_ase(one) for one in given]
+        predictions = predict(self.trained, self._task(task), inputs, batch_size=batch_size, conservative=conservative)
+        return predictions[0] if single else predictions
+
+    def _task(self, name: str | None) -> str:
+        names = [task.name for task in self.trained.tasks]
+        if name is not None:
+            return name
+        if len(names) == 1:
+            return names[0]
+        raise EutecticError(
+            f"model {self.name}",
+            f"no task named, and {len(names)} tasks",
+            f"one of {', '.join(names) or 'none: this model has no heads'}",
+            f"name one, as in predict(…, task={names[0]!r})" if names else "fine-tune it first",
+        )
+
+    def __repr__(self) -> str:
+        lines = [f"Model {self.name}: {self.trained.backbone}, {self.n_parameters:,} parameters, on {self.device}"]
+        for task in self.trained.tasks:
+            units = ", ".join(f"{name} ({PROPERTIES[name].unit})" for name in task.targets)
+            lines.append(f"  {task.name}: {units}; {task.level_of_theory}")
+        if elements := self.elements:
+            lines.append(f"  elements: {' '.join(elements)}")
+        return "\n".join(lines)

@@ -1,0 +1,84 @@
+"""The settings of a fine-tuning, from the few choices that matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from eutectic.atoms import EutecticError
+from eutectic.train.settings import FinetuneSettings, merged, parse, targets_of
+
+
+def finetuning(
+    data: str | Path,
+    properties: Sequence[str],
+    *,
+    model: str | Path | None = "eutectic-small",
+    from_scratch: bool = False,
+    head_from: str | None = None,
+    forces: Literal["direct", "gradient"] = "direct",
+    split: str | None = None,
+    n_train: int | None = None,
+    n_validation: int | None = None,
+    n_test: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    weight_decay: float | None = None,
+    seed: int | None = None,
+    keys: Mapping[str, str] | None = None,
+    units: Mapping[str, str] | None = None,
+    define: Sequence[str] = (),
+    level_of_theory: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> FinetuneSettings:
+    """Settings of one fine-tuning; what is not given has its default in `FinetuneSettings`.
+
+    Args:
+        data: name of a data set, path of a store, or a file that ASE reads.
+        properties: to learn; the best step is chosen by the forces where they are learned, else by the first.
+        model: pre-trained model to start from; with `from_scratch` its architecture is taken.
+        from_scratch: start from random weights.
+        head_from: task of the model whose heads are kept where they fit.
+        forces: predicted directly, or as the gradient of the energy (conservative).
+        split: name of the split.
+        n_train, n_validation, n_test: numbers of structures.
+        steps, batch_size, learning_rate, weight_decay, seed: of the training.
+        keys, units, level_of_theory: how to read a file.
+        define: properties of your own, as NAME=UNIT[,atom][,vector|tensor|class][,extensive].
+        settings: any other setting, section by section, e.g. {"train": {"precision": "bf16-mixed"}}.
+
+    Raises:
+        EutecticError: unknown properties or settings (with the nearest known name), values out of range.
+    """
+    if forces not in ("direct", "gradient"):
+        raise EutecticError("forces", repr(forces), "direct or gradient", "choose one of these")
+    if isinstance(properties, str):
+        properties = [properties]
+    name = None if model is None else str(model)
+    values: dict[str, Any] = {
+        "define": list(define),
+        "data": {
+            "store": str(data),
+            "split": split,
+            "train": n_train,
+            "validation": n_validation,
+            "test": n_test,
+            "keys": dict(keys or {}),
+            "units": dict(units or {}),
+        },
+        "targets": {n: t.model_dump(exclude_none=True) for n, t in targets_of(properties, forces=forces).items()},
+        "start": "scratch" if from_scratch else name,
+        "architecture_from": name if from_scratch and "backbone" not in (settings or {}) else None,
+        "head_from": head_from,
+        "optimiser": _given(learning_rate=learning_rate, weight_decay=weight_decay),
+        "train": _given(steps=steps, batch_size=batch_size, seed=seed),
+    }
+    if level_of_theory is not None:
+        values["data"]["level_of_theory"] = level_of_theory
+    return parse(FinetuneSettings, merged(values, dict(settings or {})), "settings of the fine-tuning")
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

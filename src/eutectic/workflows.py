@@ -1,0 +1,178 @@
+"""Whole runs with their reports: what the command line and a notebook call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from eutectic.data.examples import structure_from_dict
+from eutectic.plan.plan import plan_run
+from eutectic.recipes import RECIPES
+from eutectic.recipes.demonstration import pretraining_summary
+from eutectic.recipes.finetuning import finetuning
+from eutectic.report.finetune_page import write_finetune_page
+from eutectic.report.run_page import write_run_page
+from eutectic.report.study_page import write_finetune_report
+from eutectic.study.compare import STARTS, environment, run_study
+from eutectic.study.results import Start, StudyResults
+from eutectic.train import finetune as training
+from eutectic.train import pretrain as pretraining
+from eutectic.train.finetune import FinetuneResult
+from eutectic.train.pretrain import PretrainResult
+from eutectic.train.run_folder import stored_settings
+from eutectic.train.runtime.launch import is_first
+from eutectic.train.settings import FinetuneSettings, PretrainSettings
+
+
+def pretrain(
+    settings: PretrainSettings | str, out: str | Path, *, console: Console | None = None, quiet: bool = False
+) -> PretrainResult:
+    """Train one backbone on several data sets; `out` then holds `model/`, `results.json` and `report.html`.
+
+    A folder that holds this run unfinished is resumed. The page is renewed while the run goes on.
+
+    Args:
+        settings: of the run, or the name of a recipe.
+        out: folder of the run.
+        console: where to report; the terminal or notebook if not given.
+        quiet: report nothing.
+
+    Raises:
+        EutecticError: data or settings that cannot be used; a folder that holds something else.
+        Interrupted: stopped by a signal; resumable.
+    """
+    out = Path(out)
+    chosen = RECIPES[settings]() if isinstance(settings, str) else settings
+    result = pretraining.pretrain(chosen, out, console=_console(console, quiet), page=write_run_page, planner=plan_run)
+    if is_first():
+        (out / "results.json").write_text(json.dumps(dict(result.summary), indent=1))
+        write_run_page(out, pretraining=pretraining_summary(chosen, result), environment=environment())
+    return result
+
+
+def finetune(
+    data: str | Path | FinetuneSettings,
+    properties: Sequence[str] = (),
+    *,
+    out: str | Path,
+    console: Console | None = None,
+    quiet: bool = False,
+    **choices: Any,
+) -> FinetuneResult:
+    """Fine-tune one model; `out` then holds `model/`, `result.json` and `report.html`.
+
+    A folder that holds this run unfinished is resumed.
+
+    Args:
+        data: name of a data set, path of a store, or a file that ASE reads; or the settings of a whole run.
+        properties: to learn.
+        out: folder of the run.
+        console: where to report; the terminal or notebook if not given.
+        quiet: report nothing.
+        choices: model, steps, n_train, forces, …, as `eutectic.recipes.finetuning` takes them.
+
+    Raises:
+        EutecticError: data, model or settings that cannot be used; a folder that holds something else.
+        Interrupted: stopped by a signal; resumable.
+    """
+    settings = data if isinstance(data, FinetuneSettings) else finetuning(data, properties, **choices)
+    result = training.finetune(settings, Path(out), console=_console(console, quiet))
+    if is_first():
+        write_report(out)
+    return result
+
+
+def compare(
+    data: str | Path | FinetuneSettings,
+    properties: Sequence[str] = (),
+    *,
+    out: str | Path,
+    model: str | Path | None = "eutectic-small",
+    starts: Sequence[Start] = STARTS,
+    seeds: int = 3,
+    learning_rates: Sequence[float] = (),
+    weight_decays: Sequence[float] = (),
+    workers: int | None = None,
+    console: Console | None = None,
+    quiet: bool = False,
+    **choices: Any,
+) -> StudyResults:
+    """The same fine-tuning from several starts and seeds; `out` then holds `runs/`, `results.json`, `report.html`.
+
+    Args:
+        data, properties, choices: as `finetune` takes them.
+        out: folder of the study; an interrupted study is resumed.
+        model: pre-trained model, whose architecture a start from scratch takes.
+        starts, seeds, learning_rates, weight_decays, workers: see `eutectic.study.compare.run_study`.
+        console: where to report; the terminal or notebook if not given.
+        quiet: report nothing.
+
+    Raises:
+        EutecticError: data, model or settings that cannot be used.
+        Interrupted: stopped by a signal; resumable.
+    """
+    if not isinstance(data, FinetuneSettings):
+        data = finetuning(data, properties, model=model, from_scratch=True, **choices)
+    results = run_study(
+        data,
+        Path(out),
+        model=None if model is None else Path(model),
+        starts=starts,
+        seeds=seeds,
+        learning_rates=learning_rates,
+        weight_decays=weight_decays,
+        workers=workers,
+        console=_console(console, quiet) or Console(quiet=True),
+    )
+    write_report(out)
+    return results
+
+
+def _console(console: Console | None, quiet: bool) -> Console | None:
+    return None if quiet else console or Console()
+
+
+def write_report(folder: str | Path) -> Path:
+    """The page of a run or study, from what is in its folder.
+
+    Args:
+        folder: of a pre-training (running, killed or finished), a finished fine-tuning, or a finished study.
+
+    Returns:
+        The page, `folder/report.html`.
+
+    Raises:
+        EutecticError: the folder holds none of these.
+    """
+    folder = Path(folder)
+    page = folder / "report.html"
+    if (folder / "results.json").is_file() and not (folder / "settings.json").is_file():
+        results = StudyResults.read(folder / "results.json")
+        (task,) = results.tasks
+        write_finetune_report(
+            page,
+            task,
+            settings=results.settings,
+            times=results.times,
+            environment=results.environment,
+            examples=[structure_from_dict(example) for example in task.examples],
+        )
+        return page
+    stored = stored_settings(folder)
+    if stored.get("command") != "finetune":
+        return write_run_page(folder)
+    result = training.read_result(folder)
+    journal = folder / "journal.jsonl"
+    write_finetune_page(
+        page,
+        result.to_dict(),
+        settings={k: v for k, v in stored.items() if k not in ("command", "version")},
+        environment=environment(),
+        journal=[json.loads(line) for line in journal.read_text().splitlines()] if journal.is_file() else (),
+        examples=[structure_from_dict(example) for example in result.examples],
+    )
+    return page
