@@ -3,6 +3,7 @@
     python -m venv other && other/bin/pip install torch==2.13.0 setuptools wheel && other/bin/pip install .
     other/bin/pip install --no-deps fairchem-core==1.10.0
     other/bin/pip install torch_geometric e3nn numba submitit hydra-core torchtnt pymatgen wandb tensorboard
+    other/bin/pip install huggingface_hub
     other/bin/pip install --no-build-isolation torch-scatter torch-sparse    # compiled: twenty minutes
     other/bin/python benchmarks/against_fairchem.py                # float32, all cases, about six minutes
     other/bin/python benchmarks/against_fairchem.py --precision bf16 --json FILE
@@ -151,20 +152,28 @@ def ours(structures: Sequence[Structure], graph: GraphSettings, settings: GemNet
     return Runnable(model, step, graphs, len(batch.graph.main))
 
 
-def same_weights(mine: MultitaskModel, state: Mapping[str, Tensor], settings: GemNetOCSettings) -> None:
-    """Give our model the weights of fairchem's, which are named almost as JMP's."""
+def published_state(state: Mapping[str, Tensor], settings: GemNetOCSettings) -> dict[str, Tensor]:
+    """fairchem's weights under the published names; those names are JMP's, which are almost the same."""
     renamed = {
         "backbone.bases." + name: value for name, value in state.items() if name.startswith(("mlp_", "edge_emb"))
     }
     renamed |= {f"backbone.{name}": value for name, value in state.items()}
-    renamed[EMBEDDING] = state["atom_emb.embeddings.weight"]
+    if "atom_emb.embeddings.weight" in state:
+        renamed[EMBEDDING] = state["atom_emb.embeddings.weight"]
     for part in ("E", "F"):
         start = f"out_mlp_{part}."
         renamed |= {f"backbone.{start}out_mlp.{n[len(start) :]}": v for n, v in state.items() if n.startswith(start)}
-    own = mine.backbone.state_dict()
-    radial = {n: own[name] for n, name in published_names(settings).items() if name.startswith("bases.radial.")}
-    factors = {n: own[name] for n, name in published_names(settings).items() if name.endswith(".value")}
-    mine.backbone.load_state_dict(from_published(renamed | radial | factors, settings))
+    if "radial_basis.rbf.offset" in state:
+        centres = state["radial_basis.rbf.offset"]
+        sharpness = torch.full_like(centres, 0.5 * (len(centres) - 1) ** 2)
+        radial = {"bases.radial.centres": centres, "bases.radial.sharpness": sharpness}
+        renamed |= {n: radial[name] for n, name in published_names(settings).items() if name in radial}
+    return renamed
+
+
+def same_weights(mine: MultitaskModel, state: Mapping[str, Tensor], settings: GemNetOCSettings) -> None:
+    """Give our model the weights of fairchem's."""
+    mine.backbone.load_state_dict(from_published(published_state(state, settings), settings))
     heads: Any = mine.heads["all"]
     heads["energy"].perceptron[0].load_state_dict({"weight": state["out_energy.linear.weight"]})
     heads["forces"].perceptron[0].load_state_dict({"weight": state["out_forces.linear.weight"]})

@@ -10,18 +10,32 @@ import sys
 import types
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from golden_cases import GoldenCase, golden_case
+from published_checkpoint import (
+    LARGE,
+    SMALL,
+    TINY,
+    Change,
+    entries,
+    file_content,
+    is_parameter,
+    random_state,
+    write_published,
+)
 from torch import Tensor
 from typer.testing import CliRunner
 
 from eutectic import cli
 from eutectic.atoms import EutecticError, Structure
 from eutectic.checkpoints.jmp import (
+    ALIAS,
     OTHER_SIZE,
     PUBLISHED_TASKS,
     read_published_checkpoint,
@@ -31,9 +45,8 @@ from eutectic.checkpoints.model import TrainedModel, load_model, save_model
 from eutectic.checkpoints.safe_pickle import KNOWN, Archive, Foreign, StoredTensor
 from eutectic.graph import Edges, Graph, build_graph, collate
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
-from eutectic.models.gemnet_oc.published import published_names
-from eutectic.models.heads import HeadSettings
-from eutectic.models.multitask import MultitaskModel, TaskSlice
+from eutectic.models.gemnet_oc.published import published_names, settings_from_published
+from eutectic.models.multitask import TaskSlice
 from eutectic.predict.prediction import predict
 
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures" / "gemnet_oc"
@@ -41,85 +54,25 @@ needs_fixtures = pytest.mark.skipif(
     not FIXTURES.is_dir(), reason=f"the published implementation's checkpoint and arrays are not at {FIXTURES}"
 )
 
-SETTINGS = GemNetOCSettings.tiny().model_copy(
-    update={
-        "atom_width": 8,
-        "edge_width": 12,
-        "blocks": 1,
-        "num_radial": 8,
-        "radial_cutoff": 12.0,
-        "dihedral_epsilon": 0.0,
-        "residuals_atom": 2,
-        "triplet_out": 6,
-        "quadruplet_in": 7,
-        "quadruplet_out": 5,
-        "pair_in": 3,
-        "pair_out": 4,
-        "num_elements": 20,
-    }
-)
-HEADS = {"energy": HeadSettings(layers=2), "forces": HeadSettings(kind="direct_forces", layers=2)}
-PREFIX = {"energy": "output.out_energy", "forces": "output.out_forces"}
+SETTINGS = settings_from_published(TINY)
+SHAPES = entries(TINY, 3)
 
 
-# --- a checkpoint made here ------------------------------------------------------------------------------------
-
-
-def _module(seed: int) -> MultitaskModel:
-    torch.manual_seed(seed)
-    module = MultitaskModel(GemNetOC(SETTINGS), dict.fromkeys(PUBLISHED_TASKS, HEADS))
-    for name, value in module.named_buffers():
-        if name.endswith("value"):
-            value.fill_(1.5)
-    return module.eval()
-
-
-def _published(module: MultitaskModel) -> OrderedDict[str, Tensor]:
-    """Its weights as the original names and orders them, second names and counters included."""
-    state = module.state_dict()
-    named: OrderedDict[str, Tensor] = OrderedDict()
-    for theirs, ours in published_names(SETTINGS).items():
-        named[theirs] = state[f"backbone.{ours}"].clone()
-        if ".layers." in theirs and "out_blocks" in theirs:
-            named[theirs.replace(".layers.", ".seq_energy_pre.")] = named[theirs]
-    for prop, prefix in PREFIX.items():
-        for i, task in enumerate(PUBLISHED_TASKS):
-            start = f"heads.{task}.{prop}.perceptron."
-            named |= {f"{prefix}.{i}.{k.removeprefix(start)}": v for k, v in state.items() if k.startswith(start)}
-    for task in PUBLISHED_TASKS:
-        named[f"task_steps._module_dict._typed_moduledict_{task}.value"] = torch.tensor(7)
-    return named
-
-
-def _is_parameter(name: str) -> bool:
-    return not (name.endswith(("offset", "temps", "scale_factor")) or "seq_energy_pre" in name or "task_" in name)
-
-
-Change = Callable[[dict[str, object]], None]
-
-
-def _content(change: Change | None = None) -> dict[str, object]:
-    raw, averaged = _published(_module(0)), _published(_module(1))
-    content: dict[str, object] = {
-        "epoch": 1,
-        "global_step": 1000,
-        "state_dict": raw,
-        "optimizer_states": [{"opt": {}, "ema": tuple(v for k, v in averaged.items() if _is_parameter(k))}],
-        "hyper_parameters": {},
-    }
-    if change is not None:
-        change(content)
-    return content
-
-
-def _saved(path: Path, change: Change | None = None) -> Path:
-    torch.save(_content(change), path)
-    return path
+def _expected(seed: int) -> dict[str, Tensor]:
+    """What a model of ours holds that was made of the random weights of a seed."""
+    state = random_state(SHAPES, seed)
+    ours = {f"backbone.{ours}": state[theirs] for theirs, ours in published_names(SETTINGS).items()}
+    for i, task in enumerate(PUBLISHED_TASKS):
+        for prop in ("energy", "forces"):
+            start = f"output.out_{prop}.{i}."
+            head = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+            ours |= {f"heads.{task}.{prop}.perceptron.{name}": value for name, value in head.items()}
+    return ours
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _saved(tmp_path_factory.mktemp("published") / "tiny.pt")
+    return write_published(tmp_path_factory.mktemp("published") / "tiny.pt")
 
 
 WATER = Structure(
@@ -131,13 +84,16 @@ def test_averaged_weights_are_taken_unless_raw_ones_are_asked_for(checkpoint: Pa
     averaged, report = read_published_checkpoint(checkpoint)
     raw, raw_report = read_published_checkpoint(checkpoint, raw=True)
     for model, seed in ((averaged, 1), (raw, 0)):
-        expected = _module(seed).state_dict()
+        expected = _expected(seed)
         got = model.module.state_dict()
         assert set(got) == set(expected)
         assert all(torch.equal(got[name], expected[name]) for name in expected)
     assert averaged.backbone_settings == SETTINGS.model_dump(mode="json")
     assert [task.name for task in averaged.tasks] == list(PUBLISHED_TASKS)
-    assert report.parameters == sum(p.numel() for p in _module(0).parameters())
+    parameters = [name for name in random_state(SHAPES, 0) if is_parameter(name)]
+    assert report.parameters == sum(torch.Size(SHAPES[name]).numel() for name in parameters)
+    assert report.taken["scale factors"] == str(sum(name.endswith("scale_factor") for name in SHAPES))
+    assert "other entries" not in report.left
     assert report.size == OTHER_SIZE
     assert report.taken["weights"] == "averaged (EMA)"
     assert raw_report.taken["weights"].startswith("raw")
@@ -193,7 +149,7 @@ def test_a_scale_factor_of_zero_was_never_fitted(tmp_path: Path) -> None:
     def unfit(content: dict[str, object]) -> None:
         content["state_dict"]["backbone.out_blocks.0.scale_sum.scale_factor"].zero_()  # type: ignore[index]
 
-    model, report = read_published_checkpoint(_saved(tmp_path / "a.pt", unfit))
+    model, report = read_published_checkpoint(write_published(tmp_path / "a.pt", change=unfit))
     assert float(model.module.state_dict()["backbone.outputs.0.scale_sum.value"]) == 1
     assert report.missing["scale factors"].startswith("1 ")
 
@@ -208,9 +164,9 @@ def test_tasks_are_those_that_the_step_counters_name(tmp_path: Path) -> None:
         for new in ("transition1x", "other", "oc20"):
             state[f"task_steps._module_dict._typed_moduledict_{new}.value"] = torch.tensor(0)
 
-    model, report = read_published_checkpoint(_saved(tmp_path / "a.pt", rename))
+    model, report = read_published_checkpoint(write_published(tmp_path / "a.pt", change=rename))
     assert [task.name for task in model.tasks] == ["transition1x", "oc20"]
-    expected = _module(1).state_dict()
+    expected = _expected(1)
     got = model.module.state_dict()
     for mine, theirs in (("transition1x", "oc20"), ("oc20", "ani1x")):
         name = "energy.perceptron.0.weight"
@@ -220,6 +176,83 @@ def test_tasks_are_those_that_the_step_counters_name(tmp_path: Path) -> None:
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------
+
+KINDS = ("quad_interaction", "atom_edge_interaction", "edge_atom_interaction", "atom_interaction")
+COUNTS = ("num_before_skip", "num_after_skip", "num_concat", "num_atom", "num_output_afteratom", "num_atom_emb_layers")
+NONE = dict.fromkeys((*COUNTS, "num_global_out_layers"), 0)
+CONFIGS: dict[str, dict[str, object]] = {
+    # Where the widths of edges and atoms are equal, the dense layer between them does not exist.
+    "equal widths": {"emb_size_edge": 8},
+    "equal widths, no residual layers": {"emb_size_edge": 8, "num_atom": 0},
+    "equal widths, scalar model": {"emb_size_edge": 8, "direct_forces": False},
+    "edges narrower than atoms": {"emb_size_edge": 5},
+    "no layers wherever there may be none": NONE,
+    "equal widths, no layers wherever there may be none": NONE | {"emb_size_edge": 8},
+    **{f"{name} 0": {name: 0} for name in NONE},
+    **{f"{name} 3": {name: 3} for name in NONE},
+    **{f"no {kind}": {kind: False} for kind in KINDS},
+    "no interaction but triplets": dict.fromkeys(KINDS, False),
+    "no direct forces": {"direct_forces": False},
+    "twelve blocks": {"num_blocks": 12},
+    "one angular function": {"num_spherical": 1},
+    "width of one": {name: 1 for name in TINY if name.startswith("emb_size")},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_whatever_sizes_the_published_classes_can_have_open(name: str, tmp_path: Path) -> None:
+    config = TINY | CONFIGS[name]
+    model, report = read_published_checkpoint(write_published(tmp_path / "a.pt", config))
+    settings = settings_from_published(config)
+    read = GemNetOCSettings.model_validate(model.backbone_settings)
+    # Widths of what is switched off are in no entry.
+    free = {
+        "quad_interaction": ("quadruplet_in", "quadruplet_out", "spherical_width"),
+        "atom_interaction": ("pair_in", "pair_out"),
+    }
+    unknown = {width for kind, widths in free.items() if not config[kind] for width in widths}
+    assert read.model_dump(exclude=unknown) == settings.model_dump(exclude=unknown)
+    assert "other entries" not in report.left
+    shapes = entries(config, 3)
+    assert report.parameters == sum(torch.Size(shapes[name]).numel() for name in shapes if is_parameter(name))
+    state, averaged = model.module.state_dict(), random_state(shapes, 1)
+    assert all(torch.equal(state[f"backbone.{o}"], averaged[t]) for t, o in published_names(settings).items())
+    predicted = predict(model, "ani1x", [WATER])[0]
+    assert set(predicted) == ({"energy", "forces"} if config["direct_forces"] else {"energy"})
+    assert all(np.isfinite(value).all() for value in predicted.values())
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_heads_of_any_number_of_layers_open(layers: int, tmp_path: Path) -> None:
+    model, _ = read_published_checkpoint(write_published(tmp_path / "a.pt", layers=layers))
+    assert {t.settings.head.layers for task in model.tasks for t in task.targets.values()} == {layers - 1}
+
+
+def test_one_radial_width_of_a_checkpoint_that_is_wrong_is_an_error(tmp_path: Path) -> None:
+    def widen(content: dict[str, object]) -> None:
+        content["state_dict"]["backbone.bases.mlp_rbf_h.linear.weight"] = torch.zeros(10, 13)  # type: ignore[index]
+
+    path = write_published(tmp_path / "a.pt", change=widen)
+    with pytest.raises(EutecticError, match=r"mlp_rbf_h.linear.weight has shape \(10, 13\)"):
+        read_published_checkpoint(path, raw=True)
+
+
+@pytest.mark.parametrize(("config", "settings"), [(SMALL, GemNetOCSettings.small()), (LARGE, GemNetOCSettings.large())])
+def test_the_sizes_of_jmp_s_and_jmp_l_are_read_from_their_entries(
+    config: dict[str, object], settings: GemNetOCSettings
+) -> None:
+    assert settings_from_shapes(entries(config), Path("here")) == settings
+    assert settings_from_published(config) == settings
+    names = [name for name in entries(config) if name.startswith(("backbone.", "embedding.")) and ALIAS not in name]
+    assert list(published_names(settings)) == names
+
+
+@needs_fixtures
+@pytest.mark.parametrize(("size", "config"), [("s", SMALL), ("l", LARGE)])
+def test_entries_made_here_are_the_published_ones(size: str, config: dict[str, object]) -> None:
+    keys = json.loads((FIXTURES / f"jmp_{size}_keys.json").read_text())["keys"]
+    made = {name: list(shape) for name, shape in entries(config).items() if not name.startswith("task_steps.")}
+    assert list(made.items()) == list(keys.items())
 
 
 @pytest.mark.parametrize("edge_features", [True, False])
@@ -273,9 +306,9 @@ def _attacks(marker: Path) -> dict[str, object]:
 @pytest.mark.parametrize("attack", list(_attacks(Path("x"))))
 def test_a_hostile_checkpoint_runs_nothing(attack: str, protocol: int, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-    content = _content()
-    content["hyper_parameters"] = _attacks(marker)[attack]
-    torch.save(content, tmp_path / "a.pt", pickle_protocol=protocol)
+    whole = file_content(random_state(SHAPES, 0), random_state(SHAPES, 1))
+    whole["hyper_parameters"] = _attacks(marker)[attack]
+    torch.save(whole, tmp_path / "a.pt", pickle_protocol=protocol)
     model, _ = read_published_checkpoint(tmp_path / "a.pt")
     assert not marker.exists()
     assert len(model.tasks) == 4
@@ -287,9 +320,9 @@ def test_a_hostile_checkpoint_runs_nothing(attack: str, protocol: int, tmp_path:
 
 def test_a_hostile_state_in_place_of_weights_is_refused(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-    content = _content()
-    content["state_dict"] = _attacks(marker)["system"]
-    torch.save(content, tmp_path / "a.pt")
+    whole = file_content(random_state(SHAPES, 0), random_state(SHAPES, 1))
+    whole["state_dict"] = _attacks(marker)["system"]
+    torch.save(whole, tmp_path / "a.pt")
     with pytest.raises(EutecticError, match="state_dict"):
         read_published_checkpoint(tmp_path / "a.pt")
     assert not marker.exists()
@@ -418,9 +451,9 @@ def _in_another_order(content: dict[str, object]) -> None:
     # Two neighbours of one shape: nothing but the order tells them apart.
     state.move_to_end("backbone.int_blocks.0.trip_interaction.up_projection_ca.linear.weight")
     averaged = content["optimizer_states"][0]["ema"]  # type: ignore[index]
-    names = [name for name in _published(_module(1)) if _is_parameter(name)]
+    names = [name for name in SHAPES if is_parameter(name)]
     by_name = dict(zip(names, averaged, strict=True))
-    content["optimizer_states"] = [{"ema": tuple(by_name[name] for name in state if _is_parameter(name))}]
+    content["optimizer_states"] = [{"ema": tuple(by_name[name] for name in state if is_parameter(name))}]
 
 
 def _copies_differ(content: dict[str, object]) -> None:
@@ -448,7 +481,7 @@ def _fine_tuned(content: dict[str, object]) -> None:
     ],
 )
 def test_what_does_not_fit_is_an_error_in_four_parts(change: Change, raw: bool, says: str, tmp_path: Path) -> None:
-    path = _saved(tmp_path / "a.pt", change)
+    path = write_published(tmp_path / "a.pt", change=change)
     with pytest.raises(EutecticError, match=says) as caught:
         read_published_checkpoint(path, raw=raw)
     assert str(path) == caught.value.where
@@ -460,7 +493,7 @@ def test_what_does_not_fit_is_an_error_in_four_parts(change: Change, raw: bool, 
 def test_a_file_that_is_not_whole_is_an_error_in_four_parts(checkpoint: Path, tmp_path: Path) -> None:
     whole = checkpoint.read_bytes()
     middle = bytearray(whole)
-    at = whole.index(next(iter(_published(_module(1)).values())).numpy().tobytes()[:64])
+    at = whole.index(next(iter(random_state(SHAPES, 1).values())).numpy().tobytes()[:64])
     middle[at] ^= 255
     legacy = io.BytesIO()
     torch.save({"a": torch.zeros(2)}, legacy, _use_new_zipfile_serialization=False)
@@ -474,6 +507,82 @@ def test_a_file_that_is_not_whole_is_an_error_in_four_parts(checkpoint: Path, tm
         assert "download or copy it again" in caught.value.fix
     with pytest.raises(EutecticError, match="absent"):
         read_published_checkpoint(tmp_path / "absent.pt")
+
+
+# --- numbers of another implementation -------------------------------------------------------------------------
+
+
+def _golden_checkpoint(case: GoldenCase, path: Path) -> OrderedDict[str, Tensor]:
+    """A file whose averaged weights are the golden ones and whose raw ones are not; the averaged are given back."""
+    shapes = entries(case.config)
+    averaged = random_state(shapes, 1)
+    raw = OrderedDict((name, value.clone()) for name, value in random_state(shapes, 0).items())
+    for name in averaged:
+        golden = case.weights.get(name.replace(".seq_energy_pre.", ".layers."))
+        if golden is not None:
+            averaged[name] = golden.float()
+            if not is_parameter(name) and ALIAS not in name:
+                raw[name] = golden.float()
+    torch.save(file_content(raw, averaged), path)
+    return averaged
+
+
+def _golden_predictions(case: GoldenCase, state: Mapping[str, Tensor], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Energies and forces of task k from golden features, with heads as they were published."""
+
+    def head(kind: str, x: Tensor) -> Tensor:
+        for i in (0, 2, 4, 6):
+            name = f"output.out_{kind}.{k}.{i}"
+            x = F.silu(F.linear(x, state[f"{name}.weight"].double(), state[f"{name}.bias"].double())) / 0.6
+        return F.linear(x, state[f"output.out_{kind}.{k}.8.weight"].double())
+
+    of_atoms = head("energy", case["features.atoms"])[:, 0]
+    energies = torch.stack([part.sum() for part in of_atoms.split(case["in.n_atoms"].tolist())])
+    of_edges = head("forces", case["features.edges"]) * case["graph.direction"]
+    target = case["graph.main"][:, 1]
+    forces = torch.zeros(len(case["in.positions"]), 3, dtype=torch.float64).index_add(0, target, of_edges)
+    return energies.numpy(), forces.numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "task"), [("molecule", "ani1x"), ("molecules", "transition1x"), ("crystal", "oc20"), ("omissions", "oc22")]
+)
+def test_an_imported_model_predicts_as_another_implementation(name: str, task: str, tmp_path: Path) -> None:
+    case = golden_case(name)
+    state = _golden_checkpoint(case, tmp_path / "a.pt")
+    expected = _golden_predictions(case, state, list(PUBLISHED_TASKS).index(task))
+    errors = {}
+    for raw in (False, True):
+        model, _ = read_published_checkpoint(tmp_path / "a.pt", raw=raw)
+        model.module.double()
+        got = predict(model, task, case.structures, normalised=True)
+        joined = np.array([p["energy"] for p in got]), np.concatenate([p["forces"] for p in got])
+        errors[raw] = max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(joined, expected, strict=True))
+        # And in eV and eV/Å.
+        for one, other in zip(got, predict(model, task, case.structures), strict=True):
+            published = PUBLISHED_TASKS[task]
+            np.testing.assert_allclose(other["energy"], one["energy"] * published.energy_scale, rtol=1e-12)
+            np.testing.assert_allclose(other["forces"], one["forces"] * published.forces_scale, rtol=1e-12)
+    assert errors[False] < 1e-11
+    assert errors[True] > 1e-3
+
+
+def test_settings_of_absent_classes_are_reported_and_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = types.ModuleType("original_package")
+    package.Config = type("Config", (dict,), {"__module__": "original_package"})  # type: ignore[attr-defined]
+
+    def configure(content: dict[str, object]) -> None:
+        content["hyper_parameters"] = package.Config(backbone=package.Config(num_blocks=9))  # type: ignore[attr-defined]
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "original_package", package)
+        path = write_published(tmp_path / "a.pt", change=configure)
+    model, report = read_published_checkpoint(path)
+    assert "original_package" in report.left["settings"]
+    assert "other entries" not in report.left
+    assert model.backbone_settings["blocks"] == TINY["num_blocks"]
 
 
 # --- the published implementation's numbers --------------------------------------------------------------------

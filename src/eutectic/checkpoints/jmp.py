@@ -26,7 +26,7 @@ from eutectic.atoms import EutecticError
 from eutectic.checkpoints.model import TrainedModel, build_backbone
 from eutectic.checkpoints.safe_pickle import Archive, StoredTensor
 from eutectic.graph import GraphSettings
-from eutectic.models.gemnet_oc.published import EMBEDDING, from_published, published_names
+from eutectic.models.gemnet_oc.published import EMBEDDING, from_published, has_omissions, published_names
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel
@@ -304,6 +304,8 @@ def settings_from_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> G
         return count(name) > 0
 
     block, output = "int_blocks.0", "out_blocks.0"
+    # Not a residual layer; the published model has it only where the widths of edges and atoms differ.
+    dense = f"backbone.{block}.atom_update.layers.0.linear.weight" in shapes
     try:
         sizes: dict[str, object] = {
             "blocks": count("int_blocks"),
@@ -321,8 +323,7 @@ def settings_from_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> G
             "residuals_after_skip": count(f"{block}.layers_after_skip"),
             "residuals_atom_skip": count(f"{block}.atom_emb_layers"),
             "residuals_concat": count(f"{block}.residual_m"),
-            # The first of these layers is not a residual one.
-            "residuals_atom": count(f"{block}.atom_update.layers") - 1,
+            "residuals_atom": count(f"{block}.atom_update.layers") - dense,
             "residuals_output": count(f"{output}.seq_energy2"),
             "residuals_readout": count("out_mlp_E.out_mlp") - 1,
             "quadruplet": has(f"{block}.quad_interaction"),
@@ -338,7 +339,10 @@ def settings_from_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> G
         if sizes["atom_atom"]:
             sizes["pair_in"] = size(f"{block}.atom_interaction.down_projection.linear.weight", 0)
             sizes["pair_out"] = size(f"{block}.atom_interaction.up_projection.linear.weight", 1)
-        return GemNetOCSettings.model_validate(sizes)
+        settings = GemNetOCSettings.model_validate(sizes)
+        equal = settings.edge_width == settings.atom_width
+        omissions = has_omissions(settings) and not (equal and dense)
+        return settings.model_copy(update={"published_omissions": omissions})
     except (KeyError, IndexError, ValidationError) as error:
         raise EutecticError(
             str(path),

@@ -192,7 +192,8 @@ class EdgeSum(nn.Module):
         super().__init__()
         self.radial = Filter(settings.radial_width, settings.edge_width)
         self.scale_sum = ScaleFactor()
-        self.dense = Dense(settings.edge_width, settings.atom_width)
+        omitted = settings.published_omissions and settings.edge_width == settings.atom_width
+        self.dense = None if omitted else Dense(settings.edge_width, settings.atom_width)
         self.residuals = residuals(settings.residuals_atom, settings.atom_width)
 
     def atoms(self, m: Tensor, radial: Tensor, where: Where, boost: float = 1.0) -> Tensor:
@@ -200,7 +201,8 @@ class EdgeSum(nn.Module):
         g = sum_to_atoms(self.radial(m, radial), where.graph.main.target, len(where.graph.numbers))
         if boost != 1.0:
             g = g * boost
-        return self.residuals(self.dense(self.scale_sum(g, reference=m)))
+        x = self.scale_sum(g, reference=m)
+        return self.residuals(x if self.dense is None else self.dense(x))
 
 
 class AtomUpdate(EdgeSum):

@@ -18,6 +18,7 @@ class OutputBlock(EdgeSum):
         super().__init__(settings)
         s = settings
         self.after = residuals(s.residuals_output, s.atom_width)
+        self.adds_atoms = s.residuals_output > 0 or not s.published_omissions
         # Graphs of training lack a share of their edges; this is the published place, and the only one, to make
         # up for it.
         self.boost = 1 / (1 - s.edge_dropout)
@@ -30,7 +31,7 @@ class OutputBlock(EdgeSum):
     def forward(self, h: Tensor, m: Tensor, radial: Tensor, where: Where) -> tuple[Tensor, Tensor | None]:
         """((n_atoms, atom_width), (n_main, edge_width) or None)."""
         g = self.atoms(m, radial, where, boost=self.boost if self.training else 1.0)
-        atoms = self.after(joined(g, h))
+        atoms = self.after(joined(g, h)) if self.adds_atoms else g
         if not self.has_edges:
             return atoms, None
         x, recompute = self.edge_residuals.with_recompute(m)

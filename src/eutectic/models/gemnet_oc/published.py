@@ -47,8 +47,9 @@ SETTINGS = {
     "num_elements": "num_elements",
     "direct_forces": "edge_features",
 }
-"""Published configuration → field of `GemNetOCSettings`. `edge_dropout` is left out on purpose: a model built from a
-checkpoint's own configuration would go on making up for dropped edges in fine-tuning, which drops none."""
+"""Published configuration → field of `GemNetOCSettings`; `published_omissions` follows from the sizes. `edge_dropout`
+is left out on purpose: a model built from a checkpoint's own configuration would go on making up for dropped edges in
+fine-tuning, which drops none."""
 
 EMBEDDING = "embedding.atom_embedding.weight"
 """The published model keeps it beside its backbone; in ours it is part of it."""
@@ -106,7 +107,15 @@ def settings_from_published(config: Mapping[str, object]) -> GemNetOCSettings:
                 f"published GemNet-OC configuration, {name}: {config[name]!r} was given; expected {value!r}, the only "
                 "one that this GemNet-OC has; use weights of JMP-S or JMP-L"
             )
-    return GemNetOCSettings.model_validate({ours: config[name] for name, ours in SETTINGS.items() if name in config})
+    settings = GemNetOCSettings.model_validate(
+        {ours: config[name] for name, ours in SETTINGS.items() if name in config}
+    )
+    return settings.model_copy(update={"published_omissions": has_omissions(settings)})
+
+
+def has_omissions(settings: GemNetOCSettings) -> bool:
+    """Whether a published model of these sizes leaves out layers: see `GemNetOCSettings.published_omissions`."""
+    return settings.edge_width == settings.atom_width or settings.residuals_output == 0
 
 
 def published_names(settings: GemNetOCSettings) -> dict[str, str]:
@@ -238,8 +247,10 @@ def _block(s: GemNetOCSettings) -> Names:
 def _atom_update(s: GemNetOCSettings) -> Names:
     yield "dense_rbf.linear.weight", "radial.weight"
     yield "scale_sum.scale_factor", "scale_sum.value"
-    yield "layers.0.linear.weight", "dense.weight"
-    yield from _residuals("layers", "residuals", s.residuals_atom, start=1)
+    omitted = s.published_omissions and s.edge_width == s.atom_width
+    if not omitted:
+        yield "layers.0.linear.weight", "dense.weight"
+    yield from _residuals("layers", "residuals", s.residuals_atom, start=0 if omitted else 1)
 
 
 def _output(s: GemNetOCSettings) -> Names:

@@ -61,6 +61,12 @@ class GemNetOCSettings(BaseModel):
         description="share of the edges that training drops when it builds graphs (`build_graph`); here it only "
         "makes up for them, in training mode, where edges are summed to atoms in output blocks",
     )
+    published_omissions: bool = Field(
+        default=False,
+        description="leave out, as the published model does, the dense layer after edges are summed to atoms where "
+        "edge_width equals atom_width, and an output block's atom features where residuals_output is 0; without "
+        "effect for other sizes, JMP-S and JMP-L among them",
+    )
 
     @classmethod
     def small(cls) -> GemNetOCSettings:
