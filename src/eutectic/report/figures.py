@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from eutectic.report.formatting import MINUS, percent, significant, times
+from eutectic.report.formatting import MINUS, percent, short, significant, times
 from eutectic.study.results import Run, SetSummary, Start, StudyResults, TaskComparison
 
 STYLE = matplotlib.rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False)
@@ -271,7 +271,7 @@ def curves(
         label: of the axis, unit included.
         colours: name → colour; black if not given.
         title: above the panel.
-        size: "wide" panels have a legend.
+        size: "wide" panels of several lines have a legend.
         baseline: value of a dashed line.
         log: a logarithmic axis.
     """
@@ -300,7 +300,7 @@ def curves(
     axes.set_title(short(title, 24))
     axes.set_xlabel("training step")
     axes.set_ylabel(label)
-    if wide:
+    if wide and len(lines) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
     return figure
 
@@ -408,11 +408,6 @@ def work_parity(work: np.ndarray, change: np.ndarray, slope: float | None, unit:
 def set_colours(names: Sequence[str]) -> dict[str, str]:
     """Data set → its colour, the same on the whole page."""
     return {name: SET_COLOURS[i % len(SET_COLOURS)] for i, name in enumerate(names)}
-
-
-def short(text: str, length: int) -> str:
-    """Cut to what a label has room for."""
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def _finite_pairs(truth: Sequence[float | None], prediction: Sequence[float | None]) -> np.ndarray:

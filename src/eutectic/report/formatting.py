@@ -74,11 +74,18 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def short(text: str, length: int) -> str:
+    """Cut to fit a label."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
 def baseline_of(name: str) -> str:
     """What a property's baseline predicts."""
     known = PROPERTIES.get(name)
     if known is None:
         return "references and mean of the training labels"
+    if known.categorical:
+        return "most frequent class"
     if known.rank:
         return f"zero {words(name)}"
     return "element references" if known.extensive else "mean of the training labels"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from eutectic.atoms import Structure
 from eutectic.report import figures
 from eutectic.report.figures import START_WORDS
-from eutectic.report.formatting import count, duration, percent, rate, significant, words
+from eutectic.report.formatting import count, duration, percent, rate, short, significant, words
 from eutectic.report.page import write_page
 from eutectic.report.run_page import validation_panels
 from eutectic.study.results import STARTS, Start, StudyResults, TaskComparison
@@ -144,7 +144,7 @@ def _parity(task: TaskComparison, start: Start) -> Figure:
         unit=task.unit,
         title=START_WORDS[start],
         colour=figures.START_COLOURS[start],
-        note=f"test error {significant(run.test_error)} {figures.short(task.unit, 16)}",
+        note=f"test error {significant(run.test_error)} {short(task.unit, 16)}",
         same_axes_as=[(r.truth, r.prediction) for r in shown.values()],
     )
 
