@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from eutectic import cli
 from eutectic.atoms import EutecticError
-from eutectic.report.run_page import POINTS, _curve, write_run_page
+from eutectic.report.figures import CURVE_POINTS, thinned
+from eutectic.report.run_page import write_run_page
 from eutectic.study.results import StudyResults
 
 
@@ -60,7 +61,15 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
     }
     (folder / "plan.json").write_text(json.dumps(plan))
     text, page = check_self_contained(write_run_page(folder))
-    for words in ("step 5 of 10", "50 %", "2.5 s left", "an_old_set (watched, not learned)", "Pt", "123", "8–15"):
+    for words in (
+        "step 5 of 10",
+        "50 %",
+        "2.5 s left",
+        "an_old_set (validation only, not trained on)",
+        "Pt",
+        "123",
+        "8–15",
+    ):
         assert words in text, words
     assert "60.0 %" in text  # planned
     assert "50.0 %" in text  # drawn
@@ -81,7 +90,7 @@ def test_a_finished_run_with_its_sets(tmp_path: Path, results: StudyResults) -> 
     (folder / "summary.json").write_text("{}")
     text, _ = check_self_contained(write_run_page(folder, pretraining=results.pretraining))
     assert "finished" in text
-    assert "What was learned from" in text
+    assert "Training data" in text
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
@@ -93,10 +102,10 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 
 def test_long_runs_make_small_pages() -> None:
     journal = [{"step": s} for s in range(1, 100_001)]
-    points = _curve(journal, [float(s["step"]) for s in journal])
-    assert len(points) == POINTS
+    points = thinned(journal, [float(s["step"]) for s in journal])
+    assert len(points) == CURVE_POINTS
     assert points[0][1] == pytest.approx(125.5)
-    assert _curve(journal[:3], [1.0, None, float("nan")]) == [(1.0, 1.0)]
+    assert thinned(journal[:3], [1.0, None, float("nan")]) == [(1.0, 1.0)]
 
 
 def test_folders_that_are_no_runs(tmp_path: Path) -> None:

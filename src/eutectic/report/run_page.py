@@ -1,29 +1,25 @@
-"""A pre-training as a page, from what is in its folder: while it runs, after it was killed, when it has ended.
+"""The page of a pre-training run from the files in its folder: running, killed or finished.
 
-It reads settings.json, journal.jsonl, validation.json and plan.json; whatever is not there yet is left out.
+It reads settings.json, journal.jsonl, validation.json and plan.json; what is not there yet is left out.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eutectic.atoms import PROPERTIES, EutecticError
-from eutectic.files import write_atomically
-from eutectic.report import figures, page
-from eutectic.report.formatting import count, duration, significant
-from eutectic.report.study_page import FOOT, _facts, _sets
+from eutectic.report import figures
+from eutectic.report.page import write_page
 from eutectic.study.results import PretrainingSummary
 from eutectic.train.runtime.journal import read_journal
 
-POINTS = 400
-"""Of a curve; more are averaged, so that a page of a million steps is as small as any."""
+UNITS = {name: prop.display_unit_per_atom for name, prop in PROPERTIES.items()}
 
 
 def write_run_page(
@@ -32,15 +28,15 @@ def write_run_page(
     """Write `report.html` into a run's folder.
 
     Args:
-        folder: of a pre-training, in whatever state.
-        pretraining: what was learned from, to be shown too; reading it through takes a while for large sets.
+        folder: of a pre-training, in any state.
+        pretraining: the data sets, to be shown too; summarising large ones takes a while.
         environment: versions and hardware.
 
     Returns:
         The page.
 
     Raises:
-        EutecticError: no pre-training is there, its files are damaged, or the page cannot be written.
+        EutecticError: there is no pre-training, its files are damaged, or the page cannot be written.
     """
     folder = Path(folder)
     settings = _read(folder / "settings.json")
@@ -52,29 +48,72 @@ def write_run_page(
             "give the --out of `eutectic pretrain`",
         )
     journal = read_journal(folder)
-    held_out = _read(folder / "validation.json")
-    planned = _read(folder / "plan.json")
-    steps = int(settings["train"]["steps"])
-    done = int(journal[-1]["step"]) if journal else 0
-    finished = (folder / "summary.json").exists()
+    validated = _read(folder / "validation.json")
+    plan = _read(folder / "plan.json")
     names = list(settings["sets"])
-    sections = [("How far", _how_far(journal, steps, finished, planned))]
-    if pretraining is not None:
-        sections.append(("What was learned from", _sets(pretraining)))
-    if journal:
-        sections.append(("Training", _training(journal, names)))
-    if held_out:
-        sections.append(("On held-out structures", _validation(held_out["validation"], names)))
-        sections.append(("Where the errors are", _errors(held_out.get("errors", {}))))
-    if journal:
-        sections.append(("Steps", _steps(journal)))
-        sections.append(("The mixture", _mixture(journal, names, planned)))
-    sections.append(("Settings", _facts(settings, {}, environment or {})))
-    state = "finished" if finished else f"step {done} of {steps}"
-    lead = f"{', '.join(names)}: {state}."
-    path = folder / "report.html"
-    write_atomically(path, page.document("Joint pre-training", lead, [s for s in sections if s[1]], FOOT))
-    return path
+    progress = _progress(journal, int(settings["train"]["steps"]), (folder / "summary.json").exists(), plan)
+    state = "finished" if progress["finished"] else f"step {progress['done']} of {progress['steps']}"
+    write_page(
+        folder / "report.html",
+        "run.html.j2",
+        title="Joint pre-training",
+        lead=f"{', '.join(names)}: {state}.",
+        names=names,
+        journal=journal,
+        progress=progress,
+        pretraining=pretraining,
+        validation=validation_panels(validated.get("validation", []), names),
+        breakdown=list(_breakdown(validated.get("errors", {}))),
+        step_panels=[p for p in _step_panels(journal) if p[1]],
+        mixture=_mixture(journal, names, plan),
+        settings=settings,
+        environment=environment or {},
+    )
+    return folder / "report.html"
+
+
+@dataclass(frozen=True)
+class ValidationPanel:
+    """One property's validation errors on one data set.
+
+    Attributes:
+        name: of the data set.
+        points: (step, error), at least one.
+        unit: of the errors.
+        baseline: the error of the baseline; None where not known.
+        colour: of the data set.
+        trained_on: whether the model is trained on the set.
+    """
+
+    name: str
+    points: list[tuple[float, float]]
+    unit: str
+    baseline: float | int | None
+    colour: str
+    trained_on: bool
+
+
+def validation_panels(
+    validation: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> dict[str, list[ValidationPanel]]:
+    """Property → a panel for each data set that has it.
+
+    Args:
+        validation: as in `PretrainingSummary`.
+        names: of the sets that are trained on; others are shown after them.
+    """
+    panels: dict[str, list[ValidationPanel]] = {}
+    last: Mapping[str, Mapping[str, Any]] = validation[-1]["by_set"] if validation else {}
+    colours = figures.set_colours(list(dict.fromkeys([*names, *last])))
+    for prop in dict.fromkeys(key.removesuffix("_mae") for by in last.values() for key in by if key.endswith("_mae")):
+        for name, colour in colours.items():
+            errors = [v["by_set"].get(name, {}).get(f"{prop}_mae") for v in validation]
+            points = figures.thinned(validation, errors)
+            if points:
+                baseline = last.get(name, {}).get(f"{prop}_baseline")
+                panel = ValidationPanel(name, points, UNITS.get(prop, ""), baseline, colour, name in names)
+                panels.setdefault(prop, []).append(panel)
+    return panels
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -90,148 +129,77 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _how_far(journal: Sequence[Mapping[str, Any]], steps: int, finished: bool, planned: Mapping[str, Any]) -> str:
+def _progress(
+    journal: Sequence[Mapping[str, Any]], steps: int, finished: bool, plan: Mapping[str, Any]
+) -> dict[str, Any]:
     if not journal:
-        return "<p>No step is done yet.</p>"
-    last = journal[-1]
-    recent = journal[-200:]
-    rate = sum(e.get("structures", 0) for e in recent) / max(sum(_seconds(recent)), 1e-9)
-    left = (steps - last["step"]) * float(np.mean(_seconds(recent)))
-    tiles = [
-        (f"{100 * last['step'] / steps:.0f} %", f"{count(last['step'])} of {count(steps)} steps"),
-        (duration(last["seconds"]), "of training" if finished else f"of training; about {duration(left)} left"),
-        (significant(rate), "structures per second"),
-    ]
-    here = next(iter(planned.get("estimates", [])), None)
-    if here is not None:
-        tiles.append((duration(3600 * here["hours"]), "was planned, validations included"))
-    boxes = "".join(f'<div class="tile plain"><b>{escape(b)}</b>{escape(t)}</div>' for b, t in tiles)
-    return f'<div class="tiles">{boxes}</div>'
+        return {"done": 0, "steps": steps, "finished": finished}
+    last, recent = journal[-1], journal[-200:]
+    seconds = _seconds(recent)
+    estimate = next(iter(plan.get("estimates", [])), None)
+    return {
+        "done": int(last["step"]),
+        "steps": steps,
+        "share": last["step"] / steps,
+        "finished": finished,
+        "seconds": last["seconds"],
+        "left": (steps - last["step"]) * float(seconds.mean()),
+        "rate": sum(e.get("structures", 0) for e in recent) / max(float(seconds.sum()), 1e-9),
+        "planned": None if estimate is None else 3600 * estimate["hours"],
+    }
 
 
-def _seconds(entries: Sequence[Mapping[str, Any]]) -> list[float]:
-    return [float(e.get("step_seconds", 0.0)) for e in entries]
+def _seconds(entries: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    return np.array([float(e.get("step_seconds", 0.0)) for e in entries])
 
 
-def _curve(entries: Sequence[Mapping[str, Any]], values: Sequence[float | None]) -> list[tuple[float, float]]:
-    """(step, mean) of at most `POINTS` stretches of equal length; those without a number are left out."""
-    known = [
-        (float(e["step"]), float(v))
-        for e, v in zip(entries, values, strict=True)
-        if v is not None and math.isfinite(float(v))
-    ]
-    if len(known) <= POINTS:
-        return known
-    return [tuple(part.mean(axis=0)) for part in np.array_split(np.array(known), POINTS)]
-
-
-def _training(journal: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    curves = {"all": _curve(journal, [e.get("loss") for e in journal])}
-    curves |= {name: _curve(journal, [e["loss_by_set"].get(name) for e in journal]) for name in names}
-    loss = figures.svg(
-        figures.curves(curves, names, "training loss (no unit)"), "loss", "Training loss of each set against steps."
-    )
-    caption = (
-        "Each set in its colour, all of them together in the thickest line. All curves should fall together; one that "
-        "rises while the others fall pays for them."
-    )
-    return f'<div class="card"><h3>Loss</h3>{page.figure(loss, caption, "wide")}</div>'
-
-
-def _validation(validation: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    if not validation:
-        return ""
-    watched = [n for n in validation[-1]["by_set"] if n not in names]
-    every = [*names, *watched]
-    cards = []
-    properties = list(
-        dict.fromkeys(k[:-4] for by in validation[-1]["by_set"].values() for k in by if k.endswith("_mae"))
-    )
-    for prop in properties:
-        panels = []
-        for i, name in enumerate(every):
-            rows = [(v["step"], v["by_set"].get(name, {})) for v in validation]
-            points = [(s, by[f"{prop}_mae"]) for s, by in rows if by.get(f"{prop}_mae") is not None]
-            if not points:
-                continue
-            baseline = rows[-1][1].get(f"{prop}_baseline")
-            unit = PROPERTIES[prop].display_unit_per_atom if prop in PROPERTIES else ""
-            drawing = figures.svg(
-                figures.curves(
-                    {name: points}, every, f"{prop} error" + f" ({unit})" * bool(unit), small=True, level=baseline
-                ),
-                f"held{prop}{i}",
-                escape(f"Error of {prop} on held-out structures of {name} against steps."),
-            )
-            said = f"{escape(name)}{' (watched, not learned)' if name in watched else ''}: {significant(points[-1][1])}"
-            panels.append(page.figure(drawing, f"{said} {unit}; knowing nothing, {significant(baseline)}."))
-        if panels:
-            cards.append(
-                f'<div class="card"><h3>{escape(prop.replace("_", " ").capitalize())}</h3><div class="small quiet">'
-                "Mean absolute error of the averaged weights. Dashed: knowing nothing but references.</div>"
-                f'<div class="figures">{"".join(panels)}</div></div>'
-            )
-    return "".join(cards)
-
-
-def _errors(errors: Mapping[str, Any]) -> str:
-    """By size and by element, as tables: of the last validation."""
-    cards = []
-    for kind, words in (("size", "By number of atoms"), ("element", "By element")):
-        by_task: Mapping[str, Mapping[str, Mapping[str, float]]] = errors.get(kind, {})
-        columns = list(dict.fromkeys(label for props in by_task.values() for t in props.values() for label in t))
-        if kind == "size":
-            columns.sort(key=lambda label: int(label.partition("–")[0]))
+def _breakdown(errors: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[tuple[str, str, Mapping[str, Any]]]]]:
+    """Tables of the last validation: heading, columns, rows."""
+    for kind, heading in (("size", "By number of atoms"), ("element", "By element")):
+        by_task: Mapping[str, Mapping[str, Mapping[str, Any]]] = errors.get(kind, {})
         rows = [
-            [
-                escape(task),
-                escape(f"{prop}, {PROPERTIES[prop].display_unit_per_atom}" if prop in PROPERTIES else prop),
-                *(significant(table.get(c)) for c in columns),
-            ]
+            (task, f"{prop}, {UNITS[prop]}" if prop in UNITS else prop, table)
             for task, props in by_task.items()
             for prop, table in props.items()
         ]
+        columns = list(dict.fromkeys(label for _, _, table in rows for label in table))
+        if kind == "size":
+            columns.sort(key=lambda label: int(label.partition("–")[0]))
         if rows:
-            body = page.table(["set", "error", *columns], rows, words=2)
-            cards.append(f'<div class="card"><h3>{words}</h3>{body}</div>')
-    return "".join(cards)
+            yield heading, columns, rows
 
 
-def _steps(journal: Sequence[Mapping[str, Any]]) -> str:
-    lines: list[tuple[str, str, Sequence[float | None], str]] = [
-        ("rate", "learning rate", [e.get("learning_rate") for e in journal], "Of the heads."),
-        ("norm", "gradient norm", [e.get("gradient_norm") for e in journal], "Before it is clipped."),
-    ]
-    if "step_seconds" in journal[-1]:
+def _step_panels(journal: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[tuple[float, float]], str, bool]]:
+    """Label, points, caption, and whether the axis is logarithmic."""
+
+    def points(key: str, per: np.ndarray | float = 1.0) -> list[tuple[float, float]]:
+        values = np.array([e.get(key) for e in journal], dtype=float) / per
+        return figures.thinned(journal, values.tolist())
+
+    yield "learning rate", points("learning_rate"), "Of the heads.", False
+    yield "gradient norm", points("gradient_norm"), "Before clipping.", True
+    if journal and "step_seconds" in journal[-1]:
         seconds = np.maximum(_seconds(journal), 1e-9)
-        structures, atoms, waited = (
-            (np.array([e.get(k, 0) for e in journal]) / seconds).tolist()
-            for k in ("structures", "atoms", "data_seconds")
-        )
-        lines += [
-            ("structures", "structures/s", structures, "Validations not counted."),
-            ("atoms", "atoms/s", atoms, "Steady even where structures differ in size."),
-            ("wait", "waiting for data (%)", [100 * w for w in waited], "High: the model waits for its batches."),
-        ]
-    panels = []
-    for prefix, label, values, words in lines:
-        points = _curve(journal, values)
-        if points:
-            drawing = figures.curves({"all": points}, (), label, small=True, log=prefix == "norm")
-            panels.append(page.figure(figures.svg(drawing, f"steps-{prefix}", f"{label} against steps."), words))
-    return f'<div class="card"><div class="figures">{"".join(panels)}</div></div>'
+        yield "structures/s", points("structures", seconds), "Without the time of validation.", False
+        yield "atoms/s", points("atoms", seconds), "Steady even where structures differ in size.", False
+        waiting = points("data_seconds", seconds / 100)
+        yield "waiting for data (%)", waiting, "High values: loading data limits the speed.", False
 
 
-def _mixture(journal: Sequence[Mapping[str, Any]], names: Sequence[str], planned: Mapping[str, Any]) -> str:
+def _mixture(
+    journal: Sequence[Mapping[str, Any]], names: Sequence[str], plan: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     drawn = {name: sum(e.get("structures_by_set", {}).get(name, 0) for e in journal) for name in names}
     total = sum(drawn.values())
-    if not total:
-        return ""
-    shares = {s["name"]: s for s in planned.get("sets", [])}
-    rows = []
-    for name in names:
-        plan = shares.get(name)
-        row = [escape(name), count(drawn[name]), f"{100 * drawn[name] / total:.1f} %"]
-        row += [f"{100 * plan['share']:.1f} %", significant(drawn[name] / plan["structures"])] if plan else ["–", "–"]
-        rows.append(row)
-    return page.table(["set", "structures drawn", "of all", "planned", "epochs so far"], rows)
+    planned = {s["name"]: s for s in plan.get("sets", [])}
+    return [
+        {
+            "name": name,
+            "drawn": n,
+            "share": n / total,
+            "planned": planned[name]["share"] if name in planned else None,
+            "epochs": n / planned[name]["structures"] if name in planned else None,
+        }
+        for name, n in drawn.items()
+        if total
+    ]
