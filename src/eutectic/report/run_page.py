@@ -19,8 +19,6 @@ from eutectic.report.page import write_page
 from eutectic.study.results import PretrainingSummary
 from eutectic.train.runtime.journal import read_journal
 
-UNITS = {name: prop.display_unit_per_atom for name, prop in PROPERTIES.items()}
-
 
 def write_run_page(
     folder: Path, *, pretraining: PretrainingSummary | None = None, environment: Mapping[str, Any] | None = None
@@ -111,7 +109,7 @@ def validation_panels(
             points = figures.thinned(validation, errors)
             if points:
                 baseline = last.get(name, {}).get(f"{prop}_baseline")
-                panel = ValidationPanel(name, points, UNITS.get(prop, ""), baseline, colour, name in names)
+                panel = ValidationPanel(name, points, _unit(prop), baseline, colour, name in names)
                 panels.setdefault(prop, []).append(panel)
     return panels
 
@@ -158,7 +156,7 @@ def _breakdown(errors: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list
     for kind, heading in (("size", "By number of atoms"), ("element", "By element")):
         by_task: Mapping[str, Mapping[str, Mapping[str, Any]]] = errors.get(kind, {})
         rows = [
-            (task, f"{prop}, {UNITS[prop]}" if prop in UNITS else prop, table)
+            (task, f"{prop}, {_unit(prop)}" if _unit(prop) else prop, table)
             for task, props in by_task.items()
             for prop, table in props.items()
         ]
@@ -203,3 +201,8 @@ def _mixture(
         for name, n in drawn.items()
         if total
     ]
+
+
+def _unit(name: str) -> str:
+    """Of validation errors of a property; empty where it is not known here."""
+    return PROPERTIES[name].display_unit_per_atom if name in PROPERTIES else ""
