@@ -64,7 +64,7 @@ class Card:
         named = {"level_of_theory" if k == "theory" else k: v for k, v in values.items()}
         for definition in named.pop("definitions", ()):
             define(Property.from_dict(definition, where), where)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in named.items()})
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in named.items()})  # type: ignore[arg-type]
 
     def __reduce__(self) -> tuple[Callable[..., Card], tuple[dict[str, object]]]:
         # Another process learns the definitions with the card.
