@@ -61,11 +61,10 @@ class Card:
         Raises:
             EutecticError: a property is defined otherwise in this process, or its definition cannot be read.
         """
-        named: dict[str, Any] = {"level_of_theory" if k == "theory" else k: v for k, v in values.items()}
+        named = {"level_of_theory" if k == "theory" else k: v for k, v in values.items()}
         for definition in named.pop("definitions", ()):
             define(Property.from_dict(definition, where), where)
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in named.items()}
-        return cls(**values)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in named.items()})  # type: ignore[arg-type]
 
     def __reduce__(self) -> tuple[Callable[..., Card], tuple[dict[str, object]]]:
         # Another process learns the definitions with the card.
