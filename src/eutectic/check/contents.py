@@ -124,7 +124,7 @@ def leaks(store: Store) -> list[Leak]:
         except EutecticError:
             continue
         outside = np.concatenate([parts.validation, parts.test])
-        shared = leakage_into(store, parts.train, outside)
+        shared = leakage_into(store, parts.train, {"outside": outside})["outside"]
         found.append(
             Leak(
                 split=name,

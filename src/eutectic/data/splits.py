@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -398,14 +398,16 @@ def leakage(store: Store, made: Split, near: Bool[np.ndarray, " rows_but_one"] |
         "validation" and "test" → what they share with training.
     """
     near = _near_the_next(store) if near is None else near
-    parts = (("validation", made.validation), ("test", made.test))
-    return {part: leakage_into(store, made.train, rows, near) for part, rows in parts}
+    return leakage_into(store, made.train, {"validation": made.validation, "test": made.test}, near)
 
 
 def leakage_into(
-    store: Store, train: np.ndarray, rows: np.ndarray, near: Bool[np.ndarray, " rows_but_one"] | None = None
-) -> Leakage:
-    """What some rows have in common with those trained on; neighbours in time are counted if `near` is given."""
+    store: Store,
+    train: np.ndarray,
+    parts: Mapping[str, np.ndarray],
+    near: Bool[np.ndarray, " rows_but_one"] | None = None,
+) -> dict[str, Leakage]:
+    """What the rows of each part share with those trained on; neighbours in time are counted if `near` is given."""
     groups, content = store.column("group"), store.column("content")
     train_groups, train_content = set(groups[train]), set(content[train])
     beside = np.zeros(len(store), dtype=bool)
@@ -415,13 +417,16 @@ def leakage_into(
         trained[train] = True
         beside[:-1] |= near & trained[1:]
         beside[1:] |= near & trained[:-1]
-    return Leakage(
-        structures=len(rows),
-        in_shared_groups=sum(g in train_groups for g in groups[rows]),
-        shared_groups=len(train_groups & set(groups[rows])),
-        duplicates=sum(c in train_content for c in content[rows]),
-        neighbours_in_time=int(beside[rows].sum()),
-    )
+    return {
+        part: Leakage(
+            structures=len(rows),
+            in_shared_groups=sum(g in train_groups for g in groups[rows]),
+            shared_groups=len(train_groups & set(groups[rows])),
+            duplicates=sum(c in train_content for c in content[rows]),
+            neighbours_in_time=int(beside[rows].sum()),
+        )
+        for part, rows in parts.items()
+    }
 
 
 def _near_the_next(

@@ -60,53 +60,41 @@ def save_nonfinite_step(
     place = folder / "nonfinite-steps" / f"step-{entry['step']:06d}"
     try:
         with replacing(place, folder=True, errors=()) as half:
-            _write(half, entry, batches, source, model, settings, optimiser_settings)
+            arrays: dict[str, np.ndarray] = {}
+            listed: list[dict[str, Any]] = []
+            for batch in batches:
+                for which, position, draw in zip(*source.chosen(batch), source.draws(batch), strict=True):
+                    rows = source.sets[which]
+                    row = rows.store[int(rows.rows[position])]
+                    prefix = str(len(listed))
+                    arrays |= {f"{prefix}.{name}": np.asarray(getattr(row.structure, name)) for name in ARRAYS}
+                    arrays |= {f"{prefix}.labels.{name}": np.asarray(label) for name, label in row.labels.items()}
+                    listed.append(
+                        {
+                            "task": rows.task.name,
+                            "id": row.id,
+                            "group": row.group,
+                            "draw": list(draw),
+                            "edge_dropout": rows.edge_dropout,
+                        }
+                    )
+            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, half / "structures.safetensors")
+            save_model(half / "model", model)
+            described = {
+                "eutectic": eutectic.__version__,
+                "entry": dict(entry),
+                "batches": list(batches),
+                "divided_by": len(batches) * source.batch_size,
+                "train": settings.model_dump(mode="json"),
+                "optimiser": optimiser_settings.model_dump(mode="json"),
+                "structures": listed,
+            }
+            (half / "step.json").write_text(json.dumps(described, indent=1, ensure_ascii=False), encoding="utf-8")
         log.warning(
             "step %s had a non-finite loss or gradient; look at it with `eutectic replay %s`", entry["step"], place
         )
     except (OSError, SafetensorError, EutecticError) as error:
         log.warning("step %s had a non-finite loss or gradient, and could not be saved: %s", entry["step"], error)
-
-
-def _write(
-    folder: Path,
-    entry: Mapping[str, Any],
-    batches: range,
-    source: BatchSampler,
-    model: TrainedModel,
-    settings: TrainSettings,
-    optimiser_settings: OptimiserSettings,
-) -> None:
-    arrays: dict[str, np.ndarray] = {}
-    listed: list[dict[str, Any]] = []
-    for batch in batches:
-        for which, position, draw in zip(*source.chosen(batch), source.draws(batch), strict=True):
-            rows = source.sets[which]
-            row = rows.store[int(rows.rows[position])]
-            prefix = str(len(listed))
-            arrays |= {f"{prefix}.{name}": np.asarray(getattr(row.structure, name)) for name in ARRAYS}
-            arrays |= {f"{prefix}.labels.{name}": np.asarray(label) for name, label in row.labels.items()}
-            listed.append(
-                {
-                    "task": rows.task.name,
-                    "id": row.id,
-                    "group": row.group,
-                    "draw": list(draw),
-                    "edge_dropout": rows.edge_dropout,
-                }
-            )
-    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "structures.safetensors")
-    save_model(folder / "model", model)
-    described = {
-        "eutectic": eutectic.__version__,
-        "entry": dict(entry),
-        "batches": list(batches),
-        "divided_by": len(batches) * source.batch_size,
-        "train": settings.model_dump(mode="json"),
-        "optimiser": optimiser_settings.model_dump(mode="json"),
-        "structures": listed,
-    }
-    (folder / "step.json").write_text(json.dumps(described, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
