@@ -109,10 +109,12 @@ def finetune(
     store = open_store(settings.data.store)
     parts = split_of(store, settings)
     choice, graph, start = _backbone_of(settings)
+    choice = choice.for_graphs([graph])
+    edge_lists = choice.of_backbone().edge_lists
     task = fit_task(settings.name, store, parts.train, settings.targets, graph)
     judged = primary(list(task.targets))
     source = BatchSampler(
-        [TaskDataset(0, task, store, parts.train, keep=True)],
+        [TaskDataset(0, task, store, parts.train, keep=True, edge_lists=edge_lists)],
         min(settings.train.batch_size, len(parts.train)),
         1.0,
         settings.train.seed,
@@ -121,7 +123,7 @@ def finetune(
     fabric = make_fabric(settings.train, alone=True)
     fabric.launch()
 
-    held_out = TaskDataset(0, task, store, parts.validation).items()
+    held_out = TaskDataset(0, task, store, parts.validation, edge_lists=edge_lists).items()
     steps: list[int] = []
     seconds: list[float] = []
     errors: list[float] = []
@@ -159,7 +161,7 @@ def finetune(
     )
     final = trained.averaged
     final.load_state_dict(best["weights"])
-    tested = TaskDataset(0, task, store, parts.test).items()
+    tested = TaskDataset(0, task, store, parts.test, edge_lists=edge_lists).items()
     result = _result(settings, store, parts, task, judged, final, tested, fabric.device)
     result.update(
         steps=steps,

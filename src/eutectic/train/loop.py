@@ -338,11 +338,11 @@ def checkpoint_activations(model: MultitaskModel) -> None:
     Raises:
         EutecticError: a backbone that cannot.
     """
-    if not hasattr(model.backbone, "checkpoint_blocks"):
+    if not model.backbone.recomputes:
         raise EutecticError(
             "train.activation_checkpointing",
             f"on, for the backbone {type(model.backbone).__name__}",
-            "a backbone that can compute its blocks again (`checkpoint_blocks`), like gemnet_oc",
+            "a backbone that can compute its blocks again (`Backbone.recomputes`), like gemnet_oc",
             "leave it off",
         )
     model.backbone.checkpoint_blocks = True

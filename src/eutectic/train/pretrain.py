@@ -26,9 +26,7 @@ from eutectic.checkpoints.shipped import model_folder
 from eutectic.data.catalogue import open_store
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
-from eutectic.graph import GraphSettings
-from eutectic.models import BACKBONES
-from eutectic.models.gemnet_oc.scaling import fit_scale_factors
+from eutectic.graph import LISTS, GraphSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task, make_batch
 from eutectic.tasks.metrics import shown
@@ -72,12 +70,14 @@ class _Set:
     store: Store
     split: Split
     learned: bool
+    edge_lists: tuple[str, ...] = LISTS
 
     def train(self, edge_dropout: float = 0.0) -> TaskDataset:
-        return TaskDataset(self.index, self.task, self.store, self.split.train, edge_dropout=edge_dropout)
+        rows, lists = self.split.train, self.edge_lists
+        return TaskDataset(self.index, self.task, self.store, rows, edge_dropout=edge_dropout, edge_lists=lists)
 
     def held_out(self) -> TaskDataset:
-        return TaskDataset(self.index, self.task, self.store, self.split.validation)
+        return TaskDataset(self.index, self.task, self.store, self.split.validation, edge_lists=self.edge_lists)
 
 
 @dataclass(frozen=True)
@@ -224,12 +224,8 @@ def _essence(stored: Mapping[str, Any], kind: type[Settings]) -> dict[str, Any]:
     """The settings of a run that decide what it computes; those it was stored without have their defaults."""
     values: dict[str, Any] = {k: v for k, v in stored.items() if k not in ("command", "version")}
     # What cannot be read as settings is another kind of run, or another version's: it is compared as it stands.
-    with suppress(ValidationError):
+    with suppress(ValidationError, EutecticError):
         values = kind.model_validate(values).model_dump(mode="json")
-        backbone = values.get("backbone")
-        if backbone is not None and backbone["name"] in BACKBONES:
-            chosen = BACKBONES[backbone["name"]].settings.model_validate(backbone["settings"])
-            backbone["settings"] = chosen.model_dump(mode="json")
     # How a run is spread over a machine, and where it tells of itself, does not change what it computes.
     ignored = {"processes", "threads", "checkpoint_every", "accelerator", "strategy", "workers", "compile"}
     ignored |= {"activation_checkpointing", "out_of_memory", "keep_nonfinite_steps", "max_nonfinite_steps"}
@@ -244,7 +240,7 @@ def _prepare(settings: PretrainSettings) -> _Prepared:
     tasks: list[Task] = []
     if start is not None:
         given = BackboneChoice(name=start.backbone, settings=dict(start.backbone_settings))
-        if "backbone" in settings.model_fields_set and _resolved(backbone) != _resolved(given):
+        if "backbone" in settings.model_fields_set and backbone.for_graphs([start.graph]) != given:
             raise EutecticError(
                 "backbone",
                 f"settings that are not those of {settings.start}",
@@ -254,6 +250,10 @@ def _prepare(settings: PretrainSettings) -> _Prepared:
         backbone, tasks = given, list(start.tasks)
         graph = start.graph
     watched = _watched(settings, [task.name for task in tasks])
+    backbone = backbone.for_graphs(
+        [*(task.graph for task in tasks), *(c.graph or graph for c in settings.sets.values())]
+    )
+    edge_lists = backbone.of_backbone().edge_lists
     old = len(tasks)
     sets = []
     for name, chosen in {**settings.sets, **watched}.items():
@@ -266,12 +266,8 @@ def _prepare(settings: PretrainSettings) -> _Prepared:
             tasks.append(fit_task(name, store, parts.train, chosen.targets, chosen.graph or graph))
             known.append(name)
         index = known.index(name)
-        sets.append(_Set(index, tasks[index], store, parts, learned=name in settings.sets))
+        sets.append(_Set(index, tasks[index], store, parts, learned=name in settings.sets, edge_lists=edge_lists))
     return _Prepared(tuple(tasks), tuple(sets), backbone, graph, loggers, tuple(task.name for task in tasks[old:]))
-
-
-def _resolved(choice: BackboneChoice) -> tuple[str, Any]:
-    return choice.name, BACKBONES[choice.name].settings.model_validate(choice.settings)
 
 
 def _watched(settings: PretrainSettings, known: Sequence[str]) -> dict[str, SetSettings]:
@@ -371,11 +367,11 @@ def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared)
 def initial_model(
     name: str, backbone_settings: Mapping[str, Any], tasks: tuple[Task, ...], source: BatchSampler, seed: int
 ) -> MultitaskModel:
-    """A fresh model, the same in every process: seeded, scale factors fitted on the first batches."""
+    """A fresh model, the same in every process: seeded, scale factors fitted on the first batch."""
     torch.manual_seed(seed)
-    backbone, _ = build_backbone(name, backbone_settings)
+    backbone, _ = build_backbone(name, backbone_settings, [task.graph for task in tasks])
     model = MultitaskModel(backbone, {task.name: task.heads for task in tasks})
-    fit_scale_factors(cast(nn.Module, backbone), [make_batch(source.items(0, 0, 1), tasks).graph])
+    backbone.fit(make_batch(source.items(batch, 0, 1), tasks).graph for batch in range(1))
     return model.train()
 
 
@@ -388,7 +384,7 @@ def model_started_from(
 
     Args:
         start: a model folder.
-        backbone: the model's, as training wants it (see `_in_training`).
+        backbone: the model's, as it is trained (see `BackboneSettings.in_training`).
         tasks: the model's first, then those that are new.
         learned: names of tasks.
         seed: of the fresh heads.
@@ -402,13 +398,6 @@ def model_started_from(
         model.heads[task.name].load_state_dict(old.module.heads[task.name].state_dict())
         model.heads[task.name].requires_grad_(task.name in learned)
     return model.train()
-
-
-def _in_training(backbone: BackboneChoice, edge_dropout: float) -> BackboneChoice:
-    """The backbone that makes up for dropped edges, where it can. What is saved does not: it will see all edges."""
-    if not edge_dropout or "edge_dropout" not in BACKBONES[backbone.name].settings.model_fields:
-        return backbone
-    return BackboneChoice(name=backbone.name, settings={**backbone.settings, "edge_dropout": edge_dropout})
 
 
 def _outside(
@@ -446,7 +435,7 @@ def _worker(
     held_out = [item for s in prepared.sets for item in s.held_out().items()][fabric.global_rank :: fabric.world_size]
     seed = settings.train.seed
     source = make_sampler(settings, rows)
-    backbone = _in_training(prepared.backbone, settings.edge_dropout)
+    backbone = prepared.backbone.in_training(settings.edge_dropout)
     if settings.start is None:
         model = initial_model(backbone.name, backbone.settings, tasks, source, seed)
     else:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from eutectic.graph import Graph
 from eutectic.graph.padded import Layout
+from eutectic.models.components import polynomial_envelope
 from eutectic.models.gemnet_oc.layers import he_orthogonal_
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
 from eutectic.models.precision import lowered
@@ -52,9 +53,7 @@ class RadialBasis(nn.Module):
 
     def forward(self, distance: Float[Tensor, " edges"]) -> Float[Tensor, "edges radial"]:
         x = distance / self.cutoff
-        p = self.exponent
-        a, b, c = -(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2
-        envelope = torch.where(x < 1, 1 + x**p * (a + x * (b + x * c)), 0)
+        envelope = polynomial_envelope(x, self.exponent)
         # What is subtracted here is amplified by the sharpness: a distance in double precision is rounded after it.
         away = (x[:, None] - self.centres).to(self.centres.dtype)
         # Most are as good as zero. Below e⁻⁷⁵ processors soon calculate with digits missing, twenty times as slowly.
@@ -150,7 +149,7 @@ class BasisProjections(nn.Module):
         super().__init__()
         s = settings
         self.settings = s
-        self.radial = RadialBasis(s.num_radial, s.radial_cutoff, s.envelope_exponent)
+        self.radial = RadialBasis(s.num_radial, s.known_cutoff, s.envelope_exponent)
 
         def radial() -> nn.Parameter:
             return _filled(s.radial_width, s.num_radial)

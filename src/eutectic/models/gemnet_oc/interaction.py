@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eutectic.graph import Graph
+from eutectic.graph.operations import sum_over_neighbours
 from eutectic.graph.padded import Layout
 from eutectic.models.gemnet_oc.basis import Bases, QuadrupletBasis, TripletBasis
 from eutectic.models.gemnet_oc.layers import (
@@ -24,7 +25,6 @@ from eutectic.models.gemnet_oc.layers import (
     recomputed,
     residuals,
     scaled_silu,
-    sum_to_atoms,
 )
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
 
@@ -197,7 +197,7 @@ class EdgeSum(nn.Module):
 
     def atoms(self, m: Tensor, radial: Tensor, where: Where, boost: float = 1.0) -> Tensor:
         """(E, edge_width) → (N, atom_width); the sum is multiplied by `boost`."""
-        g = sum_to_atoms(self.radial(m, radial), where.graph.main.target, len(where.graph.numbers))
+        g = sum_over_neighbours(self.radial(m, radial), where.graph.main, len(where.graph.numbers))
         if boost != 1.0:
             g = g * boost
         return self.residuals(self.dense(self.scale_sum(g, reference=m)))

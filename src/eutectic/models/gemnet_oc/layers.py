@@ -10,14 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from eutectic.models.components import SILU_GAIN
 from eutectic.models.precision import lowered
-
-SILU_GAIN = 1 / 0.6
-"""Keeps the variance of a standard normal input (GemNet, appendix on the architecture)."""
 
 HALF = 1 / math.sqrt(2)
 """Keeps the variance of a sum of two."""
@@ -312,27 +310,3 @@ class ScaleFactor(nn.Module):
             if got > 0 and given > 0:
                 self.observed.append((given, got))
                 self.value.copy_((given / got).sqrt())
-
-
-def sum_to_atoms(
-    x: Float[Tensor, "edges width"], target: Int[Tensor, edges], n_atoms: int
-) -> Float[Tensor, "atoms width"]:
-    """Sum over the edges into each atom, in float32 or better."""
-    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    if torch.compiler.is_compiling():
-        return x.new_zeros(n_atoms, x.shape[1]).index_add(0, target, x)
-    return _SumToAtoms.apply(x, target, n_atoms)
-
-
-class _SumToAtoms(torch.autograd.Function):
-    """PyTorch's own keeps x, for its shape."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, target: Tensor, n_atoms: int) -> Tensor:
-        ctx.save_for_backward(target)
-        return x.new_zeros(n_atoms, x.shape[1]).index_add_(0, target, x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (target,) = ctx.saved_tensors
-        return grad.index_select(0, target), None, None
