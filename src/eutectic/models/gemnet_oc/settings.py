@@ -1,4 +1,4 @@
-"""The size of a GemNet-OC."""
+"""Settings of GemNet-OC."""
 
 from __future__ import annotations
 
