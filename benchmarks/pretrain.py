@@ -208,7 +208,7 @@ def heads(rows: Sequence[TaskDataset], repeats: int) -> dict[str, Any]:
     for n in (1, 4, 50):
         tasks = [Task(f"set{i}", "", rows[0].task.targets, rows[0].task.graph) for i in range(n)]
         torch.manual_seed(0)
-        backbone, _ = build_backbone(SETTINGS.backbone.name, SETTINGS.backbone.settings)
+        backbone, _ = build_backbone(SETTINGS.backbone.name, SETTINGS.backbone.settings, SETTINGS.graphs)
         model = MultitaskModel(backbone, {t.name: heads_of for t in tasks}).train().to(DEVICE)
         mine = [Sample(task=i % n, graph=item.graph, labels=item.labels) for i, item in enumerate(items)]
         batch = make_batch(mine, tasks).to(DEVICE)

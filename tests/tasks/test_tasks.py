@@ -214,7 +214,7 @@ def test_model_folder_round_trip_without_pickle(task: Task, molecules: Store, tm
     ],
 )
 def test_elements_seen(task: Task, provenance: dict[str, object], seen: set[int]) -> None:
-    backbone, sizes = build_backbone("painn", {"width": 8, "layers": 1})
+    backbone, sizes = build_backbone("painn", {"width": 8, "layers": 1}, [task.graph])
     module = MultitaskModel(backbone, {task.name: task.heads})
     model = TrainedModel(module, (task,), "painn", sizes.model_dump(), task.graph, provenance)
     assert elements_seen(model) == seen

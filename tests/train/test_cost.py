@@ -163,7 +163,8 @@ BACKBONES = {
 
 def model_for(name: str, tasks: list[Task]) -> MultitaskModel:
     torch.manual_seed(0)
-    return MultitaskModel(build_backbone(name, BACKBONES[name])[0], {t.name: t.heads for t in tasks})
+    backbone, _ = build_backbone(name, BACKBONES[name], [t.graph for t in tasks])
+    return MultitaskModel(backbone, {t.name: t.heads for t in tasks})
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -190,7 +191,8 @@ def test_blocks_computed_twice_are_counted_twice_and_kept_once(rows: list[TaskDa
     tasks, items = [rows[0].task], [rows[0].item(i) for i in range(6)]
     kept, again = (count_work(choice, tasks, items, checkpointing=c) for c in (False, True))
     assert 1.15 * kept.flops < again.flops < 1.4 * kept.flops
-    model = MultitaskModel(build_backbone(choice.name, choice.settings)[0], {t.name: t.heads for t in tasks}).train()
+    backbone, _ = build_backbone(choice.name, choice.settings, [t.graph for t in tasks])
+    model = MultitaskModel(backbone, {t.name: t.heads for t in tasks}).train()
     model.backbone.checkpoint_blocks = True
     with PeakBytes() as peak:
         batch = make_batch(items, tasks)

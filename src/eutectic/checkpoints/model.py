@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from ase.data import chemical_symbols
-from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -23,27 +22,31 @@ from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
 from eutectic.checkpoints.shipped import model_folder
 from eutectic.files import replacing
 from eutectic.graph import GraphSettings
-from eutectic.models import BACKBONES, Backbone
+from eutectic.models import Backbone, BackboneSettings
 from eutectic.models.multitask import MultitaskModel
+from eutectic.models.registry import backbone_entry
 from eutectic.tasks.task import Task
 
 FORMAT = "eutectic-model-2"
 OLDER_FORMATS = ("eutectic-model-1",)
 
 
-def build_backbone(name: str, settings: Mapping[str, object]) -> tuple[Backbone, BaseModel]:
+def build_backbone(
+    name: str, settings: Mapping[str, object], graphs: Iterable[GraphSettings] = ()
+) -> tuple[Backbone, BackboneSettings]:
     """A fresh backbone and its validated settings.
 
+    Args:
+        name: of a registered backbone.
+        settings: its own.
+        graphs: that it will see; their cutoff is the backbone's where its settings have none.
+
     Raises:
-        EutecticError: no backbone of that name.
+        EutecticError: no backbone of that name; a cutoff that does not fit the graphs.
     """
-    if name not in BACKBONES:
-        raise EutecticError(
-            "backbone.name", repr(name), f"one of {', '.join(BACKBONES)}", did_you_mean(name, BACKBONES)
-        )
-    settings_type, module_type = BACKBONES[name]
-    validated = settings_type.model_validate(dict(settings))
-    return module_type(validated), validated
+    entry = backbone_entry(name)
+    validated = entry.settings.model_validate(dict(settings)).for_graphs(graphs)
+    return entry.module(validated), validated
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,10 +153,13 @@ def load_model(path: str | Path) -> TrainedModel:
 
 
 def migrate(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A description of format 1 as this version writes it: names that have changed since."""
+    """A description of format 1 as this version writes it: names and defaults that have changed since."""
     backbone = dict(description["backbone"])
     renamed = {"sine_floor": "dihedral_epsilon"}
-    backbone["settings"] = {renamed.get(name, name): value for name, value in backbone["settings"].items()}
+    # Format 1 could leave out a cutoff that was the default.
+    cutoff = {"gemnet_oc": {"radial_cutoff": 12.0}, "painn": {"cutoff": 5.0}}.get(backbone["name"], {})
+    given = {renamed.get(name, name): value for name, value in backbone["settings"].items()}
+    backbone["settings"] = {**cutoff, **given}
     tasks = [{"level_of_theory" if k == "theory" else k: v for k, v in task.items()} for task in description["tasks"]]
     return {**description, "format": FORMAT, "backbone": backbone, "tasks": tasks}
 

@@ -81,7 +81,25 @@ def pretraining_settings(recipe: str, changes: dict[str, Any]) -> PretrainSettin
             f"one of {', '.join(RECIPES)}, or a .yaml file",
             "see `eutectic pretrain --help`",
         )
+    values = _without_other_backbone(values, changes)
     return parse(PretrainSettings, merged(values, changes), f"settings of {recipe!r}")
+
+
+def _without_other_backbone(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Another backbone by name leaves behind the settings of the one it replaces, and says so."""
+    here, there = values.get("backbone"), changes.get("backbone")
+    if not isinstance(here, dict) or not isinstance(there, dict):
+        return values
+    name = here.get("name", "gemnet_oc")
+    if there.get("name", name) == name or not here.get("settings"):
+        return values
+    from rich.console import Console
+
+    # Not on stdout, which may be a file of settings.
+    Console(stderr=True).print(
+        f"backbone {there['name']} in place of {name}: the settings of {name} are dropped", highlight=False
+    )
+    return {**values, "backbone": {"name": name}}
 
 
 def pairs(pairs: Sequence[str] | None, option: str = "--key", example: str = "energy=E_dft") -> dict[str, str] | None:

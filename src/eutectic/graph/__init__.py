@@ -1,6 +1,16 @@
 """Structures as graphs."""
 
-from eutectic.graph.graph import Counts, Edges, Graph, StructureGraph, build_graph, build_graphs, collate
+from eutectic.graph.graph import LISTS, Counts, Edges, Graph, StructureGraph, build_graph, build_graphs, collate
 from eutectic.graph.settings import GraphSettings
 
-__all__ = ["Counts", "Edges", "Graph", "GraphSettings", "StructureGraph", "build_graph", "build_graphs", "collate"]
+__all__ = [
+    "LISTS",
+    "Counts",
+    "Edges",
+    "Graph",
+    "GraphSettings",
+    "StructureGraph",
+    "build_graph",
+    "build_graphs",
+    "collate",
+]

@@ -7,7 +7,7 @@ target. Every edge list is sorted by target.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, cast
 
@@ -24,7 +24,7 @@ AT_ONCE = 512
 """Atoms whose graphs are built in one go: enough to hide what a call of NumPy costs, few enough for a cache."""
 
 LISTS = ("main", "atom_atom", "atom_edge", "quadruplet")
-"""The edge lists, in the order in which `SmoothCutoff` speaks of them."""
+"""The names of the edge lists, in the order of the columns of `SmoothCutoff`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,7 +71,8 @@ class StructureGraph:
         structure: the atoms.
         main: edges that carry a state; every edge has its reverse.
         reverse: (n_main,) index of each main edge's reverse.
-        atom_atom, atom_edge, quadruplet: directed edges; each is the nearest few of one list.
+        atom_atom, atom_edge, quadruplet: directed edges, each list the nearest few of one search; empty where the
+            graph was built without.
         smooth_cutoff: how the lists end, if smoothly.
     """
 
@@ -100,25 +101,30 @@ def build_graph(
     structure: Structure,
     settings: GraphSettings,
     *,
+    lists: Collection[str] = LISTS,
     edge_dropout: float = 0.0,
     rng: np.random.Generator | None = None,
 ) -> StructureGraph:
-    """All four graphs from one neighbour search.
+    """All edge lists from one neighbour search.
 
     Args:
         structure: any; one atom, or atoms too far apart for any edge, give empty edge lists.
         settings: cutoff and caps.
+        lists: names of the edge lists that are wanted (`Backbone.edge_lists`); the others stay empty, and the wanted
+            ones are the same with and without them. `main` is always there.
         edge_dropout: share of the directed edges left out at random before the other graphs are taken from the
             rest (JMP, Shoghi et al. 2024, pre-training: 0.1). For training only, and anew each time.
         rng: what decides; needed with `edge_dropout`.
     """
-    return build_graphs([structure], settings, edge_dropout=edge_dropout, rngs=None if rng is None else [rng])[0]
+    rngs = None if rng is None else [rng]
+    return build_graphs([structure], settings, lists=lists, edge_dropout=edge_dropout, rngs=rngs)[0]
 
 
 def build_graphs(
     structures: Sequence[Structure],
     settings: GraphSettings,
     *,
+    lists: Collection[str] = LISTS,
     edge_dropout: float = 0.0,
     rngs: Sequence[np.random.Generator] | None = None,
 ) -> list[StructureGraph]:
@@ -129,7 +135,7 @@ def build_graphs(
     Args:
         structures: any number.
         settings: cutoff and caps.
-        edge_dropout: see `build_graph`.
+        lists, edge_dropout: see `build_graph`.
         rngs: one for each structure; needed with `edge_dropout`.
     """
     if edge_dropout and rngs is None:
@@ -137,10 +143,12 @@ def build_graphs(
             f"build_graph: edge_dropout={edge_dropout} was given without `rng`; expected a NumPy random generator, "
             "so that a run can be repeated; pass numpy.random.default_rng(seed)"
         )
+    if unknown := set(lists).difference(LISTS):
+        raise ValueError(f"build_graph: unknown edge lists {sorted(unknown)}; expected names of {', '.join(LISTS)}")
     graphs: list[StructureGraph] = []
     for these in _portions(structures):
         chances = None if rngs is None else rngs[these.start : these.stop]
-        graphs += _built_together(structures[these.start : these.stop], settings, edge_dropout, chances)
+        graphs += _built_together(structures[these.start : these.stop], settings, lists, edge_dropout, chances)
     return graphs
 
 
@@ -159,6 +167,7 @@ def _portions(structures: Sequence[Structure]) -> Iterator[range]:
 def _built_together(
     structures: Sequence[Structure],
     settings: GraphSettings,
+    wanted: Collection[str],
     edge_dropout: float,
     rngs: Sequence[np.random.Generator] | None,
 ) -> list[StructureGraph]:
@@ -172,29 +181,30 @@ def _built_together(
         chance = np.concatenate([rng.random(n) for rng, n in zip(rngs, sizes, strict=True)])
         atom_atom = atom_atom.take(chance >= edge_dropout)
     main, reverse = symmetric(atom_atom, nearest(atom_atom, caps["main"]), settings.symmetry)
-    quadruplet = atom_atom.take(nearest(atom_atom, caps["quadruplet"]))
-    tagged = np.isin(np.concatenate([s.tags for s in structures]), settings.quadruplet_tags)
-    # The tag rule comes after the cap: an untagged neighbour still uses up its place.
-    quadruplet = quadruplet.take(tagged[quadruplet.source] | tagged[quadruplet.target])
-    atom_edge = atom_atom.take(nearest(atom_atom, caps["atom_edge"]))
+    built = {"main": main, "atom_atom": atom_atom}
+    if "atom_edge" in wanted:
+        built["atom_edge"] = atom_atom.take(nearest(atom_atom, caps["atom_edge"]))
+    if "quadruplet" in wanted:
+        quadruplet = atom_atom.take(nearest(atom_atom, caps["quadruplet"]))
+        tagged = np.isin(np.concatenate([s.tags for s in structures]), settings.quadruplet_tags)
+        # The tag rule comes after the cap: an untagged neighbour still uses up its place.
+        built["quadruplet"] = quadruplet.take(tagged[quadruplet.source] | tagged[quadruplet.target])
 
+    none = [atom_atom.take(np.zeros(0, dtype=np.int64))] * len(structures)
+    single = {name: built[name].split(first_atom) if name in {"main", *wanted} else none for name in LISTS}
+    smooth: list[SmoothCutoff | None] = [None] * len(structures)
+    if settings.smooth_cap:
+        # Every list ends with this one, whether or not it is wanted itself.
+        pairs = zip(structures, everything.split(first_atom), atom_atom.split(first_atom), strict=True)
+        smooth = [_smooth_cutoff(structure, settings, whole, capped) for structure, whole, capped in pairs]
     reverse, first_edge = reverse.astype(np.int32), 0
     graphs = []
-    lists = zip(*(edges.split(first_atom) for edges in (main, atom_atom, atom_edge, quadruplet)), strict=True)
-    whole = everything.split(first_atom) if settings.smooth_cap else [None] * len(structures)
-    for structure, (m, aa, ae, q), all_of_it in zip(structures, lists, whole, strict=True):
-        graphs.append(
-            StructureGraph(
-                structure=structure,
-                main=m,
-                reverse=reverse[first_edge : first_edge + len(m)] - np.int32(first_edge),
-                atom_atom=aa,
-                atom_edge=ae,
-                quadruplet=q,
-                smooth_cutoff=None if all_of_it is None else _smooth_cutoff(structure, settings, all_of_it, aa),
-            )
-        )
-        first_edge += len(m)
+    for k, structure in enumerate(structures):
+        edges = {name: lists[k] for name, lists in single.items()}
+        n_main = len(edges["main"])
+        its_reverse = reverse[first_edge : first_edge + n_main] - np.int32(first_edge)
+        graphs.append(StructureGraph(structure=structure, reverse=its_reverse, smooth_cutoff=smooth[k], **edges))
+        first_edge += n_main
     return graphs
 
 

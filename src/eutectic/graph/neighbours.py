@@ -1,4 +1,4 @@
-"""Who is near whom: one neighbour list at the largest cutoff, and the nearest few of it."""
+"""Neighbour lists: every pair within the cutoff, and the nearest few of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triplets and quadruplets, without ever listing them.
+"""Padded edge tables: triplets and quadruplets without listing them.
 
 All edges into one atom see each other, so a batch's triplets are one small square (or oblong) table per atom:
 edges are laid out in `slots` per target atom, and a triplet is a place in the table of two slots. Tables are dense,
@@ -108,14 +108,14 @@ class Quadruplets:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layout:
-    """Who is next to whom in a batch; whole numbers only, so it knows nothing of derivatives.
+    """The padded tables of a batch: indices and masks, nothing that has a derivative.
 
     Attributes:
         main, atom_edge, atom_atom: slots of the three edge lists.
         edge_edge: (n_atoms, slots, slots) triplets c→a, b→a of two main edges, b→a ≠ c→a.
         atom_edge_table: (n_atoms, slots, atom-edge slots) triplets of a main edge and an atom-edge edge that come
             from different places; read either way round.
-        quadruplets: none if not asked for.
+        quadruplets: None if left out.
     """
 
     main: PaddedEdges

@@ -1,4 +1,4 @@
-"""How a structure becomes a graph."""
+"""Settings of graphs: cutoff, caps and the rule for the main graph."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class GraphSettings(BaseModel):
-    """Which atoms see which. Travels with a model: a model is only right on the graphs it was trained on.
+    """Which edges a graph has. Saved with a model, which is valid only for the graphs it was trained on.
 
     The caps of the three secondary graphs follow from `max_neighbours` (k) unless given: 20k/30, 8k/30 and
     1000k/30, truncated (the published ratios of JMP, Shoghi et al. 2024, for k = 30, 100, 10 and 5).

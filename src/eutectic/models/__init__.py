@@ -1,8 +1,19 @@
-"""Graph in, numbers out."""
+"""Models: a graph in, predictions out."""
 
-from eutectic.models.backbone import Backbone, Features
+from eutectic.models.backbone import Backbone, BackboneEntry, BackboneSettings, Features
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.painn import PaiNN, PaiNNSettings
-from eutectic.models.registry import BACKBONES
+from eutectic.models.registry import BACKBONES, register_backbone
 
-__all__ = ["BACKBONES", "Backbone", "Features", "GemNetOC", "GemNetOCSettings", "PaiNN", "PaiNNSettings"]
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "BackboneEntry",
+    "BackboneSettings",
+    "Features",
+    "GemNetOC",
+    "GemNetOCSettings",
+    "PaiNN",
+    "PaiNNSettings",
+    "register_backbone",
+]

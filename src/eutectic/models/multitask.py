@@ -90,17 +90,16 @@ class MultitaskModel(nn.Module):
         return predictions
 
     def compile_parts(self) -> None:
-        """Have torch.compile do the backbone's parts and the heads, each for all sizes of batch, in place.
+        """Have torch.compile do the backbone's compile units and the heads, each for all sizes of batch, in place.
 
-        Part by part because most are alike: they are compiled once, in little more than a third of the time that the
-        whole takes. A backbone without `parts` is one part. Two sizes that happen to be equal are no longer taken for
-        one, in the whole process.
+        One by one because most are alike: they are compiled once, in little more than a third of the time that the
+        whole takes. Two sizes that happen to be equal are no longer taken for one, in the whole process.
         """
         # Sizes that agree in the first batch (atoms, and atoms that have quadruplets) need not in the next.
         shape_settings.use_duck_shape = False
         heads = [head for mine in self.heads.children() for head in mine.children()]
         perceptrons = [perceptron for head in heads for perceptron in head.children()]
-        for part in (*getattr(self.backbone, "parts", [self.backbone]), *perceptrons):
+        for part in (*self.backbone.compile_units, *perceptrons):
             part.compile(dynamic=True)
 
     def _derived(self, task: str, conservative: bool) -> dict[str, str]:

@@ -1,5 +1,10 @@
 """PaiNN, the short backbone: the one to read first, and to copy when writing another.
 
+    graph_settings = GraphSettings(cutoff=5.0)
+    backbone = PaiNN(PaiNNSettings(width=64).for_graphs([graph_settings]))
+    graph = collate([build_graph(structure, graph_settings, lists=backbone.edge_lists)])
+    features = backbone(graph)  # features.atoms: (n_atoms, 64)
+
 Schütt, Unke, Gastegger, "Equivariant message passing for the prediction of tensorial properties and
 molecular spectra", ICML 2021 (arXiv:2102.03150); "eq." below counts in that paper. Every atom carries `width`
 scalars s, which do not change under rotation, and `width` vectors v, which turn with the structure. A layer
@@ -7,54 +12,66 @@ sums messages from the neighbours (eq. 7 and 8), then each atom mixes its own sc
 
 Two things differ from the paper. The envelope is polynomial instead of a cosine, so that forces, and the
 gradients of a loss on forces, have no kink at the cutoff. And every edge gets features as well, as
-`eutectic.models.backbone.Features` asks, so that heads for forces f_e · direction work here too.
+`eutectic.models.backbone.Features` describes, so that heads for forces f_e · direction work here too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from eutectic.atoms import MAX_ATOMIC_NUMBER
 from eutectic.graph import Edges, Graph
-from eutectic.models.backbone import Features
+from eutectic.graph.operations import sum_over_neighbours
+from eutectic.models.backbone import Backbone, BackboneSettings, Features
+from eutectic.models.components import polynomial_envelope
 
 
-class PaiNNSettings(BaseModel):
+class PaiNNSettings(BackboneSettings):
     """Sizes of a PaiNN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    cutoff_setting = "cutoff"
 
     width: int = Field(default=64, ge=1, description="scalars, and vectors, per atom")
     layers: int = Field(default=3, ge=1, description="rounds of messages")
     radial_functions: int = Field(default=20, ge=1, description="functions that describe a distance")
-    cutoff: float = Field(default=5.0, gt=0, description="distance at which messages vanish, Å; not above the graph's")
+    cutoff: float | None = Field(
+        default=None,
+        gt=0,
+        description="distance at which messages vanish, Å, at most the graph's, which is the default",
+    )
     edge_width: int = Field(default=64, ge=0, description="features per edge; 0 for a backbone without edge features")
+
+    @classmethod
+    def tiny(cls) -> PaiNNSettings:
+        """The size that the conformance suite tests."""
+        return cls(width=16, layers=2, edge_width=8)
+
+    @property
+    def edge_lists(self) -> tuple[str, ...]:
+        return ("main",)
 
 
 class RadialBasis(nn.Module):
     """A distance as sin(n π d / c) / d, n = 1, 2, …, times an envelope that ends smoothly at the cutoff c.
 
-    The sines are Gasteiger et al. 2020 (DimeNet, arXiv:2003.03123), eq. 7; the envelope is its eq. 8:
-    u(x) = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2).
-    Its value, slope and curvature are zero at x = d/c = 1.
+    The sines are Gasteiger et al. 2020 (DimeNet, arXiv:2003.03123), eq. 7; the envelope is its eq. 8 with p = 5.
     """
 
-    def __init__(self, n_functions: int, cutoff: float, p: int = 5) -> None:
+    def __init__(self, n_functions: int, cutoff: float) -> None:
         super().__init__()
-        self.cutoff, self.p = cutoff, p
-        self.n_functions = n_functions
+        self.n_functions, self.cutoff = n_functions, cutoff
 
     def forward(
         self, distance: Float[Tensor, edges]
     ) -> tuple[Float[Tensor, "edges functions"], Float[Tensor, "edges 1"]]:
-        p, x = self.p, (distance / self.cutoff)[:, None]  # (edges, 1)
-        inside = 1 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1) - p * (p + 1) / 2 * x ** (p + 2)
-        envelope = torch.where(x < 1, inside, 0.0)  # (edges, 1)
+        x = (distance / self.cutoff)[:, None]  # (edges, 1)
+        envelope = polynomial_envelope(x, exponent=5)  # (edges, 1)
         frequencies = math.pi * torch.arange(1, self.n_functions + 1, dtype=x.dtype, device=x.device)
         waves = math.sqrt(2 / self.cutoff) * torch.sin(frequencies * x) / distance[:, None]
         return waves * envelope, envelope  # (edges, functions), (edges, 1)
@@ -63,11 +80,6 @@ class RadialBasis(nn.Module):
 def perceptron(width_in: int, width: int, width_out: int) -> nn.Sequential:
     """Two linear layers with a SiLU between them."""
     return nn.Sequential(nn.Linear(width_in, width), nn.SiLU(), nn.Linear(width, width_out))
-
-
-def sum_over_neighbours(messages: Tensor, edges: Edges, n_atoms: int) -> Tensor:
-    """Each atom's sum of what arrives along its edges: (edges, …) → (atoms, …)."""
-    return messages.new_zeros((n_atoms, *messages.shape[1:])).index_add(0, edges.target, messages)
 
 
 class PaiNNLayer(nn.Module):
@@ -107,21 +119,25 @@ class PaiNNLayer(nn.Module):
         return s, v
 
 
-class PaiNN(nn.Module):
+class PaiNN(Backbone):
     """The backbone: a `Graph` in, `Features` out, from the edges of `graph.main` alone."""
 
     def __init__(self, settings: PaiNNSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.atom_width, self.edge_width = settings.width, settings.edge_width
+        self.atom_width, self.edge_width, self.vector_width = settings.width, settings.edge_width, settings.width
         self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, settings.width)
-        self.basis = RadialBasis(settings.radial_functions, settings.cutoff)
+        self.basis = RadialBasis(settings.radial_functions, settings.known_cutoff)
         self.layers = nn.ModuleList(
             PaiNNLayer(settings.width, settings.radial_functions) for _ in range(settings.layers)
         )
         if settings.edge_width:
             known = 4 * settings.width + settings.radial_functions
             self.edge_features = perceptron(known, settings.width, settings.edge_width)
+
+    @property
+    def repeated(self) -> Sequence[nn.Module]:
+        return list(self.layers)
 
     def forward(self, graph: Graph) -> Features:
         edges = graph.main
@@ -136,9 +152,9 @@ class PaiNN(nn.Module):
         for layer in self.layers:
             s, v = layer(s, v, edges, direction, radial, envelope)
         if not self.edge_width:
-            return Features(atoms=s, edges=None, directions=edge_forces)
+            return Features(atoms=s, edges=None, directions=edge_forces, vectors=v)
         # Scalars of both ends, their vectors' parts along the edge (invariant too), and the distance.
         known = [s[edges.source], s[edges.target]]  # (edges, width) each
         known += [(v[end] * direction[:, :, None]).sum(1) for end in (edges.source, edges.target)]
         f = self.edge_features(torch.cat([*known, radial], dim=-1)) * envelope  # (edges, edge_width)
-        return Features(atoms=s, edges=f, directions=edge_forces)
+        return Features(atoms=s, edges=f, directions=edge_forces, vectors=v)

@@ -1,4 +1,4 @@
-"""Where matrix products may be taken in a lower precision (autocast), and where not."""
+"""Mixed precision: which matrix products autocast may lower, and which not."""
 
 from __future__ import annotations
 

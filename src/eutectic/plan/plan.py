@@ -616,7 +616,7 @@ def _here(
     if guess > patience:
         return None, f"this machine was not timed: a few steps would take about {_time(guess)} on it"
     device = torch.device("cuda" if cuda else "cpu")
-    backbone, _ = build_backbone(settings.backbone.name, settings.backbone.settings)
+    backbone, _ = build_backbone(settings.backbone.name, settings.backbone.settings, settings.graphs)
     model = MultitaskModel(backbone, {task.name: task.heads for task in tasks})
     if settings.train.activation_checkpointing:
         checkpoint_activations(model)

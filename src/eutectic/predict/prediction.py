@@ -82,7 +82,8 @@ def predict(
             items = []
             for i in chunk:
                 structures[i].check(f"structure {i}")
-                items.append(Sample(0, build_graph(structures[i], task.graph), {}))
+                graph = build_graph(structures[i], task.graph, lists=model.module.backbone.edge_lists)
+                items.append(Sample(0, graph, {}))
             # The model has other tasks as well; this batch has one part, so only its heads run.
             batch = make_batch(items, [task], weight.dtype).to(weight.device)
             with torch.no_grad():

@@ -58,7 +58,7 @@ def demo(*, steps: int = 2300, processes: int = 2, seed: int = 0) -> PretrainSet
             )
             for name in ("metal_slabs", "oxide_slabs", "molecules", "reactions")
         },
-        backbone=BackboneChoice(name="gemnet_oc", settings=GemNetOCSettings.tiny().model_dump()),
+        backbone=BackboneChoice(name="gemnet_oc", settings=GemNetOCSettings.tiny(radial_cutoff=None).model_dump()),
         graph=GraphSettings(cutoff=6.0, max_neighbours=8),
         optimiser=OptimiserSettings(learning_rate=3e-3, warmup_steps=100, weight_decay=0.01, clip_norm=5.0),
         train=TrainSettings(steps=steps, batch_size=32, evaluate_every=230, seed=seed, processes=processes, threads=1),

@@ -23,7 +23,9 @@ MATERIALS = ("metal_slabs", "oxide_slabs", "bulk")
 
 BACKBONE = BackboneChoice(
     name="gemnet_oc",
-    settings=GemNetOCSettings.tiny().model_copy(update={"atom_width": 96, "edge_width": 96}).model_dump(),
+    settings=GemNetOCSettings.tiny(radial_cutoff=None)
+    .model_copy(update={"atom_width": 96, "edge_width": 96})
+    .model_dump(),
 )
 GRAPH = GraphSettings(cutoff=6.0, max_neighbours=8)
 

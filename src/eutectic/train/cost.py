@@ -364,7 +364,7 @@ def count_work(
     batch = make_batch(items, tasks)
     graph = batch.graph.with_positions(batch.graph.positions.to("meta"), batch.graph.cell.to("meta"))
     with torch.device("meta"):
-        backbone, _ = build_backbone(choice.name, choice.settings)
+        backbone, _ = build_backbone(choice.name, choice.settings, [task.graph for task in tasks])
         model = MultitaskModel(backbone, {task.name: task.heads for task in tasks}).train()
     if checkpointing:
         checkpoint_activations(model)

@@ -253,7 +253,7 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None) -> P
     )
     parts = split_of(store, settings)
     task = fit_task(settings.name, store, parts.train, settings.targets, graph)
-    prepared = Prepared(store, parts, task, backbone, graph, start)
+    prepared = Prepared(store, parts, task, backbone.for_graphs([graph]), graph, start)
     _kept_heads(settings, prepared)  # refuses a task that the start has not
     if console is not None:
         _announce(console, settings, prepared)
@@ -284,7 +284,8 @@ def _worker(
     share_threads(settings.train, fabric.world_size)
     task, store, parts = prepared.task, prepared.store, prepared.split
     first = fabric.global_rank == 0
-    dataset = TaskDataset(0, task, store, parts.train, keep=True)
+    edge_lists = prepared.backbone.of_backbone().edge_lists
+    dataset = TaskDataset(0, task, store, parts.train, keep=True, edge_lists=edge_lists)
     batch_size = min(settings.train.batch_size, len(parts.train))
     sampler = BatchSampler([dataset], batch_size, 1.0, settings.train.seed)
     model = _model(settings, prepared, sampler)
@@ -295,7 +296,8 @@ def _worker(
         )
     check_shares(sampler, fabric.world_size)
 
-    validation = TaskDataset(0, task, store, parts.validation).items()[fabric.global_rank :: fabric.world_size]
+    validation = TaskDataset(0, task, store, parts.validation, edge_lists=edge_lists).items()
+    validation = validation[fabric.global_rank :: fabric.world_size]
     judged = primary(list(task.targets))
     curve = _Curve([], [], {name: [] for name in task.targets}, {})
     best: dict[str, Any] = {"step": 0, "weights": {k: v.clone() for k, v in model.state_dict().items()}}
@@ -495,7 +497,8 @@ def _result(
     device: torch.device,
 ) -> FinetuneResult:
     store, parts, task = prepared.store, prepared.split, prepared.task
-    tested = TaskDataset(0, task, store, parts.test).items()
+    edge_lists = prepared.backbone.of_backbone().edge_lists
+    tested = TaskDataset(0, task, store, parts.test, edge_lists=edge_lists).items()
     found = evaluate(model, [task], tested, device=device, keep=True)[task.name] if tested else {}
     parity = {name: _points(name, error) for name, error in found.items() if error.truth}
     test_errors = {name: shown(name, error.mae)[0] for name, error in found.items()}

@@ -252,11 +252,11 @@ def checkpoint_activations(model: MultitaskModel) -> None:
     Raises:
         EutecticError: the backbone does not support it.
     """
-    if not hasattr(model.backbone, "checkpoint_blocks"):
+    if not model.backbone.recomputes:
         raise EutecticError(
             "train.activation_checkpointing",
             f"on, for the backbone {type(model.backbone).__name__}",
-            "a backbone that can recompute its blocks (`checkpoint_blocks`), like gemnet_oc",
+            "a backbone that can recompute its blocks (`Backbone.recomputes`), like gemnet_oc",
             "leave it off",
         )
     model.backbone.checkpoint_blocks = True

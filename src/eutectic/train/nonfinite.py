@@ -170,7 +170,7 @@ def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, 
         share = float(listed["edge_dropout"])
         draw: SampleKey = tuple(listed["draw"])
         rng = np.random.default_rng(draw) if share else None
-        graph = build_graph(row.structure, task.graph, edge_dropout=share, rng=rng)
+        graph = build_graph(row.structure, task.graph, lists=module.backbone.edge_lists, edge_dropout=share, rng=rng)
         return Sample(task=index[task.name], graph=graph, labels=task.normalised_labels(row))
 
     parameters = dict(module.named_parameters())
@@ -266,9 +266,9 @@ def _problems(row: LabelledStructure, item: Sample, loss: float, norm: float) ->
             problems.append(f"label {name}{where} is {original[worst]:.6g} {unit}, {each[worst]:.0f} times its scale")
     if not np.isfinite(row.structure.positions).all():
         problems.append("positions are not finite")
-    elif len(item.graph.atom_atom) == 0 and len(numbers) > 1:
+    elif len(item.graph.main) == 0 and len(numbers) > 1:
         problems.append("no atom sees another")
-    elif len(numbers) > 1 and (closest := float(item.graph.atom_atom.distance.min())) < 0.5:
+    elif len(numbers) > 1 and (closest := float(item.graph.main.distance.min())) < 0.5:
         problems.append(f"two atoms are {closest:.3f} Å apart")
     if not problems and not np.isfinite(loss):
         problems.append("its loss is not finite, its labels are")

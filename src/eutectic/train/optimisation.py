@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from eutectic.atoms import EutecticError
-from eutectic.models.gemnet_oc import GemNetOC
-from eutectic.models.gemnet_oc.published import shared_parameters
 from eutectic.models.multitask import MultitaskModel
 from eutectic.train.checkpoint import local_shard
 from eutectic.train.settings import OptimiserSettings
@@ -82,17 +80,18 @@ def shared_gradients(model: MultitaskModel) -> list[tuple[nn.Parameter, int]]:
     """The parameters that every block uses, and how often: JMP divides their gradients by it.
 
     Raises:
-        EutecticError: a backbone for which that is not known.
+        EutecticError: a backbone without such parameters.
     """
     backbone = model.backbone
-    if not isinstance(backbone, GemNetOC):
+    shared = backbone.shared_parameters()
+    if not shared:
         raise EutecticError(
             "optimiser.scale_shared_gradients",
             f"on, for the backbone {type(backbone).__name__}",
-            "GemNet-OC, whose blocks share the projections of their bases",
+            "a backbone whose blocks share parameters (`Backbone.shared_parameters`), like gemnet_oc",
             "leave it off",
         )
-    return [(backbone.get_parameter(name), uses) for name, uses in shared_parameters(backbone.settings).items()]
+    return [(backbone.get_parameter(name), uses) for name, uses in shared.items()]
 
 
 class EMA:

@@ -24,9 +24,7 @@ from eutectic.checkpoints.shipped import model_folder
 from eutectic.data.catalogue import open_store
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
-from eutectic.graph import GraphSettings
-from eutectic.models import BACKBONES
-from eutectic.models.gemnet_oc.scaling import fit_scale_factors
+from eutectic.graph import LISTS, GraphSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task, make_batch
 from eutectic.tasks.metrics import shown
@@ -71,16 +69,18 @@ class _Set:
     store: Store
     split: Split
     record: LearnedRows | None
+    edge_lists: tuple[str, ...] = LISTS
 
     @property
     def learned(self) -> bool:
         return self.record is not None
 
     def train(self, edge_dropout: float = 0.0) -> TaskDataset:
-        return TaskDataset(self.index, self.task, self.store, self.split.train, edge_dropout=edge_dropout)
+        rows, lists = self.split.train, self.edge_lists
+        return TaskDataset(self.index, self.task, self.store, rows, edge_dropout=edge_dropout, edge_lists=lists)
 
     def held_out(self) -> TaskDataset:
-        return TaskDataset(self.index, self.task, self.store, self.split.validation)
+        return TaskDataset(self.index, self.task, self.store, self.split.validation, edge_lists=self.edge_lists)
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _prepare(settings: PretrainSettings) -> _Prepared:
     tasks: list[Task] = []
     if start is not None:
         given = BackboneChoice(name=start.backbone, settings=dict(start.backbone_settings))
-        if "backbone" in settings.model_fields_set and _resolved(backbone) != _resolved(given):
+        if "backbone" in settings.model_fields_set and backbone.for_graphs([start.graph]) != given:
             raise EutecticError(
                 "backbone",
                 f"settings that are not those of {settings.start}",
@@ -202,6 +202,10 @@ def _prepare(settings: PretrainSettings) -> _Prepared:
         backbone, tasks = given, list(start.tasks)
         graph = start.graph
     watched = _watched(settings, [task.name for task in tasks])
+    backbone = backbone.for_graphs(
+        [*(task.graph for task in tasks), *(c.graph or graph for c in settings.sets.values())]
+    )
+    edge_lists = backbone.of_backbone().edge_lists
     old = len(tasks)
     sets = []
     for name, chosen in {**settings.sets, **watched}.items():
@@ -214,12 +218,8 @@ def _prepare(settings: PretrainSettings) -> _Prepared:
         index = known.index(name)
         learned = name in settings.sets
         record = LearnedRows.of(store, parts, n_validation=chosen.validation) if learned else None
-        sets.append(_Set(index, tasks[index], store, parts, record))
+        sets.append(_Set(index, tasks[index], store, parts, record, edge_lists))
     return _Prepared(tuple(tasks), tuple(sets), backbone, graph, loggers, tuple(task.name for task in tasks[old:]))
-
-
-def _resolved(choice: BackboneChoice) -> tuple[str, Any]:
-    return choice.name, BACKBONES[choice.name].settings.model_validate(choice.settings)
 
 
 def _watched(settings: PretrainSettings, known: Sequence[str]) -> dict[str, SetSettings]:
@@ -329,11 +329,11 @@ def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared)
 def initial_model(
     name: str, backbone_settings: Mapping[str, Any], tasks: tuple[Task, ...], source: BatchSampler, seed: int
 ) -> MultitaskModel:
-    """A fresh model, the same in every process: seeded, scale factors fitted on the first batches."""
+    """A fresh model, the same in every process: seeded, scale factors fitted on the first batch."""
     torch.manual_seed(seed)
-    backbone, _ = build_backbone(name, backbone_settings)
+    backbone, _ = build_backbone(name, backbone_settings, [task.graph for task in tasks])
     model = MultitaskModel(backbone, {task.name: task.heads for task in tasks})
-    fit_scale_factors(cast(nn.Module, backbone), [make_batch(source.items(0, 0, 1), tasks).graph])
+    backbone.fit(make_batch(source.items(batch, 0, 1), tasks).graph for batch in range(1))
     return model.train()
 
 
@@ -346,7 +346,7 @@ def model_started_from(
 
     Args:
         start: a model folder.
-        backbone: the model's, as training wants it (see `_in_training`).
+        backbone: the model's, as it is trained (see `BackboneSettings.in_training`).
         tasks: the model's first, then those that are new.
         learned: names of tasks.
         seed: of the fresh heads.
@@ -360,13 +360,6 @@ def model_started_from(
         model.heads[task.name].load_state_dict(old.module.heads[task.name].state_dict())
         model.heads[task.name].requires_grad_(task.name in learned)
     return model.train()
-
-
-def _in_training(backbone: BackboneChoice, edge_dropout: float) -> BackboneChoice:
-    """The backbone that makes up for dropped edges, where it can. What is saved does not: it will see all edges."""
-    if not edge_dropout or "edge_dropout" not in BACKBONES[backbone.name].settings.model_fields:
-        return backbone
-    return BackboneChoice(name=backbone.name, settings={**backbone.settings, "edge_dropout": edge_dropout})
 
 
 def _outside(
@@ -404,7 +397,7 @@ def _worker(
     held_out = [item for s in prepared.sets for item in s.held_out().items()][fabric.global_rank :: fabric.world_size]
     seed = settings.train.seed
     source = make_sampler(settings, rows)
-    backbone = _in_training(prepared.backbone, settings.edge_dropout)
+    backbone = prepared.backbone.in_training(settings.edge_dropout)
     if settings.start is None:
         model = initial_model(backbone.name, backbone.settings, tasks, source, seed)
     else:

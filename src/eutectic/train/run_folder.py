@@ -13,7 +13,6 @@ from pydantic import ValidationError
 import eutectic
 from eutectic.atoms import EutecticError
 from eutectic.files import locked, write_atomically
-from eutectic.models import BACKBONES
 from eutectic.train.settings import Settings
 
 SETTINGS = "settings.json"
@@ -93,11 +92,7 @@ def _essence(stored: Mapping[str, Any], kind: type[Settings]) -> dict[str, Any]:
     # What cannot be read as settings is another kind of run, or another version's: it is compared as it stands.
     with suppress(ValidationError, EutecticError):
         values = kind.model_validate(values).model_dump(mode="json")
-        backbone = values.get("backbone")
-        if backbone is not None and backbone["name"] in BACKBONES:
-            chosen = BACKBONES[backbone["name"]].settings.model_validate(backbone["settings"])
-            backbone["settings"] = chosen.model_dump(mode="json")
-    # How a run is spread over a machine, and where it tells of itself, does not change what it computes.
+    # How a run is spread over a machine, and where it is logged, does not change what it computes.
     ignored = {"processes", "threads", "checkpoint_every", "accelerator", "strategy", "workers", "compile"}
     ignored |= {"activation_checkpointing", "out_of_memory", "keep_nonfinite_steps", "max_nonfinite_steps"}
     train_settings = {k: v for k, v in values.get("train", {}).items() if k not in ignored}

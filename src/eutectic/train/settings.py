@@ -14,7 +14,9 @@ from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
 from eutectic.atoms.properties import define_all
 from eutectic.data.catalogue import open_store
 from eutectic.graph import GraphSettings
+from eutectic.models.backbone import BackboneSettings
 from eutectic.models.heads import HeadSettings
+from eutectic.models.registry import BACKBONES, backbone_entry
 from eutectic.tasks import Targets, TargetSettings
 
 
@@ -45,10 +47,52 @@ class Defining(Settings):
 
 
 class BackboneChoice(Settings):
-    """Which backbone, and its own settings."""
+    """A backbone and its own settings, which are checked at once; those not given get their defaults."""
 
-    name: str = Field(default="gemnet_oc", description="gemnet_oc or painn")
+    name: str = Field(default="gemnet_oc", description="gemnet_oc, painn, or a registered one")
     settings: dict[str, Any] = Field(default_factory=dict, description="see the backbone's settings class")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_backbone(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        name, given = values.get("name", cls.model_fields["name"].default), values.get("settings", {})
+        if isinstance(given, BackboneSettings):
+            given = given.model_dump()
+        if not isinstance(name, str) or not isinstance(given, dict):
+            return values
+        return {**values, "settings": cls._checked(name, given)}
+
+    @classmethod
+    def _checked(cls, name: str, given: dict[str, Any]) -> dict[str, Any]:
+        """All settings of that backbone."""
+        kind = backbone_entry(name).settings
+        unknown = given.keys() - kind.model_fields.keys()
+        for other, entry in BACKBONES.items():
+            if unknown and unknown <= entry.settings.model_fields.keys():
+                raise EutecticError(
+                    "backbone.settings",
+                    f"{', '.join(sorted(unknown))}, known to {other} and not to {name}",
+                    f"settings of {name}: {', '.join(kind.model_fields)}",
+                    f"leave them out, or set backbone.name to {other}",
+                )
+        return parse(kind, given, "backbone.settings").model_dump(mode="json")
+
+    def of_backbone(self) -> BackboneSettings:
+        """The settings as the backbone's own class."""
+        return BACKBONES[self.name].settings.model_validate(self.settings)
+
+    def for_graphs(self, graphs: Iterable[GraphSettings]) -> BackboneChoice:
+        """The same with the cutoff of the graphs where it has none of its own; see `BackboneSettings.for_graphs`."""
+        return self._with(self.of_backbone().for_graphs(graphs))
+
+    def in_training(self, edge_dropout: float) -> BackboneChoice:
+        """The same as it is trained; see `BackboneSettings.in_training`."""
+        return self._with(self.of_backbone().in_training(edge_dropout))
+
+    def _with(self, settings: BackboneSettings) -> BackboneChoice:
+        return BackboneChoice(name=self.name, settings=settings.model_dump())
 
 
 class OptimiserSettings(Settings):
@@ -184,7 +228,7 @@ class PretrainSettings(Defining):
     """A joint pre-training."""
 
     sets: dict[str, SetSettings] = Field(min_length=1)
-    backbone: BackboneChoice = BackboneChoice()
+    backbone: BackboneChoice = Field(default_factory=BackboneChoice)
     graph: GraphSettings = GraphSettings()
     temperature: float = Field(default=2.0, gt=0, description="p_i ∝ n_i^(1/T)")
     weights: dict[str, float] | None = Field(
@@ -211,6 +255,18 @@ class PretrainSettings(Defining):
     loggers: tuple[str, ...] | None = Field(
         default=None, description="csv, tensorboard, wandb; csv and, where it is installed, tensorboard if not given"
     )
+
+    @model_validator(mode="after")
+    def _within_graphs(self) -> PretrainSettings:
+        # With `start`, backbone and graph are the model's.
+        if self.start is None:
+            self.backbone.for_graphs(self.graphs)
+        return self
+
+    @property
+    def graphs(self) -> list[GraphSettings]:
+        """Of each set."""
+        return [chosen.graph or self.graph for chosen in self.sets.values()]
 
 
 class DataSettings(Defining):
@@ -311,6 +367,12 @@ class FinetuneSettings(Defining):
             define_of_store(values.get("targets"), store)
         return values
 
+    @model_validator(mode="after")
+    def _cutoff(self) -> FinetuneSettings:
+        if self.backbone is not None:
+            self.backbone.for_graphs([self.graph or GraphSettings()])
+        return self
+
 
 def task_name(store: str) -> str:
     """A data set's name as a task's: the last part of a path without its ending, fit for the name of a module."""
@@ -354,6 +416,8 @@ def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     """
     try:
         return kind.model_validate(values)
+    except EutecticError as error:
+        raise EutecticError(f"{where}, {error.where}", error.given, error.expected, error.fix) from error
     except ValidationError as error:
         problems, fixes = [], []
         for item in error.errors():

@@ -66,12 +66,12 @@ def _model(settings: GemNetOCSettings = MINIMAL, dtype: torch.dtype = torch.floa
 
 
 def test_is_in_the_table() -> None:
-    settings, module = BACKBONES["gemnet_oc"]
-    backbone = module(settings.model_validate(MINIMAL.model_dump()))
+    entry = BACKBONES["gemnet_oc"]
+    backbone = entry.module(entry.settings.model_validate(MINIMAL.model_dump()))
     assert isinstance(backbone, Backbone)
     assert (backbone.atom_width, backbone.edge_width) == (6, 5)
     with pytest.raises(ValidationError, match="atom_widht"):
-        settings.model_validate({"atom_widht": 3})
+        entry.settings.model_validate({"atom_widht": 3})
 
 
 @pytest.mark.parametrize("structure", [_molecule(4), _crystal()], ids=["molecule", "crystal"])

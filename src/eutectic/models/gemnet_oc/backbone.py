@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,32 +11,33 @@ from torch.utils.checkpoint import checkpoint
 
 from eutectic.graph import Graph
 from eutectic.graph.padded import layout
-from eutectic.models.backbone import Features
+from eutectic.models.backbone import Backbone, Features
 from eutectic.models.gemnet_oc.basis import BasisProjections
 from eutectic.models.gemnet_oc.interaction import EdgeFromAtoms, InteractionBlock, Where
 from eutectic.models.gemnet_oc.layers import recomputing_all, second_derivatives
 from eutectic.models.gemnet_oc.output import OutputBlock, Readout
+from eutectic.models.gemnet_oc.published import shared_parameters
+from eutectic.models.gemnet_oc.scaling import fit_scale_factors
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
 from eutectic.models.precision import in_full
 
 
-class GemNetOC(nn.Module):
+class GemNetOC(Backbone):
     """Atoms and directed edges with features, and messages between them along pairs, triplets and quadruplets.
 
     Args:
         settings: JMP-S if not given. `edge_features=False` leaves out the branch that direct forces need.
-
-    Attributes:
-        checkpoint_blocks: compute the inside of each block once more in the backward pass instead of keeping it.
     """
+
+    recomputes: ClassVar[bool] = True
+    settings: GemNetOCSettings
 
     def __init__(self, settings: GemNetOCSettings | None = None) -> None:
         super().__init__()
-        s = GemNetOCSettings() if settings is None else settings
+        s = GemNetOCSettings.small() if settings is None else settings
         self.settings = s
         self.atom_width = s.atom_width
         self.edge_width = s.edge_width if s.edge_features else 0
-        self.checkpoint_blocks = False
         self.atom_embedding = nn.Embedding(s.num_elements, s.atom_width)
         self.bases = BasisProjections(s)
         self.edge_embedding = EdgeFromAtoms(s.atom_width, s.num_radial, s.edge_width)
@@ -46,10 +47,23 @@ class GemNetOC(nn.Module):
         self.edge_readout = Readout(s.blocks, s.edge_width, s.residuals_readout) if s.edge_features else None
 
     @property
-    def parts(self) -> list[nn.Module]:
-        """What computes, piece by piece, for a compiler: blocks are alike, and so compiled once."""
+    def repeated(self) -> Sequence[nn.Module]:
+        """The interaction blocks."""
+        return list(self.blocks)
+
+    @property
+    def compile_units(self) -> Sequence[nn.Module]:
+        """All modules that compute: blocks are alike, and so compiled once."""
         readouts = [self.atom_readout] if self.edge_readout is None else [self.atom_readout, self.edge_readout]
         return [self.bases, self.edge_embedding, *self.blocks, *self.outputs, *readouts]
+
+    def fit(self, graphs: Iterable[Graph]) -> None:
+        """Fit the scale factors."""
+        fit_scale_factors(self, graphs)
+
+    def shared_parameters(self) -> dict[str, int]:
+        """The projections of the bases, which all blocks use."""
+        return shared_parameters(self.settings)
 
     def forward(self, graph: Graph) -> Features:
         if torch.compiler.is_compiling():

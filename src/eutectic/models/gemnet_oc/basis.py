@@ -1,4 +1,4 @@
-"""Distances, angles and dihedrals as numbers that layers can use, and everything about them that all blocks share.
+"""Radial and angular bases and their projections, computed once per forward pass for all blocks.
 
 A triplet layer sums, over the edges b→a that meet an edge e = c→a (GemNet-OC eq. 5, "efficient bilinear"),
 
@@ -7,7 +7,7 @@ A triplet layer sums, over the edges b→a that meet an edge e = c→a (GemNet-O
 W from the length of e, x the features passed on. Everything but x is geometry, so it is multiplied out here once
 per forward pass into one `mix` matrix per atom, and each block is left with a single batched product mix @ x.
 
-Shapes: atoms N; edges E; slots D (see `graph.indices`); radial functions K; angular functions S; projected
+Shapes: atoms N; edges E; slots D (see `graph.padded`); radial functions K; angular functions S; projected
 radial R, circular C and spherical B; middle edges Q.
 """
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from eutectic.graph import Graph
 from eutectic.graph.padded import Layout
+from eutectic.models.components import polynomial_envelope
 from eutectic.models.gemnet_oc.layers import he_orthogonal_
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
 from eutectic.models.precision import lowered
@@ -52,9 +53,7 @@ class RadialBasis(nn.Module):
 
     def forward(self, distance: Float[Tensor, " edges"]) -> Float[Tensor, "edges radial"]:
         x = distance / self.cutoff
-        p = self.exponent
-        a, b, c = -(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2
-        envelope = torch.where(x < 1, 1 + x**p * (a + x * (b + x * c)), 0)
+        envelope = polynomial_envelope(x, self.exponent)
         # What is subtracted here is amplified by the sharpness: a distance in double precision is rounded after it.
         away = (x[:, None] - self.centres).to(self.centres.dtype)
         # Most are as good as zero. Below e⁻⁷⁵ processors soon calculate with digits missing, twenty times as slowly.
@@ -107,13 +106,14 @@ class QuadrupletBasis:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bases:
-    """All that blocks need to know of the geometry; None where no layer wants it.
+    """The geometry as blocks read it; None where no layer does.
 
     Attributes:
         main: (n_main, K) unprojected radial basis, for the first edge features.
         directions: (n_main, 3) unit vectors, shorter where edges fade out.
         update, output: (n_main, R).
-        edge_edge, atom_edge, edge_atom, quadruplet: see there.
+        edge_edge, atom_edge, edge_atom: see `TripletBasis`.
+        quadruplet: see `QuadrupletBasis`.
         atom_atom: (n_atoms, R, slots).
     """
 
@@ -128,19 +128,19 @@ class Bases:
     atom_atom: Tensor | None
 
     def mixed(self) -> Bases:
-        """In the precision of matrix products where that is a lower one (autocast), but for directions.
+        """In the precision of matrix products where that is a lower one (autocast), except directions.
 
-        Geometry is worked out in full precision; here its results are turned once, not in every block.
+        Geometry is computed in full precision; its results are converted once here, not in every block.
         """
         precision = lowered(self.main.device)
-        return self if precision is None else _turned(self, precision, keep=("directions",))
+        return self if precision is None else _converted(self, precision, keep=("directions",))
 
 
-def _turned(basis: Any, dtype: torch.dtype, keep: tuple[str, ...] = ()) -> Any:
-    def turn(value: Any) -> Any:
-        return value.to(dtype) if isinstance(value, Tensor) else None if value is None else _turned(value, dtype)
+def _converted(basis: Any, dtype: torch.dtype, keep: tuple[str, ...] = ()) -> Any:
+    def convert(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) else None if value is None else _converted(value, dtype)
 
-    return replace(basis, **{f.name: turn(getattr(basis, f.name)) for f in fields(basis) if f.name not in keep})
+    return replace(basis, **{f.name: convert(getattr(basis, f.name)) for f in fields(basis) if f.name not in keep})
 
 
 class BasisProjections(nn.Module):
@@ -150,7 +150,7 @@ class BasisProjections(nn.Module):
         super().__init__()
         s = settings
         self.settings = s
-        self.radial = RadialBasis(s.num_radial, s.radial_cutoff, s.envelope_exponent)
+        self.radial = RadialBasis(s.num_radial, s.known_cutoff, s.envelope_exponent)
 
         def radial() -> nn.Parameter:
             return _filled(s.radial_width, s.num_radial)
@@ -223,7 +223,7 @@ class BasisProjections(nn.Module):
         )
 
     def _functions(self, distance: Tensor, weight: Tensor | None) -> Tensor:
-        """(edges, K). All that passes along an edge is multiplied by these: one that has faded out tells nothing."""
+        """(edges, K). All that passes along an edge is multiplied by these, so one that has faded out adds nothing."""
         basis: Tensor = self.radial(distance)
         return basis if weight is None else basis * weight[:, None].to(basis.dtype)
 

@@ -1,6 +1,6 @@
-"""How atoms and edges learn of each other (GemNet-OC, Gasteiger et al. 2022, sections 3 and 4, figure 2).
+"""Interaction blocks: messages between atoms and edges (GemNet-OC, Gasteiger et al. 2022, sections 3 and 4, figure 2).
 
-Shapes: atoms N; edges E; slots D (see `graph.indices`); h (N, atom_width); m (E, edge_width).
+Shapes: atoms N; edges E; slots D (see `graph.padded`); h (N, atom_width); m (E, edge_width).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eutectic.graph import Graph
+from eutectic.graph.operations import sum_over_neighbours
 from eutectic.graph.padded import Layout
 from eutectic.models.gemnet_oc.basis import Bases, QuadrupletBasis, TripletBasis
 from eutectic.models.gemnet_oc.layers import (
@@ -24,13 +25,12 @@ from eutectic.models.gemnet_oc.layers import (
     recomputed,
     residuals,
     scaled_silu,
-    sum_to_atoms,
 )
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
 
 
 class Where(NamedTuple):
-    """What every layer may ask of a batch besides features: its graph and its tables."""
+    """The graph of a batch and its padded edge tables, which every layer may read."""
 
     graph: Graph
     layout: Layout
@@ -49,7 +49,7 @@ class EdgeUpdate(nn.Module):
 
 
 class Messages(nn.Module):
-    """What triplets and quadruplets share: features times a radial filter, made small, before they are passed on."""
+    """Base of triplet and quadruplet layers: features times a radial filter, projected to fewer."""
 
     def __init__(self, width: int, width_passed: int, settings: GemNetOCSettings) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Messages(nn.Module):
 
 
 class TripletMessages(Messages):
-    """And what triplets share with each other: the sum over those of an edge or an atom."""
+    """Base of triplet layers: messages and their sum over the triplets of an edge or an atom."""
 
     def __init__(self, width: int, settings: GemNetOCSettings) -> None:
         s = settings
@@ -85,13 +85,13 @@ class TripletMessages(Messages):
     def sums(self, x: Tensor, mix: Tensor, where: Where) -> Tensor:
         """(edges, triplet_out) from what is in the slots that `mix` takes."""
         slots = where.layout.main
-        # Made small in the slots, empty ones as well: rows are then gathered that are a sixteenth as wide.
+        # Projected in the slots, the empty ones too: the rows then gathered are a sixteenth as wide.
         z = self.bilinear((mix @ x).view(slots.edge.numel(), self.bilinear.weight.shape[1]))
         return slots.collect(z)
 
 
 class EdgeToEdge(TripletMessages):
-    """b→a tells c→a (triplet interaction)."""
+    """Triplet interaction: messages from edges b→a to c→a."""
 
     def __init__(self, settings: GemNetOCSettings) -> None:
         super().__init__(settings.edge_width, settings)
@@ -104,7 +104,7 @@ class EdgeToEdge(TripletMessages):
 
 
 class AtomToEdge(TripletMessages):
-    """An atom b near a tells c→a."""
+    """Atom-to-edge interaction: messages from atoms b near a to c→a."""
 
     def __init__(self, settings: GemNetOCSettings) -> None:
         super().__init__(settings.atom_width, settings)
@@ -117,7 +117,7 @@ class AtomToEdge(TripletMessages):
 
 
 class EdgeToAtom(TripletMessages):
-    """b→a tells a, seen from each atom c near a."""
+    """Edge-to-atom interaction: messages from b→a to a, with the angles to each atom c near a."""
 
     def __init__(self, settings: GemNetOCSettings) -> None:
         super().__init__(settings.edge_width, settings)
@@ -130,7 +130,7 @@ class EdgeToAtom(TripletMessages):
 
 
 class QuadrupletInteraction(Messages):
-    """d→b tells c→a, by way of b→a."""
+    """Quadruplet interaction: messages from d→b to c→a through b→a."""
 
     def __init__(self, settings: GemNetOCSettings) -> None:
         s = settings
@@ -157,7 +157,7 @@ class QuadrupletInteraction(Messages):
             1, 2
         )
         z = torch.bmm(basis.spherical.mT, u.reshape(*basis.spherical.shape[:2], y.shape[1]))
-        # Small first, then to edges; edges into atoms that are no centre have no quadruplets.
+        # Projected first, then gathered to edges; edges into atoms that are no centre have no quadruplets.
         out = self.bilinear(z.view(n_centres * n_slots, self.bilinear.weight.shape[1]))
         filled = slots.filled[q.centre].flatten()
         out = self.scale_sum(out, reference=y, rows=filled, reference_rows=real)
@@ -167,7 +167,7 @@ class QuadrupletInteraction(Messages):
 
 
 class AtomToAtom(nn.Module):
-    """b tells a (pair interaction)."""
+    """Pair interaction: messages from atoms b to a."""
 
     def __init__(self, settings: GemNetOCSettings) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class AtomToAtom(nn.Module):
 
 
 class EdgeSum(nn.Module):
-    """Edges summed to their target atom, and layers that make atom features of the sum."""
+    """Sum of the edges into each atom, and layers from it to atom features."""
 
     def __init__(self, settings: GemNetOCSettings) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class EdgeSum(nn.Module):
 
     def atoms(self, m: Tensor, radial: Tensor, where: Where, boost: float = 1.0) -> Tensor:
         """(E, edge_width) → (N, atom_width); the sum is multiplied by `boost`."""
-        g = sum_to_atoms(self.radial(m, radial), where.graph.main.target, len(where.graph.numbers))
+        g = sum_over_neighbours(self.radial(m, radial), where.graph.main, len(where.graph.numbers))
         if boost != 1.0:
             g = g * boost
         x = self.scale_sum(g, reference=m)
@@ -206,14 +206,14 @@ class EdgeSum(nn.Module):
 
 
 class AtomUpdate(EdgeSum):
-    """What the edges into an atom tell it at the end of an interaction block."""
+    """Atom update from its edges at the end of an interaction block."""
 
     def forward(self, m: Tensor, radial: Tensor, where: Where) -> Tensor:
         return self.atoms(m, radial, where)
 
 
 class EdgeFromAtoms(nn.Module):
-    """Dense layer of [h of the source, h of the target, x], x something of the edge."""
+    """Dense layer of [h of the source, h of the target, x], x features of the edge."""
 
     def __init__(self, atom_width: int, width_in: int, width_out: int) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class EdgeFromAtoms(nn.Module):
 
 
 class InteractionBlock(nn.Module):
-    """All interactions once."""
+    """One round of all interactions."""
 
     def __init__(self, settings: GemNetOCSettings) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class InteractionBlock(nn.Module):
 
 
 def _merged(parts: list[Tensor]) -> Tensor:
-    """Sum of independent features, at the variance of one; in the place of the second, where it fits there."""
+    """Sum of independent features with the variance of one; in place of the second, where dtypes agree."""
     if len(parts) == 1:
         return parts[0]
     total = parts[1].add_(parts[0]) if parts[0].dtype == parts[1].dtype else parts[0] + parts[1]

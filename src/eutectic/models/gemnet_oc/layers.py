@@ -1,4 +1,4 @@
-"""What GemNet-OC is made of (Gasteiger et al., TMLR 2022; GemNet: Gasteiger et al., NeurIPS 2021, appendix)."""
+"""Layers of GemNet-OC (Gasteiger et al., TMLR 2022; GemNet: Gasteiger et al., NeurIPS 2021, appendix)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from eutectic.models.components import SILU_GAIN
 from eutectic.models.precision import lowered
 
-SILU_GAIN = 1 / 0.6
-"""Keeps the variance of a standard normal input (GemNet, appendix on the architecture)."""
-
-HALF = 1 / math.sqrt(2)
+INVERSE_ROOT_2 = 1 / math.sqrt(2)
 """Keeps the variance of a sum of two."""
 
 
@@ -159,9 +157,9 @@ def recomputing_all(block: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def recomputed(*cheap: tuple[Tensor, Recompute | None]) -> AbstractContextManager[object]:
-    """Operations inside do not keep these tensors for their backward pass: each is made again when it is needed.
+    """Operations inside do not keep these tensors for their backward pass: each is computed again when it is needed.
 
-    A third of the memory of a training step, for a few passes of cheap arithmetic.
+    Saves a third of the memory of a training step, for a few passes of cheap arithmetic.
 
     Args:
         cheap: a tensor and its maker; without one it is kept.
@@ -202,9 +200,9 @@ class Dense(Linear):
 
 
 def joined(fresh: Tensor, x: Tensor) -> Tensor:
-    """(fresh + x) / √2, in the place of `fresh`, which nobody else may know."""
+    """(fresh + x) / √2, in place: `fresh` must not be used elsewhere."""
     # In mixed precision the wider of the two wins.
-    return (fresh.add_(x) if fresh.dtype == x.dtype else fresh + x).mul_(HALF)
+    return (fresh.add_(x) if fresh.dtype == x.dtype else fresh + x).mul_(INVERSE_ROOT_2)
 
 
 class Residual(nn.Module):
@@ -249,7 +247,7 @@ class Residuals(nn.Sequential):
 
 
 class Filter(Linear):
-    """A distance's say in what is passed on: x · W r, r the projected radial basis of an edge."""
+    """Features times a linear function of the radial basis: x · W r, r the projected radial basis of an edge."""
 
     def forward(self, x: Tensor, radial: Tensor, again: Recompute | None = None) -> Tensor:  # type: ignore[override]
         """(rows, width); `again` makes x once more, so that it need not be kept."""
@@ -288,9 +286,9 @@ class ScaleFactor(nn.Module):
         """x, scaled.
 
         Args:
-            x: (rows, features) what a layer gave.
-            reference: (reference_rows, features) what it was given; of another size perhaps.
-            rows, reference_rows: which of them are real, if not all; only fitting needs to know.
+            x: (rows, features) output of a layer.
+            reference: (reference_rows, features) its input, perhaps of another size.
+            rows, reference_rows: masks of the real rows, if some are padding; used in fitting alone.
         """
         if self.observed is not None:
             self._fit(
@@ -300,7 +298,7 @@ class ScaleFactor(nn.Module):
         return x * self.value
 
     def radial(self, filtered: Filter, x: Tensor, radial: Tensor) -> Tensor:
-        """The radial numbers with which `filtered(x, radial)` comes out scaled: they are fewer than the products."""
+        """The radial basis with which `filtered(x, radial)` is scaled: it is smaller than the product."""
         if self.observed is not None:
             self._fit(filtered(x, radial), x)
         return radial * self.value
@@ -312,27 +310,3 @@ class ScaleFactor(nn.Module):
             if got > 0 and given > 0:
                 self.observed.append((given, got))
                 self.value.copy_((given / got).sqrt())
-
-
-def sum_to_atoms(
-    x: Float[Tensor, "edges width"], target: Int[Tensor, edges], n_atoms: int
-) -> Float[Tensor, "atoms width"]:
-    """Sum over the edges into each atom, in float32 or better."""
-    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    if torch.compiler.is_compiling():
-        return x.new_zeros(n_atoms, x.shape[1]).index_add(0, target, x)
-    return _SumToAtoms.apply(x, target, n_atoms)
-
-
-class _SumToAtoms(torch.autograd.Function):
-    """PyTorch's own keeps x, for its shape."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, target: Tensor, n_atoms: int) -> Tensor:
-        ctx.save_for_backward(target)
-        return x.new_zeros(n_atoms, x.shape[1]).index_add_(0, target, x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (target,) = ctx.saved_tensors
-        return grad.index_select(0, target), None, None

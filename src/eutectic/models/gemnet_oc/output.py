@@ -1,4 +1,4 @@
-"""What each block says, and what is made of it (GemNet-OC, Gasteiger et al. 2022, section 4)."""
+"""Output blocks and the readout that joins them (GemNet-OC, Gasteiger et al. 2022, section 4)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Readout(nn.Module):
         self.residuals = residuals(layers, width)
 
     def forward(self, parts: list[Tensor]) -> Tensor:
-        # As one product of all parts side by side, without laying them there.
+        # The product with the concatenated parts, without concatenating them.
         weights = self.dense.weight.split([part.shape[1] for part in parts], dim=1)
         before = F.linear(parts[0], weights[0])
         for part, weight in zip(parts[1:], weights[1:], strict=True):

@@ -1,4 +1,4 @@
-"""Fitting the scale factors of a fresh model (GemNet, Gasteiger et al. 2021, section "scaling factors")."""
+"""Fitting of scale factors before training (GemNet, Gasteiger et al. 2021, section "scaling factors")."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from eutectic.models.gemnet_oc.layers import ScaleFactor
 
 @torch.no_grad()
 def fit_scale_factors(backbone: nn.Module, graphs: Iterable[Graph]) -> dict[str, float]:
-    """Sets each factor so that its layer keeps the variance of what it was given.
+    """Set each factor so that its layer keeps the variance of its input.
 
     A factor depends on all before it, so they must be fitted in order. One forward pass does that: each factor
-    sets itself at the moment it is first reached and scales with what it found. With several batches this is done
+    sets itself when it is first reached, and scales with that value at once. With several batches this is done
     anew on each, and the variances are averaged. A factor that no row reached (no quadruplets, say) stays 1.
 
     Args:

@@ -1,17 +1,21 @@
-"""The size of a GemNet-OC."""
+"""Settings of GemNet-OC."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from eutectic.models.backbone import BackboneSettings
 
 
-class GemNetOCSettings(BaseModel):
-    """Every size of the model; the defaults are JMP-S (Shoghi et al., ICLR 2024).
+class GemNetOCSettings(BackboneSettings):
+    """Every size of the model; the defaults are those of JMP-S (Shoghi et al., ICLR 2024).
 
     Names are those of what they size; `published.py` has the names of the published configuration.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    cutoff_setting = "radial_cutoff"
+    # JMP's convention: its basis reaches zero at 12 Å, and the graphs of its molecules end at 8 Å.
+    cutoff_may_exceed_graph = True
 
     blocks: int = Field(default=4, ge=1, description="interaction blocks; one output block more")
     atom_width: int = Field(default=256, ge=1, description="features of an atom")
@@ -27,8 +31,11 @@ class GemNetOCSettings(BaseModel):
     spherical_width: int = Field(default=32, ge=1, description="projected basis of distance, angle and dihedral")
     num_radial: int = Field(default=128, ge=2, description="Gaussians of the radial basis")
     num_spherical: int = Field(default=7, ge=1, description="Legendre polynomials per angle, degrees 0 to n-1")
-    radial_cutoff: float = Field(
-        default=12.0, gt=0, description="Å, where the envelope reaches zero, whatever the cutoff of the graph"
+    radial_cutoff: float | None = Field(
+        default=None,
+        gt=0,
+        description="Å, where the envelope reaches zero; the graph's cutoff if not given. JMP has 12 for all its "
+        "graphs, those of 8 Å too: a larger value than the graph's leaves a jump in the energy at the graph's cutoff",
     )
     envelope_exponent: int = Field(default=5, ge=1, description="p of the polynomial envelope")
     dihedral_epsilon: float = Field(
@@ -68,10 +75,24 @@ class GemNetOCSettings(BaseModel):
         "effect for other sizes, JMP-S and JMP-L among them",
     )
 
+    @property
+    def edge_lists(self) -> tuple[str, ...]:
+        """Those of the interactions that are on."""
+        wanted = {
+            "atom_atom": self.atom_atom,
+            "atom_edge": self.atom_edge or self.edge_atom,
+            "quadruplet": self.quadruplet,
+        }
+        return ("main", *(name for name, on in wanted.items() if on))
+
+    def in_training(self, edge_dropout: float) -> GemNetOCSettings:
+        """With `edge_dropout`, by which output blocks make up for the edges that are not there."""
+        return self.model_copy(update={"edge_dropout": edge_dropout}) if edge_dropout else self
+
     @classmethod
     def small(cls) -> GemNetOCSettings:
         """JMP-S, 38.8 million parameters (28.6 without edge features)."""
-        return cls()
+        return cls(radial_cutoff=12.0)
 
     @classmethod
     def large(cls) -> GemNetOCSettings:
@@ -84,10 +105,11 @@ class GemNetOCSettings(BaseModel):
             radial_width=32,
             spherical_width=64,
             residuals_concat=4,
+            radial_cutoff=12.0,
         )
 
     @classmethod
-    def tiny(cls) -> GemNetOCSettings:
+    def tiny(cls, radial_cutoff: float | None = 6.0) -> GemNetOCSettings:
         """A laptop-sized one with every kind of interaction on, for graphs of about 6 Å and 8 neighbours."""
         return cls(
             blocks=2,
@@ -104,7 +126,7 @@ class GemNetOCSettings(BaseModel):
             spherical_width=8,
             num_radial=32,
             num_spherical=5,
-            radial_cutoff=6.0,
+            radial_cutoff=radial_cutoff,
             dihedral_epsilon=0.03,
             residuals_before_skip=1,
             residuals_after_skip=1,

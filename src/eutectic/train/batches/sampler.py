@@ -18,7 +18,7 @@ import numpy as np
 
 from eutectic.atoms import EutecticError
 from eutectic.data.store import Store
-from eutectic.graph import GraphSettings, build_graphs
+from eutectic.graph import LISTS, GraphSettings, build_graphs
 from eutectic.tasks import Sample, Task
 from eutectic.train.batches.mixture import Mixture
 
@@ -38,6 +38,7 @@ class TaskDataset:
         store, rows: which structures.
         keep: hold graphs in memory once built (for sets seen many times); not where edges are dropped anew.
         edge_dropout: share of the edges that a structure drawn for training loses.
+        edge_lists: the lists that the backbone reads (`Backbone.edge_lists`); graphs have no others.
         kept: position → what is held in memory so far.
     """
 
@@ -47,6 +48,7 @@ class TaskDataset:
     rows: np.ndarray
     keep: bool = False
     edge_dropout: float = 0.0
+    edge_lists: tuple[str, ...] = LISTS
     kept: dict[int, Sample] = field(default_factory=dict, repr=False)
     _sizes: np.ndarray | None = field(default=None, repr=False)
 
@@ -80,15 +82,16 @@ def make_samples(wanted: Sequence[tuple[TaskDataset, int, SampleKey | None]]) ->
         wanted: of each the set, the position in it, and the draw if it is one.
     """
     found: list[Sample | None] = [rows.kept.get(position) for rows, position, _ in wanted]
-    alike: dict[tuple[GraphSettings, float], list[int]] = defaultdict(list)
+    alike: dict[tuple[GraphSettings, tuple[str, ...], float], list[int]] = defaultdict(list)
     for k, (rows, _, draw) in enumerate(wanted):
         if found[k] is None:
-            alike[rows.task.graph, 0.0 if draw is None else rows.edge_dropout].append(k)
-    for (settings, dropout), these in alike.items():
+            alike[rows.task.graph, rows.edge_lists, 0.0 if draw is None else rows.edge_dropout].append(k)
+    for (settings, lists, dropout), these in alike.items():
         read = [rows.store[int(rows.rows[position])] for rows, position, _ in (wanted[k] for k in these)]
         graphs = build_graphs(
             [row.structure for row in read],
             settings,
+            lists=lists,
             edge_dropout=dropout,
             rngs=[np.random.default_rng(wanted[k][2]) for k in these] if dropout else None,
         )

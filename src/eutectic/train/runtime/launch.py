@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import lightning_fabric as lf
 import torch
@@ -28,6 +28,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from eutectic.atoms import EutecticError, Interrupted
+from eutectic.models import Backbone
 from eutectic.processes import cores
 from eutectic.train.runtime.stop import SIGNALS, StopFlag
 from eutectic.train.settings import TrainSettings
@@ -147,10 +148,8 @@ def _shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     share = mesh["data_parallel"]
-    for name in ("blocks", "layers"):
-        blocks = getattr(model.backbone, name, None)
-        for block in blocks if isinstance(blocks, nn.ModuleList) else ():
-            fully_shard(block, mesh=share)
+    for block in cast(Backbone, model.backbone).repeated:
+        fully_shard(block, mesh=share)
     fully_shard(model, mesh=share)
     return model
 

@@ -1,0 +1,37 @@
+"""Operations on a graph's edges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eutectic.graph.graph import Edges
+
+
+def sum_over_neighbours(messages: Tensor, edges: Edges, n_atoms: int) -> Tensor:
+    """Each atom's sum of the messages along the edges into it: (edges, …) → (atoms, …), in float32 or better."""
+    messages = messages.float() if messages.dtype in (torch.bfloat16, torch.float16) else messages
+    if torch.compiler.is_compiling():
+        return _summed(messages, edges.target, n_atoms)
+    result: Tensor = _Sum.apply(messages, edges.target, n_atoms)
+    return result
+
+
+def _summed(messages: Tensor, target: Tensor, n_atoms: int) -> Tensor:
+    return messages.new_zeros((n_atoms, *messages.shape[1:])).index_add_(0, target, messages)
+
+
+class _Sum(torch.autograd.Function):
+    """PyTorch's own keeps the messages for the backward pass, for their shape."""
+
+    @staticmethod
+    def forward(ctx: Any, messages: Tensor, target: Tensor, n_atoms: int) -> Tensor:
+        ctx.save_for_backward(target)
+        return _summed(messages, target, n_atoms)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (target,) = ctx.saved_tensors
+        return grad.index_select(0, target), None, None
