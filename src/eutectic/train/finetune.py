@@ -20,6 +20,7 @@ import eutectic
 from eutectic.atoms import EutecticError
 from eutectic.check.files import open_data
 from eutectic.checkpoints.model import TrainedModel, elements_seen, load_model, save_model, task_named
+from eutectic.checkpoints.seen_rows import LearnedRows, seen_rows
 from eutectic.data.examples import structure_to_dict, varied
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
@@ -182,7 +183,7 @@ def _run(
     if alone:
         fabric = make_fabric(settings.train, alone=True)
         fabric.launch()
-        _worker(fabric, stop or StopFlag(), settings, folder, prepared, console is None, on_step, results)
+        _worker(fabric, stop or StopFlag(), settings, folder, prepared, console is None, on_step, results, console)
     elif settings.train.processes == 1:
         # Here and now: what is not picklable need not travel.
         work = functools.partial(
@@ -193,6 +194,7 @@ def _run(
             quiet=console is None,
             on_step=on_step,
             results=results,
+            console=console,
         )
         launch(settings.train, work)
     else:
@@ -255,9 +257,37 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None) -> P
     task = fit_task(settings.name, store, parts.train, settings.targets, graph)
     prepared = Prepared(store, parts, task, backbone.for_graphs([graph]), graph, start)
     _kept_heads(settings, prepared)  # refuses a task that the start has not
+    if start is not None:
+        _check_unseen(settings.start, start, store, parts, console)
     if console is not None:
         _announce(console, settings, prepared)
     return prepared
+
+
+def _check_unseen(name: str, start: TrainedModel, store: Store, parts: Split, console: Console | None) -> None:
+    """Refuse to test a model on structures that it was trained on; warn where validation has some.
+
+    Raises:
+        EutecticError: test structures that the start has learned from.
+    """
+    seen = seen_rows(start.provenance, store)
+    if seen is None:
+        # The log has said that it is not known.
+        return
+    tested, validated = (np.intersect1d(rows, seen).size for rows in (parts.test, parts.validation))
+    if tested:
+        raise EutecticError(
+            f"start {name}, split {parts.name!r} of {store.card.name}",
+            f"{tested:,} of {len(parts.test):,} test structures that this model was trained on",
+            "test structures that it has never seen",
+            "use the split that the model was trained with (its test part was left alone), data.test 0, or new data",
+        )
+    if validated and console is not None:
+        console.print(
+            f"[yellow]{validated:,} of {len(parts.validation):,} validation structures[/] were in the training of "
+            f"{name}: validation errors are too low",
+            highlight=False,
+        )
 
 
 def _outside(
@@ -279,6 +309,7 @@ def _worker(
     quiet: bool,
     on_step: Callable[[int], None] = lambda step: None,
     results: list[FinetuneResult] | None = None,
+    console: Console | None = None,
 ) -> None:
     """One process of the run."""
     share_threads(settings.train, fabric.world_size)
@@ -320,7 +351,7 @@ def _worker(
         curve.restore(state["curve"])
         best.update(state["best"])
 
-    with Display("fine-tuning", settings.train.steps, hidden=quiet or not first) as display:
+    with Display("fine-tuning", settings.train.steps, hidden=quiet or not first, console=console) as display:
         trained = train(
             fabric,
             model,
@@ -381,6 +412,19 @@ def _summed(fabric: lf.Fabric, found: Mapping[str, ErrorSum]) -> tuple[dict[str,
         name: shown(name, b / n if n else float("nan"))[0] for name, (_, b, n) in zip(found, sums, strict=True)
     }
     return errors, baselines
+
+
+def _learned(settings: FinetuneSettings, store: Store, parts: Split) -> LearnedRows:
+    data = settings.data
+    return LearnedRows.of(
+        store,
+        parts,
+        n_train=data.train,
+        n_validation=data.validation,
+        n_test=data.test,
+        seed=data.split_seed,
+        needs=tuple(settings.targets),
+    )
 
 
 def split_of(store: Store, settings: FinetuneSettings) -> Split:
@@ -559,6 +603,7 @@ def _save(
         "steps": settings.train.steps,
         "seed": settings.train.seed,
         "elements": sorted(store.composition()),
+        "learned_rows": [_learned(settings, store, prepared.split).to_dict()],
     }
     if start is not None:
         provenance["pretrained"] = dict(start.provenance)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from eutectic.checkpoints.shipped import model_folder
 from eutectic.data.catalogue import open_store
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
+from eutectic.files import write_atomically
 from eutectic.graph import LISTS, GraphSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task, make_batch
@@ -33,9 +33,9 @@ from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 from eutectic.train.cost import Calibration, SizeModel, calibrate, costs_by_size, mean_counts, size_model, trials_of
 from eutectic.train.evaluation import Breakdown, evaluate
 from eutectic.train.loop import DTYPES, checkpoint_activations, total, train
-from eutectic.train.run_folder import claim_folder
+from eutectic.train.run_folder import claim_folder, claimed
 from eutectic.train.runtime.display import Display
-from eutectic.train.runtime.launch import launch, launched_outside, once, share_threads
+from eutectic.train.runtime.launch import is_first, launch, launched_outside, once, share_threads
 from eutectic.train.runtime.loggers import Factory, Loggers
 from eutectic.train.runtime.loggers import chosen as chosen_loggers
 from eutectic.train.runtime.stop import StopFlag, stopping_at_once
@@ -158,13 +158,23 @@ def pretrain(
         outside = functools.partial(
             _outside, settings=settings, folder=folder, console=console, page=page, planner=planner
         )
-        launch(settings.train, outside)
-    elif (prepared := _begin(settings, folder, console)) is not None:
-        quiet = console is None
-        work = functools.partial(
-            _worker, settings=settings, folder=folder, prepared=prepared, quiet=quiet, page=page, planner=planner
-        )
-        launch(settings.train, work)
+        with claimed(folder if is_first() else None):
+            launch(settings.train, outside)
+    else:
+        with claimed(folder):
+            prepared = _begin(settings, folder, console)
+            if prepared is not None:
+                quiet = console is None
+                work = functools.partial(
+                    _worker,
+                    settings=settings,
+                    folder=folder,
+                    prepared=prepared,
+                    quiet=quiet,
+                    page=page,
+                    planner=planner,
+                )
+                launch(settings.train, work)
     return PretrainResult(folder, json.loads((folder / "summary.json").read_text()))
 
 
@@ -179,9 +189,8 @@ def _begin(settings: PretrainSettings, folder: Path, console: Console | None) ->
         prepared = _prepare(settings)
         if console is not None:
             _announce(console, settings, prepared)
-    (folder / "tasks.json").write_text(
-        json.dumps([task.to_dict() for task in prepared.tasks], indent=1, ensure_ascii=False)
-    )
+    tasks = [task.to_dict() for task in prepared.tasks]
+    write_atomically(folder / "tasks.json", json.dumps(tasks, indent=1, ensure_ascii=False))
     return prepared
 
 
@@ -614,6 +623,4 @@ def _finish(
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    half = path.with_name(f".{path.name}.writing")
-    half.write_text(json.dumps(values, indent=1, ensure_ascii=False))
-    os.replace(half, path)
+    write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False))

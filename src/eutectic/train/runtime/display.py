@@ -21,8 +21,8 @@ class Display:
         hidden: show nothing (other processes, quiet runs).
     """
 
-    def __init__(self, title: str, steps: int, *, hidden: bool = False) -> None:
-        self.console = Console(quiet=hidden)
+    def __init__(self, title: str, steps: int, *, hidden: bool = False, console: Console | None = None) -> None:
+        self.console = Console(quiet=True) if hidden else console or Console()
         self.progress = progress_bar(self.console, disable=hidden or not self.console.is_terminal)
         self.bar = self.progress.add_task(title, total=steps, note="")
         self.title, self.steps = title, steps
