@@ -38,8 +38,9 @@ from ase.io.jsonio import decode, encode
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.data.card import Card
-from eutectic.data.catalogue import DATASETS, embedded_folder
+from eutectic.data.catalogue import embedded_folder
 from eutectic.data.dataset import Dataset
+from eutectic.data.datasets import published
 from eutectic.data.datasets.ase_files import AseFiles, scan
 from eutectic.data.prepare import prepare_store
 from eutectic.data.store import Store, write_store
@@ -75,7 +76,7 @@ def timed(action: Callable[[], object]) -> float:
 
 def preparing(shared: Path, say: Callable[[str], None]) -> dict[str, object]:
     """Structures per second of every family, with one process and with two."""
-    modules = {name: module for module in DATASETS for name in module.names()}
+    modules = {name: module for module in published() for name in module.names()}
     found: dict[str, object] = {}
     jobs: list[tuple[str, Path, Callable[[], Dataset]]] = []
     for name, place in SOURCES.items():

@@ -18,7 +18,7 @@ PARAMETERS = [pytest.param(s, id=s.title, marks=[pytest.mark.slow] if s.slow els
 
 @pytest.mark.parametrize("which", PARAMETERS)
 def test_a_real_data_set(which: SharedSet, shared_data: Path, tmp_path: Path) -> None:
-    if not which.place and qm9.package_folder() is None:
+    if not which.place and qm9.installed() is None:
         pytest.skip("the package qm9pack is not installed")
     if not (shared_data / which.place).exists():
         pytest.skip(f"{which.place} is not in the folder of real data sets")

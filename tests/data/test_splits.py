@@ -11,6 +11,8 @@ import pytest
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.data import splits
 from eutectic.data.card import Card
+from eutectic.data.dataset import PaperSplit
+from eutectic.data.datasets import md22, qmof, rmd17, spice
 from eutectic.data.splits import Split, split
 from eutectic.data.store import PublishedSplits, Store, write_store
 
@@ -201,7 +203,7 @@ def test_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = official(tmp_path)
     with pytest.raises(EutecticError, match="400 structures; expected the whole data set, 99000"):
         split(store, "paper")
-    monkeypatch.setitem(splits.PAPER_SIZES, "rmd17", (95, 5, None, 300))
+    monkeypatch.setitem(rmd17.PAPER_SPLITS, "rmd17", PaperSplit(95, 5, None, 300))
     made = split(store, "paper")
     # The first numbers of RandomState(42).shuffle(arange(400)), worked out once with NumPy.
     order = np.arange(400)
@@ -296,9 +298,9 @@ def test_stretches_of_time_leak_less_than_chance(tmp_path: Path) -> None:
 def test_paper_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: tuple[int, int, int]
 ) -> None:
-    monkeypatch.setitem(splits.PAPER_SIZES, "md22:made up", (285, 15, None, 400))
-    monkeypatch.setitem(splits.PAPER_SIZES, "spice:made up", (*splits.PAPER_SIZES["spice:dipeptides"][:3], 400))
-    monkeypatch.setitem(splits.PAPER_SIZES, "qmof", (*splits.PAPER_SIZES["qmof"][:3], 400))
+    monkeypatch.setitem(md22.PAPER_SPLITS, "md22:made up", PaperSplit(285, 15, None, 400))
+    monkeypatch.setitem(spice.PAPER_SPLITS, "spice:made up", spice.PAPER_SPLITS["spice:dipeptides"]._replace(whole=400))
+    monkeypatch.setitem(qmof.PAPER_SPLITS, "qmof", qmof.PAPER_SPLITS["qmof"]._replace(whole=400))
     store = make(tmp_path / "store", GROUPS, card=replace(CARD, name=name))
     made = split(store, "paper")
     order = np.random.RandomState(42).permutation(400)
@@ -314,7 +316,7 @@ def test_paper_sizes_of_md22_are_its_training_sizes() -> None:
     training = {"Ac-Ala3-NHMe": 6000, "DHA": 8000, "stachyose": 8000, "AT-AT": 3000, "AT-AT-CG-CG": 2000}
     training |= {"buckyball-catcher": 600, "double-walled_nanotube": 800}
     for molecule, n in training.items():
-        train, validation, test, _ = splits.PAPER_SIZES[f"md22:{molecule}"]
+        train, validation, test, _ = md22.PAPER_SPLITS[f"md22:{molecule}"]
         assert (train, validation, test) == (n - int(0.05 * n), int(0.05 * n), None)
 
 

@@ -25,6 +25,7 @@ import eutectic
 from eutectic.atoms import EutecticError
 from eutectic.checkpoints.model import TrainedModel, build_backbone
 from eutectic.checkpoints.safe_pickle import Archive, StoredTensor
+from eutectic.data.datasets import ani1x, oc20, oc22, transition1x
 from eutectic.graph import GraphSettings
 from eutectic.models.gemnet_oc.published import EMBEDDING, from_published, has_omissions, published_names
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
@@ -68,28 +69,28 @@ PUBLISHED_TASKS = {
         level_of_theory="RPBE",
         energy_scale=24.901469505465872,
         forces_scale=0.5111534595489502,
-        forces_weight=73.0,
+        forces_weight=oc20.PUBLISHED_SIZE[1],
         cutoff=12.0,
     ),
     "oc22": PublishedTask(
         level_of_theory="PBE+U",
         energy_scale=25.229595396538468,
         forces_scale=0.25678861141204834,
-        forces_weight=80.0,
+        forces_weight=oc22.PUBLISHED_SIZE[1],
         cutoff=12.0,
     ),
     "ani1x": PublishedTask(
         level_of_theory="ωB97X/6-31G(d)",
         energy_scale=2.8700712783472118,
         forces_scale=2.131422996520996,
-        forces_weight=15.0,
+        forces_weight=ani1x.PUBLISHED_SIZE[1],
         cutoff=8.0,
     ),
     "transition1x": PublishedTask(
         level_of_theory="ωB97X/6-31G(d)",
         energy_scale=1.787466168382901,
         forces_scale=0.3591422140598297,
-        forces_weight=14.0,
+        forces_weight=transition1x.PUBLISHED_SIZE[1],
         cutoff=8.0,
     ),
 }

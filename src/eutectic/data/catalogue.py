@@ -20,40 +20,10 @@ from eutectic.atoms.properties import define_all
 from eutectic.console import ProgressBar
 from eutectic.data.card import Card
 from eutectic.data.dataset import Dataset, File
-from eutectic.data.datasets import (
-    ani1x,
-    ase_files,
-    matbench,
-    md17,
-    md22,
-    oc20,
-    oc22,
-    qm9,
-    qmof,
-    records,
-    rmd17,
-    spice,
-    transition1x,
-)
+from eutectic.data.datasets import ase_files, published, records
 from eutectic.data.download import fetch
 from eutectic.data.prepare import prepare_store
 from eutectic.data.store import Store, check_place, is_store
-
-DATASETS: tuple[Dataset, ...] = (
-    oc20,
-    oc22,
-    ani1x,
-    transition1x,
-    qm9,
-    rmd17,
-    md17,
-    md22,
-    spice,
-    matbench,
-    qmof,
-)
-"""Every module of `eutectic.data.datasets` that reads published files."""
-
 
 _OWN = {
     "ase": "Your own structures: any file or folder that ASE reads",
@@ -118,7 +88,7 @@ def native() -> tuple[str, ...]:
 
 
 def _modules() -> dict[str, Dataset]:
-    return {name: module for module in DATASETS for name in module.names()}
+    return {name: module for module in published() for name in module.names()}
 
 
 def data_folder() -> Path:
@@ -325,8 +295,9 @@ def _unknown(name: str) -> EutecticError:
 
 def _fetched(dataset: Dataset, name: str, *, progress: bool) -> Path:
     """The published files, which are downloaded once for a whole family."""
-    if dataset is qm9 and (package := qm9.package_folder()) is not None:
-        return package
+    installed = getattr(dataset, "installed", None)
+    if installed is not None and (place := installed(name)) is not None:
+        return Path(place)
     files = dataset.files(name)
     if not files:
         raise EutecticError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -51,9 +51,29 @@ class Piece:
     member: str = ""
 
 
+class PaperSplit(NamedTuple):
+    """How JMP divided a data set to fine-tune on it (Shoghi et al., ICLR 2024).
+
+    Attributes:
+        train, validation, test: structures; a share is rounded down, None is all the rest.
+        whole: how many structures the data set has at least: a shuffle of a part of it is another split.
+    """
+
+    train: int | float | None
+    validation: int | float | None
+    test: int | float | None
+    whole: int
+
+
 @runtime_checkable
 class Dataset(Protocol):
-    """A module of `eutectic.data.datasets`. Units, signs and levels of theory are settled in it, once."""
+    """A module of `eutectic.data.datasets`, which is found by being there. Units, signs and levels of theory are
+    settled in it, once.
+
+    Besides these functions it may have `PAPER_SPLITS` (name or family → `PaperSplit`, or the name of a published
+    split), `PUBLISHED_SIZE` (structures, mean number of atoms) and `installed(name)` (files that are on this machine
+    already, or None).
+    """
 
     def names(self) -> tuple[str, ...]:
         """What `prepare` calls the data sets of this module: "oc22", or "md22:AT-AT", "md22:stachyose", …"""

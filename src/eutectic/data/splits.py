@@ -17,31 +17,11 @@ from jaxtyping import Bool, Int
 
 from eutectic.atoms import EutecticError, did_you_mean
 from eutectic.console import ProgressBar
+from eutectic.data.dataset import PaperSplit
 from eutectic.data.store import Store
 
 HELD_OUT = 0.1
 """Share of validation, and again of testing, where no number is asked for."""
-
-PAPER_SIZES: dict[str, tuple[int | float | None, int | float | None, int | float | None, int]] = {
-    "qm9": (None, 10_000, 10_000, 130_000),
-    "rmd17": (950, 50, None, 99_000),
-    "md22:Ac-Ala3-NHMe": (5700, 300, None, 85_109),
-    "md22:DHA": (7600, 400, None, 69_753),
-    "md22:stachyose": (7600, 400, None, 27_272),
-    "md22:AT-AT": (2850, 150, None, 20_001),
-    "md22:AT-AT-CG-CG": (1900, 100, None, 10_153),
-    "md22:buckyball-catcher": (570, 30, None, 6102),
-    "md22:double-walled_nanotube": (760, 40, None, 5032),
-    "spice:dipeptides": (0.8, None, 0.1, 30_000),
-    "spice:solvated_amino_acids": (0.8, None, 0.1, 1200),
-    "qmof": (0.8, None, 0.1, 20_000),
-}
-"""JMP (Shoghi et al., arXiv:2310.16802) by the data set's name, or its family's: training, validation, test (a
-share is rounded down, None is all the rest), and how many structures the whole data set has at least: a shuffle
-of a part is another split. MD22: the training sizes of its authors, of which JMP validates on a twentieth."""
-
-PAPER_PUBLISHED: dict[str, str] = {"matbench": "fold_0"}
-"""Families for which JMP took a published split, the first of several; the others are there by name."""
 
 NEAR = 0.1
 """Å, root mean square over the atoms: rows that follow each other and differ by less are neighbours in time. A
@@ -307,21 +287,35 @@ def _family(store: Store) -> str:
     return store.card.name.partition(":")[0]
 
 
+def paper_splits() -> dict[str, PaperSplit | str]:
+    """JMP's split of each data set it fine-tuned on, by the name of the data set or of its family."""
+    # Readers of the user's own files ask this module for a size.
+    from eutectic.data.datasets import published
+
+    return {name: paper for module in published() for name, paper in getattr(module, "PAPER_SPLITS", {}).items()}
+
+
+def _paper_split(store: Store) -> PaperSplit | str | None:
+    known = paper_splits()
+    return known.get(store.card.name) or known.get(_family(store))
+
+
 def _in_paper(store: Store) -> bool:
-    return not {store.card.name, _family(store)}.isdisjoint(PAPER_SIZES.keys() | PAPER_PUBLISHED.keys())
+    return _paper_split(store) is not None
 
 
 def _paper(store: Store, eligible: np.ndarray, asked: _Asked, published: dict[str, dict[str, np.ndarray]]) -> _Parts:
     where, n = f"split 'paper' of {store.card.name}", len(store)
-    if not _in_paper(store):
+    paper = _paper_split(store)
+    if paper is None:
         raise EutecticError(
             where,
             "JMP did not use this data set",
-            " or ".join([*PAPER_SIZES, *PAPER_PUBLISHED]),
+            " or ".join(paper_splits()),
             "use the split 'group' or 'random'",
         )
-    if _family(store) in PAPER_PUBLISHED:
-        name = PAPER_PUBLISHED[_family(store)]
+    if isinstance(paper, str):
+        name = paper
         if name not in published:
             raise EutecticError(
                 where,
@@ -330,7 +324,7 @@ def _paper(store: Store, eligible: np.ndarray, asked: _Asked, published: dict[st
                 "prepare it from the complete files, or use the split 'group' or 'random'",
             )
         return _official(store, name, published[name], eligible, asked)
-    *sizes, whole = PAPER_SIZES.get(store.card.name) or PAPER_SIZES[_family(store)]
+    *sizes, whole = paper
     if n < whole:
         raise EutecticError(
             where,

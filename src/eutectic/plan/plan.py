@@ -22,6 +22,7 @@ from rich.table import Table
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.checkpoints.model import build_backbone
 from eutectic.data.catalogue import embedded, open_store
+from eutectic.data.datasets import ani1x, oc20, oc22, transition1x
 from eutectic.data.store import Store, is_store
 from eutectic.graph import StructureGraph, build_graph
 from eutectic.models.multitask import MultitaskModel
@@ -319,10 +320,10 @@ class Published:
 
 
 PUBLISHED = {
-    "oc20": Published(100_000_000, 73.0, "metal_slabs"),
-    "oc22": Published(8_000_000, 80.0, "oxide_slabs"),
-    "ani1x": Published(2_000_000, 15.0, "molecules"),
-    "transition1x": Published(10_000_000, 14.0, "reactions"),
+    "oc20": Published(*oc20.PUBLISHED_SIZE, "metal_slabs"),
+    "oc22": Published(*oc22.PUBLISHED_SIZE, "oxide_slabs"),
+    "ani1x": Published(*ani1x.PUBLISHED_SIZE, "molecules"),
+    "transition1x": Published(*transition1x.PUBLISHED_SIZE, "reactions"),
 }
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from eutectic.data.datasets import ani1x, oc20, oc22, transition1x
 from eutectic.graph import GraphSettings
 from eutectic.models.gemnet_oc import GemNetOCSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.tasks import TargetSettings
 from eutectic.train.settings import BackboneChoice, OptimiserSettings, PretrainSettings, SetSettings, TrainSettings
 
-FORCE_WEIGHTS = {"oc20": 73.0, "oc22": 80.0, "ani1x": 15.0, "transition1x": 14.0}
+FORCE_WEIGHTS = {
+    "oc20": oc20.PUBLISHED_SIZE[1],
+    "oc22": oc22.PUBLISHED_SIZE[1],
+    "ani1x": ani1x.PUBLISHED_SIZE[1],
+    "transition1x": transition1x.PUBLISHED_SIZE[1],
+}
 """Weight of the force loss of each set: its mean number of atoms, as published."""
 
 STORES = {"oc20": "oc20:total", "oc22": "oc22", "ani1x": "ani1x", "transition1x": "transition1x"}

@@ -12,7 +12,6 @@ from ase.symbols import symbols2numbers
 from eutectic.atoms import EutecticError, LabelledStructure
 from eutectic.data.datasets import md22
 from eutectic.data.formats import sgdml
-from eutectic.data.splits import PAPER_SIZES
 
 KCAL = 4184 / (6.022140857e23 * 1.6021766208e-19)  # CODATA 2014
 
@@ -69,7 +68,7 @@ def test_every_molecule(tmp_path: Path, molecule: str) -> None:
     assert md22.card(name).name == name
     assert md22.files(name)[0].url.endswith(f"/md22_{molecule}.npz")
     assert md22.published_splits(tmp_path, name) == {}
-    assert name in PAPER_SIZES
+    assert name in md22.PAPER_SPLITS
 
 
 def test_energies_in_another_unit_are_known_or_refused(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EutecticError, match=r"eutectic\[qm9\]"):
         qm9.package_files()
-    assert qm9.package_folder() is None
+    assert qm9.installed() is None
 
 
 def test_the_layout_of_the_package(folder: Path) -> None:
@@ -124,7 +124,7 @@ def test_the_layout_of_the_package(folder: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("qm9pack") is None, reason="qm9pack is not installed")
 def test_the_package_agrees_with_the_files(folder: Path) -> None:
-    package = qm9.package_folder()
+    package = qm9.installed()
     assert package is not None
     here, there = next(read(package)), next(read(folder))
     assert (here.id, here.group, here.labels) == (there.id, there.group, there.labels)

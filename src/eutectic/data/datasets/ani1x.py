@@ -124,6 +124,10 @@ _LAYOUTS = {
 }
 
 
+PUBLISHED_SIZE = (2_000_000, 15.0)
+"""Structures and mean number of atoms (Shoghi et al., ICLR 2024)."""
+
+
 def names() -> tuple[str, ...]:
     """The data sets of this module."""
     return tuple(CARDS)

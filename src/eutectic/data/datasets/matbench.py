@@ -138,6 +138,10 @@ _FETCH = "fetch the file again (https://ml.materialsproject.org/projects/matbenc
 _LAYOUT = "matbench_<task>.json.gz: an object of index, columns, data"
 
 
+PAPER_SPLITS = {"matbench": "fold_0"}
+"""JMP reports the first of the five official folds."""
+
+
 def names() -> tuple[str, ...]:
     """`matbench:<task>`."""
     return tuple(f"matbench:{task}" for task in TASKS)

@@ -14,7 +14,7 @@ import numpy as np
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.data.card import Card
-from eutectic.data.dataset import File, Piece
+from eutectic.data.dataset import File, PaperSplit, Piece
 from eutectic.data.formats import sgdml
 
 MOLECULES: dict[str, tuple[str, str]] = {
@@ -30,6 +30,18 @@ MOLECULES: dict[str, tuple[str, str]] = {
 
 _URL = "http://www.quantum-machine.org/gdml/repo/datasets/"
 _FETCH = "fetch the file again (sgdml.org)"
+
+
+PAPER_SPLITS = {
+    "md22:Ac-Ala3-NHMe": PaperSplit(5700, 300, None, 85_109),
+    "md22:DHA": PaperSplit(7600, 400, None, 69_753),
+    "md22:stachyose": PaperSplit(7600, 400, None, 27_272),
+    "md22:AT-AT": PaperSplit(2850, 150, None, 20_001),
+    "md22:AT-AT-CG-CG": PaperSplit(1900, 100, None, 10_153),
+    "md22:buckyball-catcher": PaperSplit(570, 30, None, 6102),
+    "md22:double-walled_nanotube": PaperSplit(760, 40, None, 5032),
+}
+"""The training sizes of the data set's authors, of which JMP validates on a twentieth."""
 
 
 def names() -> tuple[str, ...]:

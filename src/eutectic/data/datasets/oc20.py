@@ -115,6 +115,10 @@ _IS2RE = File(
 )
 
 
+PUBLISHED_SIZE = (100_000_000, 73.0)
+"""Structures and mean number of atoms (Shoghi et al., ICLR 2024)."""
+
+
 def names() -> tuple[str, ...]:
     """Which energy goes with which positions."""
     return tuple(_KINDS)

@@ -50,6 +50,10 @@ _RELAXATIONS = {
 }
 
 
+PUBLISHED_SIZE = (8_000_000, 80.0)
+"""Structures and mean number of atoms (Shoghi et al., ICLR 2024)."""
+
+
 def names() -> tuple[str, ...]:
     """Which energy goes with which positions."""
     return ("oc22", *_RELAXATIONS)

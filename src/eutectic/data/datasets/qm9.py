@@ -26,7 +26,7 @@ from jaxtyping import Int
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.atoms.units import HARTREE
 from eutectic.data.card import Card
-from eutectic.data.dataset import File, Piece
+from eutectic.data.dataset import File, PaperSplit, Piece
 from eutectic.data.formats.archives import damage_explained, tar_members
 
 CARD = Card(
@@ -135,6 +135,9 @@ FILES = (
         checksum="md5:a361887bacb427b8a0ce7903d92a53b4",
     ),
 )
+
+
+PAPER_SPLITS = {"qm9": PaperSplit(None, 10_000, 10_000, 130_000)}
 
 
 def names() -> tuple[str, ...]:
@@ -302,7 +305,7 @@ def package_files() -> list[Path]:
     return files
 
 
-def package_folder() -> Path | None:
+def installed(name: str = "qm9") -> Path | None:
     """Where the files of the package qm9pack lie; None where it is not installed."""
     try:
         return Path(os.path.commonpath([path.parent for path in package_files()]))

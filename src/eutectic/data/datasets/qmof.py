@@ -23,7 +23,7 @@ import numpy as np
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.data.card import Card
-from eutectic.data.dataset import File, Piece
+from eutectic.data.dataset import File, PaperSplit, Piece
 from eutectic.data.formats import cif, pymatgen_json
 from eutectic.data.formats.archives import INSIDE, damage_explained, opened, tar_members, zip_members
 
@@ -53,6 +53,9 @@ _GAPS = (GAP, "bandgap", "band_gap")
 _KEYS = ("filename", "qmof_id", "name", "qmof_name", "refcode")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 _REFCODE = re.compile(r"^([A-Z]{6})\d{0,2}(?:_|$)")
+
+
+PAPER_SPLITS = {"qmof": PaperSplit(0.8, None, 0.1, 20_000)}
 
 
 def names() -> tuple[str, ...]:

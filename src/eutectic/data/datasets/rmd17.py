@@ -28,7 +28,7 @@ from ase.formula import Formula
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.atoms.units import KCAL_PER_MOL
 from eutectic.data.card import Card
-from eutectic.data.dataset import File, Piece
+from eutectic.data.dataset import File, PaperSplit, Piece
 from eutectic.data.formats.archives import damage_explained, tar_members
 
 CARD = Card(
@@ -71,6 +71,9 @@ ARCHIVE = File(
     size_bytes=1_066_301_513,
     checksum="md5:cb1a927628d96f2e966025da4fb63d18",
 )
+
+
+PAPER_SPLITS = {"rmd17": PaperSplit(950, 50, None, 99_000)}
 
 
 def names() -> tuple[str, ...]:

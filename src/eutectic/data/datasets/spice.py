@@ -28,7 +28,7 @@ import numpy as np
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.atoms.units import convert
 from eutectic.data.card import Card
-from eutectic.data.dataset import File, Piece
+from eutectic.data.dataset import File, PaperSplit, Piece
 from eutectic.data.formats import hdf5
 
 CARD = Card(
@@ -78,6 +78,12 @@ _DIPOLE = {f"elementary_charge*{x}": f"e*{x}" for x in _LENGTH}
 
 _EXPECTED = "SPICE-2.0.1.hdf5"
 _FIX = "fetch SPICE-2.0.1.hdf5 (doi:10.5281/zenodo.10975225) or SPICE-1.1.4.hdf5 (doi:10.5281/zenodo.8222043)"
+
+
+PAPER_SPLITS = {
+    "spice:dipeptides": PaperSplit(0.8, None, 0.1, 30_000),
+    "spice:solvated_amino_acids": PaperSplit(0.8, None, 0.1, 1200),
+}
 
 
 def names() -> tuple[str, ...]:

@@ -71,6 +71,10 @@ _EXPECTED = "transition1x.h5"
 _FIX = "fetch transition1x.h5 again (doi:10.6084/m9.figshare.19614657)"
 
 
+PUBLISHED_SIZE = (10_000_000, 14.0)
+"""Structures and mean number of atoms (Shoghi et al., ICLR 2024)."""
+
+
 def names() -> tuple[str, ...]:
     """The data set, and the one that goes on from it."""
     return ("transition1x", "horm")
