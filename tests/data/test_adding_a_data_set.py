@@ -49,7 +49,7 @@ def files(name):
 
 
 def pieces(source, name):
-    return [Piece(source)]
+    return [Piece(path=source)]
 
 
 def read(piece, name):

@@ -21,7 +21,7 @@ from eutectic.graph import GraphSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.models.painn import PaiNNSettings
 from eutectic.tasks import TargetSettings, fit_task
-from eutectic.train.batches.sampler import Source, TaskRows
+from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 from eutectic.train.loop import train
 from eutectic.train.pretrain import initial_model
 from eutectic.train.runtime.launch import make_fabric
@@ -477,7 +477,7 @@ def two_steps(store: Store) -> tuple[float, ...]:
     targets = {name: TargetSettings(head=head) for name, head in heads.items()}
     rows = np.arange(len(store))
     task = fit_task("set", store, rows, targets, GraphSettings(cutoff=4.0, max_neighbours=6))
-    source = Source([TaskRows(0, task, store, rows)], 2, 1.0, 0)
+    source = BatchSampler([TaskDataset(0, task, store, rows)], 2, 1.0, 0)
     sizes = PaiNNSettings(width=8, layers=1, radial_functions=4, cutoff=4.0, edge_width=8)
     model = initial_model("painn", sizes.model_dump(), (task,), source, 0)
     settings = TrainSettings(steps=2, batch_size=2, processes=1, threads=1)

@@ -94,9 +94,9 @@ def _lists(values: Sequence[np.ndarray | None], of: pa.DataType) -> pa.ListArray
     offsets = np.zeros(len(values) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
     present = [value.ravel() for value in values if value is not None]
-    flat = np.concatenate(present) if present else np.empty(0, dtype=of.to_pandas_dtype())
+    flat = pa.array(np.concatenate(present) if present else [], type=of)
     absent = pa.array([value is None for value in values]) if len(present) < len(values) else None
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, type=of), mask=absent)
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=absent)
 
 
 def _columns(rows: Sequence[LabelledStructure], schema: pa.Schema, properties: Sequence[Property]) -> pa.RecordBatch:
