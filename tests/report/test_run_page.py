@@ -65,12 +65,14 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
         "step 5 of 10",
         "50 %",
         "2.5 s left",
-        "an_old_set (validation only, not trained on)",
+        "an_old_set",
+        "Validation only, not trained on: 5.00",
         "Pt",
         "123",
         "8–15",
     ):
         assert words in text, words
+    assert text.count("Validation only, not trained on") == 2  # energy and forces
     assert "60.0 %" in text  # planned
     assert "50.0 %" in text  # drawn
     assert ">60<" in text  # structures per second

@@ -282,7 +282,7 @@ def curves(
             axes.plot(
                 *zip(*points, strict=True),
                 color=(colours or {}).get(name, INK),
-                linewidth=1.3 if (wide and name != "all") or small else 2.0,
+                linewidth=1.3 if wide and name != "all" else 2.0,
                 label=short(name, 22),
                 marker="o" if len(points) < (2 if wide else 40) else "",
                 markersize=3 if small else 4,
@@ -290,7 +290,7 @@ def curves(
     values = [v for points in lines.values() for _, v in points]
     if baseline is not None and math.isfinite(baseline):
         axes.axhline(baseline, color=QUIET, linewidth=1.1, linestyle=(0, (4, 2)))
-        values.append(baseline)
+        values.append(float(baseline))
     if log:
         _log_errors(axes, values)
     else:

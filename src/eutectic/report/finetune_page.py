@@ -156,7 +156,7 @@ def _facts(result: Mapping[str, Any], start: str) -> Iterator[tuple[str, str]]:
     yield "Start", start
     yield "Optimiser", ", ".join(rates)
     if result.get("total_steps") is not None:
-        size = f" of {count(result['batch_size'])} structures" if result.get("batch_size") else ""
+        size = f", batches of {count(result['batch_size'])} structures" if result.get("batch_size") else ""
         yield "Steps", count(result["total_steps"]) + size
     if result.get("best_step") is not None:
         yield "Best step", f"{count(result['best_step'])} (lowest validation error; its weights are kept)"
