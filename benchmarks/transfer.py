@@ -28,7 +28,7 @@ from rich.console import Console
 
 from eutectic.checkpoints.shipped import model_folder
 from eutectic.recipes.small import BACKBONE, GRAPH
-from eutectic.report.study_page import write_demo_report
+from eutectic.report.study_page import write_demo_page
 from eutectic.study.compare import (
     SWEEP_SEED,
     Choice,
@@ -387,7 +387,7 @@ def main() -> None:
         shown = StudyResults(
             tasks=against[s], pretraining=None, settings={}, times={}, environment=record["environment"]
         )
-        write_demo_report(given.out / ("report.html" if s == "joint" else f"report-{s}.html"), shown)
+        write_demo_page(given.out / ("report.html" if s == "joint" else f"report-{s}.html"), shown)
     print((given.out / "table.md").read_text())
 
 

@@ -16,7 +16,7 @@ from eutectic.recipes.demonstration import pretraining_summary
 from eutectic.recipes.finetuning import finetuning
 from eutectic.report.finetune_page import write_finetune_page
 from eutectic.report.run_page import write_run_page
-from eutectic.report.study_page import write_finetune_report
+from eutectic.report.study_page import write_comparison_page
 from eutectic.study.compare import STARTS, environment, run_study
 from eutectic.study.results import Start, StudyResults
 from eutectic.train import finetune as training
@@ -153,7 +153,7 @@ def write_report(folder: str | Path) -> Path:
     if (folder / "results.json").is_file() and not (folder / "settings.json").is_file():
         results = StudyResults.read(folder / "results.json")
         (task,) = results.tasks
-        write_finetune_report(
+        write_comparison_page(
             page,
             task,
             settings=results.settings,

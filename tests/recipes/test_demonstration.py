@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from eutectic.recipes.demonstration import TASKS, demo, run_demo
-from eutectic.report.study_page import write_demo_report
+from eutectic.report.study_page import write_demo_page
 
 
 def test_tasks_are_of_different_kinds_and_never_pretrained_on() -> None:
@@ -32,7 +32,7 @@ def test_short_demo_writes_results_and_report(tmp_path: Path) -> None:
     tasks = [dataclasses.replace(t, steps=4, validation=4, test=8, batch_size=4) for t in TASKS]
     results = run_demo(tmp_path, settings=settings, seeds=(0,), tasks=tasks, workers=2, console=Console(quiet=True))
     results.write(tmp_path / "results.json")
-    write_demo_report(tmp_path / "report.html", results)
+    write_demo_page(tmp_path / "report.html", results)
     written = json.loads((tmp_path / "results.json").read_text())
     assert [task["name"] for task in written["tasks"]] == [task.name for task in TASKS]
     for task in written["tasks"]:

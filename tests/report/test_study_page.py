@@ -14,14 +14,14 @@ from rich.console import Console
 
 from eutectic.atoms import Structure
 from eutectic.report import formatting
-from eutectic.report.study_page import write_demo_report, write_finetune_report
+from eutectic.report.study_page import write_comparison_page, write_demo_page
 from eutectic.report.tables import comparison_table
 from eutectic.study.results import PretrainingSummary, StudyResults
 
 
 def test_demo_report(results: StudyResults, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    write_demo_report(path, results, {"alpha": [Structure.from_ase(molecule("H2O"))]})
+    write_demo_page(path, results, {"alpha": [Structure.from_ase(molecule("H2O"))]})
     text, page = check_self_contained(path)
     assert results.pretraining is not None
     for name in ["alpha", "beta", *(s.name for s in results.pretraining.sets)]:
@@ -36,7 +36,7 @@ def test_demo_report(results: StudyResults, tmp_path: Path) -> None:
 
 def test_the_same_results_give_the_same_page(results: StudyResults, tmp_path: Path) -> None:
     for name in ("a.html", "b.html"):
-        write_finetune_report(tmp_path / name, results.tasks[0], examples=[slab()])
+        write_comparison_page(tmp_path / name, results.tasks[0], examples=[slab()])
     assert (tmp_path / "a.html").read_text() == (tmp_path / "b.html").read_text()
 
 
@@ -88,7 +88,7 @@ def test_hostile_names_are_only_text(results: StudyResults, tmp_path: Path) -> N
         times={HOSTILE: 1.0},
         environment={HOSTILE: [HOSTILE]},
     )
-    write_demo_report(tmp_path / "h.html", hostile)
+    write_demo_page(tmp_path / "h.html", hostile)
     _, page = check_self_contained(tmp_path / "h.html")
     assert all(a.startswith(("#", "data:")) for a in page.addresses)
     console = Console(width=400)
@@ -105,7 +105,7 @@ def test_one_start_alone(start: str, tmp_path: Path) -> None:
     assert task.improvement_percent is None
     assert task.speedup is None
     path = tmp_path / "report.html"
-    write_finetune_report(path, task, settings={"a": {"b": 1}}, examples=[slab()])
+    write_comparison_page(path, task, settings={"a": {"b": 1}}, examples=[slab()])
     text, _ = check_self_contained(path)
     assert "mine" in text
     assert "improvement" not in text.lower()
@@ -115,7 +115,7 @@ def test_one_start_alone(start: str, tmp_path: Path) -> None:
 
 
 def test_both_starts_of_one_task(results: StudyResults, tmp_path: Path) -> None:
-    write_finetune_report(tmp_path / "r.html", results.tasks[0])
+    write_comparison_page(tmp_path / "r.html", results.tasks[0])
     text, _ = check_self_contained(tmp_path / "r.html")
     assert "+25.0 %" in text
 
@@ -125,7 +125,7 @@ def test_odd_numbers_can_be_drawn(tmp_path: Path) -> None:
     for errors, test_error in (([1.0], 1.0), ([0.0, 0.0], 0.0), ([1.0, nan, nan], nan), ([1e-9, 1e9], 1e9)):
         runs = [make_run("scratch", 0, errors, test_error), make_run("pretrained", 0, errors, test_error)]
         path = tmp_path / "odd.html"
-        write_finetune_report(path, make_task("odd", runs, steps=200))
+        write_comparison_page(path, make_task("odd", runs, steps=200))
         check_self_contained(path)
 
 

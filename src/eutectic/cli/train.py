@@ -364,7 +364,7 @@ def demo(
     from eutectic.data.examples import varied
     from eutectic.recipes.demonstration import TASKS, run_demo
     from eutectic.recipes.demonstration import demo as recipe
-    from eutectic.report.study_page import write_demo_report
+    from eutectic.report.study_page import write_demo_page
     from eutectic.report.tables import comparison_table
 
     settings = recipe(processes=workers) if steps is None else recipe(steps=steps, processes=workers)
@@ -373,7 +373,7 @@ def demo(
     results.write(out / "results.json")
     stores = {task.name: open_store(task.store) for task in tasks}
     examples = {name: [store[i].structure for i in varied(store)] for name, store in stores.items()}
-    write_demo_report(out / "report.html", results, examples)
+    write_demo_page(out / "report.html", results, examples)
     console.print(comparison_table(results))
     console.print(f"results: {out / 'results.json'}\nreport: {out / 'report.html'}")
 

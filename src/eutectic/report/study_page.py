@@ -17,7 +17,7 @@ from eutectic.report.run_page import validation_panels
 from eutectic.study.results import STARTS, Start, StudyResults, TaskComparison
 
 
-def write_demo_report(
+def write_demo_page(
     path: Path, results: StudyResults, examples: Mapping[str, Sequence[Structure]] | None = None
 ) -> None:
     """Write the page of a study with its pre-training.
@@ -37,7 +37,7 @@ def write_demo_report(
     _write(path, results, "Joint pre-training compared with training from scratch", lead, examples or {})
 
 
-def write_finetune_report(
+def write_comparison_page(
     path: Path,
     task: TaskComparison,
     *,
