@@ -197,7 +197,7 @@ def parity(
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(ticks))
     axes.set_title(title, color=colour)
-    quantity = f"{short(symbol, 10)} ({short(unit, 16)})" if unit else short(symbol, 10)
+    quantity = f"{short(symbol, 16)} ({short(unit, 16)})" if unit else short(symbol, 16)
     axes.set_xlabel(f"true {quantity}")
     axes.set_ylabel(f"predicted {quantity}")
     axes.text(0.04, 0.96, note, transform=axes.transAxes, va="top", fontsize=9.5)

@@ -188,10 +188,18 @@ def _curve(outcome: Outcome, result: Mapping[str, Any]) -> Figure:
 
 def _parity(outcome: Outcome, result: Mapping[str, Any]) -> Figure:
     known = PROPERTIES.get(outcome.name)
+    symbol = (known.symbol if known else "") or words(outcome.name)
+    truth, prediction = outcome.truth, outcome.prediction
+    finite = [value for value in truth if value is not None and math.isfinite(value)]
+    middle = sorted(finite)[len(finite) // 2] if finite else 0.0
+    if finite and abs(middle) > 30 * (max(finite) - min(finite)):
+        # Total energies of one molecule: what differs would be lost behind their common part.
+        truth, prediction = ([None if v is None else v - middle for v in values] for values in (truth, prediction))
+        symbol = f"{symbol} − median"
     return figures.parity(
-        outcome.truth,
-        outcome.prediction,
-        symbol=(known.symbol if known else "") or words(outcome.name),
+        truth,
+        prediction,
+        symbol=symbol,
         unit=outcome.unit,
         title=words(outcome.name),
         colour=_colour(result),

@@ -215,7 +215,7 @@ def card(
     if few:
         notes.append("Nearly all is one group: the split is random, with structures of one trajectory on both sides.")
     return Card(
-        name="ase",
+        name=Path(source).stem or "ase",
         title=f"Structures from {Path(source).name}",
         domain="user",
         properties=tuple(found.counts),

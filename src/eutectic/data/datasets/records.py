@@ -211,7 +211,7 @@ class RecordFiles:
         if few:
             notes.append("Nearly all is one group: the split is random, with structures of one group on both sides.")
         return Card(
-            name="records",
+            name=self.source.stem or "records",
             title=f"Structures from {self.source.name}",
             domain="user",
             properties=tuple(found.counts),
