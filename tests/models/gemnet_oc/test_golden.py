@@ -194,7 +194,7 @@ def test_energies_forces_and_gradients(case: GoldenCase, recomputing: bool, monk
 
 
 def test_each_weight_that_is_off_by_a_millionth_is_seen() -> None:
-    case = golden_case("molecules")
+    case = golden_case("omissions")  # one block, and so the quickest
     backbone = _backbone(case)
     main = case.order("main")
 

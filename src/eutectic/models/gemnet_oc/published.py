@@ -1,10 +1,11 @@
 """The names that the published weights and configuration use, and ours.
 
 `published_names` lists every entry of the published backbone in its own order, which is also the order of its
-parameters and so of the unnamed averaged weights of a released checkpoint. Three things are not one to one:
+parameters and so of the unnamed averaged weights of a released checkpoint. Four things are not one to one:
 
 - The published model has up to eight copies of one radial basis; all map to the same two buffers of ours.
 - `out_blocks.N.seq_energy_pre` is another name for `out_blocks.N.layers`; it is left out here.
+- A published model of some sizes has fewer layers than ours (`has_omissions`).
 - A published scale factor of 0 stands for "not fitted", which is our 1 (see `from_published`).
 """
 
