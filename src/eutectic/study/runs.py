@@ -1,56 +1,34 @@
-"""Many independent fine-tuning runs, one process each, as many at a time as there are cores."""
+"""Independent fine-tuning runs, one process each, as many at a time as there are cores."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from eutectic.atoms import EutecticError, Interrupted
-from eutectic.processes import cores
+from eutectic.atoms import Interrupted
+from eutectic.console import ProgressBar
+from eutectic.processes import cores, count, run_in_processes
 from eutectic.train.finetune import FinetuneResult, finetune
-from eutectic.train.runtime.display import progress_bar
 from eutectic.train.runtime.stop import StopFlag
 from eutectic.train.settings import FinetuneSettings
 
-_done: Any = None
-"""In a worker process: shared array of steps done, by run."""
-
 _stop = StopFlag()
-"""In a worker process: raised by a signal, for this run and any that it had already been handed."""
+"""In a worker process: raised by a signal, for this run and any that the worker was handed already."""
 
 
-def _begin(done: Any) -> None:
-    global _done
-    _done = done
-    # From here on a signal is noted, never fatal: the run at hand stops at its next step and saves.
-    _stop.listen()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _one(settings: FinetuneSettings, folder: Path) -> FinetuneResult:
+    done = 0
 
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _one(index: int, settings: FinetuneSettings, folder: Path) -> FinetuneResult:
-    def note(step: int) -> None:
-        _done[index] = step
+    def step_done(step: int) -> None:
+        nonlocal done
+        count(step - done)
+        done = step
 
     if _stop:
         raise Interrupted("not begun")
-    return finetune(settings, folder, alone=True, on_step=note, stop=_stop)
+    return finetune(settings, folder, alone=True, on_step=step_done, stop=_stop)
 
 
 def run_all(
@@ -60,60 +38,48 @@ def run_all(
 
     Args:
         runs: settings and folder of each.
+        title: of the progress bar.
         workers: processes; one for each core if not given.
+        console: where to show progress.
 
     Raises:
         Interrupted: Ctrl-C; each run is resumable.
-        EutecticError: one run failed; the others' results are kept on disk.
+        EutecticError: one run failed; the others save and stop, and finished ones are kept.
     """
-    workers = min(workers or cores(), len(runs))
-    context = multiprocessing.get_context("spawn")
-    done = context.Array("q", len(runs), lock=False)
-    total = sum(settings.train.steps for settings, _ in runs)
     # Long runs first: the last to finish is then a short one.
     order = sorted(range(len(runs)), key=lambda i: -runs[i][0].train.steps)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(done,))
-    # A job scheduler's SIGTERM is a wish to stop, like Ctrl-C; and a shell may have started this in the background,
-    # where Ctrl-C is ignored unless it is asked for.
-    main = threading.current_thread() is threading.main_thread()
-    stopping = (signal.SIGINT, signal.SIGTERM) if main else ()
-    # Workers inherit this and come up deaf, until `_begin` lets them note a signal instead of dying of it.
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in stopping}
-    with progress_bar(console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(title, total=total, note="")
+    finished = 0
+
+    with ProgressBar(
+        title,
+        sum(settings.train.steps for settings, _ in runs),
+        unit="steps",
+        delay=0,
+        keep=True,
+        lines=8,
+        enabled=not console.quiet,
+        console=console,
+    ) as bar:
+
+        def run_done(number: int, result: FinetuneResult) -> None:
+            nonlocal finished
+            finished += 1
+            bar.advance(0, note=f"{finished} of {len(runs)} runs")
+
         try:
-            futures = {i: pool.submit(_one, i, *runs[i]) for i in order}
-            for number in stopping:
-                signal.signal(number, signal.default_int_handler)
-            told = 0
-            while True:
-                finished = [i for i, future in futures.items() if future.done()]
-                for i in finished:
-                    if futures[i].exception() is not None:
-                        raise futures[i].exception()  # type: ignore[misc]
-                progress.update(bar, completed=sum(done), note=f"{len(finished)} of {len(runs)} runs")
-                if not console.is_terminal and len(finished) >= told + max(1, len(runs) // 8):
-                    told = len(finished)
-                    console.print(f"{title}: {told} of {len(runs)} runs", highlight=False)
-                if len(finished) == len(runs):
-                    break
-                time.sleep(0.2)
+            results = run_in_processes(
+                _one,
+                [runs[i] for i in order],
+                workers or cores(),
+                where=title,
+                kept="finished runs are kept, and the others resume",
+                # From here on a signal is noted, never fatal: the run at hand stops at its next step and saves.
+                start=_stop.listen,
+                progress=bar.advance,
+                finished=run_done,
+                one_thread=False,
+                graceful=True,
+            )
         except (KeyboardInterrupt, Interrupted) as error:
-            # A terminal's Ctrl-C has reached the workers already; a signal sent to this process alone has not.
-            for worker in multiprocessing.active_children():
-                if worker.pid is not None:
-                    os.kill(worker.pid, signal.SIGINT)
-            pool.shutdown(wait=True, cancel_futures=True)
             raise Interrupted(f"stopped during {title}; the same command goes on where it stopped") from error
-        except BrokenProcessPool as error:
-            raise EutecticError(
-                title,
-                "a worker process died (out of memory, or killed)",
-                "worker processes that run to completion",
-                "run again with fewer workers or a smaller batch; finished runs are kept",
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-    return [futures[i].result() for i in range(len(runs))]
+    return [result for _, result in sorted(zip(order, results, strict=True), key=lambda pair: pair[0])]
