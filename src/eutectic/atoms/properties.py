@@ -137,7 +137,7 @@ BUILT_IN: Mapping[str, Property] = {
         Property(name="formation_energy", level="structure", unit="eV/atom", symbol="E_f"),
         Property(name="charge", level="structure", unit="e", extensive=True, symbol="Q"),
         Property(name="charges", level="atom", unit="e", symbol="q"),
-        Property(name="dipole", level="structure", rank=1, unit="e Å", symbol="µ"),
+        Property(name="dipole", level="structure", rank=1, unit="e Å", extensive=True, symbol="µ"),
         Property(name="band_gap", level="structure", unit="eV", symbol="E_gap"),
         Property(name="is_metal", level="structure", unit="", categorical=True, symbol="metal"),
         Property(name="cell_formation_energy", level="structure", unit="eV", extensive=True, symbol="E_f"),

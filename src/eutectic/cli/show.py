@@ -81,10 +81,14 @@ def show_finetuning(result: FinetuneResult) -> None:
     errors = result.test_errors if tested else {name: curve[best] for name, curve in result.curves.items()}
     baselines = result.test_baselines if tested else result.validation_baselines
     table = Table(box=None, pad_edge=False)
-    for heading in ("property", f"{part} error (MAE)", "baseline", "unit"):
-        table.add_column(heading, justify="left" if heading in ("property", "unit") else "right")
+    for heading in ("property", f"{part} error", "baseline", "unit", "metric"):
+        table.add_column(heading, justify="right" if heading in (f"{part} error", "baseline") else "left")
     for name, error in errors.items():
-        table.add_row(name.replace("_", " "), significant(error), significant(baselines.get(name)), result.units[name])
+        metric = result.metrics[name]
+        if name in result.roc_auc:
+            metric += f"; ROC-AUC {result.roc_auc[name]:.3f}"
+        shown = (significant(error), significant(baselines.get(name)), result.units[name], metric)
+        table.add_row(name.replace("_", " "), *shown)
     console.print(table)
     console.print(
         f"[dim]weights of step {result.best_step} of {result.total_steps}, the best on {result.validated_on:,} "

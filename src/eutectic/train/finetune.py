@@ -26,9 +26,10 @@ from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
 from eutectic.files import write_atomically
 from eutectic.graph import GraphSettings
+from eutectic.models.heads import Head
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task
-from eutectic.tasks.metrics import ErrorSum, primary, shown
+from eutectic.tasks.metrics import ClassErrorSum, ErrorSum, primary, shown
 from eutectic.train.batches.by_cost import cut_by_cost
 from eutectic.train.batches.sampler import BatchSampler, TaskDataset, check_shares
 from eutectic.train.checkpoint import remove_checkpoints
@@ -63,6 +64,8 @@ class FinetuneResult:
             without test structures.
         test_errors, test_baselines: the same for every property.
         units: property → unit of its errors.
+        metrics: property → what its errors are.
+        roc_auc: property of two classes → area under the ROC curve on the test split.
         truth, prediction: up to 500 test values of `property`, in `unit`.
         parity: property → [truth, prediction], the same for every property.
         trained_on, validated_on, tested_on: numbers of structures.
@@ -93,6 +96,8 @@ class FinetuneResult:
     test_errors: dict[str, float]
     test_baselines: dict[str, float]
     units: dict[str, str]
+    metrics: dict[str, str]
+    roc_auc: dict[str, float]
     truth: list[float]
     prediction: list[float]
     parity: dict[str, list[list[float]]]
@@ -524,9 +529,7 @@ def _model(settings: FinetuneSettings, prepared: Prepared, sampler: BatchSampler
         )
         mine.load_state_dict(donor.state_dict())
         # The same prediction in physical units, although this data's scale is another.
-        ratio = theirs.targets[name].normaliser.scale / task.targets[name].normaliser.scale
-        with torch.no_grad():
-            cast(Any, mine).perceptron[-1].weight.mul_(ratio)
+        cast(Head, mine).rescale(theirs.targets[name].normaliser.scale / task.targets[name].normaliser.scale)
     return model.train()
 
 
@@ -572,6 +575,8 @@ def _result(
         test_errors=test_errors,
         test_baselines=test_baselines,
         units={name: shown(name, 1.0)[1] for name in task.targets},
+        metrics={n: (ClassErrorSum if task.property(n).categorical else ErrorSum).metric for n in task.targets},
+        roc_auc={n: e.roc_auc for n, e in found.items() if isinstance(e, ClassErrorSum) and np.isfinite(e.roc_auc)},
         truth=truth,
         prediction=prediction,
         parity=parity,
