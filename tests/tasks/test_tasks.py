@@ -311,8 +311,8 @@ def test_normalisers_of_every_level_and_rank(tmp_path: Path) -> None:
     np.testing.assert_allclose(metal.physical(np.log([1.0, 2.0, 5.0]), np.array([8])), [0.125, 0.25, 0.625])
 
 
-def test_classes_are_counted_in_the_training_labels(tmp_path: Path) -> None:
-    store = _labelled(tmp_path / "store", [{"is_metal": v} for v in (0.0, 0.0, 3.0, 0.5)])
+def test_classes_are_counted_in_the_training_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = _labelled(tmp_path / "store", [{"is_metal": v} for v in (0.0, 0.0, 3.0)])
 
     def count(rows: list[int], stated: int | None = None) -> int | None:
         targets = {"is_metal": TargetSettings(head=HeadSettings(n_classes=stated))}
@@ -323,8 +323,13 @@ def test_classes_are_counted_in_the_training_labels(tmp_path: Path) -> None:
     assert count([0, 2], 6) == 6
     with pytest.raises(EutecticError, match="n_classes 3, and a training label 3"):
         count([0, 2], 3)
+    # A store takes no other labels; one that holds some all the same is refused when a task is fitted.
+    with pytest.raises(EutecticError, match=r"is_metal \[0\.5\]; expected a class"):
+        _labelled(tmp_path / "halves", [{"is_metal": 0.5}])
+    monkeypatch.setattr(LabelledStructure, "check", lambda self, where: None)
+    halves = _labelled(tmp_path / "halves", [{"is_metal": 0.0}, {"is_metal": 0.5}])
     with pytest.raises(EutecticError, match=r"label 0\.5"):
-        count([0, 3])
+        fit_task("w", halves, np.arange(2), {"is_metal": TargetSettings()}, GRAPH)
 
 
 def test_targets_are_resolved_by_the_property_table() -> None:

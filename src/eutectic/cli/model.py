@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from eutectic.atoms import EutecticError
@@ -47,7 +45,12 @@ def import_jmp(
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder of a model, or `eutectic-small`.")],
     structures: Annotated[Path, typer.Argument(help="A file that ASE reads.")],
-    task: Annotated[str, typer.Option(help="Which of the model's tasks: decides heads, graph and level of theory.")],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Task of the model, which decides heads, graph and level of theory; needed if it has several."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Extended xyz to write.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines, to standard output.")] = False,
     normalised: Annotated[
@@ -68,9 +71,10 @@ def predict(
 
     `eutectic predict models/jmp-s my.xyz --task ani1x --conservative -o predicted.xyz`
 
-    `eutectic predict runs/aspirin/model my.xyz --task md_aspirin --json > predicted.json`
+    `eutectic predict runs/aspirin/model my.xyz --json > predicted.json`
     """
     from eutectic.checkpoints.model import load_model
+    from eutectic.console import ProgressBar
     from eutectic.predict import prediction as made
     from eutectic.train.runtime.matmul import prefer_fast_matmul
     from eutectic.train.runtime.memory import keep_freed_memory
@@ -82,33 +86,23 @@ def predict(
     prefer_fast_matmul(trained.module)
     asked = made.task_of(trained, task)
     atoms, inputs = made.read_structures(structures)
-    err = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        transient=True,
-        console=err,
-        disable=not err.is_terminal or len(inputs) <= batch_size,
-    ) as bar:
-        row = bar.add_task("predicting", total=len(inputs))
+    with ProgressBar("predicting", len(inputs)) as bar:
         predictions = made.predict(
             trained,
-            task,
+            asked.name,
             inputs,
             batch_size=batch_size,
             normalised=normalised,
             conservative=conservative,
-            on_done=lambda structures: bar.advance(row, structures),
+            on_done=bar.advance,
         )
-    note = None if normalised else made.relative_energies(trained, task)
+    note = None if normalised else made.relative_energies(trained, asked.name)
     if out is not None:
         made.write_predictions(out, atoms, predictions, asked, normalised=normalised)
     if as_json:
         sys.stdout.write(made.as_json(predictions, asked, normalised=normalised, note=note) + "\n")
     else:
-        console.print(f"{len(predictions)} structures, task {task} ({plain(asked.level_of_theory)}): {out}")
+        console.print(f"{len(predictions)} structures, task {asked.name} ({plain(asked.level_of_theory)}): {out}")
         if note is not None:
             console.print(f"[yellow]energies are[/] {plain(note)}")
 

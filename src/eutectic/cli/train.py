@@ -99,8 +99,8 @@ def plan(
 
     `eutectic plan my.yaml --size my_set=5e6,40`
     """
+    from eutectic.console import ProgressBar
     from eutectic.plan.plan import Cluster, known_sizes, plan_cluster
-    from eutectic.train.runtime.display import progress_bar
     from eutectic.train.settings import parse
 
     settings = pretraining_settings(recipe, overrides(context.args))
@@ -108,14 +108,12 @@ def plan(
     given |= {"memory_gb": memory_gb, "link_gb_s": link_gb_s, "price": price}
     given["strategy"] = strategy or ("fsdp" if settings.train.strategy == "fsdp" else "ddp")
     cluster = parse(Cluster, given, "plan")
-    err = Console(stderr=True)
-    with progress_bar(err, disable=not err.is_terminal) as bar:
-        counting = bar.add_task("counting", total=len(settings.sets) + 1, note="")
+    with ProgressBar("counting", len(settings.sets) + 1, unit="data sets") as bar:
         made = plan_cluster(
             settings,
             cluster,
             sizes=known_sizes(size or ()),
-            progress=lambda what: bar.update(counting, advance=1, note=what),
+            progress=lambda what: bar.advance(note=what),
         )
     if as_json:
         sys.stdout.write(json.dumps(made.to_dict(), indent=1, ensure_ascii=False) + "\n")
@@ -248,7 +246,7 @@ def finetune(
     show_finetuning(result)
     console.print(
         f"model: {out / 'model'}\nreport: {out / 'report.html'}\n"
-        f"use it: eutectic predict {out / 'model'} FILE --task {result.name} -o predicted.xyz",
+        f"use it: eutectic predict {out / 'model'} FILE -o predicted.xyz",
         highlight=False,
     )
 
@@ -394,13 +392,11 @@ def replay(
 
     `eutectic replay runs/demo/nonfinite-steps/step-000123 --json > step.json`
     """
+    from eutectic.console import ProgressBar
     from eutectic.train.nonfinite import replay as compute
-    from eutectic.train.runtime.display import progress_bar
 
-    err = Console(stderr=True)
-    with progress_bar(err, disable=not err.is_terminal) as progress:
-        bar = progress.add_task("replay", total=None, note="")
-        found = compute(folder, progress=lambda done, n: progress.update(bar, completed=done, total=n))
+    with ProgressBar("replaying") as bar:
+        found = compute(folder, progress=lambda done, n: bar.update(done, total=n))
     if as_json:
         sys.stdout.write(json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
         return

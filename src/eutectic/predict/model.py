@@ -10,9 +10,9 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from eutectic.atoms import PROPERTIES, EutecticError, Structure
+from eutectic.atoms import PROPERTIES, Structure
 from eutectic.checkpoints.model import TrainedModel, elements_seen, load_model
-from eutectic.predict.prediction import Prediction, predict
+from eutectic.predict.prediction import Prediction, predict, task_of
 
 Input = Atoms | Structure
 
@@ -105,21 +105,14 @@ class Model:
         single = isinstance(structures, Atoms | Structure)
         given = [cast(Input, structures)] if single else list(cast(Sequence[Input], structures))
         inputs = [one if isinstance(one, Structure) else Structure.from_ase(one) for one in given]
-        predictions = predict(self.trained, self._task(task), inputs, batch_size=batch_size, conservative=conservative)
-        return predictions[0] if single else predictions
-
-    def _task(self, name: str | None) -> str:
-        names = [task.name for task in self.trained.tasks]
-        if name is not None:
-            return name
-        if len(names) == 1:
-            return names[0]
-        raise EutecticError(
-            f"model {self.name}",
-            f"no task named, and {len(names)} tasks",
-            f"one of {', '.join(names) or 'none: this model has no heads'}",
-            f"name one, as in predict(…, task={names[0]!r})" if names else "fine-tune it first",
+        predictions = predict(
+            self.trained,
+            task_of(self.trained, task, f"model {self.name}").name,
+            inputs,
+            batch_size=batch_size,
+            conservative=conservative,
         )
+        return predictions[0] if single else predictions
 
     def __repr__(self) -> str:
         lines = [f"Model {self.name}: {self.trained.backbone}, {self.n_parameters:,} parameters, on {self.device}"]

@@ -21,13 +21,23 @@ Prediction = dict[str, np.ndarray]
 """Property → value in the property's own shape, or the probabilities of its classes; float64."""
 
 
-def task_of(model: TrainedModel, name: str) -> Task:
-    """The task of that name.
+def task_of(model: TrainedModel, name: str | None, where: str = "task") -> Task:
+    """The task of that name, or the only one.
 
     Raises:
-        EutecticError: there is none; the nearest name is in the error.
+        EutecticError: there is none of that name (the nearest is in the error), or several and none is named.
     """
-    return task_named(model.tasks, name, "task")
+    if name is not None:
+        return task_named(model.tasks, name, where)
+    if len(model.tasks) == 1:
+        return model.tasks[0]
+    names = [task.name for task in model.tasks]
+    raise EutecticError(
+        where,
+        f"no task named, and {len(names)} tasks in the model",
+        f"one of {', '.join(names) or 'none: this model has no heads'}",
+        f"name one, such as {names[0]!r}" if names else "fine-tune it first",
+    )
 
 
 def predict(
