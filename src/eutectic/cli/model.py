@@ -47,9 +47,7 @@ def predict(
     structures: Annotated[Path, typer.Argument(help="A file that ASE reads.")],
     task: Annotated[
         str | None,
-        typer.Option(
-            help="Task of the model, which decides heads, graph and level of theory; needed if it has several."
-        ),
+        typer.Option(help="Task of the model: decides heads, graph and level of theory. Needed if there are several."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Extended xyz to write.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines, to standard output.")] = False,

@@ -105,13 +105,8 @@ class Model:
         single = isinstance(structures, Atoms | Structure)
         given = [cast(Input, structures)] if single else list(cast(Sequence[Input], structures))
         inputs = [one if isinstance(one, Structure) else Structure.from_ase(one) for one in given]
-        predictions = predict(
-            self.trained,
-            task_of(self.trained, task, f"model {self.name}").name,
-            inputs,
-            batch_size=batch_size,
-            conservative=conservative,
-        )
+        name = task_of(self.trained, task, f"model {self.name}").name
+        predictions = predict(self.trained, name, inputs, batch_size=batch_size, conservative=conservative)
         return predictions[0] if single else predictions
 
     def __repr__(self) -> str:
