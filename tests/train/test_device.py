@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_runs import finetuning, journal, settings_for
+from runs import journal, settings_for
+from test_runs import finetuning
 
 from eutectic.atoms import Interrupted
 from eutectic.checkpoints.model import load_model

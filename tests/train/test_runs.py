@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs import journal, losses, settings_for
 
 from eutectic.atoms import EutecticError, Interrupted
 from eutectic.checkpoints.model import load_model
@@ -23,33 +24,7 @@ from eutectic.train import gradient
 from eutectic.train.finetune import finetune, split_of
 from eutectic.train.pretrain import pretrain
 from eutectic.train.runtime import launch
-from eutectic.train.settings import FinetuneSettings, PretrainSettings
-
-PAINN = {"name": "painn", "settings": {"width": 16, "layers": 2, "cutoff": 4.0}}
-GRAPH = {"cutoff": 4.0, "max_neighbours": 12}
-
-
-def settings_for(molecules: Store, slabs: Store, **train: Any) -> PretrainSettings:
-    return PretrainSettings.model_validate(
-        {
-            "sets": {
-                "molecules": {"store": str(molecules.path), "validation": 8, "split": "random"},
-                "slabs": {"store": str(slabs.path), "validation": 8, "split": "random"},
-            },
-            "backbone": PAINN,
-            "graph": GRAPH,
-            "optimiser": {"learning_rate": 1e-3, "warmup_steps": 2},
-            "train": {"steps": 8, "batch_size": 8, "evaluate_every": 4, "threads": 1, "accelerator": "cpu"} | train,
-        }
-    )
-
-
-def journal(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-
-
-def losses(folder: Path) -> list[float]:
-    return [entry["loss"] for entry in journal(folder)]
+from eutectic.train.settings import FinetuneSettings
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def restored() -> Iterator[None]:
 @pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("wide_units", [True, False])
 def test_products_stay_in_single_precision(wide_units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_has_wide_units", lambda: wide_units)
+    monkeypatch.setattr(matmul, "_has_wide_units", lambda: wide_units)
     used = matmul.prefer_fast_matmul(WIDE)
     assert wide_units or not used
     a, b = (torch.randn(300, 300, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
@@ -47,12 +47,12 @@ def test_zen_5_is_told_from_what_came_before(
     described: str, wide_units: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(described)
-    monkeypatch.setattr(products, "Path", lambda _: tmp_path / "cpuinfo")
+    monkeypatch.setattr(matmul, "Path", lambda _: tmp_path / "cpuinfo")
     assert matmul._has_wide_units() is wide_units
 
 
 def test_narrow_layers_are_left_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_has_wide_units", lambda: True)
+    monkeypatch.setattr(matmul, "_has_wide_units", lambda: True)
     assert not matmul.prefer_fast_matmul(nn.Linear(64, 512))
 
 
@@ -62,7 +62,7 @@ def test_a_library_that_lowers_precision_is_not_used(monkeypatch: pytest.MonkeyP
     if setting is None:
         pytest.skip("this PyTorch has no such setting")
     before = setting.fp32_precision
-    monkeypatch.setattr(products, "_has_wide_units", lambda: True)
-    monkeypatch.setattr(products, "EXACT", 0.0)
+    monkeypatch.setattr(matmul, "_has_wide_units", lambda: True)
+    monkeypatch.setattr(matmul, "EXACT", 0.0)
     assert not matmul.prefer_fast_matmul(WIDE)
     assert setting.fp32_precision == before

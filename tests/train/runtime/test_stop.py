@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_runs import losses, settings_for
+from runs import losses, settings_for
 
 from eutectic.atoms import Interrupted
 from eutectic.checkpoints.model import load_model
