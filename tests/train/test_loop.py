@@ -135,10 +135,14 @@ def test_batches_made_ahead_are_the_same(plain: Path, molecules: Store, slabs: S
 
 
 @pytest.mark.parametrize(("precision", "rtol"), [("64-true", 1e-4), ("bf16-mixed", 0.05), ("16-mixed", 0.05)])
-def test_precisions(plain: Path, molecules: Store, slabs: Store, tmp_path: Path, precision: str, rtol: float) -> None:
-    """The norm in the journal is that of the gradient without a scaler's scale."""
-    pretrain(settings_for(molecules, slabs, steps=6, precision=precision), tmp_path / "run")
-    found, expected = journal(tmp_path / "run"), journal(plain)
+def test_precisions(molecules: Store, slabs: Store, tmp_path: Path, precision: str, rtol: float) -> None:
+    """The norm in the journal is that of the gradient without a scaler's scale.
+
+    (The seed is one of those whose first gradient is not beyond half precision at the scaler's first scale.)
+    """
+    for name, settings in (("run", {"precision": precision}), ("single", {})):
+        pretrain(settings_for(molecules, slabs, steps=2, evaluate_every=2, seed=1, **settings), tmp_path / name)
+    found, expected = journal(tmp_path / "run"), journal(tmp_path / "single")
     assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=rtol)
     assert found[0]["gradient_norm"] == pytest.approx(expected[0]["gradient_norm"], rel=2 * rtol)
     assert ("scale" in found[0]) == (precision == "16-mixed")
