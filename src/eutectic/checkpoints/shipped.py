@@ -17,14 +17,16 @@ def shipped_models() -> dict[str, Path]:
 
 
 def model_folder(name_or_path: str | Path) -> Path:
-    """The folder at a path, or that of the shipped model of this name; what is at the path comes first.
+    """The folder at a path, or that of the shipped model of this name; what is at the path comes first. A run's folder
+    stands for the model in it.
 
     Raises:
         EutecticError: neither is there.
     """
     path, shipped = Path(name_or_path), shipped_models()
     if path.exists():
-        return path
+        inside = path / "model"
+        return inside if not (path / "model.json").is_file() and (inside / "model.json").is_file() else path
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
     raise EutecticError(

@@ -27,12 +27,9 @@ def load(name_or_path: str | Path, *, device: str | torch.device = "auto") -> Mo
     Raises:
         EutecticError: no such model, or a damaged one.
     """
-    path = Path(name_or_path)
-    if not (path / "model.json").is_file() and (path / "model" / "model.json").is_file():
-        path = path / "model"
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    trained = load_model(path)
+    trained = load_model(name_or_path)
     trained.module.to(device)
     return Model(trained, str(name_or_path))
 
