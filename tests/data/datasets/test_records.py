@@ -220,7 +220,7 @@ def test_options_that_do_not_fit(options: dict[str, Any], message: str, tmp_path
 
 def test_options_of_other_sets(tmp_path: Path) -> None:
     for option, given in (("units", {"energy": "eV"}), ("pbc", "true"), ("keys", {"energy": "E"})):
-        with pytest.raises(EutecticError, match="for qm9, which settles that itself"):
+        with pytest.raises(EutecticError, match="used with qm9, which defines this itself"):
             catalogue.prepare("qm9", tmp_path, tmp_path / "store", **{option: given})  # type: ignore[arg-type]
 
 
@@ -341,7 +341,7 @@ def test_files_that_are_not_it(name: str, content: bytes, message: str, tmp_path
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(EutecticError, match="nothing is here"):
         prepared(tmp_path / "none.npz", tmp_path)
-    with pytest.raises(EutecticError, match="no place for the store"):
+    with pytest.raises(EutecticError, match="no folder for the store"):
         catalogue.prepare("records", tmp_path)
     with pytest.raises(EutecticError, match="no source"):
         catalogue.prepare("records", store=tmp_path / "store")
@@ -376,7 +376,7 @@ def test_properties_of_ones_own(tmp_path: Path) -> None:
         ({"mine": 1.0}, "mine=eV,vector", r"shape \(\); .*--define mine=eV\)"),
         ({"mine": "fcc"}, "mine=,class", "number the classes in the file"),
         ({"mine": 0.5}, "mine=,class", "whole numbers 0, 1"),
-        ({}, "mine=eV", "no 'mine' for mine; expected an entry that is there: atomic_numbers"),
+        ({}, "mine=eV", "no 'mine' for mine; expected an existing entry: atomic_numbers"),
     ],
 )
 def test_labels_that_are_not_as_defined(change: dict[str, Any], definition: str, message: str, tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.nd
 
 def _known(name: str) -> str:
     if name not in CARDS:
-        raise EutecticError("ani1x", f"data set {name!r}", f"one of {', '.join(CARDS)}", "name one of these")
+        raise EutecticError("ani1x", f"data set {name!r}", f"one of {', '.join(CARDS)}", "choose one of these")
     return name
 
 

@@ -497,7 +497,7 @@ def _all_atoms(
                 where,
                 f"could not be read ({type(error).__name__}: {error})",
                 f"a whole file of the format {_format(file)}",
-                "it may be cut short or damaged: write it again, or remove what is not whole",
+                "it may be truncated or damaged: write it again, or remove what is not whole",
             ) from error
         yield f"{file.relative_to(root).as_posix()}#{index}", where, atoms, info
         index += 1

@@ -269,7 +269,7 @@ def stratified_folds(classes: np.ndarray) -> np.ndarray:
 
 def _known(name: str) -> str:
     if name not in names():
-        raise EutecticError("matbench", f"data set {name!r}", f"one of {', '.join(names())}", "name one of these")
+        raise EutecticError("matbench", f"data set {name!r}", f"one of {', '.join(names())}", "choose one of these")
     return name.partition(":")[2]
 
 

@@ -132,7 +132,7 @@ def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.nd
 
 def _known(name: str) -> tuple[str, str]:
     if name not in names():
-        raise EutecticError("md17", f"data set {name!r}", f"one of {', '.join(names())}", "name one of these")
+        raise EutecticError("md17", f"data set {name!r}", f"one of {', '.join(names())}", "choose one of these")
     family, _, molecule = name.partition(":")
     return family, molecule
 

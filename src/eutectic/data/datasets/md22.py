@@ -104,7 +104,7 @@ def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.nd
 
 def _known(name: str) -> str:
     if name not in names():
-        raise EutecticError("md22", f"data set {name!r}", f"one of {', '.join(names())}", "name one of these")
+        raise EutecticError("md22", f"data set {name!r}", f"one of {', '.join(names())}", "choose one of these")
     return name.partition(":")[2]
 
 

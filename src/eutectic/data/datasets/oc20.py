@@ -156,7 +156,7 @@ def pieces(source: Path, name: str) -> list[Piece]:
             str(paths[0]),
             "an archive without .extxyz.xz files",
             "an S2EF archive such as s2ef_train_200K.tar",
-            f"unpack it (tar -xf {paths[0]} -C {paths[0].parent}) and name the folder that makes",
+            f"unpack it (tar -xf {paths[0]} -C {paths[0].parent}) and give the resulting folder",
         )
     return shards
 
@@ -411,5 +411,5 @@ def _broken(where: str, error: Exception, expected: str) -> EutecticError:
         where,
         f"could not be read ({type(error).__name__}: {error})",
         expected,
-        "it may be cut short or damaged: download or unpack it again",
+        "it may be truncated or damaged: download or unpack it again",
     )

@@ -242,7 +242,7 @@ def _from_xyz(text: str, where: str) -> LabelledStructure:
     except (ValueError, IndexError, KeyError) as error:
         raise EutecticError(
             where,
-            f"not a whole QM9 file ({type(error).__name__}: {error})",
+            f"not a readable QM9 file ({type(error).__name__}: {error})",
             "the dsgdb9nsd layout: count, 15 properties, atoms, frequencies, SMILES, InChI",
             "fetch the archive again (doi:10.6084/m9.figshare.c.978904)",
         ) from error

@@ -185,7 +185,7 @@ def published_splits(source: Path, name: str) -> dict[str, dict[str, np.ndarray]
 def _molecule(name: str) -> str:
     molecule = name.removeprefix("rmd17:")
     if molecule not in MOLECULES:
-        raise EutecticError("rmd17", f"molecule {molecule!r}", f"one of {', '.join(MOLECULES)}", "name one of these")
+        raise EutecticError("rmd17", f"molecule {molecule!r}", f"one of {', '.join(MOLECULES)}", "choose one of these")
     return molecule
 
 
@@ -325,7 +325,7 @@ def _symbols(numbers: np.ndarray) -> list[str]:
 def _broken(where: str, error: Exception) -> EutecticError:
     return EutecticError(
         where,
-        f"not a whole rMD17 npz ({type(error).__name__}: {error})",
+        f"not a readable rMD17 npz ({type(error).__name__}: {error})",
         "arrays nuclear_charges, coords, energies, forces (no pickles)",
         _FETCH,
     )

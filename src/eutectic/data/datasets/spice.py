@@ -214,7 +214,7 @@ def _subset_of(name: str) -> str:
     """The subset a name means; empty for all."""
     family, _, subset = name.partition(":")
     if family != "spice" or (subset not in SUBSETS and name != "spice"):
-        raise EutecticError("spice", f"data set {name!r}", f"one of {', '.join(names())}", "name one of these")
+        raise EutecticError("spice", f"data set {name!r}", f"one of {', '.join(names())}", "choose one of these")
     return subset
 
 

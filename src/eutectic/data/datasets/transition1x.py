@@ -181,7 +181,7 @@ def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.nd
 
 def _known(name: str) -> None:
     if name not in names():
-        raise EutecticError("transition1x", f"data set {name!r}", " or ".join(names()), "name one of these")
+        raise EutecticError("transition1x", f"data set {name!r}", " or ".join(names()), "choose one of these")
 
 
 def _horm(piece: Piece) -> Iterator[LabelledStructure]:

@@ -138,5 +138,5 @@ def _no_row(where: str, given: str) -> EutecticError:
         where,
         given,
         "a row with numbers and positions",
-        "the file may be cut short or damaged: download or write it again",
+        "the file may be truncated or damaged: download or write it again",
     )

@@ -76,7 +76,7 @@ def opened(path: Path, expected: str, fix: str) -> Iterator[h5py.File]:
     # HDF5's own failures come as any of these, by the part of the file that is damaged.
     except (OSError, RuntimeError, KeyError, ValueError, MemoryError, OverflowError) as error:
         raise EutecticError(
-            str(path), f"not a whole HDF5 file ({type(error).__name__}: {error})", expected, fix
+            str(path), f"not a readable HDF5 file ({type(error).__name__}: {error})", expected, fix
         ) from error
 
 
@@ -260,7 +260,7 @@ def spans(piece: Piece, groups: Sequence[str], size: Callable[[str], int]) -> It
     """
     changed = EutecticError(
         f"{piece.path}, {piece.member or 'first group'}",
-        "fewer structures than when the file was looked at first",
+        "fewer structures than when the file was first scanned",
         f"{piece.count} structures from number {piece.first} on",
         "leave the file as it is while it is read, then run the same command again",
     )

@@ -74,6 +74,6 @@ def unreadable(path: Path, why: object) -> EutecticError:
     return EutecticError(
         str(path),
         f"it could not be read ({said})",
-        "a whole LMDB file",
+        "a complete LMDB file",
         "check the path and the file's size; if it was cut short, download or unpack it again",
     )

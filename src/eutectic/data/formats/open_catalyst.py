@@ -60,7 +60,7 @@ def find(source: Path, suffixes: Iterable[str], expected: str) -> tuple[str, lis
             if source.is_file()
             else f"none among {len(paths)} files",
             expected,
-            f"unpack it (tar -xf {archive} -C {archive.parent}) and name the folder that makes"
+            f"unpack it (tar -xf {archive} -C {archive.parent}) and give the resulting folder"
             if archive
             else "check the path",
         )

@@ -398,7 +398,7 @@ def record_count(path: Path) -> int:
     """How many records a file has. "length" is one of LMDB's entries and no record; where it is, it must be right.
 
     Raises:
-        EutecticError: not a whole LMDB file; keys other than "0" to "n-1"; a "length" that is not their number.
+        EutecticError: not a complete LMDB file; keys other than "0" to "n-1"; a "length" that is not their number.
     """
     with opened(path) as environment, environment.begin() as transaction:
         entries = environment.stat()["entries"]
@@ -424,7 +424,7 @@ def record_keys(path: Path) -> list[int]:
     """The keys of a file that may lack some of them, in order; "length" and other names are no records.
 
     Raises:
-        EutecticError: not a whole LMDB file; no keys that are whole numbers.
+        EutecticError: not a complete LMDB file; no keys that are whole numbers.
     """
     with opened(path) as environment, environment.begin() as transaction:
         try:
@@ -476,7 +476,7 @@ def read_keys(path: Path, keys: Iterable[int]) -> Iterator[tuple[str, Mapping[st
 def _not_opened(where: str, name: object) -> EutecticError:
     return EutecticError(
         where,
-        f"a pickle that asks for {str(name)[:80]!r}",
+        f"a pickle that imports {str(name)[:80]!r}",
         "numbers, texts, NumPy arrays, torch tensors, PyTorch Geometric's Data and crystals of pymatgen",
         "nothing of it was run; take the file from its publisher, or write its records as dictionaries of arrays",
     )
@@ -487,5 +487,5 @@ def _damaged(where: str, error: Exception) -> EutecticError:
         where,
         f"a record that cannot be read ({type(error).__name__}: {str(error)[:120]})",
         "a whole pickle, protocol 2 or later",
-        "the file may be damaged or cut short: download, unpack or write it again",
+        "the file may be truncated or damaged: download, unpack or write it again",
     )
