@@ -1,10 +1,10 @@
-"""MD17: small molecules in molecular dynamics at 500 K, as first published, and its coupled-cluster sets.
+"""MD17: molecular dynamics of small molecules at 500 K (original version), and its coupled-cluster sets.
 
 Chmiela et al., Sci. Adv. 3, e1603015 (2017), doi:10.1126/sciadv.1603015 (`md17:<molecule>`); Chmiela et al., Nat.
 Commun. 9, 3887 (2018), doi:10.1038/s41467-018-06169-2 (`md17_ccsd:<molecule>`, `md17:benzene2018`); files at
-sgdml.org. Layouts read, by what the source is:
+sgdml.org. Supported sources:
 
-* `md17_<molecule>.npz` or `<molecule>_dft.npz` (any name for a file given itself), xyz, or a folder with one;
+* `md17_<molecule>.npz` or `<molecule>_dft.npz` (a file given directly may have any name), xyz, or a folder with one;
 * coupled cluster: `<molecule>_ccsd….zip`, or the pair `…-train`, `…-test` (.npz or .xyz; either, or their folder).
 """
 
@@ -56,10 +56,10 @@ def names() -> tuple[str, ...]:
 
 
 def card(name: str) -> Card:
-    """Of one molecule."""
+    """Card of one molecule."""
     family, molecule = _known(name)
     coupled = family == "md17_ccsd"
-    energies = "Energies are total energies. The files are in kcal/mol and Å; xyz files that are in eV are noticed."
+    energies = "Energies are total energies. The files are in kcal/mol and Å; xyz files in eV are recognised."
     return Card(
         name=name,
         title=f"MD17, {molecule}: "
@@ -79,9 +79,9 @@ def card(name: str) -> Card:
                 ()
                 if coupled
                 else (
-                    "A group is a stretch of neighbours in time, one of forty: a random split puts frames that are "
-                    "nearly alike on both sides.",
-                    "Energies and forces are noisy by the numerics of that time; rmd17 was made to repair it.",
+                    "A group is one of forty consecutive segments of the trajectory: a random split puts nearly "
+                    "identical frames on both sides.",
+                    "Energies and forces have numerical noise; rmd17 was computed to correct it.",
                 )
             ),
         ),
@@ -96,15 +96,15 @@ def files(name: str) -> tuple[File, ...]:
 
 
 def pieces(source: Path, name: str) -> list[Piece]:
-    """One for each fifty thousand frames."""
-    made = []
+    """One piece per 50 000 frames."""
+    result = []
     for path, member in _files(Path(source), name):
         n = _head(path, member, name).n_frames
-        made += [
+        result += [
             Piece(path=path, member=member, first=i, count=min(sgdml.FRAMES_PER_PIECE, n - i))
             for i in range(0, n, sgdml.FRAMES_PER_PIECE)
         ]
-    return made
+    return result
 
 
 def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
@@ -123,7 +123,7 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
 
 
 def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
-    """`official` of the coupled-cluster sets."""
+    """`official` for the coupled-cluster sets, none for the others."""
     if _known(name)[0] == "md17":
         return {}
     train, test = (_head(path, member, name).n_frames for path, member in _files(Path(source), name))
@@ -153,8 +153,8 @@ def _files(source: Path, name: str) -> list[tuple[Path, str]]:
         if source.is_file():
             return [(source, "")]
         found = [source / f"{s}{suffix}" for s in stems for suffix in (".npz", ".xyz")]
-        if hit := next((path for path in found if path.is_file()), None):
-            return [(hit, "")]
+        if match := next((path for path in found if path.is_file()), None):
+            return [(match, "")]
     else:
         stem = COUPLED_CLUSTER[molecule][1]
         wanted = f"{stem}.zip, or {stem}-train.npz with {stem}-test.npz"

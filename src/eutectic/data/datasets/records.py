@@ -238,7 +238,7 @@ class RecordFiles:
         """The structures of a file or a part of it, with the ids "<file>#<position in it>".
 
         Raises:
-            EutecticError: damaged, cut short, or fields of other shapes.
+            EutecticError: damaged, truncated, or fields of other shapes.
         """
         several = len(self.found.of_file) > 1
         for record in _records(piece.path, self.choices, piece.first, piece.count):
