@@ -150,7 +150,7 @@ def test_what_is_not_said_is_asked_for_at_once(tmp_path: Path) -> None:
     source = as_json(tmp_path, [{**row, "cell": CELL} for row in rows()])
     with pytest.raises(EutecticError) as caught:
         prepared(source, tmp_path, units={"energy": "eV"})
-    assert caught.value.given == "no unit of positions, forces, and cells that may repeat or not"
+    assert caught.value.given == "no unit of positions, forces, and cells of unknown periodicity"
     assert "--unit positions=angstrom --unit forces=eV/angstrom" in caught.value.fix
     assert "--pbc true" in caught.value.fix
     assert not (tmp_path / "store").exists()
@@ -204,7 +204,7 @@ def test_every_example_is_a_unit() -> None:
         ({"keys": {"enregy": "E"}}, "--key: property 'enregy'.*did you mean 'energy'"),
         (
             {"keys": {"energy": "total"}},
-            "no 'total' for energy; expected .* there: atomic_numbers, positions, energy",
+            "no 'total' for energy; expected an existing entry: atomic_numbers, positions, energy",
         ),
         ({"keys": {"positions": "x"}}, "no positions among .*--key positions=NAME"),
         ({"keys": {"energy": "name"}}, "'m0'; expected numbers"),
@@ -244,7 +244,7 @@ def test_crystals_of_pymatgen(tmp_path: Path) -> None:
         store = prepared(source, tmp_path / source.suffix, **options)
         assert (store.label_counts(), store[0].structure.numbers.tolist()) == ({"band_gap": 3}, [11, 17])
         assert store[0].structure.positions[1].tolist() == [2, 2.5, 3]
-        with pytest.raises(EutecticError, match=r"that is there: structure, targets\.E\.gap;"):
+        with pytest.raises(EutecticError, match=r"existing entry: structure, targets\.E\.gap;"):
             prepared(source, tmp_path / "other", keys={"band_gap": "targets.gap"})
 
 
