@@ -180,9 +180,9 @@ def _keys(
     if source.kind == "arrays":
         return source.arrays.keys, source.arrays.ignored
     try:
-        found = ase_files.scan(Path(store_or_file), keys, defined=defined, skip_bad=bool(keys or defined))
+        scanned = ase_files.scan(Path(store_or_file), keys, defined=defined, skip_bad=bool(keys or defined))
     except EutecticError:
         if keys or defined:
             raise
         return {}, {}  # no labels, or a damaged end: reported already
-    return found.counts, found.ignored
+    return scanned.counts, scanned.ignored

@@ -27,9 +27,9 @@ def of_contents(
     contents: Contents, structures: int, bad: Mapping[str, Any], ignored: Mapping[str, int]
 ) -> list[Finding]:
     """Unusable structures, missing or constant labels, duplicates."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     if bad["count"]:
-        found.append(
+        findings.append(
             Finding(
                 code="unusable_structures",
                 severity="error",
@@ -42,7 +42,7 @@ def of_contents(
         )
     if not contents.labels and not bad["count"]:
         others = f": there are {', '.join(sorted(ignored))}" if ignored else ""
-        found.append(
+        findings.append(
             Finding(
                 code="no_labels",
                 severity="error",
@@ -55,7 +55,7 @@ def of_contents(
     lacking = {name: contents.usable - n for name, n in contents.labels.items() if n < contents.usable}
     if lacking:
         words = ", ".join(f"{name} in {n}" for name, n in lacking.items())
-        found.append(
+        findings.append(
             Finding(
                 code="missing_labels",
                 severity="warning",
@@ -69,7 +69,7 @@ def of_contents(
             )
         )
     if ignored and contents.labels:
-        found.append(
+        findings.append(
             Finding(
                 code="labels_not_taken",
                 severity="note",
@@ -83,7 +83,7 @@ def of_contents(
     constant = contents.constant()
     if constant:
         words = ", ".join(f"{name} is always {number(value)}" for name, value in constant)
-        found.append(
+        findings.append(
             Finding(
                 code="constant_labels",
                 severity="warning",
@@ -97,7 +97,7 @@ def of_contents(
     repeated = contents.distinct.repeated()
     if repeated:
         about = "" if contents.distinct.exact else "about "
-        found.append(
+        findings.append(
             Finding(
                 code="duplicates",
                 severity="warning",
@@ -109,20 +109,20 @@ def of_contents(
                 numbers={"count": repeated, "exact": contents.distinct.exact},
             )
         )
-    return found
+    return findings
 
 
 def of_energies(energies: Energies, units: Units) -> list[Finding]:
     """Outliers, coarse numbers and mixed levels of theory."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     if not energies.n:
-        return found
+        return findings
     unit = units.energy or "of the file's unit"
     to_mev = 1000 * ENERGY_UNITS.get(units.energy or "eV", 1.0)
     outliers, deviation = energies.outliers()
     if outliers:
         first = ", ".join(f"{id} ({off:+.3g})".replace("-", "−") for id, off, _ in outliers[:3])
-        found.append(
+        findings.append(
             Finding(
                 code="energy_outliers",
                 severity="warning",
@@ -147,7 +147,7 @@ def of_energies(energies: Energies, units: Units) -> list[Finding]:
                 if precision.kind == "float32"
                 else f"steps of {number(precision.step)} {unit}"
             )
-            found.append(
+            findings.append(
                 Finding(
                     code="coarse_energies",
                     severity="warning" if mev > 1.0 else "note",
@@ -161,7 +161,7 @@ def of_energies(energies: Energies, units: Units) -> list[Finding]:
     two = energies.two_populations()
     if two is not None:
         apart, share = two
-        found.append(
+        findings.append(
             Finding(
                 code="two_populations",
                 severity="warning",
@@ -173,12 +173,12 @@ def of_energies(energies: Energies, units: Units) -> list[Finding]:
                 numbers={"apart": apart, "share": share},
             )
         )
-    return found
+    return findings
 
 
 def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[str, Any]]:
     """Force outliers, close atoms, suspicious cells, net forces; and a summary of the force outliers."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     length = LENGTH_UNITS.get(units.length or "Å", 1.0)
     force_unit = 1.0
     if units.forces is not None:
@@ -193,7 +193,7 @@ def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[s
         "first": [{"id": id, "largest_force": value} for value, id in wild[:SHOWN]],
     }
     if wild:
-        found.append(
+        findings.append(
             Finding(
                 code="force_outliers",
                 severity="warning",
@@ -209,7 +209,7 @@ def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[s
     close = [(-value * length, item) for value, item in geometry.shortest.above(-0.5 / length)]
     if close:
         words = ", ".join(f"{id} ({pair} {number(d * length)} Å)" for _, (id, pair, d) in close[:3])
-        found.append(
+        findings.append(
             Finding(
                 code="close_atoms",
                 severity="warning",
@@ -225,7 +225,7 @@ def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[s
         )
     empty = geometry.empty.above(PLACEHOLDER / length)
     if empty:
-        found.append(
+        findings.append(
             Finding(
                 code="huge_cells",
                 severity="warning",
@@ -239,7 +239,7 @@ def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[s
         )
     dense = geometry.dense.above(-2.0 / length**3)
     if dense:
-        found.append(
+        findings.append(
             Finding(
                 code="dense_cells",
                 severity="warning",
@@ -250,21 +250,21 @@ def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[s
                 numbers={"count": len(dense), "first": [{"id": id, "volume": -v} for v, id in dense[:SHOWN]]},
             )
         )
-    found += _balance(geometry, force_unit, shown)
-    return found, summary
+    findings += _balance(geometry, force_unit, shown)
+    return findings, summary
 
 
-def _at_least(found: Sequence[object]) -> str:
+def _at_least(items: Sequence[object]) -> str:
     """A count; "or more" if it reaches the number of extremes kept."""
-    return f"{len(found)} or more" if len(found) >= Largest().size else str(len(found))
+    return f"{len(items)} or more" if len(items) >= Largest().size else str(len(items))
 
 
 def _balance(geometry: Geometry, force_unit: float, shown: str) -> list[Finding]:
-    found: list[Finding] = []
+    findings: list[Finding] = []
     net = [(share, size) for share, size in geometry.net if share > 0.05 and size * force_unit > 0.02]
     if len(geometry.net) and len(net) > 0.1 * len(geometry.net):
         share, left = (float(np.median(values)) for values in zip(*net, strict=True))
-        found.append(
+        findings.append(
             Finding(
                 code="net_force",
                 severity="warning",
@@ -277,8 +277,8 @@ def _balance(geometry: Geometry, force_unit: float, shown: str) -> list[Finding]
             )
         )
     turning = np.array(geometry.torque.kept)
-    if len(turning) and np.mean(turning > 0.05) > 0.1 and not found:
-        found.append(
+    if len(turning) and np.mean(turning > 0.05) > 0.1 and not findings:
+        findings.append(
             Finding(
                 code="torque",
                 severity="warning",
@@ -290,7 +290,7 @@ def _balance(geometry: Geometry, force_unit: float, shown: str) -> list[Finding]
             )
         )
     if geometry.fixed_without_force:
-        found.append(
+        findings.append(
             Finding(
                 code="fixed_forces_zeroed",
                 severity="note",
@@ -301,16 +301,16 @@ def _balance(geometry: Geometry, force_unit: float, shown: str) -> list[Finding]
                 numbers={"count": geometry.fixed_without_force},
             )
         )
-    return found
+    return findings
 
 
 def of_elements(contents: Contents, seen: Iterable[int] | None) -> list[Finding]:
     """Rare elements, and elements absent from a model's training data (`seen` empty: not recorded)."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     present = [int(z) for z in np.flatnonzero(contents.structures_with)]
     rare = {chemical_symbols[z]: int(contents.structures_with[z]) for z in present if contents.structures_with[z] < FEW}
     if rare and contents.usable >= 5 * FEW:
-        found.append(
+        findings.append(
             Finding(
                 code="rare_elements",
                 severity="note",
@@ -325,7 +325,7 @@ def of_elements(contents: Contents, seen: Iterable[int] | None) -> list[Finding]
         seen = set(seen)
         unseen = [z for z in present if z not in seen]
         if not seen:
-            found.append(
+            findings.append(
                 Finding(
                     code="model_elements_unknown",
                     severity="note",
@@ -338,7 +338,7 @@ def of_elements(contents: Contents, seen: Iterable[int] | None) -> list[Finding]
             )
         elif unseen:
             names = ", ".join(f"{chemical_symbols[z]} ({int(contents.structures_with[z])} structures)" for z in unseen)
-            found.append(
+            findings.append(
                 Finding(
                     code="unseen_elements",
                     severity="warning",
@@ -350,7 +350,7 @@ def of_elements(contents: Contents, seen: Iterable[int] | None) -> list[Finding]
                     numbers={chemical_symbols[z]: int(contents.structures_with[z]) for z in unseen},
                 )
             )
-    return found
+    return findings
 
 
 def of_motion(motion: Motion, units: Units) -> list[Finding]:
@@ -375,12 +375,12 @@ def of_motion(motion: Motion, units: Units) -> list[Finding]:
 
 def of_splits(leaks: Iterable[Leak]) -> list[Finding]:
     """Leakage between training and validation or test, and elements missing from training."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     leaks = list(leaks)
     lacking = {leak.split: leak.elements for leak in leaks if leak.elements}
     if lacking:
         every = ", ".join(dict.fromkeys(symbol for elements in lacking.values() for symbol in elements))
-        found.append(
+        findings.append(
             Finding(
                 code="elements_held_out",
                 severity="warning",
@@ -396,7 +396,7 @@ def of_splits(leaks: Iterable[Leak]) -> list[Finding]:
         )
     for leak in leaks:
         if leak.structures:
-            found.append(
+            findings.append(
                 Finding(
                     code="leaked_structures",
                     severity="warning",
@@ -409,7 +409,7 @@ def of_splits(leaks: Iterable[Leak]) -> list[Finding]:
                 )
             )
         if leak.groups:
-            found.append(
+            findings.append(
                 Finding(
                     code="leaked_groups",
                     severity="note",
@@ -421,4 +421,4 @@ def of_splits(leaks: Iterable[Leak]) -> list[Finding]:
                     numbers=asdict(leak),
                 )
             )
-    return found
+    return findings

@@ -135,13 +135,13 @@ class Energies:
             return [], deviation
         limit = max(12 * deviation, 3 * float(np.quantile(np.abs(left - middle), 0.99)))
         table = self.fit()
-        found = []
+        outliers = []
         entries = {e.id: e for e in [*(e for _, e in self.furthest.items()), *self.sample]}
         for e in entries.values():
             off = (e.energy - float(e.counts @ table)) / e.n_atoms - middle
             if abs(off) > limit:
-                found.append((e.id, off, abs(off) / deviation))
-        return sorted(found, key=lambda entry: -entry[2]), deviation
+                outliers.append((e.id, off, abs(off) / deviation))
+        return sorted(outliers, key=lambda entry: -entry[2]), deviation
 
     def per_atom(self) -> float:
         """Median energy per atom, the file's unit."""

@@ -60,12 +60,12 @@ def is_arrays(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in SUFFIXES
 
 
-def rows(path: Path, found: Arrays, keys: Mapping[str, str] | None = None) -> Iterator[tuple[str, LabelledStructure]]:
+def rows(path: Path, used: Arrays, keys: Mapping[str, str] | None = None) -> Iterator[tuple[str, LabelledStructure]]:
     """Location and structure of each record, in the file's own units and signs; unchecked.
 
     Args:
         path: .h5, .hdf5 or .npz.
-        found: filled as the file is read.
+        used: filled as the file is read.
         keys: "energy" or "forces" → name of the array; otherwise recognised by name.
 
     Raises:
@@ -76,7 +76,7 @@ def rows(path: Path, found: Arrays, keys: Mapping[str, str] | None = None) -> It
     try:
         with _opened(path) as file:
             for group, arrays in _groups(file):
-                for where, row in _records(path, group, arrays, found, chosen):
+                for where, row in _records(path, group, arrays, used, chosen):
                     n += 1
                     yield where, row
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -154,7 +154,7 @@ def _text(value: object) -> str:
 
 
 def _records(
-    path: Path, group: str, arrays: dict[str, _Array], found: Arrays, chosen: Mapping[str, str]
+    path: Path, group: str, arrays: dict[str, _Array], used: Arrays, chosen: Mapping[str, str]
 ) -> Iterator[tuple[str, LabelledStructure]]:
     numeric = {n: a for n, a in arrays.items() if a.kind in "fiu"}
     coordinates = _best("positions", {n: a for n, a in numeric.items() if len(a.shape) >= 2 and a.shape[-1] == 3})
@@ -163,7 +163,7 @@ def _records(
         return
     sizes = _sizes(coordinates, numeric)
     if sizes is not None:
-        yield from _ragged(path, coordinates, species, sizes, numeric, found, chosen)
+        yield from _ragged(path, coordinates, species, sizes, numeric, used, chosen)
         return
     alone = len(coordinates.shape) == 2
     n_frames, n_atoms = (1, coordinates.shape[0]) if alone else coordinates.shape[-3:-1]
@@ -180,12 +180,12 @@ def _records(
     taken = {"positions": coordinates, "numbers": species, "energy": energy, "forces": forces}
     for role, array in taken.items():
         if array is not None:
-            found.count(role, array.name, n_frames)
+            used.count(role, array.name, n_frames)
             if array.unit:
-                found.declared[role] = array.unit
+                used.declared[role] = array.unit
     for name in {**like["energy"], **like["forces"]}:
         if name not in {a.name for a in taken.values() if a is not None}:
-            found.ignored[name] = found.ignored.get(name, 0) + n_frames
+            used.ignored[name] = used.ignored.get(name, 0) + n_frames
     for first in range(0, n_frames, FRAMES_AT_ONCE):
         part = slice(first, min(first + FRAMES_AT_ONCE, n_frames))
         x = _numbers(coordinates, part, alone)
@@ -224,7 +224,7 @@ def _ragged(
     species: _Array,
     sizes: np.ndarray,
     numeric: Mapping[str, _Array],
-    found: Arrays,
+    used: Arrays,
     chosen: Mapping[str, str],
 ) -> Iterator[tuple[str, LabelledStructure]]:
     energies = {n: a for n, a in _like("energy", numeric).items() if a.shape in ((len(sizes),), (len(sizes), 1))}
@@ -233,7 +233,7 @@ def _ragged(
     energy = numeric.get(chosen["energy"]) if "energy" in chosen else _best("energy", energies)
     for role, array in {"positions": coordinates, "numbers": species, "energy": energy, "forces": forces}.items():
         if array is not None:
-            found.count(role, array.name, len(sizes))
+            used.count(role, array.name, len(sizes))
     if species.shape != coordinates.shape[:1]:
         return
     ends = np.cumsum(sizes)

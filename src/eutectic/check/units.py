@@ -65,11 +65,11 @@ def judge(energies: Energies, geometry: Geometry, motion: Motion, declared: dict
         energy_per_atom=energies.per_atom() if energies.n else None,
         declared=declared,
     )
-    found = [*_length(length, ratio, len(geometry.lengths), raw, declared), *_energy(units, guess, raw, declared)]
+    findings = [*_length(length, ratio, len(geometry.lengths), raw, declared), *_energy(units, guess, raw, declared)]
     force_test, more = _forces(line, conclusive, reading, solid, units, geometry)
-    found += more
+    findings += more
     stress_test, more = _stress(motion, conclusive)
-    return Judged(units=units, force_test=force_test, stress_test=stress_test, bonds=bonds, findings=(*found, *more))
+    return Judged(units=units, force_test=force_test, stress_test=stress_test, bonds=bonds, findings=(*findings, *more))
 
 
 def _conclusive(line: Slope) -> bool:
@@ -200,7 +200,7 @@ def _forces(
     near_one = abs(math.log(abs(s))) < _tolerance(line)
     numbers = {"slope": s, "error": line.error, "correlation": line.correlation, "pairs": line.pairs}
     why = "With contradicting labels a model learns neither energies nor forces, and its dynamics are unstable."
-    found: list[Finding] = []
+    findings: list[Finding] = []
     energies_turned = s < 0 and bonds is not None and bonds.stiffness > 0
     sign = -1.0 if s < 0 else 1.0
     factor: float | None = sign * (1.0 if near_one else reading.slope if reading is not None else math.nan)
@@ -208,7 +208,7 @@ def _forces(
         factor = None
     if s < 0 and energies_turned:
         verdict = f"energies have the wrong sign ({shown}): stretched bonds contract, so the forces are right"
-        found.append(
+        findings.append(
             Finding(
                 code="energy_sign",
                 severity="error",
@@ -221,7 +221,7 @@ def _forces(
         )
     elif s < 0:
         verdict = f"forces are gradients ({shown}): multiply them by −1"
-        found.append(
+        findings.append(
             Finding(
                 code="forces_sign",
                 severity="error",
@@ -236,7 +236,7 @@ def _forces(
         verdict = (
             f"energies and forces both have the wrong sign ({shown}, and stretched bonds are pushed further apart)"
         )
-        found.append(
+        findings.append(
             Finding(
                 code="both_signs",
                 severity="error",
@@ -250,11 +250,11 @@ def _forces(
     else:
         verdict = f"energies and forces agree ({shown})"
     if near_one:
-        return _result(line, verdict, factor), found
+        return _result(line, verdict, factor), findings
     if reading is not None and factor is not None:
         words = reading.words()
         verdict = f"{words} ({shown}): multiply the forces by {factor:.6g}"
-        found.append(
+        findings.append(
             Finding(
                 code="forces_unit",
                 severity="error",
@@ -267,7 +267,7 @@ def _forces(
         )
     elif 0.75 < abs(s) < 1.33:
         verdict = f"energies and forces agree roughly ({shown})"
-        found.append(
+        findings.append(
             Finding(
                 code="forces_rough",
                 severity="note",
@@ -280,7 +280,7 @@ def _forces(
         )
     else:
         verdict = f"energies and forces do not agree ({shown}), and no common units explain it"
-        found.append(
+        findings.append(
             Finding(
                 code="forces_unexplained",
                 severity="error" if abs(line.correlation) > 0.95 and line.nearness > 0.3 else "warning",
@@ -292,7 +292,7 @@ def _forces(
                 numbers=numbers,
             )
         )
-    return _result(line, verdict, factor), found
+    return _result(line, verdict, factor), findings
 
 
 def _result(line: Slope, verdict: str, factor: float | None) -> SlopeTest:
@@ -311,7 +311,7 @@ def _untested(
     line: Slope | None, bonds: BondTest | None, units: Units, geometry: Geometry
 ) -> tuple[SlopeTest, list[Finding]]:
     """Without enough similar frames: conclusions from bonds and force magnitudes."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     words = "not tested against energies: " + (
         "too few similar frames of the same atoms"
         if line is None
@@ -321,7 +321,7 @@ def _untested(
     unit = units.energy if units.energy is not None else "?"
     factor = None
     if line is not None and line.pairs >= 30 and line.nearness > 0.5 and abs(line.correlation) < 0.3:
-        found.append(
+        findings.append(
             Finding(
                 code="forces_unrelated",
                 severity="warning",
@@ -341,7 +341,7 @@ def _untested(
         if bonds.stiffness < 0:
             factor = -1.0
             words += f"; but stretched bonds are pushed further apart ({seen}): these are gradients"
-            found.append(
+            findings.append(
                 Finding(
                     code="forces_sign",
                     severity="error",
@@ -358,7 +358,7 @@ def _untested(
             force = f"{bonds.unit}/{units.length or 'Å'}"
             words += f", their unit {force}"
             if units.energy is not None and units.confidence == "high" and bonds.unit != units.energy:
-                found.append(
+                findings.append(
                     Finding(
                         code="forces_unit",
                         severity="warning",
@@ -372,8 +372,8 @@ def _untested(
     else:
         words += f"; half of them are below {number(middle)} (usual: 0.05 to 5 eV/Å), in {unit}/Å if they fit"
     if line is None:
-        return SlopeTest(verdict=words, factor=factor), found
-    return replace(_result(line, words, factor), tested=False), found
+        return SlopeTest(verdict=words, factor=factor), findings
+    return replace(_result(line, words, factor), tested=False), findings
 
 
 def _stress(motion: Motion, forces: Slope | None) -> tuple[SlopeTest, list[Finding]]:

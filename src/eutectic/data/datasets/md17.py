@@ -149,7 +149,7 @@ def _files(source: Path, name: str) -> list[tuple[Path, str]]:
     if family == "md17":
         published = MOLECULES[molecule][1]
         stems = [published, f"{molecule}_dft", f"md17_{molecule}"]
-        wanted = " or ".join(f"{s}.npz" for s in dict.fromkeys(stems))
+        expected = " or ".join(f"{s}.npz" for s in dict.fromkeys(stems))
         if source.is_file():
             return [(source, "")]
         found = [source / f"{s}{suffix}" for s in stems for suffix in (".npz", ".xyz")]
@@ -157,28 +157,28 @@ def _files(source: Path, name: str) -> list[tuple[Path, str]]:
             return [(match, "")]
     else:
         stem = COUPLED_CLUSTER[molecule][1]
-        wanted = f"{stem}.zip, or {stem}-train.npz with {stem}-test.npz"
+        expected = f"{stem}.zip, or {stem}-train.npz with {stem}-test.npz"
         folder = source if source.is_dir() else source.parent
         if source.is_file() and source.suffix == ".zip":
-            return _zipped(source, wanted)
+            return _zipped(source, expected)
         for suffix in (".npz", ".xyz") if source.is_dir() else (source.suffix,):
             pair = [folder / f"{stem}-{part}{suffix}" for part in _PARTS]
             if all(path.is_file() for path in pair):
                 return [(path, "") for path in pair]
         if source.is_dir() and (source / f"{stem}.zip").is_file():
-            return _zipped(source / f"{stem}.zip", wanted)
+            return _zipped(source / f"{stem}.zip", expected)
     raise EutecticError(
         str(source),
         f"no file of {name} here" if source.exists() else "nothing is here",
-        wanted,
+        expected,
         f"check the path and the molecule (fetch: {files(name)[0].url})",
     )
 
 
-def _zipped(archive: Path, wanted: str) -> list[tuple[Path, str]]:
-    with damage_explained(str(archive), wanted, _FETCH):
+def _zipped(archive: Path, expected: str) -> list[tuple[Path, str]]:
+    with damage_explained(str(archive), expected, _FETCH):
         members = zip_members(archive)
     pair = [[m for m in members if Path(m).match(f"*-{part}.npz")] for part in _PARTS]
     if [len(p) for p in pair] != [1, 1]:
-        raise EutecticError(str(archive), f"members {', '.join(members[:5])}", wanted, _FETCH)
+        raise EutecticError(str(archive), f"members {', '.join(members[:5])}", expected, _FETCH)
     return [(archive, p[0]) for p in pair]

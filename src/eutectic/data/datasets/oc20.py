@@ -266,7 +266,7 @@ def _relaxed_by_vasp(path: Path, name: str) -> Iterator[LabelledStructure]:
     except EutecticError:
         raise
     except Exception as error:
-        raise _broken(f"{path}, structure {index}", error, "a whole relaxation") from error
+        raise _broken(f"{path}, structure {index}", error, "a complete relaxation") from error
 
 
 def _from_ase(atoms: Atoms, name: str, system: str, frame: str, reference: float, where: str) -> LabelledStructure:
@@ -401,7 +401,7 @@ def _places(path: Path, _changed: int) -> Mapping[str, tuple[int, int]]:
         with tarfile.open(path, "r:") as archive:
             return {member.name: (member.offset_data, member.size) for member in archive if member.isfile()}
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise _broken(str(path), error, "a whole archive") from error
+        raise _broken(str(path), error, "a complete archive") from error
 
 
 def _is_shard(member: str) -> bool:

@@ -306,9 +306,9 @@ def _arrays(
             "coords and forces (structures, atoms, 3), energies (structures,), nuclear_charges (atoms,)",
             _FETCH,
         )
-    wanted = Formula(MOLECULES[molecule]).count()
+    expected = Formula(MOLECULES[molecule]).count()
     given = Formula.from_list([str(s) for s in _symbols(numbers)])
-    if given.count() != wanted:
+    if given.count() != expected:
         raise EutecticError(
             where,
             f"atoms {given:hill}",

@@ -288,7 +288,7 @@ def _given(molecule: h5py.Group, key: str) -> bool:
 
 
 def _values(
-    molecule: h5py.Group, key: str, units: Mapping[str, str], wanted: str, first: int, last: int, *sizes: int
+    molecule: h5py.Group, key: str, units: Mapping[str, str], target: str, first: int, last: int, *sizes: int
 ) -> np.ndarray:
     node = hdf5.dataset(molecule, key, *sizes)
     unit = node.attrs.get("units")
@@ -300,4 +300,4 @@ def _values(
             f"units {' or '.join(units)}",
             _FIX,
         )
-    return hdf5.numbers_in(node, first, last) * convert(units[unit.lower()], wanted)
+    return hdf5.numbers_in(node, first, last) * convert(units[unit.lower()], target)

@@ -241,9 +241,9 @@ def _members(file: h5py.File, part: str, reactions: list[str]) -> list[str]:
     return found
 
 
-def _expect(group: h5py.Group, name: str, target: str, wanted: str) -> None:
-    if target.strip("/") != wanted:
-        raise EutecticError(hdf5.place(group), f"{name!r} links to {target!r}", f"a link to '/{wanted}'", _FIX)
+def _expect(group: h5py.Group, name: str, target: str, expected: str) -> None:
+    if target.strip("/") != expected:
+        raise EutecticError(hdf5.place(group), f"{name!r} links to {target!r}", f"a link to '/{expected}'", _FIX)
 
 
 def _dangling(group: h5py.Group, name: str) -> EutecticError:

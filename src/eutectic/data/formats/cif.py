@@ -37,8 +37,8 @@ def structure(text: str, where: str, fix: str) -> Structure:
     if partly:
         raise EutecticError(
             where,
-            f"sites that are partly occupied: {', '.join(partly[:5])}",
-            "whole atoms",
+            f"partially occupied sites: {', '.join(partly[:5])}",
+            "full occupancy",
             "leave this structure out, or order it first: a disordered crystal has no atoms to learn from",
         )
     if atoms.cell.rank < 3:

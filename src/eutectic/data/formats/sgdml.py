@@ -182,9 +182,9 @@ def _text(bundle: zipfile.ZipFile, key: str) -> str:
     return "" if text.strip().lower() in ("", "n/a", "none", "unknown") else text.strip()
 
 
-def _unit(where: str, key: str, stated: str, wanted: str) -> float:
+def _unit(where: str, key: str, stated: str, target: str) -> float:
     try:
-        return convert(ATOMIC_UNITS[key] if stated.lower() == "au" else stated, wanted)
+        return convert(ATOMIC_UNITS[key] if stated.lower() == "au" else stated, target)
     except EutecticError as error:
         raise EutecticError(
             where,
