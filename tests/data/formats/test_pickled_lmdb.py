@@ -376,7 +376,7 @@ def test_aselmdb_files_that_are_none(tmp_path: Path) -> None:
         (b"nextid", zlib.compress(b"1000000000000000000"), "nextid"),
         (b"nextid", zlib.compress(b'"x"'), "nextid"),
         (b"nextid", b"not compressed", "record nextid"),
-        (b"nextid", zlib.compress(json.dumps(2).encode())[:-5], "cut short"),
+        (b"nextid", zlib.compress(json.dumps(2).encode())[:-5], "truncated"),
     ):
         with lmdb.open(str(file), subdir=False, lock=False, map_size=1 << 24) as env, env.begin(write=True) as t:
             t.put(key, value)
@@ -390,7 +390,7 @@ def test_aselmdb_files_that_are_none(tmp_path: Path) -> None:
 def test_a_row_that_fills_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ase_lmdb, "LARGEST_ROW", 1000)
     row = {"numbers": [1], "positions": [[0, 0, 0]], "data": {"zeros": "0" * 10_000}}
-    with pytest.raises(EutecticError, match="far larger than a structure"):
+    with pytest.raises(EutecticError, match="far too large for a structure"):
         list(ase_lmdb.read_rows(write_aselmdb(tmp_path / "data.aselmdb", [row])))
 
 
