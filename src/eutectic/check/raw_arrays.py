@@ -139,7 +139,7 @@ def _groups(file: Any) -> Iterator[tuple[str, dict[str, _Array]]]:
                 name, m.shape, m.dtype.kind, m.__getitem__, _text(m.attrs.get("units", m.attrs.get("unit", "")))
             )
             for m in members
-            if isinstance(m, h5py.Dataset) and m.shape is not None and not hdf5.lies_elsewhere(m)
+            if isinstance(m, h5py.Dataset) and m.shape is not None and not hdf5.is_external(m)
         }
         # Some writers store the energy of a single structure as an attribute of its group.
         for name, value in group.attrs.items():

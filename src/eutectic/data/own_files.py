@@ -86,7 +86,7 @@ def _is_energy(stated: str) -> bool:
     return True
 
 
-def asked_for(name: str) -> bool:
+def unit_required(name: str) -> bool:
     """Whether the unit of a property must be given for a file without units: whether it is published in more than one
     unit. Custom properties are defined with their unit."""
     return name in BUILT_IN and len(units.usual(PROPERTIES[name].unit)) > 1
@@ -125,13 +125,13 @@ def notes(counts: Mapping[str, Mapping[str, int]], stated: Mapping[str, str], *,
     return lines
 
 
-def check_found(
+def check_matches(
     source: str,
     keys: Mapping[str, str],
     defined: Sequence[Property],
     counts: Collection[str],
-    there: Collection[str],
-    looked_for: Mapping[str, Sequence[str]],
+    entries: Collection[str],
+    candidates: Mapping[str, Sequence[str]],
 ) -> None:
     """Refuse keys and definitions that match nothing in the file.
 
@@ -140,20 +140,20 @@ def check_found(
         keys: property → entry; an empty entry leaves the property out.
         defined: properties that the user defined for this file.
         counts: properties with labels.
-        there: entries of the file.
-        looked_for: property → the entries that were searched for.
+        entries: entries of the file.
+        candidates: property → the entries that were searched for.
 
     Raises:
         EutecticError: an entry that no structure has; a defined property without a label.
     """
-    asked = [*(name for name, key in keys.items() if key), *(p.name for p in defined if keys.get(p.name) != "")]
-    for name in dict.fromkeys(asked):
+    required = [*(name for name, key in keys.items() if key), *(p.name for p in defined if keys.get(p.name) != "")]
+    for name in dict.fromkeys(required):
         if name not in counts and name in PROPERTIES:
-            tried = tuple(looked_for[name])
-            near = difflib.get_close_matches(tried[-1], there, 1, 0.5)
+            tried = tuple(candidates[name])
+            near = difflib.get_close_matches(tried[-1], entries, 1, 0.5)
             raise EutecticError(
                 source,
                 f"no {' or '.join(map(repr, tried))} for {name}",
-                f"an existing entry: {', '.join(there) or 'the file has none'}",
+                f"an existing entry: {', '.join(entries) or 'the file has none'}",
                 f"did you mean --key {name}={near[0]}?" if near else f"name the entry that holds it: --key {name}=NAME",
             )

@@ -20,7 +20,7 @@ from eutectic.console import ProgressBar
 from eutectic.data.dataset import PaperSplit
 from eutectic.data.store import Store
 
-HELD_OUT = 0.1
+TEST_SHARE = 0.1
 """Default fraction of the structures for validation, and again for test."""
 
 NEAR = 0.1
@@ -82,25 +82,25 @@ def split(
             f"splits of {store.card.name}", f"split {name!r}", f"one of {', '.join(names)}", did_you_mean(name, names)
         )
     eligible = _eligible(store, needs)
-    asked = (n_train, n_validation, n_test)
-    for part, n in zip(("training", "validation", "test"), asked, strict=True):
+    requested = (n_train, n_validation, n_test)
+    for part, n in zip(("training", "validation", "test"), requested, strict=True):
         if n is not None and n < (part == "training"):
             raise EutecticError(f"split {name!r}", f"{n} {part} structures", "a positive number", "ask for more")
     if name == "group":
-        parts = _by_group(store, eligible, asked, seed)
+        parts = _by_group(store, eligible, requested, seed)
     elif name == "random":
-        parts = _at_random(store, eligible, asked, seed)
+        parts = _at_random(store, eligible, requested, seed)
     elif name == "paper":
-        parts = _paper(store, eligible, asked, published)
+        parts = _paper(store, eligible, requested, published)
     else:
-        parts = _official(store, name, published[name], eligible, asked)
+        parts = _official(store, name, published[name], eligible, requested)
     return Split(name, *(np.sort(part).astype(np.int64) for part in parts))
 
 
 _Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Training, validation, test: rows, ordered so that a smaller set is a prefix."""
 
-_Asked = tuple[int | None, int | None, int | None]
+_Requested = tuple[int | None, int | None, int | None]
 """Training, validation, test: number of structures requested."""
 
 
@@ -136,14 +136,14 @@ def _in_hash_order(store: Store, seed: int) -> np.ndarray:
     return np.argsort(_hashes(store.column("id"), seed), kind="stable")
 
 
-def _targets(n: int, asked: _Asked) -> tuple[int, int]:
+def _targets(n: int, requested: _Requested) -> tuple[int, int]:
     """Number of validation and test rows to set aside, of n.
 
     A tenth each, or more if more is requested; requesting less still sets a tenth aside, so that no row moves between
     parts. Less only if the requested training set needs the rows.
     """
-    n_train, n_validation, n_test = asked
-    tenth = max(1, round(HELD_OUT * n))
+    n_train, n_validation, n_test = requested
+    tenth = max(1, round(TEST_SHARE * n))
     least = tuple(0 if a is None else a for a in (n_validation, n_test))
     targets = [max(tenth, a) for a in least]
     room = n - (n_train or 1)
@@ -163,20 +163,20 @@ def _first(rows: np.ndarray, n: int | None, part: str, where: str) -> np.ndarray
     return rows[:n]
 
 
-def _cut(parts: _Parts, asked: _Asked, where: str) -> _Parts:
+def _cut(parts: _Parts, requested: _Requested, where: str) -> _Parts:
     train, validation, test = parts
     return (
-        _first(train, asked[0], "training", where),
-        _first(validation, asked[1], "validation", where),
-        _first(test, asked[2], "test", where),
+        _first(train, requested[0], "training", where),
+        _first(validation, requested[1], "validation", where),
+        _first(test, requested[2], "test", where),
     )
 
 
-def _hold_out(
-    divide: Callable[[np.ndarray, _Asked], _Parts],
+def _split_eligible(
+    divide: Callable[[np.ndarray, _Requested], _Parts],
     order: np.ndarray,
     eligible: np.ndarray,
-    asked: _Asked,
+    requested: _Requested,
     where: str,
 ) -> _Parts:
     """Split all rows, then keep the eligible ones, so that tasks with different labels share their test structures.
@@ -184,37 +184,37 @@ def _hold_out(
     Only if that leaves a part with too few are the eligible rows split on their own.
     """
     n = int(eligible.sum())
-    if sum(a or 0 for a in asked) > n:
-        words = " + ".join(str(a or 0) for a in asked)
+    if sum(a or 0 for a in requested) > n:
+        words = " + ".join(str(a or 0) for a in requested)
         raise EutecticError(
             where,
             f"{words} structures requested (training + validation + test)",
             f"at most {n} together",
             "request fewer",
         )
-    of_all = tuple(None if a is None else math.ceil(a * len(order) / n) for a in asked)
+    of_all = tuple(None if a is None else math.ceil(a * len(order) / n) for a in requested)
     train, validation, test = (rows[eligible[rows]] for rows in divide(order, of_all))  # type: ignore[arg-type]
-    if any(len(p) < (a or 0) for p, a in zip((train, validation, test), asked, strict=True)):
-        train, validation, test = divide(order[eligible[order]], asked)
-    return _cut((train, validation, test), asked, where)
+    if any(len(p) < (a or 0) for p, a in zip((train, validation, test), requested, strict=True)):
+        train, validation, test = divide(order[eligible[order]], requested)
+    return _cut((train, validation, test), requested, where)
 
 
-def _at_random(store: Store, eligible: np.ndarray, asked: _Asked, seed: int) -> _Parts:
-    def divide(rows: np.ndarray, asked: _Asked) -> _Parts:
-        n_validation, n_test = _targets(len(rows), asked)
+def _at_random(store: Store, eligible: np.ndarray, requested: _Requested, seed: int) -> _Parts:
+    def divide(rows: np.ndarray, requested: _Requested) -> _Parts:
+        n_validation, n_test = _targets(len(rows), requested)
         test, validation, train = np.split(rows, [n_test, n_test + n_validation])
         return train, validation, test
 
     where = f"split 'random' of {store.card.name}"
-    return _hold_out(divide, _in_hash_order(store, seed), eligible, asked, where)
+    return _split_eligible(divide, _in_hash_order(store, seed), eligible, requested, where)
 
 
-def _by_group(store: Store, eligible: np.ndarray, asked: _Asked, seed: int) -> _Parts:
+def _by_group(store: Store, eligible: np.ndarray, requested: _Requested, seed: int) -> _Parts:
     where = f"split 'group' of {store.card.name}"
     names, group_of_row = np.unique(store.column("group").astype(str), return_inverse=True)
     order_of_groups = np.argsort(_hashes(names.tolist(), seed), kind="stable")
 
-    def divide(rows: np.ndarray, asked: _Asked) -> _Parts:
+    def divide(rows: np.ndarray, requested: _Requested) -> _Parts:
         sizes = np.bincount(group_of_row[rows], minlength=len(names))
         order = order_of_groups[sizes[order_of_groups] > 0]
         if len(order) < 3:
@@ -224,10 +224,12 @@ def _by_group(store: Store, eligible: np.ndarray, asked: _Asked, seed: int) -> _
                 "at least three, one for each part",
                 "use the split 'random' (a group may then be on both sides)",
             )
-        part = _assign(order, sizes, _targets(len(rows), asked), (asked[1] or 0, asked[2] or 0))[group_of_row[rows]]
+        part = _assign(order, sizes, _targets(len(rows), requested), (requested[1] or 0, requested[2] or 0))[
+            group_of_row[rows]
+        ]
         return rows[part == 0], rows[part == 1], rows[part == 2]
 
-    return _hold_out(divide, _in_hash_order(store, seed), eligible, asked, where)
+    return _split_eligible(divide, _in_hash_order(store, seed), eligible, requested, where)
 
 
 def _assign(order: np.ndarray, sizes: np.ndarray, targets: tuple[int, int], least: tuple[int, int]) -> np.ndarray:
@@ -261,13 +263,15 @@ def _assign(order: np.ndarray, sizes: np.ndarray, targets: tuple[int, int], leas
     return part
 
 
-def _official(store: Store, name: str, lists: dict[str, np.ndarray], eligible: np.ndarray, asked: _Asked) -> _Parts:
+def _official(
+    store: Store, name: str, lists: dict[str, np.ndarray], eligible: np.ndarray, requested: _Requested
+) -> _Parts:
     where = f"split {name!r} of {store.card.name}"
     train, test = (lists[part][eligible[lists[part]]] for part in ("train", "test"))
     if "validation" in lists:
         validation = lists["validation"][eligible[lists["validation"]]]
-        return _cut((train, validation, test), asked, where)
-    n_train, n_validation, n_test = asked
+        return _cut((train, validation, test), requested, where)
+    n_train, n_validation, n_test = requested
     if n_validation is None:
         n_validation = min(50, len(train) - (n_train or 1))
     if n_train is None:
@@ -304,7 +308,9 @@ def _in_paper(store: Store) -> bool:
     return _paper_split(store) is not None
 
 
-def _paper(store: Store, eligible: np.ndarray, asked: _Asked, published: dict[str, dict[str, np.ndarray]]) -> _Parts:
+def _paper(
+    store: Store, eligible: np.ndarray, requested: _Requested, published: dict[str, dict[str, np.ndarray]]
+) -> _Parts:
     where, n = f"split 'paper' of {store.card.name}", len(store)
     paper = _paper_split(store)
     if paper is None:
@@ -323,7 +329,7 @@ def _paper(store: Store, eligible: np.ndarray, asked: _Asked, published: dict[st
                 "the complete data set with its published splits",
                 "prepare it from the complete files, or use the split 'group' or 'random'",
             )
-        return _official(store, name, published[name], eligible, asked)
+        return _official(store, name, published[name], eligible, requested)
     *sizes, whole = paper
     if n < whole:
         raise EutecticError(
@@ -340,7 +346,7 @@ def _paper(store: Store, eligible: np.ndarray, asked: _Asked, published: dict[st
     np.random.RandomState(42).shuffle(order)
     bounds = [n_train, n_train + n_validation]
     train, validation, test = (rows[eligible[rows]] for rows in np.split(order, bounds))
-    return _cut((train, validation, test), asked, where)
+    return _cut((train, validation, test), requested, where)
 
 
 @dataclass(frozen=True, kw_only=True)

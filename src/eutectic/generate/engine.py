@@ -159,7 +159,7 @@ def make_chunk(generator: Generator, seed: int, items: range, folder: Path) -> d
     for item in items:
         try:
             with _time_limit(generator.seconds):
-                made = generator.make(item, seed)
+                structures = generator.make(item, seed)
         except Rejected as reason:
             rejected[str(reason)] += 1
             continue
@@ -168,7 +168,7 @@ def make_chunk(generator: Generator, seed: int, items: range, folder: Path) -> d
         except Exception as error:  # one bad item must not end hours of work
             rejected[f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"] += 1
             continue
-        for row in made:
+        for row in structures:
             if reason_for_row := unusable(row, generator.max_force):
                 rejected[reason_for_row] += 1
             else:
@@ -205,8 +205,8 @@ def provenance(generator: Generator, scale: float, seed: int) -> str:
 
 def items_in(store: Store, seed: int) -> int:
     """Number of items from which a store was made; 0 if made with another seed."""
-    made = (re.fullmatch(r"Made from (\d+) items with seed (\d+)\.", note) for note in store.card.notes)
-    return next((int(m[1]) for m in made if m and int(m[2]) == seed), 0)
+    matches = (re.fullmatch(r"Made from (\d+) items with seed (\d+)\.", note) for note in store.card.notes)
+    return next((int(m[1]) for m in matches if m and int(m[2]) == seed), 0)
 
 
 def _beginning(card: Card, path: Path | None, seed: int, n_items: int) -> tuple[Path, int] | None:
@@ -215,8 +215,8 @@ def _beginning(card: Card, path: Path | None, seed: int, n_items: int) -> tuple[
     Items depend on their number and the seed alone, so they can be reused.
     """
     existing = [folder for folder in (path, embedded().get(card.name)) if folder is not None and folder.exists()]
-    made = [(folder, n) for folder in existing if 0 < (n := items_in(Store(folder), seed)) < n_items]
-    return max(made, key=lambda entry: entry[1], default=None)
+    reusable = [(folder, n) for folder in existing if 0 < (n := items_in(Store(folder), seed)) < n_items]
+    return max(reusable, key=lambda entry: entry[1], default=None)
 
 
 def _rows(folders: Iterable[Path]) -> Iterator[LabelledStructure]:
@@ -297,9 +297,9 @@ def run(generator: Generator, out: Path, *, scale: float, seed: int, workers: in
 def _make_all(generator: Generator, seed: int, todo: dict[Path, range], n_items: int, workers: int) -> None:
     """Make the missing chunks in worker processes, with a progress bar."""
     name, chunks, left_out = generator.card.name, list(todo.values()), 0
-    made = n_items - sum(len(items) for items in chunks)
+    finished_items = n_items - sum(len(items) for items in chunks)
     # A log file gets 20 lines.
-    with ProgressBar(name, n_items, done=made, unit="items", lines=20) as bar:
+    with ProgressBar(name, n_items, done=finished_items, unit="items", lines=20) as bar:
 
         def finished(number: int, rejected: dict[str, int]) -> None:
             nonlocal left_out

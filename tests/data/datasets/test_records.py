@@ -187,7 +187,7 @@ def test_conversions(name: str, unit: str, value: float, converted: float) -> No
 
 def test_every_example_is_a_unit() -> None:
     for name, prop in PROPERTIES.items():
-        if own_files.asked_for(name):
+        if own_files.unit_required(name):
             assert prop.conversion(units.as_typed(prop.unit))(np.asarray(2.0), 5) == 2.0
             for other in own_files.others(name):
                 prop.conversion(other.split()[0])

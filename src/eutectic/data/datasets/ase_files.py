@@ -26,7 +26,7 @@ from eutectic.data import own_files
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
 from eutectic.data.formats import ase_lmdb
-from eutectic.data.splits import HELD_OUT
+from eutectic.data.splits import TEST_SHARE
 
 PREFIXES = ("REF_", "dft_", "")
 VIRIALS = ("REF_virials", "REF_virial", "virials", "virial")
@@ -121,7 +121,7 @@ def scan(
             of_file[file] = None
         structures += number
     tried = {name: _candidates(name, keys) for name in PROPERTIES}
-    own_files.check_found(str(source), keys, defined, counts, entries, tried)
+    own_files.check_matches(str(source), keys, defined, counts, entries, tried)
     if not counts:
         raise _no_labels(Path(source), ignored)
     return LabelsFound(
@@ -207,7 +207,7 @@ def card(
         citation: reference to cite.
     """
     # The largest group goes to training: with one trajectory and a few isolated atoms nothing is left for the test.
-    few = found.groups < 3 or found.structures - found.largest_group < 2 * HELD_OUT * found.structures
+    few = found.groups < 3 or found.structures - found.largest_group < 2 * TEST_SHARE * found.structures
     notes = own_files.notes(found.counts, units or {}, assumed=True)
     if found.ignored:
         notes.append("not used as labels: " + ", ".join(f"{k} ({n})" for k, n in found.ignored.items()))

@@ -38,7 +38,7 @@ from eutectic.data.formats import cif, pickled_lmdb, pymatgen_json
 from eutectic.data.formats.archives import damage_explained, opened
 from eutectic.data.formats.npz_arrays import array_head, blocks, cut
 from eutectic.data.formats.open_catalyst import find
-from eutectic.data.splits import HELD_OUT
+from eutectic.data.splits import TEST_SHARE
 
 SUFFIXES = (".lmdb", ".npz", ".json", ".json.gz", ".csv", ".csv.gz")
 
@@ -204,7 +204,7 @@ class RecordFiles:
         """Card from the contents, with the given units and level of theory."""
         found, total = self.found, sum(self.found.of_file.values())
         # As in `ase_files.card`: the largest group goes to training.
-        few = found.groups < 3 or total - found.largest_group < 2 * HELD_OUT * total
+        few = found.groups < 3 or total - found.largest_group < 2 * TEST_SHARE * total
         notes = own_files.notes(found.counts, self.choices.units)
         if few:
             notes.append("Nearly all is one group: the split is random, with structures of one group on both sides.")
@@ -491,7 +491,7 @@ def _needs_periodicity(record: Record, choices: Choices) -> bool:
 
 def _check_labels(source: Path, choices: Choices, counts: Mapping[str, object], names: Mapping[str, object]) -> None:
     tried = {name: choices.names(name) for name in PROPERTIES}
-    own_files.check_found(str(source), choices.keys, choices.defined, counts, names, tried)
+    own_files.check_matches(str(source), choices.keys, choices.defined, counts, names, tried)
     if not counts:
         raise EutecticError(
             str(source),
@@ -505,7 +505,7 @@ def _check_stated(
     source: Path, choices: Choices, counts: Mapping[str, object], names: Mapping[str, object], cells: bool
 ) -> None:
     """Report all missing units and the periodicity in one error."""
-    usual = {name: units.as_typed(PROPERTIES[name].unit) for name in counts if own_files.asked_for(name)}
+    usual = {name: units.as_typed(PROPERTIES[name].unit) for name in counts if own_files.unit_required(name)}
     if not any(name in names for what in ("structure", "cif") for name in choices.names(what)):
         fractional = choices.units.get("positions") == "fractional"
         usual = {"positions": "angstrom", **({"cell": "angstrom"} if fractional else {}), **usual}

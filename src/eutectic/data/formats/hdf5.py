@@ -157,7 +157,7 @@ def subgroup(group: h5py.Group, path: str) -> h5py.Group:
     return node
 
 
-def lies_elsewhere(node: h5py.Dataset) -> bool:
+def is_external(node: h5py.Dataset) -> bool:
     """Whether the data of an array is in other files."""
     return node.external is not None or bool(node.is_virtual)
 
@@ -176,7 +176,7 @@ def dataset(group: h5py.Group, name: str, *sizes: int | None) -> h5py.Dataset:
     node = child(group, name)
     if not isinstance(node, h5py.Dataset):
         raise EutecticError(place(node), "a group", "an array", "check that the file is of this data set")
-    if lies_elsewhere(node):
+    if is_external(node):
         raise EutecticError(
             place(node),
             "an array whose data is in other files",
