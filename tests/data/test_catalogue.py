@@ -1,4 +1,4 @@
-"""The catalogue: names, preparing, describing, and looking a data set over."""
+"""Catalogue: names, preparation, descriptions and checks."""
 
 from __future__ import annotations
 

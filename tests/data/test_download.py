@@ -1,4 +1,4 @@
-"""Downloads, against a server that breaks off, refuses, knows no ranges or sends something else."""
+"""Downloads from a server that disconnects, refuses, does not support ranges or sends the wrong data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A property of the user's own, from the file to a prediction: it has to be defined once and never again."""
+"""Custom properties from the file to a prediction, defined only once."""
 
 from __future__ import annotations
 

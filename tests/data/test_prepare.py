@@ -1,4 +1,4 @@
-"""Preparing: the same store whatever the processes, the kills and the bad records on the way."""
+"""Preparation: the same store for any number of processes, after kills and with bad records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`eutectic data prepare` in bad weather: whole processes, from the command to what is left on the disk."""
+"""`eutectic data prepare` as a process: interruptions, concurrent runs, full disks."""
 
 from __future__ import annotations
 

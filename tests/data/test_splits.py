@@ -1,4 +1,4 @@
-"""Splits: nobody is on two sides, the order of rows is nothing, published ones are as published."""
+"""Splits: disjoint, independent of the order of rows, published ones as published."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store: what goes in comes out, and nothing half-written is ever taken for a store."""
+"""The store: round trips, and incomplete stores are refused."""
 
 from __future__ import annotations
 

@@ -192,8 +192,8 @@ def breathed(atoms: Atoms, tolerance: float = 0.005) -> Atoms:
     """The same shape at the volume of lowest energy.
 
     Args:
-        atoms: with a calculator; changed in place.
-        tolerance: of its length, relative to the length at which its closest pair touches.
+        atoms: atoms with a calculator; changed in place.
+        tolerance: tolerance of the cell length, relative to the length at which the closest pair touches.
     """
     shape = atoms.cell.array.copy()
 

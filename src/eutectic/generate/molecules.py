@@ -50,7 +50,7 @@ def conformer(smiles: str, seed: int) -> tuple[Atoms, np.ndarray]:
 
     Args:
         smiles: the molecule.
-        seed: of the embedding.
+        seed: random seed of the embedding.
 
     Returns:
         The atoms at a minimum of MMFF94; the Hessian (3 n, 3 n) in eV/Å².
@@ -87,10 +87,10 @@ def displaced(atoms: Atoms, hessian: np.ndarray, temperature: float, rng: np.ran
     """A thermal sample of the harmonic molecule.
 
     Args:
-        atoms: at a minimum.
+        atoms: the molecule at its minimum.
         hessian: (3 n, 3 n), eV/Å².
         temperature: K.
-        rng: its random numbers.
+        rng: random number generator.
     """
     root_mass = np.sqrt(np.repeat(atoms.get_masses(), 3))
     curvature, modes = np.linalg.eigh(hessian / np.outer(root_mass, root_mass))

@@ -1,4 +1,4 @@
-"""ANI-1x and its relatives: units and signs by hand and against differences of energies, gaps, wrong names."""
+"""ANI-1x and related data sets: units and signs by hand and against energy differences, missing labels, wrong names."""
 
 from __future__ import annotations
 

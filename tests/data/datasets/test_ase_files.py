@@ -1,4 +1,4 @@
-"""The user's own files: every place a label may be in, and every way a file may be broken."""
+"""The user's own ASE files: every place for a label, and damaged files."""
 
 from __future__ import annotations
 

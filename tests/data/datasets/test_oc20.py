@@ -1,4 +1,4 @@
-"""OC20 in each of its published layouts, and which energy comes out of which."""
+"""OC20: all published layouts, and the kind of energy read from each."""
 
 from __future__ import annotations
 

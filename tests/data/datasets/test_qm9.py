@@ -1,4 +1,4 @@
-"""QM9: the published layout, the package, and energies worked out by hand."""
+"""QM9: the published layout, the package, and hand-computed energies."""
 
 from __future__ import annotations
 

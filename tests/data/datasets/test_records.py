@@ -1,4 +1,4 @@
-"""The user's own arrays: every layout, what has to be stated, and files that are damaged or hostile."""
+"""The user's own arrays: every layout, required information, and damaged or malicious files."""
 
 from __future__ import annotations
 

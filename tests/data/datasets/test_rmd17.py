@@ -1,4 +1,4 @@
-"""rMD17: every published layout, units, official splits, and files that are not what they should be."""
+"""rMD17: every published layout, units, official splits, and wrong files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SPICE: units as the file says, forces against gradients, subsets, molecules without some arrays."""
+"""SPICE: units stated in the file, forces against gradients, subsets, missing arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transition1x: the native layout, its published split, links that lead elsewhere."""
+"""Transition1x: the native layout, its published split, and links out of the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HDF5: links and data outside the file are refused, damage is said, and pieces are neither lost nor doubled."""
+"""HDF5: links and external data refused, damage reported, every frame in exactly one piece."""
 
 from __future__ import annotations
 

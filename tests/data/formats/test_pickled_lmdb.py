@@ -1,4 +1,4 @@
-"""Pickled records: every form in which numbers are in them, and what a hostile file may try."""
+"""Pickled records: every form of numbers, and malicious files."""
 
 from __future__ import annotations
 
