@@ -251,8 +251,8 @@ def test_leakage(tmp_path: Path) -> None:
         structures=3, in_shared_groups=2, shared_groups=2, duplicates=1, neighbours_in_time=2
     )
     assert str(found["test"]) == (
-        "2 structures from 2 groups trained on too, 1 structure the same as a training structure, "
-        "2 structures next in time to a training structure"
+        "2 structures from 2 groups also in training, 1 structure identical to a training structure, "
+        "2 structures adjacent in time to a training structure"
     )
     assert str(found["validation"]) == "nothing"
     # Neither the jump from 3 to 4 nor that from 4 to 5 makes neighbours.

@@ -160,7 +160,7 @@ def data_info(
 
 @data_app.command("check")
 def data_check(
-    what: Annotated[str, typer.Argument(help="Embedded data set, store, file or folder that ASE reads, HDF5 or npz.")],
+    data: Annotated[str, typer.Argument(help="Embedded data set, store, file or folder that ASE reads, HDF5 or npz.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="HTML report with plots to write.")] = None,
     model: Annotated[
@@ -189,7 +189,7 @@ def data_check(
 
     try:
         seen = None if model is None else elements_seen(load_model(model))
-        report = check(what, keys=pairs(key), define=define or (), model_elements=seen, progress=True)
+        report = check(data, keys=pairs(key), define=define or (), model_elements=seen, progress=True)
     except EutecticError as error:
         fail(error, status=2)
     if html is not None:

@@ -373,9 +373,9 @@ class Leakage:
         counts = [
             f"{_counted(count, 'structure')} {words}"
             for count, words in (
-                (self.in_shared_groups, f"from {_counted(self.shared_groups, 'group')} trained on too"),
-                (self.duplicates, "the same as a training structure"),
-                (self.neighbours_in_time, "next in time to a training structure"),
+                (self.in_shared_groups, f"from {_counted(self.shared_groups, 'group')} also in training"),
+                (self.duplicates, "identical to a training structure"),
+                (self.neighbours_in_time, "adjacent in time to a training structure"),
             )
             if count
         ]
