@@ -1,4 +1,4 @@
-"""The doctor: every trap on made-up labels with a known truth, and no false alarm on good ones."""
+"""The check: every problem is detected on synthetic labels, without false alarms on good ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A data set is one file: everything that CONTRIBUTING.md says of it, done."""
+"""Adding a data set as one file, as described in CONTRIBUTING.md."""
 
 from __future__ import annotations
 

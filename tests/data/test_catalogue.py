@@ -1,4 +1,4 @@
-"""The catalogue: names, preparing, describing, and looking a data set over."""
+"""Catalogue: names, preparation, descriptions and checks."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_progress_is_shown_after_a_while(
     monkeypatch.setenv("FORCE_COLOR", "1")
     catalogue.prepare("ase", tmp_path / "mine.xyz", tmp_path / "slow")
     shown = capsys.readouterr()
-    for what in ("Counting structures and labels", "Looking into the files of ase", "Reading ase"):
+    for what in ("Counting structures and labels", "Scanning the files of ase", "Reading ase"):
         assert what in shown.err
     assert not shown.out
 

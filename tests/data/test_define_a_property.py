@@ -1,4 +1,4 @@
-"""The page on properties of the user's own runs as it stands, but for the training."""
+"""The commands on the documentation page about custom properties run as written, except the training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads, against a server that breaks off, refuses, knows no ranges or sends something else."""
+"""Downloads from a server that disconnects, refuses, does not support ranges or sends the wrong data."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_connection_that_breaks(host: Host, tmp_path: Path, checksum: str) -> 
 def test_it_goes_on_in_another_session(host: Host, tmp_path: Path) -> None:
     # Bytes earn new attempts; the last two bring none.
     host.break_after = [100_000, 0, 0]
-    with pytest.raises(EutecticError, match=r"100,000 bytes are here.*goes on where it was.*in a browser"):
+    with pytest.raises(EutecticError, match=r"100,000 bytes received.*a stable connection.*it resumes.*in a browser"):
         fetch(file(host), tmp_path)
     assert not (tmp_path / "file.bin").exists()
     host.asked.clear()
@@ -125,7 +125,7 @@ def test_a_server_without_ranges(host: Host, tmp_path: Path) -> None:
 
 def test_a_file_that_changes_meanwhile_is_not_joined(host: Host, tmp_path: Path) -> None:
     host.break_after = [100_000, 0, 0]
-    with pytest.raises(EutecticError, match="bytes are here"):
+    with pytest.raises(EutecticError, match="bytes received"):
         fetch(file(host, ""), tmp_path)
     host.content, host.tag = CONTENT[::-1], '"two"'
     assert fetch(file(host, ""), tmp_path).read_bytes() == CONTENT[::-1]
@@ -185,7 +185,7 @@ def test_no_connection(host: Host, tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time(host: Host, tmp_path: Path) -> None:
-    with FileLock(tmp_path / ".file.bin.lock"), pytest.raises(EutecticError, match="another process is fetching"):
+    with FileLock(tmp_path / ".file.bin.lock"), pytest.raises(EutecticError, match="another process is downloading"):
         fetch(file(host), tmp_path)
     assert fetch(file(host), tmp_path).read_bytes() == CONTENT
     assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]

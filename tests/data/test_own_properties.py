@@ -1,4 +1,4 @@
-"""A property of the user's own, from the file to a prediction: it has to be defined once and never again."""
+"""Custom properties from the file to a prediction, defined only once."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_settings(store: Path) -> None:
     values = {"data": {"store": str(store)}, "targets": {"adsorption_energy": {}}, "start": "scratch"}
     assert parse(FinetuneSettings, values, "settings").define == ()
     assert PROPERTIES.pop("adsorption_energy").definition == DEFINE
-    with pytest.raises(EutecticError, match="unknown property 'adsorption_energy'"):
+    with pytest.raises(EutecticError, match="'adsorption_energy': an unknown property"):
         parse(FinetuneSettings, {**values, "data": {"store": "molecules"}}, "settings")
     for define in (DEFINE, [DEFINE], (DEFINE,)):
         for given in ({"define": define}, {"data": {"store": "molecules", "define": define}}):

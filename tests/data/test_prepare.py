@@ -1,4 +1,4 @@
-"""Preparing: the same store whatever the processes, the kills and the bad records on the way."""
+"""Preparation: the same store for any number of processes, after kills and with bad records."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_a_file_that_is_damaged_as_a_whole(tmp_path: Path) -> None:
 def test_nothing_usable(tmp_path: Path) -> None:
     source = files(tmp_path / "source", (2,))
     (source / "f0.txt").write_text("-\n-\n")
-    with pytest.raises(EutecticError, match="no structures that can be used"):
+    with pytest.raises(EutecticError, match="no usable structures"):
         prepare(source, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 

@@ -1,4 +1,4 @@
-"""`eutectic data prepare` in bad weather: whole processes, from the command to what is left on the disk."""
+"""`eutectic data prepare` as a process: interruptions, concurrent runs, full disks."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_two_at_once(trajectory: Path, tmp_path: Path) -> None:
     refused = next(said for process, (_, said) in zip(processes, told, strict=True) if process.returncode)
     # The slower one meets the other at work, or its store.
     busy = re.search(r"another process( \(PID \d+ on .*\))? is preparing this store", " ".join(refused.split()))
-    assert busy or "a store is there already" in refused
+    assert busy or "a store already exists here" in refused
     assert "Traceback" not in refused
     assert len(Store(tmp_path / "store")) == FRAMES
     assert [path.name for path in tmp_path.iterdir()] == ["store"]

@@ -1,4 +1,4 @@
-"""Every real data set that lies beside the project, through everything: prepared, counted, checked, trained on."""
+"""Every shared real data set: prepared, counted, checked and trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits: nobody is on two sides, the order of rows is nothing, published ones are as published."""
+"""Splits: disjoint, independent of the order of rows, published ones as published."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_unequal_groups(tmp_path: Path) -> None:
 
 def test_too_few_groups(tmp_path: Path) -> None:
     store = make(tmp_path / "store", ["a"] * 5 + ["b"] * 5)
-    with pytest.raises(EutecticError, match="2 groups of structures that belong together") as caught:
+    with pytest.raises(EutecticError, match="2 groups of structures; expected at least three") as caught:
         split(store)
     assert "'random'" in caught.value.fix
 
@@ -162,7 +162,7 @@ def test_needs(store: Store) -> None:
 
 @pytest.mark.parametrize("name", ["group", "random"])
 def test_more_than_there_is(store: Store, name: str) -> None:
-    with pytest.raises(EutecticError, match=r"390 \+ 20 \+ 0 structures asked for") as caught:
+    with pytest.raises(EutecticError, match=r"390 \+ 20 \+ 0 structures requested") as caught:
         split(store, name, n_train=390, n_validation=20)
     assert "400" in caught.value.expected
     with pytest.raises(EutecticError, match="0 training structures"):
@@ -194,14 +194,14 @@ def test_official(tmp_path: Path) -> None:
     assert parts(made) == (set(order[:100]), set(order[100:120]), set(order[200:230]))
     assert [len(p) for p in parts(split(store, n_train=200))] == [200, 0, 100]
     for kwargs in ({"n_train": 190, "n_validation": 20}, {"n_train": 201}, {"n_test": 101}):
-        with pytest.raises(EutecticError, match="asked for; expected at most"):
+        with pytest.raises(EutecticError, match="requested; expected at most"):
             split(store, **kwargs)  # type: ignore[arg-type]
     assert all(i % 2 for part in parts(split(store, needs=("gap",), n_train=50)) for i in part)
 
 
 def test_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = official(tmp_path)
-    with pytest.raises(EutecticError, match="400 structures; expected the whole data set, 99000"):
+    with pytest.raises(EutecticError, match="400 structures; expected the complete data set, 99000"):
         split(store, "paper")
     monkeypatch.setitem(rmd17.PAPER_SPLITS, "rmd17", PaperSplit(95, 5, None, 300))
     made = split(store, "paper")
@@ -251,8 +251,8 @@ def test_leakage(tmp_path: Path) -> None:
         structures=3, in_shared_groups=2, shared_groups=2, duplicates=1, neighbours_in_time=2
     )
     assert str(found["test"]) == (
-        "2 structures from 2 groups trained on too, 1 structure the same as a training structure, "
-        "2 structures next in time to a training structure"
+        "2 structures from 2 groups also in training, 1 structure identical to a training structure, "
+        "2 structures adjacent in time to a training structure"
     )
     assert str(found["validation"]) == "nothing"
     # Neither the jump from 3 to 4 nor that from 4 to 5 makes neighbours.

@@ -1,4 +1,4 @@
-"""The store: what goes in comes out, and nothing half-written is ever taken for a store."""
+"""The store: round trips, and incomplete stores are refused."""
 
 from __future__ import annotations
 
@@ -466,7 +466,7 @@ def test_a_truncated_shard(written: Store) -> None:
     for keep in (0, 100, len(whole) // 2, len(whole) - 3):
         shard.unlink()
         shard.write_bytes(whole[:keep])
-        with pytest.raises(EutecticError, match="not a whole Arrow file"):
+        with pytest.raises(EutecticError, match="truncated or damaged Arrow file"):
             Store(written.path)
 
 
@@ -486,7 +486,7 @@ def test_only_a_store_is_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "thesis"
     folder.mkdir()
     (folder / "chapter.txt").write_text("years of work")
-    with pytest.raises(EutecticError, match="not a store is there already"):
+    with pytest.raises(EutecticError, match="not a store already exists here"):
         write_store(folder, CARD, made_up(3), overwrite=True)
     assert (folder / "chapter.txt").read_text() == "years of work"
     write_store(tmp_path / "store", CARD, made_up(3))

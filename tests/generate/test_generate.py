@@ -1,4 +1,4 @@
-"""Making the embedded data, and what is embedded."""
+"""Generating data sets, and the embedded stores."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Look a data set over before anything is trained on it: `check`.
+"""Check a data set before training: `check`.
 
-Labels decide what a model can become, and published ones come with traps: gradients called forces, forces in
-Hartree/bohr beside energies in Hartree and coordinates in Å, energies rounded to float32, cells of 1000 Å. Each
-examination has its file here: `contents`, `energies`, `geometry`, `motion`. All look at structures as they stream
-past, once, and keep sums, extremes and samples of bounded size. `units` and `diagnosis` say what it means.
+Published labels have known problems: gradients called forces, forces in Hartree/bohr with energies in Hartree and
+coordinates in Å, energies rounded to float32, cells of 1000 Å. The modules `contents`, `energies`, `geometry` and
+`motion` collect statistics in a single pass over the structures, in bounded memory; `units` and `diagnosis` turn them
+into findings.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ORDER = ("error", "warning", "note")
 
 @dataclass(eq=False)
 class _Source:
-    """What is looked at: its structures, and what is known before the first of them."""
+    """The structures to check, and what is known about them in advance."""
 
     kind: str
     rows: Iterator[tuple[str, LabelledStructure]]
@@ -55,21 +55,21 @@ def check(
     model_elements: Iterable[int] | None = None,
     progress: bool = False,
 ) -> Report:
-    """Look at every structure and say whether it can be trained on.
+    """Check every structure of a data set.
 
     Args:
-        store_or_file: an embedded name, a store, any file or folder that ASE reads, or an HDF5 or npz file of
-            arrays, which is taken as it lies: no unit is converted, no sign turned, and nothing unpickled.
+        store_or_file: an embedded data set, a store, any file or folder that ASE reads, or an HDF5 or npz file of
+            arrays, which is read as it is: no unit conversion, no change of sign, no unpickling.
         keys: property → key (or array) in the files, instead of the usual names.
-        define: properties of the user's own, as `eutectic.atoms.parse_definition` reads them.
-        model_elements: atomic numbers that a model saw in its training; empty where its provenance does not say.
-        progress: show what is done, and the time left, when it takes more than a few seconds.
+        define: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
+        model_elements: atomic numbers in a model's training data; empty if its provenance does not list them.
+        progress: show progress and time left when it takes more than a few seconds.
 
     Returns:
-        The report; its `ok` is False where a finding is an error.
+        The report; its `ok` is False if any finding is an error.
 
     Raises:
-        EutecticError: there is nothing to look at; a definition or a key that does not fit.
+        EutecticError: nothing to check; an invalid definition or key.
     """
     defined = define_all(define)
     source = _opened(store_or_file, keys)
@@ -77,7 +77,7 @@ def check(
     bad: list[str] = []
     n_bad = n_structures = 0
     try:
-        for where, row in track(source.rows, "Looking at structures", source.total, enabled=progress):
+        for where, row in track(source.rows, "Checking structures", source.total, enabled=progress):
             n_structures += 1
             try:
                 row.check(where)
@@ -91,7 +91,7 @@ def check(
                 energies.add(row.id, row.structure.numbers, float(row.labels["energy"]))
             motion.add(row)
     except EutecticError as error:
-        # The file ends here for its reader; what came before it is still worth a report.
+        # The rest of the file is unreadable; still report on the structures before it.
         if not n_structures:
             raise
         n_bad += 1
@@ -103,7 +103,7 @@ def check(
     if energies.n:
         units = replace(units, residual_per_atom=spread(energies.residuals())[1])
     geometric, wild = diagnosis.of_geometry(geometry, units)
-    parted = leaks(source.store) if source.store is not None else []
+    split_leaks = leaks(source.store) if source.store is not None else []
     findings = [
         *diagnosis.of_contents(contents, n_structures, broken, ignored),
         *judged.findings,
@@ -111,11 +111,11 @@ def check(
         *geometric,
         *diagnosis.of_elements(contents, model_elements),
         *diagnosis.of_motion(motion, units),
-        *diagnosis.of_splits(parted),
+        *diagnosis.of_splits(split_leaks),
     ]
     pairs = sorted(motion.pairs, key=lambda p: p.curvature / (abs(p.work) + 1e-300))
     pairs = pairs[: max(len(pairs) // 2, 200)]
-    here = np.flatnonzero(contents.atoms_of)
+    present = np.flatnonzero(contents.atoms_of)
     return Report(
         source=str(store_or_file),
         kind=source.kind,
@@ -133,16 +133,16 @@ def check(
         bond_test={} if judged.bonds is None else _numbers(asdict(judged.bonds)),
         elements={
             chemical_symbols[z]: {"structures": int(contents.structures_with[z]), "atoms": int(contents.atoms_of[z])}
-            for z in here
+            for z in present
         },
-        splits=tuple(asdict(leak) for leak in parted),
+        splits=tuple(asdict(leak) for leak in split_leaks),
         findings=tuple(sorted(findings, key=lambda f: ORDER.index(f.severity))),
         plotted=Plotted(
             residuals=tuple(energies.residuals().tolist()) if energies.n else (),
             forces=tuple(geometry.forces.kept),
             work=tuple(p.work for p in pairs),
             energy_change=tuple(p.energy_change for p in pairs),
-            atoms_of={int(z): int(contents.atoms_of[z]) for z in here},
+            atoms_of={int(z): int(contents.atoms_of[z]) for z in present},
         ),
     )
 
@@ -163,10 +163,10 @@ def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None) -> _Sourc
     if path.suffix.lower() in (".lmdb", ".pkl", ".pickle", ".pt"):
         raise EutecticError(
             str(path),
-            "a file of pickles",
+            "a pickle file",
             "a store, a file that ASE reads, HDF5 or npz",
-            "a pickle runs what its author wrote, and is not opened here; make a store of it with `eutectic data "
-            "prepare`, and check that",
+            "pickles can run arbitrary code and are not opened here; convert it with `eutectic data prepare`, and "
+            "check the store",
         )
     return _Source(kind="structures", rows=ase_files.rows(path, keys))
 
@@ -174,15 +174,15 @@ def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None) -> _Sourc
 def _keys(
     source: _Source, store_or_file: str | Path, keys: Mapping[str, str] | None, defined: Sequence[Property]
 ) -> tuple[Mapping[str, Mapping[str, int]], Mapping[str, int]]:
-    """Property → key → structures, and keys that look like labels."""
+    """Property → key → structures; and keys that look like labels but are not used."""
     if source.store is not None:
         return {name: {name: n} for name, n in source.store.label_counts().items()}, {}
     if source.kind == "arrays":
         return source.arrays.keys, source.arrays.ignored
     try:
-        found = ase_files.scan(Path(store_or_file), keys, defined=defined, skip_bad=bool(keys or defined))
+        scanned = ase_files.scan(Path(store_or_file), keys, defined=defined, skip_bad=bool(keys or defined))
     except EutecticError:
         if keys or defined:
             raise
-        return {}, {}  # no labels, or a damaged end: said already
-    return found.counts, found.ignored
+        return {}, {}  # no labels, or a damaged end: reported already
+    return scanned.counts, scanned.ignored

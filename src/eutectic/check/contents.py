@@ -1,4 +1,4 @@
-"""What is there at all: labels, elements, repeated structures, and what a split has on both of its sides."""
+"""Count labels, elements and duplicates, and measure leakage between the parts of a split."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MOST_HASHES = 1_000_000
 
 @dataclass(eq=False)
 class Distinct:
-    """How many of a stream are different, in bounded memory: exactly up to a million, then about.
+    """Number of distinct structures of a stream, in bounded memory: exact up to a million, then estimated.
 
-    Beyond that only hashes divisible by 2, 4, 8, … are kept, a fair sample of the structures (Wegman's adaptive
+    Beyond that only hashes divisible by 2, 4, 8, … are kept, a uniform sample of the structures (Wegman's adaptive
     sampling; Flajolet, Computing 43, 391 (1990)).
     """
 
@@ -29,7 +29,7 @@ class Distinct:
     _hashes: dict[int, int] = field(default_factory=dict)
 
     def add(self, content: bytes) -> None:
-        """One more of the stream."""
+        """Add a structure by its content hash."""
         value = int.from_bytes(content[:8], "little")
         if value % (1 << self._level):
             return
@@ -40,25 +40,25 @@ class Distinct:
 
     @property
     def exact(self) -> bool:
-        """Whether every structure was counted."""
+        """Whether the count is exact."""
         return self._level == 0
 
     def repeated(self) -> int:
-        """How many repeat an earlier one."""
+        """Number of structures that repeat an earlier one."""
         return (sum(self._hashes.values()) - len(self._hashes)) << self._level
 
 
 @dataclass(eq=False)
 class Contents:
-    """Counts of everything seen so far.
+    """Counts over the structures so far.
 
     Attributes:
         labels: property → structures that have it.
-        least, most: property → its extreme values.
-        lacking: property → the first structures without it (once it had been seen).
-        structures_with, atoms_of: (119,) by atomic number.
-        distinct: structures that differ.
-        usable: structures in all.
+        least, most: property → smallest and largest value.
+        lacking: property → first structures without it (after one with it).
+        structures_with, atoms_of: (119,) structures and atoms by atomic number.
+        distinct: counter of distinct structures.
+        usable: total number of usable structures.
     """
 
     labels: Counter[str] = field(default_factory=Counter)
@@ -71,7 +71,7 @@ class Contents:
     usable: int = 0
 
     def add(self, row: LabelledStructure) -> None:
-        """One more usable structure of the stream."""
+        """Add a usable structure."""
         self.usable += 1
         for name in self.labels.keys() - row.labels.keys():
             first = self.lacking.setdefault(name, [])
@@ -86,7 +86,7 @@ class Contents:
         self.distinct.add(content_hash(row.structure))
 
     def constant(self) -> list[tuple[str, float]]:
-        """Labels that never differ, and their value."""
+        """Labels with the same value everywhere, and the value."""
         return [
             (name, self.least[name])
             for name, n in self.labels.items()
@@ -96,15 +96,15 @@ class Contents:
 
 @dataclass(frozen=True, kw_only=True)
 class Leak:
-    """What one split has on both of its sides.
+    """Leakage of one split.
 
     Attributes:
         split: its name.
-        structures: held-out structures that are the same (to 1e-3 Å) as a training structure.
-        groups: groups with structures in training and outside.
-        held_out: validation and test structures.
-        reserved: groups of all held-out structures.
-        elements: symbols that held-out structures have and no training structure does.
+        structures: validation and test structures identical (to 1e-3 Å) to a training structure.
+        groups: groups both in training and in validation or test.
+        held_out: number of validation and test structures.
+        reserved: number of groups in validation and test.
+        elements: elements (symbols) in validation or test but not in training.
     """
 
     split: str
@@ -116,8 +116,8 @@ class Leak:
 
 
 def leaks(store: Store) -> list[Leak]:
-    """Of the default split and of each published one; a split that cannot be made is left out."""
-    found = []
+    """Leakage of the default split and of each published one; impossible splits are skipped."""
+    results = []
     for name in dict.fromkeys([store.card.default_split, *store.published_splits()]):
         try:
             parts = split(store, name)
@@ -125,7 +125,7 @@ def leaks(store: Store) -> list[Leak]:
             continue
         outside = np.concatenate([parts.validation, parts.test])
         shared = leakage_into(store, parts.train, {"outside": outside})["outside"]
-        found.append(
+        results.append(
             Leak(
                 split=name,
                 structures=shared.duplicates,
@@ -135,16 +135,16 @@ def leaks(store: Store) -> list[Leak]:
                 elements=_only_in(store, outside, parts.train),
             )
         )
-    return found
+    return results
 
 
 def _only_in(store: Store, rows: np.ndarray, others: np.ndarray) -> tuple[str, ...]:
-    """Elements of some rows that others do not have."""
-    here = np.zeros(256, dtype=bool)
+    """Elements in `rows` but not in `others`."""
+    present = np.zeros(256, dtype=bool)
     for batch in store.take(rows, "numbers"):
-        here[batch.column("numbers").flatten().to_numpy()] = True
+        present[batch.column("numbers").flatten().to_numpy()] = True
     for batch in store.take(others, "numbers"):
-        if not here.any():
+        if not present.any():
             break
-        here[batch.column("numbers").flatten().to_numpy()] = False
-    return tuple(chemical_symbols[z] for z in np.flatnonzero(here))
+        present[batch.column("numbers").flatten().to_numpy()] = False
+    return tuple(chemical_symbols[z] for z in np.flatnonzero(present))

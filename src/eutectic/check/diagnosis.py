@@ -1,4 +1,4 @@
-"""Findings that are not about units: what is missing, repeated, out of the ordinary, coarse or unknown."""
+"""Findings other than units: missing labels, duplicates, outliers, coarse energies, unknown elements."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from eutectic.check.scales import ENERGY_UNITS, LENGTH_UNITS, Largest, number
 
 SHOWN = 10
 FEW = 10
-"""Structures of an element below which it is hardly learned."""
+"""Number of structures of an element below which it is reported as rare."""
 PLACEHOLDER = 40.0
-"""Å of emptiness along a periodic vector: more than any slab or molecule in a box needs."""
+"""Empty layer along a periodic vector, Å: more than any slab or molecule in a box needs."""
 
 
 def of_contents(
     contents: Contents, structures: int, bad: Mapping[str, Any], ignored: Mapping[str, int]
 ) -> list[Finding]:
-    """Labels and structures that cannot be used, are missing, constant or repeated."""
-    found: list[Finding] = []
+    """Unusable structures, missing or constant labels, duplicates."""
+    findings: list[Finding] = []
     if bad["count"]:
-        found.append(
+        findings.append(
             Finding(
                 code="unusable_structures",
                 severity="error",
                 title=f"structures that cannot be read or trained on: {bad['count']}",
                 message=str(bad["first"][0]),
-                why="One NaN in a batch ruins a training.",
+                why="One NaN in a batch ruins the training run.",
                 fix="Repair or remove these structures.",
                 numbers=dict(bad),
             )
         )
     if not contents.labels and not bad["count"]:
         others = f": there are {', '.join(sorted(ignored))}" if ignored else ""
-        found.append(
+        findings.append(
             Finding(
                 code="no_labels",
                 severity="error",
@@ -55,7 +55,7 @@ def of_contents(
     lacking = {name: contents.usable - n for name, n in contents.labels.items() if n < contents.usable}
     if lacking:
         words = ", ".join(f"{name} in {n}" for name, n in lacking.items())
-        found.append(
+        findings.append(
             Finding(
                 code="missing_labels",
                 severity="warning",
@@ -64,18 +64,18 @@ def of_contents(
                 + "".join(f" (first: {', '.join(ids[:3])})" for ids in contents.lacking.values() if ids)[:200]
                 + ".",
                 why="They are left out of the tasks whose labels they lack.",
-                fix="Nothing, if that is meant; else look at where the files come from.",
+                fix="Nothing, if intended; else check the origin of the files.",
                 numbers={"missing": lacking, "first": contents.lacking},
             )
         )
     if ignored and contents.labels:
-        found.append(
+        findings.append(
             Finding(
                 code="labels_not_taken",
                 severity="note",
-                title="some keys look like labels and are not taken for any",
-                message="Not taken: " + ", ".join(f"{k} ({n})" for k, n in list(ignored.items())[:20]) + ".",
-                why="If one of them is the label you mean, another one is trained on.",
+                title="some keys look like labels and are not used",
+                message="Not used: " + ", ".join(f"{k} ({n})" for k, n in list(ignored.items())[:20]) + ".",
+                why="If one of them is the label you want, the model is trained on a different one.",
                 fix="Name it: --key energy=<key>",
                 numbers={"ignored": dict(ignored)},
             )
@@ -83,11 +83,11 @@ def of_contents(
     constant = contents.constant()
     if constant:
         words = ", ".join(f"{name} is always {number(value)}" for name, value in constant)
-        found.append(
+        findings.append(
             Finding(
                 code="constant_labels",
                 severity="warning",
-                title="labels never differ: " + ", ".join(name for name, _ in constant),
+                title="labels with the same value everywhere: " + ", ".join(name for name, _ in constant),
                 message=words[0].upper() + words[1:] + ".",
                 why="There is nothing to learn from a constant; often it stands for 'not computed'.",
                 fix="Drop the label.",
@@ -97,32 +97,32 @@ def of_contents(
     repeated = contents.distinct.repeated()
     if repeated:
         about = "" if contents.distinct.exact else "about "
-        found.append(
+        findings.append(
             Finding(
                 code="duplicates",
                 severity="warning",
                 title=f"structures that repeat earlier ones: {about}{repeated}",
                 message=f"{about.capitalize()}{repeated} of {contents.usable} structures are the same as an "
                 "earlier one to 1e-3 Å.",
-                why="Where copies are on both sides of a split, the test error measures memory.",
-                fix="Remove them, or give copies one group (`--group-key` of `data prepare`).",
+                why="With copies in both training and test, the test error is too low.",
+                fix="Remove them, or put copies in the same group (`--group-key` of `data prepare`).",
                 numbers={"count": repeated, "exact": contents.distinct.exact},
             )
         )
-    return found
+    return findings
 
 
 def of_energies(energies: Energies, units: Units) -> list[Finding]:
     """Outliers, coarse numbers and mixed levels of theory."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     if not energies.n:
-        return found
+        return findings
     unit = units.energy or "of the file's unit"
     to_mev = 1000 * ENERGY_UNITS.get(units.energy or "eV", 1.0)
     outliers, deviation = energies.outliers()
     if outliers:
         first = ", ".join(f"{id} ({off:+.3g})".replace("-", "−") for id, off, _ in outliers[:3])
-        found.append(
+        findings.append(
             Finding(
                 code="energy_outliers",
                 severity="warning",
@@ -130,7 +130,7 @@ def of_energies(energies: Energies, units: Units) -> list[Finding]:
                 message=f"{len(outliers)} structures: over 12 deviations ({number(deviation)} {unit}/atom) from a "
                 f"fit of one energy per element; per atom: {first}.",
                 why="Failed calculations dominate a squared loss, and even an absolute one.",
-                fix="Look at these structures; remove those whose calculation failed.",
+                fix="Inspect these structures; remove failed calculations.",
                 numbers={
                     "count": len(outliers),
                     "deviation": deviation,
@@ -147,13 +147,13 @@ def of_energies(energies: Energies, units: Units) -> list[Finding]:
                 if precision.kind == "float32"
                 else f"steps of {number(precision.step)} {unit}"
             )
-            found.append(
+            findings.append(
                 Finding(
                     code="coarse_energies",
                     severity="warning" if mev > 1.0 else "note",
                     title=f"energies are rounded to {number(mev)} meV",
                     message=f"All energies are {how}: neighbouring values are {number(mev)} meV apart.",
-                    why="Below this step no energy difference can be learned, and no error judged.",
+                    why="Energy differences below this step cannot be learned, nor errors measured.",
                     fix="Take the energies from the original files in float64; or subtract reference energies first.",
                     numbers={"resolution_meV": mev, "kind": precision.kind, "unit": precision.unit},
                 )
@@ -161,7 +161,7 @@ def of_energies(energies: Energies, units: Units) -> list[Finding]:
     two = energies.two_populations()
     if two is not None:
         apart, share = two
-        found.append(
+        findings.append(
             Finding(
                 code="two_populations",
                 severity="warning",
@@ -173,12 +173,12 @@ def of_energies(energies: Energies, units: Units) -> list[Finding]:
                 numbers={"apart": apart, "share": share},
             )
         )
-    return found
+    return findings
 
 
 def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[str, Any]]:
-    """Wild forces, close atoms, strange cells, forces that do not cancel; and the summary of wild forces."""
-    found: list[Finding] = []
+    """Force outliers, close atoms, suspicious cells, net forces; and a summary of the force outliers."""
+    findings: list[Finding] = []
     length = LENGTH_UNITS.get(units.length or "Å", 1.0)
     force_unit = 1.0
     if units.forces is not None:
@@ -193,7 +193,7 @@ def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[s
         "first": [{"id": id, "largest_force": value} for value, id in wild[:SHOWN]],
     }
     if wild:
-        found.append(
+        findings.append(
             Finding(
                 code="force_outliers",
                 severity="warning",
@@ -202,21 +202,21 @@ def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[s
                 + ", ".join(f"{id} ({number(value)})" for value, id in wild[:3])
                 + ".",
                 why="A few such structures can dominate the loss and make training diverge.",
-                fix="Look at them; remove failed calculations, or clip gradients and use a norm loss.",
+                fix="Inspect them; remove failed calculations, or clip gradients and use a norm loss.",
                 numbers=summary,
             )
         )
     close = [(-value * length, item) for value, item in geometry.shortest.above(-0.5 / length)]
     if close:
         words = ", ".join(f"{id} ({pair} {number(d * length)} Å)" for _, (id, pair, d) in close[:3])
-        found.append(
+        findings.append(
             Finding(
                 code="close_atoms",
                 severity="warning",
                 title=f"structures with atoms on top of each other: {_at_least(close)}",
                 message=f"Distances below half a bond: {words}.",
-                why="Nothing physical is there; energies and forces of such structures are huge or wrong.",
-                fix="Look at them: a wrong cell or unit, or a broken structure.",
+                why="Such geometries are unphysical; their energies and forces are huge or wrong.",
+                fix="Inspect them: a wrong cell or unit, or a broken structure.",
                 numbers={
                     "count": len(close),
                     "first": [{"id": i, "atoms": p, "distance": d} for _, (i, p, d) in close[:SHOWN]],
@@ -225,135 +225,136 @@ def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[s
         )
     empty = geometry.empty.above(PLACEHOLDER / length)
     if empty:
-        found.append(
+        findings.append(
             Finding(
                 code="huge_cells",
                 severity="warning",
                 title=f"periodic cells that are mostly empty (placeholder cells?): {_at_least(empty)}",
                 message=f"Empty layers of up to {number(empty[0][0] * length)} Å along a periodic vector, e.g. "
                 f"{', '.join(id for _, id in empty[:3])}.",
-                why="A molecule with a made-up cell is taken for a crystal: its stress and density mean nothing.",
-                fix="Set pbc to False for molecules; a cell is then not needed.",
+                why="A molecule in a placeholder cell is treated as a crystal: its stress and density are meaningless.",
+                fix="Set pbc to False for molecules; they then need no cell.",
                 numbers={"count": len(empty), "first": [{"id": id, "gap": gap} for gap, id in empty[:SHOWN]]},
             )
         )
     dense = geometry.dense.above(-2.0 / length**3)
     if dense:
-        found.append(
+        findings.append(
             Finding(
                 code="dense_cells",
                 severity="warning",
                 title=f"cells denser than any matter: {_at_least(dense)}",
                 message=f"Volumes of {number(-dense[0][0] * length**3)} Å³ per atom and more, e.g. {dense[0][1]}.",
-                why="A cell in the wrong unit, or with rows for columns, changes every neighbour.",
+                why="A cell in the wrong unit, or transposed, gives wrong neighbours.",
                 fix="Check the cells: rows are lattice vectors, in Å.",
                 numbers={"count": len(dense), "first": [{"id": id, "volume": -v} for v, id in dense[:SHOWN]]},
             )
         )
-    found += _balance(geometry, force_unit, shown)
-    return found, summary
+    findings += _balance(geometry, force_unit, shown)
+    return findings, summary
 
 
-def _at_least(found: Sequence[object]) -> str:
-    """A count; only so many extremes are kept."""
-    return f"{len(found)} or more" if len(found) >= Largest().size else str(len(found))
+def _at_least(items: Sequence[object]) -> str:
+    """A count; "or more" if it reaches the number of extremes kept."""
+    return f"{len(items)} or more" if len(items) >= Largest().size else str(len(items))
 
 
 def _balance(geometry: Geometry, force_unit: float, shown: str) -> list[Finding]:
-    found: list[Finding] = []
+    findings: list[Finding] = []
     net = [(share, size) for share, size in geometry.net if share > 0.05 and size * force_unit > 0.02]
     if len(geometry.net) and len(net) > 0.1 * len(geometry.net):
         share, left = (float(np.median(values)) for values in zip(*net, strict=True))
-        found.append(
+        findings.append(
             Finding(
                 code="net_force",
                 severity="warning",
                 title="forces do not sum to zero",
                 message=f"In {100 * len(net) / len(geometry.net):.0f} % of the structures without fixed atoms the "
                 f"forces leave a net force: {100 * share:.0f} % of their sizes, {number(left)} {shown} (medians).",
-                why="A conservative model cannot fit them; constraints, point charges or missing atoms do this.",
+                why="A conservative model cannot fit them. Causes: constraints, point charges, missing atoms.",
                 fix="Take forces without constraints applied (ASE: get_forces(apply_constraint=False)).",
                 numbers={"share_of_structures": len(net) / len(geometry.net), "median_share": share},
             )
         )
     turning = np.array(geometry.torque.kept)
-    if len(turning) and np.mean(turning > 0.05) > 0.1 and not found:
-        found.append(
+    if len(turning) and np.mean(turning > 0.05) > 0.1 and not findings:
+        findings.append(
             Finding(
                 code="torque",
                 severity="warning",
-                title="forces turn molecules as a whole",
+                title="forces exert a net torque on molecules",
                 message=f"In {100 * float(np.mean(turning > 0.05)):.0f} % of the molecules the forces leave a torque.",
-                why="Turning a molecule costs no energy: coordinates and forces are not in one frame or order.",
+                why="The energy is rotationally invariant: coordinates and forces differ in orientation or atom order.",
                 fix="Check that coordinates and forces have the same orientation and order of atoms.",
                 numbers={"share_of_structures": float(np.mean(turning > 0.05))},
             )
         )
     if geometry.fixed_without_force:
-        found.append(
+        findings.append(
             Finding(
                 code="fixed_forces_zeroed",
                 severity="note",
                 title="forces on fixed atoms are exactly zero",
                 message=f"In {geometry.fixed_without_force} structures all fixed atoms have zero force, others not.",
-                why="The constraint was applied to the labels: these are not forces, and must not be learned.",
+                why="The constraint was applied to the labels: these are not the physical forces.",
                 fix="Leave fixed atoms out of the loss, or take the raw forces of the calculation.",
                 numbers={"count": geometry.fixed_without_force},
             )
         )
-    return found
+    return findings
 
 
 def of_elements(contents: Contents, seen: Iterable[int] | None) -> list[Finding]:
-    """Elements with few structures, and those a model never saw (`seen` empty: it does not say)."""
-    found: list[Finding] = []
-    here = [int(z) for z in np.flatnonzero(contents.structures_with)]
-    rare = {chemical_symbols[z]: int(contents.structures_with[z]) for z in here if contents.structures_with[z] < FEW}
+    """Rare elements, and elements absent from a model's training data (`seen` empty: not recorded)."""
+    findings: list[Finding] = []
+    present = [int(z) for z in np.flatnonzero(contents.structures_with)]
+    rare = {chemical_symbols[z]: int(contents.structures_with[z]) for z in present if contents.structures_with[z] < FEW}
     if rare and contents.usable >= 5 * FEW:
-        found.append(
+        findings.append(
             Finding(
                 code="rare_elements",
                 severity="note",
                 title="some elements are in few structures",
                 message="Fewer than ten structures with " + ", ".join(f"{s} ({n})" for s, n in rare.items()) + ".",
-                why="Their reference energies and interactions are hardly learned.",
+                why="Their reference energies and interactions are poorly determined.",
                 fix="Expect larger errors for them, or add structures.",
                 numbers=rare,
             )
         )
     if seen is not None:
         seen = set(seen)
-        unseen = [z for z in here if z not in seen]
+        unseen = [z for z in present if z not in seen]
         if not seen:
-            found.append(
+            findings.append(
                 Finding(
                     code="model_elements_unknown",
                     severity="note",
-                    title="which elements the model saw is not known",
-                    message="The model's provenance does not say which elements it was trained on, so they were not "
+                    title="the elements in the model's training data are unknown",
+                    message="The model's provenance does not list the elements it was trained on, so they were not "
                     "compared.",
-                    why="Embeddings of elements that it never saw are as random as on the first day.",
+                    why="Embeddings of elements absent from the training data are untrained.",
                     fix="Look up what the model was trained on.",
                 )
             )
         elif unseen:
             names = ", ".join(f"{chemical_symbols[z]} ({int(contents.structures_with[z])} structures)" for z in unseen)
-            found.append(
+            findings.append(
                 Finding(
                     code="unseen_elements",
                     severity="warning",
-                    title="the model never saw " + ", ".join(chemical_symbols[z] for z in unseen),
+                    title="elements absent from the model's training data: "
+                    + ", ".join(chemical_symbols[z] for z in unseen),
                     message=f"Not among the elements the model was trained on: {names}.",
-                    why="Their embeddings are as random as on the first day.",
-                    fix="Fine-tune with enough structures of them, or start from a model that saw them.",
+                    why="Their embeddings are untrained.",
+                    fix="Fine-tune on enough structures with them, or start from a model trained on them.",
                     numbers={chemical_symbols[z]: int(contents.structures_with[z]) for z in unseen},
                 )
             )
-    return found
+    return findings
 
 
 def of_motion(motion: Motion, units: Units) -> list[Finding]:
-    """Frames so near to another that they add nothing."""
+    """Frames nearly identical to another."""
     pairs = list(motion.pairs)
     length = LENGTH_UNITS.get(units.length or "Å", 1.0)
     near = [p for p in pairs if p.distance * length < 0.005]
@@ -363,9 +364,9 @@ def of_motion(motion: Motion, units: Units) -> list[Finding]:
         Finding(
             code="near_duplicates",
             severity="note",
-            title="many frames are nearly the same as another",
+            title="many frames are nearly identical to another",
             message=f"{100 * len(near) / len(pairs):.0f} % of {len(pairs)} frames compared are within 0.005 Å.",
-            why="They cost training time and add little; split at random, they flatter the test.",
+            why="They cost training time and add little; with a random split, the test error is too low.",
             fix="Keep every tenth, and split by trajectory (`--split group`).",
             numbers={"share": len(near) / len(pairs), "compared": len(pairs), "first": [list(p.ids) for p in near[:3]]},
         )
@@ -373,13 +374,13 @@ def of_motion(motion: Motion, units: Units) -> list[Finding]:
 
 
 def of_splits(leaks: Iterable[Leak]) -> list[Finding]:
-    """What is on both sides of a split, and what on one that should be on both."""
-    found: list[Finding] = []
+    """Leakage between training and validation or test, and elements missing from training."""
+    findings: list[Finding] = []
     leaks = list(leaks)
     lacking = {leak.split: leak.elements for leak in leaks if leak.elements}
     if lacking:
         every = ", ".join(dict.fromkeys(symbol for elements in lacking.values() for symbol in elements))
-        found.append(
+        findings.append(
             Finding(
                 code="elements_held_out",
                 severity="warning",
@@ -387,36 +388,37 @@ def of_splits(leaks: Iterable[Leak]) -> list[Finding]:
                 message="No training structure has, in split "
                 + "; in ".join(f"{name!r}, {', '.join(elements)}" for name, elements in lacking.items())
                 + ".",
-                why="A model has no reference energy for them (where energies are learned, the run stops there), and "
-                "their embeddings stay as random as on the first day.",
-                fix="Use another split, or leave the structures with these elements out.",
+                why="There is no reference energy for them (a run that learns energies stops there), and their "
+                "embeddings stay untrained.",
+                fix="Use another split, or leave out the structures with these elements.",
                 numbers={name: list(elements) for name, elements in lacking.items()},
             )
         )
     for leak in leaks:
         if leak.structures:
-            found.append(
+            findings.append(
                 Finding(
                     code="leaked_structures",
                     severity="warning",
                     title=f"training structures that split {leak.split!r} tests on: {leak.structures}",
-                    message=f"{leak.structures} of {leak.held_out} held-out structures of split {leak.split!r} are the "
-                    "same (to 1e-3 Å) as a training structure.",
-                    why="The test error measures memory for them.",
+                    message=f"{leak.structures} of {leak.held_out} validation and test structures of split "
+                    f"{leak.split!r} are the same (to 1e-3 Å) as a training structure.",
+                    why="The validation and test errors are too low.",
                     fix="Remove the duplicates, or split by group.",
                     numbers=asdict(leak),
                 )
             )
         if leak.groups:
-            found.append(
+            findings.append(
                 Finding(
                     code="leaked_groups",
                     severity="note",
-                    title=f"split {leak.split!r} parts groups",
-                    message=f"{leak.groups} of {leak.reserved} held-out groups of {leak.split!r} are in training.",
-                    why="The test is of new frames of known systems, not of new systems.",
+                    title=f"split {leak.split!r} divides groups",
+                    message=f"{leak.groups} of {leak.reserved} validation and test groups of {leak.split!r} are in "
+                    "training.",
+                    why="The test is on new frames of known systems, not on new systems.",
                     fix="Split by group to test on new systems, where there are several groups.",
                     numbers=asdict(leak),
                 )
             )
-    return found
+    return findings

@@ -1,4 +1,4 @@
-"""Data by name, as a store, or as a file, which is prepared, checked and kept by its content."""
+"""Open data by name, store or file; a file is prepared, checked and cached by its content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eutectic.data.store import Store, is_store
 from eutectic.files import write_atomically
 
 VERSION = 1
-"""Of what is kept; another one prepares anew."""
+"""Version of the cache; changing it prepares files again."""
 
 
 def open_data(
@@ -28,22 +28,22 @@ def open_data(
     level_of_theory: str = "not stated",
     console: Console | None = None,
 ) -> Store:
-    """A store by name or path, or a file that ASE reads, prepared and checked on the way.
+    """Open a store by name or path, or a file that ASE reads, which is first prepared and checked.
 
-    A file is prepared once for each content and each set of options, under `$EUTECTIC_DATA`; the check's findings
-    are kept beside the store.
+    A file is prepared once for each content and set of options, under `$EUTECTIC_DATA`; the findings of the check are
+    kept beside the store.
 
     Args:
-        data: the name of an embedded or prepared data set, the path of a store, or a file of structures.
+        data: name of an embedded or prepared data set, path of a store, or a file of structures.
         keys: for a file: property → name of the entry that holds it.
-        units: for a file: property → its unit there.
-        define: for a file: properties of the user's own, as `eutectic.atoms.parse_definition` reads them.
-        level_of_theory: for a file: of its labels.
-        console: where to report what was prepared and found; silent without.
+        units: for a file: property → unit in the file.
+        define: for a file: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
+        level_of_theory: for a file: level of theory of its labels.
+        console: where to report the preparation and the findings; silent if None.
 
     Raises:
-        EutecticError: nothing of that name; a file that cannot be read, or that the check finds unusable; options
-            for a file beside something that is not one.
+        EutecticError: no such data; a file that cannot be read, or with errors found by the check; options for a file
+            given for a store.
     """
     path = Path(data)
     if str(data) in catalogue.embedded() or is_store(path) or not path.is_file():
@@ -52,26 +52,26 @@ def open_data(
             if value:
                 raise EutecticError(
                     option,
-                    f"for {data}, which is a store already",
-                    "it with a file of structures",
+                    f"used with {data}, which is a store already",
+                    "this option only with a file of structures",
                     "leave it out, or give the file itself",
                 )
         return catalogue.open_store(data)
-    place = _place(path, keys, units, define, level_of_theory)
-    verdict = place.with_name(place.name + ".check.json")
-    if not (is_store(place) and verdict.is_file()):
+    cached = _cache_path(path, keys, units, define, level_of_theory)
+    verdict = cached.with_name(cached.name + ".check.json")
+    if not (is_store(cached) and verdict.is_file()):
         catalogue.prepare(
             "ase",
             path,
-            place,
+            cached,
             keys=keys,
             units=units,
             define=define,
             level_of_theory=level_of_theory,
-            overwrite=is_store(place),
+            overwrite=is_store(cached),
             progress=console is not None,
         )
-        report = check(place, progress=console is not None)
+        report = check(cached, progress=console is not None)
         write_atomically(verdict, json.dumps(_summary(report), indent=1, ensure_ascii=False))
     findings = json.loads(verdict.read_text())
     if console is not None:
@@ -84,20 +84,20 @@ def open_data(
             str(path),
             "; ".join(finding["message"] for finding in errors),
             "data without errors",
-            f"{errors[0]['fix']}; to train on it all the same, prepare it first (`eutectic data prepare ase --source "
+            f"{errors[0]['fix']}; to train on it anyway, prepare it first (`eutectic data prepare ase --source "
             f"{path} --store STORE`) and give the store",
         )
-    return Store(place)
+    return Store(cached)
 
 
-def _place(
+def _cache_path(
     path: Path,
     keys: Mapping[str, str] | None,
     units: Mapping[str, str] | None,
     define: Sequence[str],
     level_of_theory: str,
 ) -> Path:
-    """Where the store of a file of this content, read with these options, is kept."""
+    """Path of the cached store for the content of a file and these options."""
     content = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Distances, cells and forces of each structure as it streams past: what is out of the ordinary, and in what unit."""
+"""Statistics of distances, cells and forces: outliers, units, and the stiffness of bonds to hydrogen."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from eutectic.atoms import MAX_ATOMIC_NUMBER, LabelledStructure, Structure
 from eutectic.check.scales import ENERGY_UNITS, LENGTH_UNITS, Largest, Sample
 
 REACH = 4.5
-"""Neighbours are looked for so far, in the file's unit: enough for bonds in Å and in bohr."""
+"""Cutoff of the neighbour search, in the file's unit: enough for bonds in Å and in bohr."""
 ALL_PAIRS = 300
-"""Up to so many atoms, a molecule's distances are all computed: quicker than a search."""
+"""Up to this many atoms, all distances of a molecule are computed: faster than a neighbour search."""
 RADII = np.full(MAX_ATOMIC_NUMBER + 1, 1.7)
 RADII[: len(covalent_radii)] = covalent_radii[: MAX_ATOMIC_NUMBER + 1]
-"""Covalent radii (Å) by atomic number (Cordero et al., Dalton Trans. 2832 (2008); beyond curium a guess)."""
+"""Covalent radii (Å) by atomic number (Cordero et al., Dalton Trans. 2832 (2008); estimated beyond curium)."""
 
 STIFFNESS: dict[int, float] = {6: 31.0, 7: 41.0, 8: 48.0}
 """Force constant of a bond X–H, eV/Å² (C–H 5.0, N–H 6.5, O–H 7.7 mdyn/Å: any textbook of vibrations)."""
 LEAST_BONDS = 40
 SOFTER = 2.1
-"""Bonds far from equilibrium may be so much softer, or stiffer; units of energy are further apart than that."""
+"""Factor by which bonds far from equilibrium may be softer or stiffer; units of energy differ by more."""
 
 
 @dataclass(eq=False)
 class Line:
-    """Sums behind a straight line, one pair of numbers at a time or many."""
+    """Running sums of a linear regression."""
 
     n: int = 0
     sums: np.ndarray = field(default_factory=lambda: np.zeros(5))
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Many points."""
+        """Add points."""
         self.n += len(x)
         self.sums += [x.sum(), y.sum(), (x * x).sum(), (x * y).sum(), (y * y).sum()]
 
     def slope(self) -> tuple[float, float]:
-        """Of y against x, with an intercept, and the correlation."""
+        """Slope of y against x (with an intercept), and the correlation."""
         x, y, xx, xy, yy = (self.sums / max(self.n, 1)).tolist()
         across, along, spread = xy - x * y, xx - x * x, yy - y * y
         if along <= 0 or spread <= 0:
@@ -50,16 +50,16 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class BondTest:
-    """What the stiffness of bonds to hydrogen says of the forces; it needs no energies and no near frames.
+    """Test of the forces by the stiffness of bonds to hydrogen; needs neither energies nor similar frames.
 
     Attributes:
-        bonds: how many were looked at.
+        bonds: number of bonds.
         element: X of X–H.
-        stiffness: restoring force over stretch, in the file's units; negative where forces point the wrong way.
-        correlation: of force with length.
-        expected: eV/Å² of such a bond.
-        unit: of energy, in the forces, that fits best; None where none does.
-        factor: measured over expected in that unit.
+        stiffness: restoring force / stretch, in the file's units; negative if forces have the wrong sign.
+        correlation: correlation of force and length.
+        expected: typical force constant of the bond, eV/Å².
+        unit: best-fitting energy unit of the forces; None if none fits.
+        factor: measured / expected stiffness in that unit.
     """
 
     bonds: int
@@ -72,13 +72,13 @@ class BondTest:
 
     @property
     def conclusive(self) -> bool:
-        """Whether bonds were stretched enough for their stiffness to show."""
+        """Whether there are enough bonds, sufficiently stretched, to determine the stiffness."""
         return self.bonds >= LEAST_BONDS and abs(self.correlation) > 0.6
 
 
 @dataclass(eq=False)
 class Geometry:
-    """Sums, samples and extremes of all structures seen so far; bounded."""
+    """Sums, samples and extremes over the structures so far; bounded memory."""
 
     lengths: Sample[float] = field(default_factory=lambda: Sample(2000))
     shortest: Largest[tuple[str, str, float]] = field(default_factory=Largest)
@@ -97,7 +97,7 @@ class Geometry:
     _random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def add(self, row: LabelledStructure) -> None:
-        """One more structure of the stream."""
+        """Add a structure."""
         s = row.structure
         forces = row.labels.get("forces")
         if len(s) == 1:
@@ -143,15 +143,15 @@ class Geometry:
         if not bond.any():
             return
         hydrogen, partner, d, ratio = hydrogen[bond], partner[bond], d[bond], ratio[bond]
-        # `vectors` lead from i to j; the bond is seen from the heavy atom.
+        # `vectors` point from i to j; `away` from the heavy atom to hydrogen.
         away = np.where(one[bond], -1.0, 1.0)[:, None] * vectors[bond] / d[:, None]
         pull = (forces[hydrogen] * away).sum(axis=1)
         for length, scale in ((name, LENGTH_UNITS[name]) for name in ("Å", "bohr")):
             like_a_bond = (ratio * scale > 0.85) & (ratio * scale < 1.2)
             for x in STIFFNESS:
-                here = like_a_bond & (z[partner] == x)
-                if here.any():
-                    self.bonds.setdefault((length, x), Line()).add(d[here], pull[here])
+                selected = like_a_bond & (z[partner] == x)
+                if selected.any():
+                    self.bonds.setdefault((length, x), Line()).add(d[selected], pull[selected])
 
     def _cell(self, id: str, s: Structure) -> None:
         self.periodic += 1
@@ -167,7 +167,7 @@ class Geometry:
         most = float(sizes.max())
         self.largest.add(most)
         self.wild.add(most, id)
-        # A few atoms of each structure, lest the largest structures be all that is seen.
+        # A few atoms of each structure, so that large structures do not dominate the sample.
         for k in self._random.integers(len(s), size=min(4, len(s))):
             self.forces.add(float(sizes[k]))
         total = float(sizes.sum())
@@ -182,7 +182,7 @@ class Geometry:
                 self.torque.add(moment / max(float((np.linalg.norm(arms, axis=1) * sizes).sum()), 1e-300))
 
     def length_unit(self) -> tuple[str, float]:
-        """The unit under which nearest neighbours are bonded, and their distance over the sum of radii."""
+        """Unit of length in which nearest neighbours are bonded, and their median distance / sum of radii."""
         if not len(self.lengths):
             return "Å", math.nan
         middle = float(np.median(self.lengths.kept))
@@ -190,7 +190,7 @@ class Geometry:
         return unit, middle
 
     def bond_test(self) -> BondTest | None:
-        """What bonds to hydrogen say of the forces; None where there are none."""
+        """Test of the forces by bonds to hydrogen; None if there are none."""
         length, _ = self.length_unit()
         lines = {x: line for (unit, x), line in self.bonds.items() if unit == length and line.n > 1}
         if not lines:
@@ -200,7 +200,7 @@ class Geometry:
         scale = LENGTH_UNITS[length]
         unit, factor = None, math.nan
         if fall:
-            # Per length of the coordinates; a factor of 1.89 between Å and bohr is too little to be told this way.
+            # Per length of the coordinates; the factor of 1.89 between Å and bohr is too small to be resolved.
             ratios = {
                 u: abs(fall) * value / scale**2 / STIFFNESS[x] for u, value in ENERGY_UNITS.items() if u != "Rydberg"
             }
@@ -219,7 +219,7 @@ class Geometry:
 
 
 def contacts(s: Structure) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of atoms that are near: first, second, distance, vector from first to second (each pair once)."""
+    """Neighbouring pairs: first atom, second atom, distance, vector from first to second (each pair once)."""
     if not s.pbc.any() and len(s) <= ALL_PAIRS:
         i, j = np.triu_indices(len(s), k=1)
         vectors = s.positions[j] - s.positions[i]
@@ -230,7 +230,7 @@ def contacts(s: Structure) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
 
 
 def largest_gap(s: Structure) -> float:
-    """The widest layer without atoms along a periodic lattice vector, in the unit of the coordinates."""
+    """Thickness of the widest empty layer along a periodic lattice vector, in the unit of the coordinates."""
     rows = s.cell[s.pbc]
     inverse = np.linalg.pinv(rows)
     ordered = np.sort((s.positions @ inverse) % 1.0, axis=0)

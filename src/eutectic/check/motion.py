@@ -1,8 +1,8 @@
-"""Pairs of near frames: do energies change as forces, and stresses, say they do?
+"""Consistency of energies with forces and stresses, from pairs of similar frames.
 
-Between two near geometries of the same atoms, E_b − E_a = −½(F_a + F_b)·(x_b − x_a) to third order in the
-displacement, and for a strain ε of the cell + V σ:ε. So the slope of one against the other is 1 where labels are
-consistent, −1 where "forces" are gradients, and a ratio of units where two of them were mixed.
+Between two similar geometries of the same atoms, E_b − E_a = −½(F_a + F_b)·(x_b − x_a) to third order in the
+displacement, and for a strain ε of the cell + V σ:ε. So the slope of one against the other is 1 for consistent labels,
+−1 if "forces" are gradients, and a ratio of units if units were mixed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from eutectic.atoms import LabelledStructure
 from eutectic.check.scales import Sample
 
 WINDOW = 24
-"""Earlier frames of the same atoms that a frame is compared with."""
+"""Number of previous frames of the same atoms with which a frame is compared."""
 MAX_ATOMS_KEPT = 400_000
 PAIRS = 3000
 LEAST_PAIRS = 10
@@ -24,15 +24,15 @@ LEAST_PAIRS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two near frames.
+    """Two similar frames.
 
     Attributes:
-        ids: of the two.
+        ids: ids of the two.
         energy_change: E_b − E_a.
         work: −½(F_a + F_b)·dx, in the file's units; 0 without forces.
-        curvature: |(F_b − F_a)·dx|: the smaller beside the work, the nearer the two are.
+        curvature: |(F_b − F_a)·dx|; small compared with the work for similar frames.
         distance: root mean square displacement.
-        strain_work: ½(V_a σ_a + V_b σ_b):ε; None where the cell did not change or there is no stress.
+        strain_work: ½(V_a σ_a + V_b σ_b):ε; None if the cell did not change or there is no stress.
     """
 
     ids: tuple[str, str]
@@ -45,13 +45,13 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Slope:
-    """A line through the origin.
+    """A weighted fit of a line through the origin.
 
     Attributes:
-        pairs: it was drawn through (those that count, weights being unequal).
-        slope, error: and its standard error.
-        correlation: about the origin, weighted.
-        nearness: the median of work over curvature: above one, pairs are near enough to be judged.
+        pairs: number of pairs.
+        slope, error: slope and its standard error.
+        correlation: weighted correlation about the origin.
+        nearness: median of work / curvature; above one, frames are similar enough for the test.
     """
 
     pairs: int
@@ -73,7 +73,7 @@ class _Frame:
 
 @dataclass(eq=False)
 class Motion:
-    """Looks for pairs while structures stream past; keeps a bounded window of frames and a bounded sample of pairs."""
+    """Collects pairs of similar frames, with a bounded window of frames and a bounded sample of pairs."""
 
     pairs: Sample[Pair] = field(default_factory=lambda: Sample(PAIRS))
     strained: Sample[Pair] = field(default_factory=lambda: Sample(PAIRS))
@@ -81,7 +81,7 @@ class Motion:
     _atoms: int = 0
 
     def add(self, row: LabelledStructure) -> None:
-        """One more structure of the stream."""
+        """Add a structure."""
         labels, s = row.labels, row.structure
         if "energy" not in labels or ("forces" not in labels and "stress" not in labels):
             return
@@ -96,7 +96,7 @@ class Motion:
         key = s.numbers.tobytes() + s.pbc.tobytes() + row.group.encode()
         window = self._recent.setdefault(key, deque())
         self._recent.move_to_end(key)
-        # Once the sample is full, fewer and fewer can still enter it: neither are they looked for.
+        # Once the sample is full, ever fewer pairs enter it, so most need not be computed.
         if window and self.pairs.wants():
             self._compare(frame, window)
         window.append(frame)
@@ -123,7 +123,7 @@ class Motion:
 
     def _add(self, frame: _Frame, others: list[_Frame], moves: np.ndarray, turns: np.ndarray) -> None:
         distance = np.sqrt((moves**2).sum(-1).mean(-1))
-        # A frame repeated says nothing.
+        # A repeated frame carries no information.
         usable = np.flatnonzero(distance > 1e-7)
         if not len(usable):
             return
@@ -169,20 +169,21 @@ class Motion:
 
 
 def _moves_in_cell(frame: _Frame, others: list[_Frame]) -> tuple[np.ndarray, np.ndarray]:
-    """(others, atoms, 3) shortest displacements to `frame`; no turn."""
+    """(others, atoms, 3) minimum-image displacements to `frame`, and identity rotations."""
     moves = frame.content[0] - np.stack([f.content[0] for f in others])
     cell, pbc = frame.content[1], frame.pbc
     rows = cell[pbc]
-    # Through the periodic vectors alone: a slab may have no third one.
+    # Periodic vectors only: a slab may have no third lattice vector.
     fractions = moves @ np.linalg.pinv(rows)
     moves = moves - np.round(fractions) @ rows
     return moves, np.broadcast_to(np.eye(3), (len(others), 3, 3))
 
 
 def _moves_of_molecule(frame: _Frame, others: list[_Frame]) -> tuple[np.ndarray, np.ndarray]:
-    """(others, atoms, 3) displacements once `frame` is laid over each (Kabsch, Acta Cryst. A 32, 922), and turns.
+    """(others, atoms, 3) displacements after superposing `frame` on each, and rotations.
 
-    Neither energy nor the work of forces knows of turning a molecule as a whole, and without it pairs are nearer.
+    By the Kabsch algorithm (Acta Cryst. A 32, 922). Energy and work are invariant under rotation of a molecule, and
+    removing it makes the pairs more similar.
     """
     before = np.stack([f.content[0] for f in others])
     before = before - before.mean(axis=1, keepdims=True)
@@ -195,7 +196,7 @@ def _moves_of_molecule(frame: _Frame, others: list[_Frame]) -> tuple[np.ndarray,
 
 
 def _strain(a: _Frame, b: _Frame) -> np.ndarray | None:
-    """Symmetric strain from a to b; None where it is beyond a few per cent, where no line holds."""
+    """Symmetric strain from a to b; None if beyond a few per cent, where linear response fails."""
     try:
         deformation = np.linalg.inv(a.content[1]) @ b.content[1] - np.eye(3)
     except np.linalg.LinAlgError:
@@ -205,18 +206,18 @@ def _strain(a: _Frame, b: _Frame) -> np.ndarray | None:
 
 
 def slope(change: np.ndarray, work: np.ndarray, curvature: np.ndarray) -> Slope | None:
-    """The line of energy changes against work, the nearest pairs counting most; None for too few pairs."""
+    """Slope of energy changes against work, weighted by the similarity of the frames; None for too few pairs."""
     usable = np.isfinite(change) & np.isfinite(work)
     change, work, curvature = change[usable], work[usable], curvature[usable]
     if len(work) < LEAST_PAIRS or not np.any(work) or not np.any(change):
         return None
-    # What the trapezoid neglects grows with the curvature; rounding puts a floor under it.
+    # The error of the trapezoidal rule grows with the curvature; rounding adds a constant.
     doubt = 0.1 * curvature + 0.02 * np.median(np.abs(work)) + 1e-300
     weight = 1.0 / doubt**2
     keep = np.ones(len(work), dtype=bool)
     for _ in range(4):
         w, x, y = weight[keep], work[keep], change[keep]
-        # Slopes from both sides: an error in the work alone would flatten one of them.
+
         value = float((w * x * y).sum() / (w * x * x).sum())
         residual = np.abs(change - value * work) / (doubt * max(abs(value), 1e-12))
         keep = residual <= 5 * max(float(np.median(residual)), 1e-9)
@@ -225,7 +226,7 @@ def slope(change: np.ndarray, work: np.ndarray, curvature: np.ndarray) -> Slope 
     variance = float((w * (y - value * x) ** 2).sum() / max(w.sum(), 1e-300))
     effective = float(w.sum() ** 2 / (w**2).sum())
     spread_of_work = float((w * x * x).sum() / w.sum())
-    # A few failed calculations do not make the others disagree; many do.
+    # A few failed calculations may be ignored; with many, the correlation includes them.
     if keep.mean() < 0.7:
         w, x, y = weight, work, change
     correlation = float((w * x * y).sum() / np.sqrt((w * x * x).sum() * (w * y * y).sum() + 1e-300))

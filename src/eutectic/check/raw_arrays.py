@@ -1,7 +1,7 @@
-"""HDF5 and npz files of arrays, read as someone would who has only the file: no unit is converted, no sign turned.
+"""Read HDF5 and npz files of arrays as they are, without conversion of units or signs.
 
-Arrays are recognised by name and shape. In HDF5 every group that holds coordinates is read; what has one row
-per conformation is cut into structures. Pickled arrays are never opened, and links to other files not followed.
+Arrays are recognised by name and shape. In HDF5 every group with coordinates is read; arrays with one row per
+conformation are divided into structures. Pickled arrays are never opened, and links to other files not followed.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ NAMES = {
     "energy": r"((dft_|total_|scf_|potential_)*energ(y|ies)|e)",
     "forces": r"((dft_|total_)*(forces?|gradients?|grads?)|f)",
 }
-"""What each array is called, in any case; "wb97x_dz.energy" is an energy of the kind "wb97x_dz"."""
+"""Names of each array (case-insensitive); "wb97x_dz.energy" is an energy with the prefix "wb97x_dz."."""
 
 
 @dataclass
 class Arrays:
-    """What was taken for what, filled while a file is read.
+    """The arrays used for each quantity; filled while a file is read.
 
     Attributes:
         keys: "positions", "numbers", "energy", "forces" → name → structures.
-        declared: the same → the unit that the file states for it.
-        ignored: names that look like energies or forces and were not taken → structures.
+        declared: "positions", … → unit stated in the file.
+        ignored: names that look like energies or forces but are not used → structures.
     """
 
     keys: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -50,48 +50,48 @@ class Arrays:
     ignored: dict[str, int] = field(default_factory=dict)
 
     def count(self, role: str, name: str, n: int) -> None:
-        """So many more structures have this array in this role."""
+        """Add `n` structures that use this array in this role."""
         names = self.keys.setdefault(role, {})
         names[name] = names.get(name, 0) + n
 
 
 def is_arrays(path: Path) -> bool:
-    """Whether a file is one that this module reads."""
+    """Whether this module reads the file (by its suffix)."""
     return path.is_file() and path.suffix.lower() in SUFFIXES
 
 
-def rows(path: Path, found: Arrays, keys: Mapping[str, str] | None = None) -> Iterator[tuple[str, LabelledStructure]]:
-    """Where a structure is, and the structure, in the file's own units and signs; unchecked.
+def rows(path: Path, used: Arrays, keys: Mapping[str, str] | None = None) -> Iterator[tuple[str, LabelledStructure]]:
+    """Location and structure of each record, in the file's own units and signs; unchecked.
 
     Args:
         path: .h5, .hdf5 or .npz.
-        found: filled as the file is read.
-        keys: "energy" or "forces" → the name of the array, instead of a guess.
+        used: filled as the file is read.
+        keys: "energy" or "forces" → name of the array; otherwise recognised by name.
 
     Raises:
-        EutecticError: not whole; or nothing in it looks like coordinates and atomic numbers.
+        EutecticError: a truncated or damaged file, or no arrays that look like coordinates and atomic numbers.
     """
-    wanted = dict(keys or {})
+    chosen = dict(keys or {})
     n = 0
     try:
         with _opened(path) as file:
             for group, arrays in _groups(file):
-                for where, row in _records(path, group, arrays, found, wanted):
+                for where, row in _records(path, group, arrays, used, chosen):
                     n += 1
                     yield where, row
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise EutecticError(
             f"{path}, structure {n}",
             f"could not be read ({type(error).__name__}: {error})",
-            "a whole HDF5 or npz file of plain arrays",
-            "it may be cut short or damaged: fetch or write it again",
+            "a complete HDF5 or npz file of plain arrays",
+            "it may be truncated or damaged: download or write it again",
         ) from error
     if not n:
         raise EutecticError(
             str(path),
             "no arrays that look like coordinates (…, atoms, 3) and atomic numbers",
             "names such as coordinates, positions, R; atomic_numbers, species, z",
-            "where it is a published data set, make a store of it (`eutectic data prepare`); else convert it to extxyz",
+            "convert a published data set to a store (`eutectic data prepare`), other files to extxyz",
         )
 
 
@@ -101,14 +101,14 @@ def _opened(path: Path) -> Iterator[Any]:
         with h5py.File(path, "r", locking="best-effort") as file:
             yield file
         return
-    # Opened here, since np.load leaves a file open that is not a whole npz.
+    # Opened here, since np.load does not close a damaged npz.
     with path.open("rb") as handle, np.load(handle, allow_pickle=False) as bundle:
         yield bundle
 
 
 @dataclass(frozen=True, eq=False)
 class _Array:
-    """One array of a file, read only when asked for."""
+    """One array of a file, read on demand."""
 
     name: str
     shape: tuple[int, ...]
@@ -123,7 +123,7 @@ def _groups(file: Any) -> Iterator[tuple[str, dict[str, _Array]]]:
         for name in file.files:
             try:
                 whole = file[name]
-            except ValueError:  # an array of objects: a pickle, left closed
+            except ValueError:  # an array of objects is pickled: not opened
                 continue
             arrays[name] = _Array(name, whole.shape, whole.dtype.kind, whole.__getitem__)
         yield "", arrays
@@ -131,7 +131,7 @@ def _groups(file: Any) -> Iterator[tuple[str, dict[str, _Array]]]:
     pending: list[h5py.Group] = [file]
     while pending:
         group = pending.pop()
-        # A link may lead to another file of the machine, or back to where we are: only what lies here is read.
+        # Soft and external links may lead to other files or form cycles: only hard links are followed.
         members = [group[n] for n in group if isinstance(group.get(n, getlink=True), h5py.HardLink)]
         pending += [m for m in reversed(members) if isinstance(m, h5py.Group)]
         arrays = {
@@ -139,9 +139,9 @@ def _groups(file: Any) -> Iterator[tuple[str, dict[str, _Array]]]:
                 name, m.shape, m.dtype.kind, m.__getitem__, _text(m.attrs.get("units", m.attrs.get("unit", "")))
             )
             for m in members
-            if isinstance(m, h5py.Dataset) and m.shape is not None and not hdf5.lies_elsewhere(m)
+            if isinstance(m, h5py.Dataset) and m.shape is not None and not hdf5.is_external(m)
         }
-        # Some writers keep the one energy of a structure as an attribute of its group.
+        # Some writers store the energy of a single structure as an attribute of its group.
         for name, value in group.attrs.items():
             whole = np.asarray(value)
             if whole.dtype.kind in "fiu" and name not in arrays:
@@ -154,7 +154,7 @@ def _text(value: object) -> str:
 
 
 def _records(
-    path: Path, group: str, arrays: dict[str, _Array], found: Arrays, wanted: Mapping[str, str]
+    path: Path, group: str, arrays: dict[str, _Array], used: Arrays, chosen: Mapping[str, str]
 ) -> Iterator[tuple[str, LabelledStructure]]:
     numeric = {n: a for n, a in arrays.items() if a.kind in "fiu"}
     coordinates = _best("positions", {n: a for n, a in numeric.items() if len(a.shape) >= 2 and a.shape[-1] == 3})
@@ -163,7 +163,7 @@ def _records(
         return
     sizes = _sizes(coordinates, numeric)
     if sizes is not None:
-        yield from _ragged(path, coordinates, species, sizes, numeric, found, wanted)
+        yield from _ragged(path, coordinates, species, sizes, numeric, used, chosen)
         return
     alone = len(coordinates.shape) == 2
     n_frames, n_atoms = (1, coordinates.shape[0]) if alone else coordinates.shape[-3:-1]
@@ -175,17 +175,17 @@ def _records(
     else:
         energies = {n: a for n, a in like["energy"].items() if a.shape in ((n_frames,), (n_frames, 1))}
     same = {n: a for n, a in like["forces"].items() if a.shape == coordinates.shape}
-    forces = numeric.get(wanted["forces"]) if "forces" in wanted else _best("forces", same)
-    energy = numeric.get(wanted["energy"]) if "energy" in wanted else _best("energy", energies, _kind(forces, "forces"))
+    forces = numeric.get(chosen["forces"]) if "forces" in chosen else _best("forces", same)
+    energy = numeric.get(chosen["energy"]) if "energy" in chosen else _best("energy", energies, _kind(forces, "forces"))
     taken = {"positions": coordinates, "numbers": species, "energy": energy, "forces": forces}
     for role, array in taken.items():
         if array is not None:
-            found.count(role, array.name, n_frames)
+            used.count(role, array.name, n_frames)
             if array.unit:
-                found.declared[role] = array.unit
+                used.declared[role] = array.unit
     for name in {**like["energy"], **like["forces"]}:
         if name not in {a.name for a in taken.values() if a is not None}:
-            found.ignored[name] = found.ignored.get(name, 0) + n_frames
+            used.ignored[name] = used.ignored.get(name, 0) + n_frames
     for first in range(0, n_frames, FRAMES_AT_ONCE):
         part = slice(first, min(first + FRAMES_AT_ONCE, n_frames))
         x = _numbers(coordinates, part, alone)
@@ -196,7 +196,7 @@ def _records(
             # Structures of several sizes are padded with atoms of number 0.
             real = z[i] > 0
             labels: dict[str, np.ndarray] = {}
-            # Published files fill what was not computed with NaN.
+            # Published files have NaN for labels that were not computed.
             if e is not None and not np.isnan(e[i]):
                 labels["energy"] = np.asarray(e[i])
             if f is not None and not np.isnan(f[i][real]).all():
@@ -208,7 +208,7 @@ def _records(
 
 
 def _sizes(coordinates: _Array, numeric: Mapping[str, _Array]) -> np.ndarray | None:
-    """Atoms of each structure, where the atoms of all structures follow one another in one array."""
+    """Number of atoms of each structure, if the atoms of all structures are concatenated in one array."""
     if len(coordinates.shape) == 2:
         for name, array in numeric.items():
             if re.fullmatch(r"n_?atoms|num_?atoms|natoms?_per_.*", name, re.IGNORECASE) and len(array.shape) == 1:
@@ -224,16 +224,16 @@ def _ragged(
     species: _Array,
     sizes: np.ndarray,
     numeric: Mapping[str, _Array],
-    found: Arrays,
-    wanted: Mapping[str, str],
+    used: Arrays,
+    chosen: Mapping[str, str],
 ) -> Iterator[tuple[str, LabelledStructure]]:
     energies = {n: a for n, a in _like("energy", numeric).items() if a.shape in ((len(sizes),), (len(sizes), 1))}
     same = {n: a for n, a in _like("forces", numeric).items() if a.shape == coordinates.shape}
-    forces = numeric.get(wanted["forces"]) if "forces" in wanted else _best("forces", same)
-    energy = numeric.get(wanted["energy"]) if "energy" in wanted else _best("energy", energies)
+    forces = numeric.get(chosen["forces"]) if "forces" in chosen else _best("forces", same)
+    energy = numeric.get(chosen["energy"]) if "energy" in chosen else _best("energy", energies)
     for role, array in {"positions": coordinates, "numbers": species, "energy": energy, "forces": forces}.items():
         if array is not None:
-            found.count(role, array.name, len(sizes))
+            used.count(role, array.name, len(sizes))
     if species.shape != coordinates.shape[:1]:
         return
     ends = np.cumsum(sizes)
@@ -262,7 +262,7 @@ def _numbers(array: _Array, part: slice, alone: bool) -> np.ndarray:
 
 
 def _atomic_numbers(array: _Array, part: slice, n_frames: int, n_atoms: int) -> np.ndarray:
-    """(structures, atoms) of a part of the structures."""
+    """(structures, atoms) atomic numbers of some structures."""
     of_each = len(array.shape) == 2 and array.shape[0] == n_frames
     raw = _as_numbers(np.asarray(array.read(part if of_each else slice(None))))
     n = part.stop - part.start
@@ -281,12 +281,12 @@ def _like(role: str, arrays: Mapping[str, _Array]) -> dict[str, _Array]:
 
 
 def _kind(array: _Array | None, role: str) -> str:
-    """What stands before the name of the quantity: "wb97x_dz." of "wb97x_dz.forces"."""
+    """Prefix of an array's name: "wb97x_dz." of "wb97x_dz.forces"."""
     return "" if array is None else re.sub(rf"{NAMES[role]}$", "", array.name, flags=re.IGNORECASE)
 
 
 def _best(role: str, arrays: Mapping[str, _Array], kind: str = "") -> _Array | None:
-    """The array whose name fits best: the kind asked for, then the plainest, then the first."""
+    """The array whose name fits best: by prefix `kind`, then the plainest, then the first."""
     names = list(_like(role, arrays))
     if not names:
         return None
@@ -294,7 +294,7 @@ def _best(role: str, arrays: Mapping[str, _Array], kind: str = "") -> _Array | N
     def strange(name: str) -> tuple[bool, bool, int]:
         whole = re.fullmatch(NAMES[role], name, re.IGNORECASE) is not None
         shared = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(kind, name, strict=False))))
-        # "corr_energy" and "formation_energy" are not the energy that forces are the slope of.
+        # Forces are not the gradient of "corr_energy" or "formation_energy".
         other = re.search(r"corr|formation|atomi[sz]ation|interaction|kinetic|old", name, re.IGNORECASE) is not None
         return other, not whole, -shared
 

@@ -1,4 +1,4 @@
-"""What a check says: a verdict in words, findings in the order of their weight, and the numbers behind them."""
+"""The report of a check: verdict, findings by severity, and their numbers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ Severity = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was seen.
+    """One finding of a check.
 
     Attributes:
-        code: a word for scripts ("forces_sign"); never changes.
-        severity: "error" spoils a training, "warning" may, "note" is good to know.
-        title: for the verdict, a few words.
-        message: what was seen, with numbers.
+        code: stable identifier for scripts ("forces_sign").
+        severity: "error" makes the data unusable, "warning" may do so, "note" is information.
+        title: a few words, for the verdict.
+        message: the observation, with numbers.
         why: why it matters.
         fix: what to do.
-        numbers: the same as plain JSON.
+        numbers: the numbers as plain JSON.
     """
 
     code: str
@@ -34,15 +34,15 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """What the labels are measured in, as far as they tell.
+    """Units of the labels, as inferred from the data.
 
     Attributes:
-        energy, forces, length: names; None where nothing tells.
-        confidence: of the energy: "high", "medium", "low".
-        regime: what kind of energies they are.
-        energies_of_elements: symbol → fitted energy, the file's unit; empty where compositions do not tell.
-        energy_per_atom, residual_per_atom: median, and spread (by MAD) of what the fit leaves, the file's unit.
-        declared: what the file itself states.
+        energy, forces, length: names of the units; None if undetermined.
+        confidence: confidence in the energy unit: "high", "medium", "low".
+        regime: kind of energies (all-electron total energies, or relative ones).
+        energies_of_elements: symbol → fitted energy, the file's unit; empty if the compositions do not determine them.
+        energy_per_atom, residual_per_atom: median energy, and spread (by MAD) of the fit's residuals, the file's unit.
+        declared: units stated in the file.
     """
 
     energy: str | None = None
@@ -58,14 +58,14 @@ class Units:
 
 @dataclass(frozen=True, kw_only=True)
 class SlopeTest:
-    """Do energies change as forces (or stresses) say?
+    """Consistency of energy changes with forces (or stresses).
 
     Attributes:
-        verdict: in words.
-        tested: whether there were near frames enough to say.
-        pairs: of near frames.
-        slope, error, correlation: of energy changes against work; None where there was no line to draw.
-        factor: what to multiply the forces (stresses) by so that they fit the energies; None where not known.
+        verdict: conclusion, one line.
+        tested: whether there were enough similar frames.
+        pairs: number of pairs of similar frames.
+        slope, error, correlation: energy changes against work; None if not fitted.
+        factor: factor by which to multiply the forces (stresses) to match the energies; None if unknown.
     """
 
     verdict: str
@@ -79,13 +79,13 @@ class SlopeTest:
 
 @dataclass(frozen=True, kw_only=True)
 class Plotted:
-    """Bounded samples, for a page; not in the JSON.
+    """Bounded samples for the plots of the HTML report; not in the JSON.
 
     Attributes:
-        residuals: per atom, the file's unit.
-        forces: magnitudes, the file's unit.
-        work, energy_change: of pairs of near frames, the nearer half.
-        atoms_of: atomic number → atoms.
+        residuals: residual energies per atom, the file's unit.
+        forces: force magnitudes, the file's unit.
+        work, energy_change: of the more similar half of the pairs of frames.
+        atoms_of: atomic number → number of atoms.
     """
 
     residuals: tuple[float, ...] = ()
@@ -97,25 +97,25 @@ class Plotted:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All of it.
+    """The complete report of a check.
 
     Attributes:
-        source: what was looked at.
-        kind: "store", "structures" (read by ASE) or "arrays" (HDF5, npz: as they lie in the file).
-        structures: how many.
+        source: the data checked.
+        kind: "store", "structures" (read by ASE) or "arrays" (HDF5, npz: without conversion).
+        structures: number of structures.
         labels: property → count.
-        keys: property → key it was found under → count.
-        ignored: keys that look like labels and were not taken → count.
-        bad: count, and the first messages, of structures that cannot be used.
+        keys: property → key in the file → count.
+        ignored: keys that look like labels but are not used → count.
+        bad: count and first error messages of unusable structures.
         duplicates: structures that repeat an earlier one (to 1e-3 Å).
-        force_outliers: count, limit and the first ids.
+        force_outliers: count, limit and first ids.
         largest_force: in the file's unit.
-        units, force_test, stress_test: see there.
-        bond_test: stiffness of bonds to hydrogen, as plain numbers; empty where there was none.
+        units, force_test, stress_test: see `Units` and `SlopeTest`.
+        bond_test: `BondTest` of bonds to hydrogen, as plain numbers; empty if there was none.
         elements: symbol → structures and atoms.
-        splits: what is on both sides of each split of a store.
-        findings: the gravest first.
-        plotted: samples.
+        splits: leakage of each split of a store.
+        findings: most severe first.
+        plotted: samples for the plots.
     """
 
     source: str
@@ -139,27 +139,27 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether it can be trained on as it is."""
+        """Whether the data can be used for training as it is."""
         return not self.of("error")
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:
-        """The findings of that weight."""
+        """The findings of a severity."""
         return tuple(f for f in self.findings if f.severity == severity)
 
     @property
     def verdict(self) -> str:
-        """One line."""
+        """One-line summary."""
         errors = [f.title for f in self.of("error")]
-        doubts = [f.title for f in self.of("warning")]
+        warnings = [f.title for f in self.of("warning")]
         if not self.labels and not self.bad["count"]:
             return "Not usable: no labels were found."
-        also = f" To look at: {'; '.join(doubts)}." if doubts else ""
+        also = f" Warnings: {'; '.join(warnings)}." if warnings else ""
         if errors:
             return f"Not usable as it is: {'; '.join(errors)}." + also
         return f"Usable. Labels: {', '.join(f'{name} ({n})' for name, n in self.labels.items())}." + also
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, the verdict first."""
+        """JSON form, the verdict first."""
         values = {k: v for k, v in asdict(self).items() if k != "plotted"}
         return {"ok": self.ok, "verdict": self.verdict, **_plain(values)}
 
@@ -169,5 +169,5 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    # JSON has no word for what is not a number.
+    # JSON has no NaN or infinity.
     return None if isinstance(value, float) and value - value != 0 else value

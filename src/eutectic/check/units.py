@@ -1,4 +1,4 @@
-"""From measurements to words: in which units, and with which signs, do energies, forces and stresses come?"""
+"""Infer the units and signs of energies, forces and stresses from the collected statistics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from eutectic.check.scales import (
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What was concluded from all evidence together."""
+    """Conclusions from all evidence."""
 
     units: Units
     force_test: SlopeTest
@@ -34,23 +34,22 @@ class Judged:
 
 
 def judge(energies: Energies, geometry: Geometry, motion: Motion, declared: dict[str, str], raw: bool) -> Judged:
-    """Weigh the evidence.
+    """Infer units and signs.
 
     Args:
-        energies, geometry, motion: with the whole stream behind them.
-        declared: "energy", "forces", "positions" → unit that the file states.
-        raw: the file's arrays as they are, which nobody claims to be in eV and Å; a structure file or a store is
-            used as if it were.
+        energies, geometry, motion: statistics of all structures.
+        declared: "energy", "forces", "positions" → unit stated in the file.
+        raw: the arrays of a file, not necessarily in eV and Å; structure files and stores must be.
     """
     length, ratio = geometry.length_unit()
     bonds = geometry.bond_test()
     solid = bonds if bonds is not None and bonds.conclusive else None
     pairs = list(motion.pairs)
     line = slope(*(np.array([getattr(p, k) for p in pairs]) for k in ("energy_change", "work", "curvature")))
-    told = line if line is not None and _conclusive(line) else None
+    conclusive = line if line is not None and _conclusive(line) else None
     guess = energies.unit() if energies.n else None
     scale = length if length in LENGTH_UNITS else "Å"
-    guess, reading = _together(guess, told, solid, scale)
+    guess, reading = _combine(guess, conclusive, solid, scale)
     force_unit = None
     if reading is not None:
         force_unit = f"{reading.force_energy}/{reading.force_length}"
@@ -66,28 +65,28 @@ def judge(energies: Energies, geometry: Geometry, motion: Motion, declared: dict
         energy_per_atom=energies.per_atom() if energies.n else None,
         declared=declared,
     )
-    found = [*_length(length, ratio, len(geometry.lengths), raw, declared), *_energy(units, guess, raw, declared)]
-    force_test, more = _forces(line, told, reading, solid, units, geometry)
-    found += more
-    stress_test, more = _stress(motion, told)
-    return Judged(units=units, force_test=force_test, stress_test=stress_test, bonds=bonds, findings=(*found, *more))
+    findings = [*_length(length, ratio, len(geometry.lengths), raw, declared), *_energy(units, guess, raw, declared)]
+    force_test, more = _forces(line, conclusive, reading, solid, units, geometry)
+    findings += more
+    stress_test, more = _stress(motion, conclusive)
+    return Judged(units=units, force_test=force_test, stress_test=stress_test, bonds=bonds, findings=(*findings, *more))
 
 
 def _conclusive(line: Slope) -> bool:
-    # Far frames can lie on a line by chance, unless they do so closely.
+    # Dissimilar frames may lie on a line by chance, so the correlation must be higher.
     least = 0.8 if line.nearness > 0.3 else 0.95
     return abs(line.correlation) > least and line.error < 0.1 * abs(line.slope)
 
 
 def _tolerance(line: Slope) -> float:
-    """How far the slope may be from a ratio of units, in logarithms: frames that are not near bend the line."""
+    """Largest deviation of log(slope) from a ratio of units; larger for dissimilar frames."""
     return min(0.25, max(TOLERANCE, 3 * line.error / abs(line.slope), 0.04 / line.nearness))
 
 
-def _together(
+def _combine(
     guess: EnergyUnit | None, line: Slope | None, bonds: BondTest | None, length: str
 ) -> tuple[EnergyUnit | None, Reading | None]:
-    """The energies' unit, once forces have had their say, and units that explain the slope."""
+    """Energy unit after including the evidence of the forces, and units that explain the slope."""
     if guess is None:
         return None, None
     if line is None:
@@ -97,14 +96,14 @@ def _together(
         elif guess.confidence != "high" and agree:
             guess = replace(guess, confidence="high" if guess.confidence == "medium" else "medium")
         return guess, None
-    # A bent line may pass for one, not for a ratio of units: that would accuse honest labels.
+    # A distorted slope may be accepted as 1, but not as a ratio of units: valid labels would be rejected.
     near = min(0.1, _tolerance(line))
     stiff = bonds.unit if bonds is not None and bonds.unit is not None else None
     sure = guess.unit if guess.confidence != "low" else None
     if stiff is not None and guess.confidence != "high" and stiff != sure and abs(math.log(abs(line.slope))) < 0.25:
-        # Forces that fit the energies, and bonds, tell more than a chance likeness to all-electron atoms.
+        # Forces that match the energies and bonds are stronger evidence than a chance match with all-electron atoms.
         sure, guess = None, replace(guess, unit=stiff, confidence="low", regime=RELATIVE)
-    # Where several combinations give the same slope, the stiffness of bonds decides, then simplicity.
+    # If several combinations give the same slope, prefer agreement with the bonds, then simplicity.
     for energy, force in ((sure, stiff), (sure, None), (None, stiff)):
         if energy is None and force is None:
             continue
@@ -127,17 +126,17 @@ def _together(
 def _length(length: str, ratio: float, n: int, raw: bool, declared: dict[str, str]) -> list[Finding]:
     if math.isnan(ratio) or length == "Å" or n < 3:
         return []
-    said = f" (the file says {declared['positions']!r})" if "positions" in declared else ""
-    seen = f"An atom's nearest neighbour is {number(ratio)} times as far as a bond is long in Å{said}."
+    stated = f" (the file says {declared['positions']!r})" if "positions" in declared else ""
+    seen = f"Nearest neighbours are {number(ratio)} times as far apart as bond lengths in Å{stated}."
     if length == "?":
         return [
             Finding(
                 code="length_unit",
                 severity="warning",
-                title="distances are neither those of Å nor of bohr",
+                title="distances fit neither Å nor bohr",
                 message=seen,
                 why="Cutoffs are in Å: with other lengths a model sees too few or too many neighbours.",
-                fix="Check the unit of the coordinates; gases of single atoms may be left as they are.",
+                fix="Check the unit of the coordinates; no action is needed for gases of single atoms.",
                 numbers={"ratio": ratio},
             )
         ]
@@ -160,11 +159,11 @@ def _energy(units: Units, guess: EnergyUnit | None, raw: bool, declared: dict[st
     assert units.energy is not None
     factor = ENERGY_UNITS[units.energy]
     severity: Severity = "error" if guess.confidence == "high" and not raw else "warning"
-    said = f" (the file says {declared['energy']!r})" if "energy" in declared else ""
+    stated = f" (the file says {declared['energy']!r})" if "energy" in declared else ""
     grounds = (
         f"they are {number(guess.ratio)} times the energies of all-electron atoms in Hartree"
         if guess.regime.startswith("all")
-        else "forces that fit them have the stiffness of bonds only in this unit"
+        else "only in this unit do matching forces give typical bond stiffnesses"
     )
     return [
         Finding(
@@ -172,12 +171,12 @@ def _energy(units: Units, guess: EnergyUnit | None, raw: bool, declared: dict[st
             severity=severity,
             title=f"energies are in {units.energy}, not eV",
             message=(
-                f"Energies ({number(units.energy_per_atom)} per atom) look like {units.energy}{said}: {grounds} "
+                f"Energies ({number(units.energy_per_atom)} per atom) look like {units.energy}{stated}: {grounds} "
                 f"(confidence {guess.confidence})."
             ),
-            why="Everything here is in eV: losses, reference energies and errors would be off by this factor.",
+            why="The library works in eV: losses, reference energies and errors would be off by this factor.",
             fix=f"Multiply the energies by {factor:.10g}"
-            + ("; a data set that `eutectic data prepare` knows is converted by it." if raw else "."),
+            + ("; `eutectic data prepare` converts the data sets that it supports." if raw else "."),
             numbers={"unit": units.energy, "factor": factor, "confidence": guess.confidence, "ratio": guess.ratio},
         )
     ]
@@ -185,7 +184,7 @@ def _energy(units: Units, guess: EnergyUnit | None, raw: bool, declared: dict[st
 
 def _forces(
     line: Slope | None,
-    told: Slope | None,
+    conclusive: Slope | None,
     reading: Reading | None,
     bonds: BondTest | None,
     units: Units,
@@ -193,28 +192,28 @@ def _forces(
 ) -> tuple[SlopeTest, list[Finding]]:
     if not len(geometry.largest):
         return SlopeTest(verdict="There are no forces."), []
-    if told is None:
+    if conclusive is None:
         return _untested(line, bonds, units, geometry)
-    assert line is told
-    s = told.slope
-    shown = f"slope {number(s)} ± {told.error:.1g}, r {told.correlation:.4f}, {told.pairs} pairs".replace("-", "−")
-    near_one = abs(math.log(abs(s))) < _tolerance(told)
-    numbers = {"slope": s, "error": told.error, "correlation": told.correlation, "pairs": told.pairs}
-    why = "A model is trained on both: contradicting labels teach it neither, and dynamics with it run away."
-    found: list[Finding] = []
+    assert line is conclusive
+    s = line.slope
+    shown = f"slope {number(s)} ± {line.error:.1g}, r {line.correlation:.4f}, {line.pairs} pairs".replace("-", "−")
+    near_one = abs(math.log(abs(s))) < _tolerance(line)
+    numbers = {"slope": s, "error": line.error, "correlation": line.correlation, "pairs": line.pairs}
+    why = "With contradicting labels a model learns neither energies nor forces, and its dynamics are unstable."
+    findings: list[Finding] = []
     energies_turned = s < 0 and bonds is not None and bonds.stiffness > 0
     sign = -1.0 if s < 0 else 1.0
     factor: float | None = sign * (1.0 if near_one else reading.slope if reading is not None else math.nan)
     if factor is not None and math.isnan(factor):
         factor = None
     if s < 0 and energies_turned:
-        verdict = f"energies have the wrong sign ({shown}): bonds pull back as they should, so the forces are right"
-        found.append(
+        verdict = f"energies have the wrong sign ({shown}): stretched bonds contract, so the forces are right"
+        findings.append(
             Finding(
                 code="energy_sign",
                 severity="error",
                 title="energies have the wrong sign",
-                message=f"Energies rise where forces do positive work ({shown}), but bonds pull back as they should.",
+                message=f"Energies rise where forces do positive work ({shown}), but stretched bonds contract.",
                 why=why,
                 fix="Multiply the energies by −1 (binding or atomisation energies are often given as positive).",
                 numbers=numbers,
@@ -222,12 +221,12 @@ def _forces(
         )
     elif s < 0:
         verdict = f"forces are gradients ({shown}): multiply them by −1"
-        found.append(
+        findings.append(
             Finding(
                 code="forces_sign",
                 severity="error",
                 title=f"forces are gradients, of the wrong sign (slope {number(s)})",
-                message=f"Between near frames the energy rises along the 'forces' ({shown}): they are +dE/dx.",
+                message=f"Between similar frames the energy rises along the 'forces' ({shown}): they are +dE/dx.",
                 why=why,
                 fix=f"Multiply the forces by {number(factor) if factor is not None else '−1'}.",
                 numbers={**numbers, "factor": factor},
@@ -237,13 +236,13 @@ def _forces(
         verdict = (
             f"energies and forces both have the wrong sign ({shown}, and stretched bonds are pushed further apart)"
         )
-        found.append(
+        findings.append(
             Finding(
                 code="both_signs",
                 severity="error",
                 title="energies and forces both have the wrong sign",
                 message=f"Energies and forces agree ({shown}), but stretched bonds are pushed further apart.",
-                why="A model would learn that bonds break by themselves.",
+                why="A model would learn that bonds are repulsive.",
                 fix="Multiply energies and forces by −1.",
                 numbers=numbers,
             )
@@ -251,16 +250,16 @@ def _forces(
     else:
         verdict = f"energies and forces agree ({shown})"
     if near_one:
-        return _result(told, verdict, factor), found
+        return _result(line, verdict, factor), findings
     if reading is not None and factor is not None:
         words = reading.words()
         verdict = f"{words} ({shown}): multiply the forces by {factor:.6g}"
-        found.append(
+        findings.append(
             Finding(
                 code="forces_unit",
                 severity="error",
                 title=f"forces do not fit the energies: {words}",
-                message=f"Energies change {number(abs(s))} times as much as forces say ({shown}), which is {words}.",
+                message=f"Energies change {number(abs(s))} times as much as the work of the forces ({shown}): {words}.",
                 why=why,
                 fix=f"Multiply the forces by {factor:.10g} to have them in the units of the energies and coordinates.",
                 numbers={**numbers, "factor": factor, "reading": words},
@@ -268,31 +267,32 @@ def _forces(
         )
     elif 0.75 < abs(s) < 1.33:
         verdict = f"energies and forces agree roughly ({shown})"
-        found.append(
+        findings.append(
             Finding(
                 code="forces_rough",
                 severity="note",
                 title="energies and forces agree only roughly",
-                message=f"Energies change {number(abs(s))} times as much as forces say ({shown}).",
-                why="Far frames, smearing (free energy against energy) or loose convergence do this.",
-                fix="With smearing, take the free energy: it is what the forces are the slope of.",
+                message=f"Energies change {number(abs(s))} times as much as the work of the forces ({shown}).",
+                why="Causes: dissimilar frames, smearing (free energy against energy), loose convergence.",
+                fix="With smearing, use the free energy: forces are its negative gradient.",
                 numbers=numbers,
             )
         )
     else:
         verdict = f"energies and forces do not agree ({shown}), and no common units explain it"
-        found.append(
+        findings.append(
             Finding(
                 code="forces_unexplained",
-                severity="error" if abs(told.correlation) > 0.95 and told.nearness > 0.3 else "warning",
+                severity="error" if abs(line.correlation) > 0.95 and line.nearness > 0.3 else "warning",
                 title=f"forces do not fit the energies (slope {number(s)})",
-                message=f"Energies change {number(abs(s))} times as much as forces say ({shown}); no units explain it.",
+                message=f"Energies change {number(abs(s))} times as much as the work of the forces ({shown}); no units "
+                "explain it.",
                 why=why,
-                fix="Find out how forces were made: another method, a per-atom energy, or scaled labels?",
+                fix="Find out how the forces were computed: another method, a per-atom energy, or scaled labels?",
                 numbers=numbers,
             )
         )
-    return _result(told, verdict, factor), found
+    return _result(line, verdict, factor), findings
 
 
 def _result(line: Slope, verdict: str, factor: float | None) -> SlopeTest:
@@ -310,44 +310,44 @@ def _result(line: Slope, verdict: str, factor: float | None) -> SlopeTest:
 def _untested(
     line: Slope | None, bonds: BondTest | None, units: Units, geometry: Geometry
 ) -> tuple[SlopeTest, list[Finding]]:
-    """No pairs near enough: what bonds, and the size of forces, say instead."""
-    found: list[Finding] = []
+    """Without enough similar frames: conclusions from bonds and force magnitudes."""
+    findings: list[Finding] = []
     words = "not tested against energies: " + (
-        "too few near frames of the same atoms"
+        "too few similar frames of the same atoms"
         if line is None
-        else f"frames are too far apart ({line.pairs} pairs, r {line.correlation:.2f})".replace("-", "−")
+        else f"frames are too dissimilar ({line.pairs} pairs, r {line.correlation:.2f})".replace("-", "−")
     )
     middle = float(np.median(geometry.forces.kept))
     unit = units.energy if units.energy is not None else "?"
     factor = None
     if line is not None and line.pairs >= 30 and line.nearness > 0.5 and abs(line.correlation) < 0.3:
-        found.append(
+        findings.append(
             Finding(
                 code="forces_unrelated",
                 severity="warning",
                 title="energies do not follow the forces",
-                message=f"{line.pairs} pairs of near frames: energy changes and work of the forces have "
+                message=f"{line.pairs} pairs of similar frames: energy changes and work of the forces have "
                 f"r {line.correlation:.2f}.",
-                why="Labels that do not belong together (another order of atoms or frames) cannot be learned.",
+                why="Mismatched labels (a different order of atoms or frames) cannot be learned.",
                 fix="Check that energies, forces and coordinates are in the same order.",
                 numbers={"pairs": line.pairs, "correlation": line.correlation},
             )
         )
     if bonds is not None:
         seen = (
-            f"{bonds.bonds} bonds {bonds.element}–H pull back with {number(bonds.stiffness)} "
+            f"{bonds.bonds} bonds {bonds.element}–H have stiffness {number(bonds.stiffness)} "
             f"(expected {number(bonds.expected)} eV/Å²; r {bonds.correlation:.2f})".replace("-", "−")
         )
         if bonds.stiffness < 0:
             factor = -1.0
             words += f"; but stretched bonds are pushed further apart ({seen}): these are gradients"
-            found.append(
+            findings.append(
                 Finding(
                     code="forces_sign",
                     severity="error",
                     title="forces are gradients, of the wrong sign (stretched bonds are pushed apart)",
                     message=f"{seen}: they are +dE/dx.",
-                    why="A model would learn that bonds break by themselves.",
+                    why="A model would learn that bonds are repulsive.",
                     fix="Multiply the forces by −1.",
                     numbers={"stiffness": bonds.stiffness, "correlation": bonds.correlation, "bonds": bonds.bonds},
                 )
@@ -358,13 +358,13 @@ def _untested(
             force = f"{bonds.unit}/{units.length or 'Å'}"
             words += f", their unit {force}"
             if units.energy is not None and units.confidence == "high" and bonds.unit != units.energy:
-                found.append(
+                findings.append(
                     Finding(
                         code="forces_unit",
                         severity="warning",
                         title=f"forces look like {force}, energies like {units.energy}",
                         message=f"{seen}, which fits {force}; energies are in {units.energy}.",
-                        why="Contradicting labels teach a model neither.",
+                        why="With contradicting labels a model learns neither energies nor forces.",
                         fix=f"Check the units, and convert energies from {units.energy} to eV and forces to eV/Å.",
                         numbers={"forces": force, "energies": units.energy},
                     )
@@ -372,20 +372,20 @@ def _untested(
     else:
         words += f"; half of them are below {number(middle)} (usual: 0.05 to 5 eV/Å), in {unit}/Å if they fit"
     if line is None:
-        return SlopeTest(verdict=words, factor=factor), found
-    return replace(_result(line, words, factor), tested=False), found
+        return SlopeTest(verdict=words, factor=factor), findings
+    return replace(_result(line, words, factor), tested=False), findings
 
 
-def _stress(motion: Motion, told: Slope | None) -> tuple[SlopeTest, list[Finding]]:
+def _stress(motion: Motion, forces: Slope | None) -> tuple[SlopeTest, list[Finding]]:
     pairs = [p for p in motion.strained if p.strain_work is not None]
     if not pairs:
         return SlopeTest(verdict="not tested: no frames of the same atoms in strained cells, with stresses"), []
-    # What moving inside the cell does to the energy is taken off first.
-    inner = told.slope if told is not None else 1.0
+    # Subtract the energy change due to displacements within the cell.
+    inner = forces.slope if forces is not None else 1.0
     change = np.array([p.energy_change - inner * p.work for p in pairs])
     line = slope(change, np.array([p.strain_work for p in pairs]), np.array([p.curvature for p in pairs]))
     if line is None or not _conclusive(line):
-        return SlopeTest(verdict=f"not tested: {len(pairs)} pairs of strained frames are too few or too far apart"), []
+        return SlopeTest(verdict=f"not tested: {len(pairs)} pairs of strained frames are too few or too dissimilar"), []
     s = line.slope
     shown = f"slope {number(s)}, r {line.correlation:.3f}, {line.pairs} pairs".replace("-", "−")
     unit = min(STRESS_UNITS, key=lambda u: abs(math.log(abs(s) / STRESS_UNITS[u])))
@@ -394,7 +394,7 @@ def _stress(motion: Motion, told: Slope | None) -> tuple[SlopeTest, list[Finding
     if known and unit == "eV/Å³" and s > 0:
         return _result(line, f"energies and stresses agree: tension is positive ({shown})", 1.0), []
     sign = "of the opposite sign (compression positive)" if s < 0 else "of the right sign"
-    words = f"stresses are {sign}" + (f", in {unit}" if known else ", in no unit known") + f" ({shown})"
+    words = f"stresses are {sign}" + (f", in {unit}" if known else ", in an unknown unit") + f" ({shown})"
     finding = Finding(
         code="stress_sign" if s < 0 else "stress_unit",
         severity="error",

@@ -17,14 +17,14 @@ from eutectic.cli.app import data_app, fail
 from eutectic.cli.options import pairs
 from eutectic.cli.show import console, plain, shared, show_facts, show_report
 
-DEFINE = "A property of your own, as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; repeat."
+DEFINE = "Custom property, NAME=UNIT[,atom][,vector|tensor|class][,extensive]; repeatable."
 
 
 @data_app.command("list")
-def data_list(as_json: Annotated[bool, typer.Option("--json", help="For machines: everything.")] = False) -> None:
-    """Every data set the commands know: those that come with the package, and those that `prepare` makes.
+def data_list(as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False) -> None:
+    """List the data sets: those shipped with the package, and those made by `prepare`.
 
-    `--json` has also citations, notes, and the files that `prepare` fetches.
+    `--json` adds citations, notes, and the files that `prepare` downloads.
 
     **Examples**
 
@@ -49,62 +49,60 @@ def data_list(as_json: Annotated[bool, typer.Option("--json", help="For machines
             title = one.title
         labels = list(dict.fromkeys(label for member in members for label in member.properties))
         brief = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
-        words = {"domain": "domain", "level_of_theory": "level of theory", "licence": "licence", "source": "source"}
-        about = [shared([getattr(member, what) for member in members], word) for what, word in words.items()]
+        names = {"domain": "domain", "level_of_theory": "level of theory", "licence": "licence", "source": "source"}
+        about = [shared([getattr(member, field) for member in members], word) for field, word in names.items()]
         about[2] = about[2].replace("not stated", "licence not stated")
         console.print(f"[bold]{plain(name)}[/]  {state}", highlight=False)
-        for line in (title, " · ".join(filter(None, [brief or "the labels it finds", *about]))):
+        for line in (title, " · ".join(filter(None, [brief or "any labels in the files", *about]))):
             console.print(Padding(plain(line), (0, 0, 0, 4), expand=False), highlight=False)
 
 
 @data_app.command("prepare")
 def data_prepare(
-    name: Annotated[
-        str, typer.Argument(help="Data set, as `eutectic data list` names it; `ase` or `records` for your own files.")
-    ],
+    name: Annotated[str, typer.Argument(help="Name from `eutectic data list`; `ase` or `records` for your own files.")],
     store: Annotated[
         Path | None,
-        typer.Option(help="Folder of the store to make; without it, a place where its name finds it again."),
+        typer.Option(help="Folder of the new store; by default one from which it can be opened by name."),
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option(
-            help="Published files: a file, folder or archive; downloaded if not given, where that is allowed."
-        ),
+        typer.Option(help="Published files: a file, folder or archive; by default downloaded, where possible."),
     ] = None,
-    molecule: Annotated[str | None, typer.Option(help="Of rmd17: which molecule; the same as rmd17:MOLECULE.")] = None,
+    molecule: Annotated[str | None, typer.Option(help="Molecule of rmd17; same as rmd17:MOLECULE.")] = None,
     key: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of ase, records: which entry holds a property, as property=key; repeat. Of records also "
+            help="For ase and records: entry that holds a property, property=key; repeatable. For records also "
             "numbers=…, positions=…, cell=…, and property= to leave one out."
         ),
     ] = None,
     unit: Annotated[
         list[str] | None,
-        typer.Option(help="Of ase, records: a unit in the files, as energy=kcal/mol or positions=bohr; repeat."),
+        typer.Option(help="For ase and records: unit in the files, energy=kcal/mol or positions=bohr; repeatable."),
     ] = None,
     define: Annotated[list[str] | None, typer.Option(help=DEFINE)] = None,
     pbc: Annotated[
-        str | None, typer.Option(help="Of records: whether cells repeat: true, false, or such as TTF for slabs.")
+        str | None, typer.Option(help="For records: periodic boundaries: true, false, or e.g. TTF for slabs.")
     ] = None,
     group_key: Annotated[
         str | None,
-        typer.Option(help="Of ase, records: entry that names what must not be split (a molecule, a trajectory)."),
+        typer.Option(
+            help="For ase and records: entry that names a structure's group (molecule, trajectory), never split."
+        ),
     ] = None,
     level_of_theory: Annotated[
-        str, typer.Option(help="Of ase, records: level of theory of the labels.")
+        str, typer.Option(help="For ase and records: level of theory of the labels.")
     ] = "not stated",
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out records that cannot be used, and say how many.")
+        bool, typer.Option("--skip-bad", help="Leave out unusable records, and report their number.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(help="Processes; one for each core if not given.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is there.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Number of processes; by default one per core.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
 ) -> None:
-    """Turn a data set's published files into a store.
+    """Convert a data set's published files into a store.
 
-    Interrupted, it goes on where it was when the same command is given again. Downloads and stores lie in
-    `$EUTECTIC_DATA` (else `~/.local/share/eutectic`) when no place is given.
+    An interrupted preparation resumes when the same command is run again. Downloads and stores are kept in
+    `$EUTECTIC_DATA` (else `~/.local/share/eutectic`) by default.
 
     **Examples**
 
@@ -112,19 +110,19 @@ def data_prepare(
 
     `eutectic data prepare rmd17 --molecule aspirin --source rmd17.tar.bz2 --store stores/aspirin`
 
-    `eutectic data prepare qm9 --store stores/qm9` (from the package of `pip install 'eutectic[qm9]'` if it is there)
+    `eutectic data prepare qm9 --store stores/qm9` (from the package of `pip install 'eutectic[qm9]'` if installed)
 
     `eutectic data prepare ase --source my.xyz --store stores/mine`
 
     `eutectic data prepare ase --source my.xyz --key adsorption_energy=E_ads --define adsorption_energy=eV
-    --store stores/ads` (a property of your own)
+    --store stores/ads` (a custom property)
 
     `eutectic data prepare records --source my.lmdb --key energy=y --unit energy=eV --unit positions=angstrom
-    --pbc true --store stores/mine` (what the file does not say is asked for)
+    --pbc true --store stores/mine` (units that the file does not state must be given)
     """
     from eutectic.data.catalogue import describe, open_store, prepare
 
-    made = prepare(
+    path = prepare(
         name,
         source,
         store,
@@ -139,15 +137,15 @@ def data_prepare(
         workers=workers,
         overwrite=overwrite,
     )
-    show_facts(describe(open_store(str(made))))
+    show_facts(describe(open_store(str(path))))
 
 
 @data_app.command("info")
 def data_info(
-    store: Annotated[str, typer.Argument(help="Name of an embedded or prepared set, or a store.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    store: Annotated[str, typer.Argument(help="Embedded or prepared data set, or path of a store.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What a store holds.
+    """Show the contents of a store.
 
     **Example:** `eutectic data info molecules`
     """
@@ -162,19 +160,21 @@ def data_info(
 
 @data_app.command("check")
 def data_check(
-    what: Annotated[str, typer.Argument(help="An embedded set, a store, a file or folder ASE reads, HDF5 or npz.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For machines, to standard output.")] = False,
-    html: Annotated[Path | None, typer.Option(help="A page with plots to write.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Folder of a model: which elements has it never seen?")] = None,
+    data: Annotated[str, typer.Argument(help="Embedded data set, store, file or folder that ASE reads, HDF5 or npz.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="HTML report with plots to write.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder; report elements absent from its training data.")
+    ] = None,
     key: Annotated[
-        list[str] | None, typer.Option(help="Which entry holds a property, as property=key; repeat.")
+        list[str] | None, typer.Option(help="Entry that holds a property, property=key; repeatable.")
     ] = None,
     define: Annotated[list[str] | None, typer.Option(help=DEFINE)] = None,
 ) -> None:
-    """Look for what would spoil a training: units, signs, outliers, repeats, leaks between splits.
+    """Check data for problems before training: units, signs, outliers, duplicates, leakage between splits.
 
-    HDF5 and npz files are taken as they lie, without converting anything. Exit status: 0 usable, 1 trouble was
-    found, 2 it cannot be read.
+    HDF5 and npz files are read as they are, without conversion. Exit status: 0 usable, 1 errors were found,
+    2 cannot be read.
 
     **Examples**
 
@@ -189,7 +189,7 @@ def data_check(
 
     try:
         seen = None if model is None else elements_seen(load_model(model))
-        report = check(what, keys=pairs(key), define=define or (), model_elements=seen, progress=True)
+        report = check(data, keys=pairs(key), define=define or (), model_elements=seen, progress=True)
     except EutecticError as error:
         fail(error, status=2)
     if html is not None:
@@ -208,19 +208,19 @@ def data_check(
 
 @data_app.command("generate")
 def data_generate(
-    out: Annotated[Path, typer.Option(help="Folder for the stores.")],
-    names: Annotated[list[str] | None, typer.Argument(help="Sets to make; all if none is named.")] = None,
-    scale: Annotated[float, typer.Option(help="1 makes the sets in the size that is shipped with the package.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Processes; one for each core if not given.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace stores that are there.")] = False,
+    out: Annotated[Path, typer.Option(help="Output folder for the stores.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Data sets to generate; all by default.")] = None,
+    scale: Annotated[float, typer.Option(help="Size relative to the data sets shipped with the package.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Number of processes; by default one per core.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing stores.")] = False,
 ) -> None:
-    """Make the embedded data sets again, or larger ones (needs `pip install 'eutectic[generate]'`).
+    """Regenerate the embedded data sets, or larger versions (needs `pip install 'eutectic[generate]'`).
 
-    One set more is not embedded, but only made here: `bulk`, inorganic crystals off equilibrium, to pre-train on.
+    `bulk`, inorganic crystals off equilibrium for pre-training, is not embedded and only generated here.
 
-    A killed or stopped generation goes on where it was. A larger scale begins with what is embedded, or with a smaller
-    store of the same seed at the same place, and makes only what that lacks.
+    An interrupted generation resumes. A larger scale extends the embedded data, or a smaller store of the same seed in
+    the same folder, and computes only the missing structures.
 
     **Examples**
 
@@ -234,19 +234,19 @@ def data_generate(
     """
     from eutectic.generate import generate
 
-    made = generate(names or None, out, scale=scale, seed=seed, workers=workers, overwrite=overwrite)
-    for name, count in made.items():
+    counts = generate(names or None, out, scale=scale, seed=seed, workers=workers, overwrite=overwrite)
+    for name, count in counts.items():
         console.print(f"{name}: {count} structures in {out / name}")
 
 
 @data_app.command("splits")
 def data_splits(
-    store: Annotated[str, typer.Argument(help="Name of an embedded set, or a store.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    store: Annotated[str, typer.Argument(help="Embedded or prepared data set, or path of a store.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Sizes of every split, and what of the held-out structures each has seen in training.
+    """Show the sizes of every split, and its leakage from training into validation and test.
 
-    Counted are structures of groups that are trained on, repeated structures, and neighbours in time.
+    Leakage counts structures of groups that are trained on, duplicates, and neighbours in time.
 
     **Examples**
 
@@ -265,7 +265,7 @@ def data_splits(
     table = Table(box=None, pad_edge=False)
     for heading in ("split", "train", "validation", "test"):
         table.add_column(heading, justify="left" if heading == "split" else "right", no_wrap=True)
-    table.add_column("held out although trained on", overflow="fold")
+    table.add_column("leakage", overflow="fold")
     for name, entry in report.items():
         shown = f"[bold]{plain(name)}[/]" + (" (default)" if entry["default"] else "")
         if "not_possible" in entry:

@@ -1,1 +1,1 @@
-"""Where structures come from: cards, the store, splits, statistics, mixtures."""
+"""Data sets: cards, catalogue, preparation, the Arrow store and splits."""

@@ -1,4 +1,4 @@
-"""What a data set says about itself."""
+"""Data set cards: name, labels, level of theory, licence and citation."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from eutectic.atoms.properties import BUILT_IN
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """A data set's identity, carried inside every store and shown to the user.
+    """Description of a data set, stored with its data and shown to the user.
 
     Attributes:
-        name: what the command line calls it.
+        name: name on the command line.
         title: one line for a table.
-        domain: which part of chemistry ("metal catalysts", "oxide catalysts", "molecules", "reactions", …).
+        domain: area of chemistry ("metal catalysts", "oxide catalysts", "molecules", "reactions", …).
         properties: names of the labels.
-        level_of_theory: the level of theory of the labels, exactly ("GFN2-xTB", "PBE/def2-SVP", …).
-        licence: SPDX identifier, or words.
-        citation: who to cite, as one line.
-        source: where the raw files come from, or what made them.
-        default_split: name of the split used where none is asked for.
-        notes: traps, quirks, what was left out.
+        level_of_theory: exact level of theory of the labels ("GFN2-xTB", "PBE/def2-SVP", …).
+        licence: SPDX identifier or free text.
+        citation: reference to cite, one line.
+        source: origin of the raw files, or how the data was generated.
+        default_split: split used by default.
+        notes: known problems, peculiarities, structures left out.
     """
 
     name: str
@@ -44,11 +44,11 @@ class Card:
             raise ValueError(f"card {self.name!r} names unknown properties {sorted(unknown)}")
 
     def property_table(self) -> tuple[Property, ...]:
-        """The declared properties, whole."""
+        """Definitions of the declared properties."""
         return tuple(PROPERTIES[name] for name in self.properties)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON, as stores carry it (where the level of theory is called "theory"), with the definitions of
+        """JSON form, as written to stores (the level of theory is called "theory" there), with the definitions of
         properties that are not built in."""
         values = {"theory" if k == "level_of_theory" else k: v for k, v in asdict(self).items()}
         own = [p.to_dict() for p in self.property_table() if p.name not in BUILT_IN]
@@ -56,16 +56,16 @@ class Card:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "card") -> Card:
-        """The inverse of `to_dict` (JSON has no tuples); defines the properties that are not built in.
+        """Inverse of `to_dict` (JSON has no tuples); defines the properties that are not built in.
 
         Raises:
-            EutecticError: a property is defined otherwise in this process, or its definition cannot be read.
+            EutecticError: a property is defined differently in this process, or its definition is invalid.
         """
-        named = {"level_of_theory" if k == "theory" else k: v for k, v in values.items()}
-        for definition in named.pop("definitions", ()):
+        fields = {"level_of_theory" if k == "theory" else k: v for k, v in values.items()}
+        for definition in fields.pop("definitions", ()):
             define(Property.from_dict(definition, where), where)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in named.items()})  # type: ignore[arg-type]
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})  # type: ignore[arg-type]
 
     def __reduce__(self) -> tuple[Callable[..., Card], tuple[dict[str, object]]]:
-        # Another process learns the definitions with the card.
+        # Unpickling in another process also defines the custom properties there.
         return type(self).from_dict, (self.to_dict(),)

@@ -1,8 +1,8 @@
-"""The data sets that the commands know by name, and what the commands do with them.
+"""Catalogue of data sets: list, prepare, open and describe them by name.
 
-Embedded ones lie in the package as stores; native ones (`rmd17:<molecule>`, `qm9`, …) are read once from their
-published files, by `prepare`, which puts them where their name finds them again; `ase` and `records` stand for the
-user's own.
+Embedded data sets are shipped in the package as stores. Native ones (`rmd17:<molecule>`, `qm9`, …) are converted by
+`prepare` from their published files into a store that can then be opened by name. `ase` and `records` are for the
+user's own files.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from eutectic.data.store import Store, check_place, is_store
 
 _OWN = {
     "ase": "Your own structures: any file or folder that ASE reads",
-    "records": "Your own structures as named arrays: pickled LMDB, npz, JSON or CSV (units to state with --unit)",
+    "records": "Your own structures as named arrays: pickled LMDB, npz, JSON or CSV (units given with --unit)",
 }
 """Names of the user's own files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of `eutectic data list`.
+    """One entry of `eutectic data list`.
 
     Attributes:
-        name: what commands call it.
-        kind: "embedded" (ready) or "native" (made from published files by `prepare`).
+        name: name on the command line.
+        kind: "embedded" (ready to use) or "native" (made from published files by `prepare`).
         title: one line.
-        domain: part of chemistry.
+        domain: area of chemistry.
         properties: labels.
-        level_of_theory: of the labels.
-        licence: of the data.
-        citation: who to cite.
-        source: where it comes from.
-        default_split: where none is asked for.
-        notes: traps, quirks, what was left out.
-        files: what `prepare` downloads; empty where the publisher does not offer that.
-        store: where it lies, when it is ready.
-        structures: how many; None until it is prepared.
-        size_bytes: on disk; None until it is prepared.
+        level_of_theory: level of theory of the labels.
+        licence: licence of the data.
+        citation: reference to cite.
+        source: origin of the data.
+        default_split: split used by default.
+        notes: known problems, peculiarities, structures left out.
+        files: files that `prepare` downloads; empty where they cannot be downloaded by a program.
+        store: path of the store, if prepared.
+        structures: number of structures; None until prepared.
+        size_bytes: size on disk; None until prepared.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Row:
 
 
 def embedded_folder() -> Path:
-    """Where the stores that come with the package lie."""
+    """Folder of the stores shipped with the package."""
     return Path(str(resources.files("eutectic.data"))) / "embedded"
 
 
@@ -83,7 +83,7 @@ def embedded() -> dict[str, Path]:
 
 
 def native() -> tuple[str, ...]:
-    """Names that `prepare` knows."""
+    """Names accepted by `prepare`."""
     return (*_modules(), *_OWN)
 
 
@@ -92,7 +92,7 @@ def _modules() -> dict[str, Dataset]:
 
 
 def data_folder() -> Path:
-    """The user's folder of stores and downloads: `EUTECTIC_DATA`, else `$XDG_DATA_HOME/eutectic`, else
+    """Folder for stores and downloads: `EUTECTIC_DATA`, else `$XDG_DATA_HOME/eutectic`, else
     `~/.local/share/eutectic`."""
     if chosen := os.environ.get("EUTECTIC_DATA"):
         return Path(chosen).expanduser().absolute()
@@ -101,16 +101,16 @@ def data_folder() -> Path:
 
 
 def prepared(name: str) -> Path:
-    """Where `prepare` puts a data set when no place is given."""
+    """Default folder of a prepared data set."""
     return data_folder().joinpath("stores", *name.split(":"))
 
 
 def listing() -> list[Row]:
-    """Every data set there is: embedded ones, then those that `prepare` makes."""
+    """All data sets: embedded ones, then those made by `prepare`."""
     rows = [_row(name, "embedded", store.card, store) for name, store in _embedded_stores()]
     for name, module in _modules().items():
         ready = Store(prepared(name)) if is_store(prepared(name)) else None
-        # A store knows more of itself than the data set's module does: what was left out, how it is divided.
+        # The store's card also has the notes on structures left out and the final default split.
         card = module.card(name) if ready is None else ready.card
         rows.append(replace(_row(name, "native", card, ready), files=module.files(name)))
     own = Row(
@@ -119,18 +119,18 @@ def listing() -> list[Row]:
         title="",
         domain="user",
         properties=(),
-        level_of_theory="yours to state (--level-of-theory)",
+        level_of_theory="set with --level-of-theory",
         licence="yours",
     )
     return [*rows, *(replace(own, name=name, title=title) for name, title in _OWN.items())]
 
 
 def families(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Family → its members, in order: "rmd17" → "rmd17:aspirin", …; most data sets are alone in theirs."""
-    found: dict[str, list[Row]] = {}
+    """Family → its members, in order: "rmd17" → "rmd17:aspirin", …; most families have one member."""
+    members: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.name.partition(":")[0], []).append(row)
-    return found
+        members.setdefault(row.name.partition(":")[0], []).append(row)
+    return members
 
 
 def _embedded_stores() -> list[tuple[str, Store]]:
@@ -138,10 +138,10 @@ def _embedded_stores() -> list[tuple[str, Store]]:
 
 
 def open_store(name_or_path: str | Path) -> Store:
-    """The store of an embedded data set, the one at a path, or one that was prepared under its own name.
+    """Open an embedded data set, a store by its path, or a prepared data set by its name.
 
     Raises:
-        EutecticError: none of these; or the store is damaged.
+        EutecticError: no such data set or store, or the store is damaged.
     """
     known, text = embedded(), str(name_or_path)
     if text in known:
@@ -154,7 +154,7 @@ def open_store(name_or_path: str | Path) -> Store:
         raise EutecticError(
             text,
             "this data set is not embedded, and not prepared",
-            f"an embedded one ({', '.join(known)}), a prepared one, or the path of a store",
+            f"an embedded data set ({', '.join(known)}), a prepared one, or the path of a store",
             f"make a store first: eutectic data prepare {text}" + _choices(text),
         )
     raise EutecticError(
@@ -166,7 +166,7 @@ def open_store(name_or_path: str | Path) -> Store:
 
 
 def _choices(family: str) -> str:
-    """What may follow the name of a family, in words."""
+    """The suffixes of a family's members, as `:<a | b>`."""
     members = [name.partition(":")[2] for name in _modules() if name.startswith(f"{family}:")]
     return f":<{' | '.join(members)}>" if members and family not in _modules() else ""
 
@@ -188,64 +188,64 @@ def prepare(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Read a data set's own files into a store; an interrupted call goes on where it was when repeated.
+    """Convert a data set's files into a store. An interrupted call resumes when repeated.
 
     Args:
-        name: "rmd17:<molecule>" (or "rmd17" with `molecule`), "qm9", … as `listing` has it; "ase" or "records" for
-            files of one's own.
-        source: its files; None downloads them where the publisher allows it (QM9: takes the package qm9pack if it
-            is installed).
-        store: the folder to make; None is the place where `open_store` finds it by name.
-        molecule: of a family such as rMD17, where `name` does not say it.
-        keys: of "ase" and "records": property → key in the files.
-        group_key: of these: entry that names the group of a structure.
-        units: of "ase" and "records": property, "positions" or "cell" → unit in the files.
-        define: of these: properties of the user's own, as `eutectic.atoms.parse_definition` reads them.
-        pbc: of "records": along which vectors of the cell structures repeat, "true", "false" or such as "TTF".
-        level_of_theory: of "ase" and "records": level of theory of the labels.
-        skip_bad: leave out records that cannot be used; the store and its card say how many.
-        workers: processes; None is one for each core.
-        overwrite: replace a store that is there.
+        name: "rmd17:<molecule>" (or "rmd17" with `molecule`), "qm9", … as in `listing`; "ase" or "records" for the
+            user's own files.
+        source: file or folder; None downloads the files where the publisher allows it (QM9: uses the package qm9pack
+            if installed).
+        store: folder to create; None is the default folder, where `open_store` finds the store by name.
+        molecule: member of a family such as rMD17, if not part of `name`.
+        keys: "ase" and "records" only: property → key in the files.
+        group_key: "ase" and "records" only: entry that names the group of a structure.
+        units: "ase" and "records" only: property, "positions" or "cell" → unit in the files.
+        define: "ase" and "records" only: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
+        pbc: "records" only: periodic directions, "true", "false" or e.g. "TTF".
+        level_of_theory: "ase" and "records" only: level of theory of the labels.
+        skip_bad: leave out unusable records; their number is written to the store and its card.
+        workers: number of processes; None is one per core.
+        overwrite: replace an existing store.
         progress: show count, rate and time left when it takes more than a few seconds.
 
     Returns:
-        Where the store is.
+        Path of the store.
 
     Raises:
-        EutecticError: an unknown name; no source; files that cannot be read or fetched; a place that cannot be
-            written; a definition, key or unit that does not fit.
-        Interrupted: Ctrl-C; what was done is kept.
+        EutecticError: unknown name; no source; files that cannot be read or downloaded; a folder that cannot be
+            written; an invalid definition, key or unit.
+        Interrupted: Ctrl-C; finished parts are kept.
     """
     if molecule is not None and ":" not in name:
         name = f"{name}:{molecule}"
     modules = _modules()
     if name not in _OWN and name not in modules:
         raise _unknown(name)
-    said = {"--key": keys, "--group-key": group_key, "--unit": units, "--define": define, "--pbc": pbc}
-    for option, value in said.items():
+    options = {"--key": keys, "--group-key": group_key, "--unit": units, "--define": define, "--pbc": pbc}
+    for option, value in options.items():
         if value and name not in (("records",) if option == "--pbc" else _OWN):
             raise EutecticError(
                 option,
-                f"for {name}, which settles that itself",
-                "it with files of your own",
+                f"used with {name}, which defines this itself",
+                "this option only with your own files",
                 f"leave it out, or prepare them as {'records' if option == '--pbc' else ' or '.join(_OWN)}",
             )
     defined = define_all(define)
     if store is None and name in _OWN:
-        raise EutecticError(name, "no place for the store", "a new folder", "pass --store with the folder to make")
+        raise EutecticError(name, "no folder for the store", "a new folder", "pass --store with the folder to create")
     store = prepared(name) if store is None else Path(store)
     check_place(store, overwrite=overwrite)
     dataset: Dataset
     if name in _OWN:
         if source is None:
-            raise EutecticError(name, "no source", "its files", "pass --source with the file or folder")
+            raise EutecticError(name, "no source", "a file or folder", "pass --source with the file or folder")
         source = Path(source)
         with ProgressBar("Counting structures and labels", unit="", enabled=progress):
             if name == "ase":
-                held = ase_files.scan(source, keys, group_key, units=units, defined=defined, skip_bad=skip_bad)
+                scanned = ase_files.scan(source, keys, group_key, units=units, defined=defined, skip_bad=skip_bad)
                 dataset = ase_files.AseFiles(
                     source=source,
-                    found=held,
+                    found=scanned,
                     keys=dict(keys or {}),
                     group_key=group_key,
                     units=dict(units or {}),
@@ -287,24 +287,24 @@ def _unknown(name: str) -> EutecticError:
         )
     return EutecticError(
         name,
-        "no data set that is made from files" + (" (it is embedded)" if name in embedded() else ""),
+        "not a data set that can be prepared" + (" (it is embedded)" if name in embedded() else ""),
         f"one of {', '.join(native())}",
         did_you_mean(name, native()),
     )
 
 
 def _fetched(dataset: Dataset, name: str, *, progress: bool) -> Path:
-    """The published files, which are downloaded once for a whole family."""
+    """The published files, downloaded once per family."""
     installed = getattr(dataset, "installed", None)
-    if installed is not None and (place := installed(name)) is not None:
-        return Path(place)
+    if installed is not None and (path := installed(name)) is not None:
+        return Path(path)
     files = dataset.files(name)
     if not files:
         raise EutecticError(
             name,
-            "no source, and files that cannot be fetched by a program",
-            "its files",
-            f"fetch them ({dataset.card(name).source}) and pass --source with the file or folder",
+            "no source, and its files cannot be downloaded by a program",
+            "a file or folder",
+            f"download them ({dataset.card(name).source}) and pass --source with the file or folder",
         )
     folder = data_folder() / "downloads" / name.partition(":")[0]
     paths = [fetch(file, folder, progress=progress) for file in files]
@@ -312,20 +312,20 @@ def _fetched(dataset: Dataset, name: str, *, progress: bool) -> Path:
 
 
 def describe(store: Store) -> dict[str, object]:
-    """What `eutectic data info` shows, as plain JSON; in constant memory, and at once where there is a manifest."""
-    found = store.summary()
-    told: dict[str, object] = {
+    """The content of `eutectic data info` as JSON; constant memory, and immediate if the store has a manifest."""
+    summary = store.summary()
+    description: dict[str, object] = {
         "name": store.card.name,
         "title": store.card.title,
         "domain": store.card.domain,
         "path": str(store.path),
         "structures": len(store),
-        "atoms": found.atoms,
-        "mean_atoms": found.atoms / max(len(store), 1),
-        "largest": found.largest,
-        "groups": found.n_groups(),
-        "elements": {chemical_symbols[z]: n for z, n in found.elements.items()},
-        "labels": {name: {"count": n, "unit": PROPERTIES[name].unit} for name, n in found.labels.items()},
+        "atoms": summary.atoms,
+        "mean_atoms": summary.atoms / max(len(store), 1),
+        "largest": summary.largest,
+        "groups": summary.n_groups(),
+        "elements": {chemical_symbols[z]: n for z, n in summary.elements.items()},
+        "labels": {name: {"count": n, "unit": PROPERTIES[name].unit} for name, n in summary.labels.items()},
         "level_of_theory": store.card.level_of_theory,
         "licence": store.card.licence,
         "citation": store.card.citation,
@@ -336,7 +336,7 @@ def describe(store: Store) -> dict[str, object]:
         "size_bytes": store.bytes(),
         "bytes_per_structure": round(store.bytes() / max(len(store), 1), 1),
     }
-    return {**told, "left_out": store.left_out} if store.left_out else told
+    return {**description, "left_out": store.left_out} if store.left_out else description
 
 
 def _row(name: str, kind: str, card: Card, store: Store | None) -> Row:

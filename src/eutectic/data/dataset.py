@@ -1,7 +1,7 @@
-"""What a data set's module gives to the commands: the names of `Dataset`.
+"""The interface of a data set module: `Dataset`, `Piece`, `File`, `PaperSplit`.
 
-Files are read in `Piece`s, so that any number of processes can share the work and a preparation that was stopped
-goes on with the pieces that are not done.
+Files are read in `Piece`s, so that any number of processes can share the work and an interrupted preparation resumes
+with the unfinished pieces.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from eutectic.data.card import Card
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """One file that a publisher offers.
+    """One published file.
 
     Attributes:
-        name: what it is called on disk.
-        url: where it is fetched from.
-        size_bytes: as published; None where it is not known.
-        checksum: "sha256:…" or "md5:…" as the publisher gives it; empty where none is given.
+        name: file name on disk.
+        url: download address.
+        size_bytes: published size; None if unknown.
+        checksum: published checksum, "sha256:…" or "md5:…"; empty if there is none.
     """
 
     name: str
@@ -36,13 +36,13 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A part of a data set's files that any process can read alone.
+    """A part of a data set's files that can be read independently.
 
     Attributes:
         path: the file.
-        first, count: records of it; a count of None is all that follow. A piece with a count may be cut further, so
-            that it is only given where a range costs about as much as its share of the whole.
-        member: the part of the file the records are in (a group of HDF5, a member of an archive).
+        first, count: range of records; a count of None is all that follow. A piece with a count may be cut further,
+            so give one only where reading a range costs about its share of the whole.
+        member: part of the file with the records (a group of HDF5, a member of an archive).
     """
 
     path: Path
@@ -52,11 +52,11 @@ class Piece:
 
 
 class PaperSplit(NamedTuple):
-    """How JMP divided a data set to fine-tune on it (Shoghi et al., ICLR 2024).
+    """JMP's split of a data set for fine-tuning (Shoghi et al., ICLR 2024).
 
     Attributes:
-        train, validation, test: structures; a share is rounded down, None is all the rest.
-        whole: how many structures the data set has at least: a shuffle of a part of it is another split.
+        train, validation, test: number of structures, or a fraction (rounded down); None is all the rest.
+        whole: smallest number of structures of the complete data set; shuffling a subset gives another split.
     """
 
     train: int | float | None
@@ -67,39 +67,39 @@ class PaperSplit(NamedTuple):
 
 @runtime_checkable
 class Dataset(Protocol):
-    """A module of `eutectic.data.datasets`, which is found by being there. Units, signs and levels of theory are
-    settled in it, once.
+    """A module of `eutectic.data.datasets`; every module in that package is registered. It defines the units, signs
+    and level of theory of its data.
 
     Besides these functions it may have `PAPER_SPLITS` (name or family → `PaperSplit`, or the name of a published
-    split), `PUBLISHED_SIZE` (structures, mean number of atoms) and `installed(name)` (files that are on this machine
-    already, or None).
+    split), `PUBLISHED_SIZE` (structures, mean number of atoms) and `installed(name)` (files already on this machine,
+    or None).
     """
 
     def names(self) -> tuple[str, ...]:
-        """What `prepare` calls the data sets of this module: "oc22", or "md22:AT-AT", "md22:stachyose", …"""
+        """Names of this module's data sets: "oc22", or "md22:AT-AT", "md22:stachyose", …"""
 
     def card(self, name: str) -> Card:
-        """Of one of them."""
+        """Card of one data set."""
 
     def files(self, name: str) -> tuple[File, ...]:
-        """What `prepare` downloads where no source is given; empty where the publisher wants a form filled in.
+        """Files that `prepare` downloads if no source is given; empty where the publisher requires a form.
 
-        One file is then the source; of several, the folder they are in.
+        A single file is then the source; several files are passed as their folder.
         """
 
     def pieces(self, source: Path, name: str) -> list[Piece]:
-        """The parts of what the user has, in the order of the data set; headers are read, not records.
+        """The pieces of the source, in the order of the data set; reads headers only, not records.
 
         Raises:
-            EutecticError: not there, or not this data set's files.
+            EutecticError: no such source, or not this data set's files.
         """
 
     def read(self, piece: Piece, name: str) -> Iterator[LabelledStructure]:
-        """The structures of a piece, in order; a record gives one or (left out by rule) none.
+        """The structures of a piece, in order; each record gives one structure, or none if excluded by a rule.
 
         Raises:
-            EutecticError: damaged, cut short, or records of another shape.
+            EutecticError: damaged or truncated file, or records of an unexpected shape.
         """
 
     def published_splits(self, source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
-        """Name → part → positions in the order of all pieces; empty where none was published."""
+        """Split → part → record indices in the order of all pieces; empty if none was published."""

@@ -1,4 +1,4 @@
-"""Fetching published files: resumed where they were interrupted, and checked while they stream."""
+"""Resumable downloads of published files, with checksums."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from eutectic.data.dataset import File
 from eutectic.files import locked, writing_to
 
 TIMEOUT = 60.0
-"""Seconds without a byte after which a connection is taken for dead."""
+"""Seconds without data after which a connection counts as lost."""
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds to wait before a new attempt, and then a longer one; over again after every one that brought bytes."""
+"""Seconds to wait before each retry; starts over after an attempt that received data."""
 
 WORTH_TRYING_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 CHUNK = 1 << 20
 
 
 class _Lost(Exception):
-    """A connection that broke, or a server that is busy; hopeless where another attempt will hardly go better."""
+    """A broken connection or a busy server; `hopeless` if a retry is unlikely to help."""
 
     def __init__(self, why: str, *, hopeless: bool = False) -> None:
         super().__init__(why)
@@ -39,32 +39,32 @@ class _Lost(Exception):
 
 
 def fetch(file: File, folder: Path, *, progress: bool = True) -> Path:
-    """Download a file, or go on where an earlier attempt stopped.
+    """Download a file, or resume an earlier attempt.
 
-    It grows under `<name>.part` and gets its name when it is whole and its checksum is right, so that a file with
-    its name is never looked at again.
+    Data is written to `<name>.part`, which is renamed when it is complete and its checksum is right. An existing file
+    of that name is therefore not checked again.
 
     Args:
-        file: what, from where, and how to know that it is right.
-        folder: where to; made if it is not there.
-        progress: show how far it is.
+        file: name, URL, size and checksum.
+        folder: destination; created if necessary.
+        progress: show a progress bar.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
-        EutecticError: no connection; a server that refuses; another checksum or length; a full disk; another
-            process that fetches the same file.
-        Interrupted: Ctrl-C; what has arrived is kept.
+        EutecticError: no connection; the server refuses; wrong checksum or length; full disk; another process is
+            downloading the same file.
+        Interrupted: Ctrl-C; received data is kept.
     """
     if urlsplit(file.url).scheme not in ("http", "https"):
-        raise EutecticError(file.url, "not a web address", "http:// or https://", "fetch the file by other means")
+        raise EutecticError(file.url, "not a web address", "http:// or https://", "download the file by other means")
     path = Path(folder) / file.name
     if path.exists():
         return path
     lock = path.with_name(f".{file.name}.lock")
-    bar = ProgressBar(f"Fetching {file.name}", file.size_bytes, unit="bytes", enabled=progress)
-    with locked(lock, where=path, doing="fetching this file", fix="wait for it, or stop it"), bar:
+    bar = ProgressBar(f"Downloading {file.name}", file.size_bytes, unit="bytes", enabled=progress)
+    with locked(lock, where=path, doing="downloading this file", fix="wait for it, or stop it"), bar:
         if not path.exists():  # another process may just have finished
             _fetch(file, path, bar)
     return path
@@ -78,9 +78,9 @@ def _fetch(file: File, path: Path, bar: ProgressBar) -> None:
             part = _Part(file, path, stream)
             _stream(part, bar)
         except KeyboardInterrupt:
-            raise Interrupted(f"what has arrived of {file.name} is kept; run the same command again to go on") from None
+            raise Interrupted(f"received data of {file.name} is kept; run the same command again to resume") from None
         if wrong := part.wrong():
-            # It cannot be gone on with: every byte that was asked for is there.
+            # Resuming cannot help: every requested byte has arrived.
             part.clear()
             part.mark.unlink(missing_ok=True)
             raise EutecticError(
@@ -96,11 +96,11 @@ def _fetch(file: File, path: Path, bar: ProgressBar) -> None:
 
 
 class _Part:
-    """What has arrived of a file, and its checksum so far."""
+    """Received data of a file, and its checksum so far."""
 
     def __init__(self, file: File, path: Path, stream: BinaryIO) -> None:
         self.file, self.path, self._stream = file, path, stream
-        # Where the word is kept by which a server knows whether its file is still the one that was begun.
+        # The ETag or Last-Modified of the file on the server, for If-Range.
         self.mark = path.with_name(path.name + ".part-of")
         self._algorithm = file.checksum.partition(":")[0]
         self._digest = hashlib.new(self._algorithm) if self._algorithm else None
@@ -125,7 +125,7 @@ class _Part:
         self._digest = hashlib.new(self._algorithm) if self._algorithm else None
 
     def wrong(self) -> str:
-        """In what it differs from what was published; empty if it is right."""
+        """Difference from the published size or checksum; empty if there is none."""
         if self.file.size_bytes is not None and len(self) != self.file.size_bytes:
             return f"{len(self):,} bytes instead of {self.file.size_bytes:,}"
         if self._digest is not None and f"{self._algorithm}:{self._digest.hexdigest()}" != self.file.checksum.lower():
@@ -134,11 +134,11 @@ class _Part:
 
 
 def _by_hand(file: File) -> str:
-    return f"fetch {file.url} in a browser, save it as {file.name}, and pass it with --source"
+    return f"download {file.url} in a browser, save it as {file.name}, and pass it with --source"
 
 
 def _stream(part: _Part, bar: ProgressBar) -> None:
-    """Append to `part` until the server says that it is whole."""
+    """Append to `part` until it is complete, reconnecting as necessary."""
     pauses = list(PAUSES)
     while True:
         before = len(part)
@@ -151,25 +151,24 @@ def _stream(part: _Part, bar: ProgressBar) -> None:
             if not pauses or (lost.hopeless and not len(part)):
                 raise EutecticError(
                     part.file.url,
-                    f"{lost}; {len(part):,} bytes are here",
-                    "a connection that lasts",
-                    "check the network and run the same command again (it goes on where it was), or "
-                    + _by_hand(part.file),
+                    f"{lost}; {len(part):,} bytes received",
+                    "a stable connection",
+                    "check the network and run the same command again (it resumes), or " + _by_hand(part.file),
                 ) from lost
             time.sleep(pauses.pop(0))
 
 
 def _once(part: _Part, bar: ProgressBar) -> None:
-    """One connection.
+    """Download over one connection.
 
     Raises:
-        _Lost: worth another.
-        EutecticError: not.
+        _Lost: a retry may help.
+        EutecticError: a retry cannot help.
     """
     have, file = len(part), part.file
     headers = {"User-Agent": f"eutectic/{__version__}", "Accept-Encoding": "identity"}
     known = part.mark.read_text() if part.mark.exists() else ""
-    # Two halves are joined only if something will tell that they belong together.
+    # Resume only if If-Range or the checksum can show that both halves are of the same file.
     if have and (known or file.checksum):
         headers["Range"] = f"bytes={have}-"
         if known:
@@ -179,11 +178,11 @@ def _once(part: _Part, bar: ProgressBar) -> None:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and have:
-            # Nothing comes after what is here. Whole, if the checksum says so; else what is here is of another file.
+            # Nothing follows the received data: complete if the checksum is right, else data of another file.
             if not part.wrong():
                 return
             part.clear()
-            raise _Lost("what was here is not the beginning of the file on the server") from error
+            raise _Lost("the received data is not the beginning of the file on the server") from error
         if error.code in WORTH_TRYING_AGAIN:
             raise _Lost(f"the server answered {error.code} {error.reason}") from error
         raise _refused(file, f"the server answered {error.code} {error.reason}") from error
@@ -193,23 +192,23 @@ def _once(part: _Part, bar: ProgressBar) -> None:
         raise _Lost(f"no connection ({reason})", hopeless=hopeless) from error
     with answer:
         if answer.status not in (200, 206):
-            # Some hosts answer 202 and a puzzle for browsers.
+            # Some hosts answer 202 with a browser challenge.
             raise _refused(file, f"the server answered {answer.status} {answer.reason}")
         if answer.status == 200 or not (answer.headers.get("Content-Range") or "").startswith(f"bytes {have}-"):
-            # The file is another now, or the server knows no ranges.
+            # The file has changed, or the server does not support ranges.
             part.clear()
             if answer.status == 206:
-                raise _Lost("the server sent another range than it was asked for")
+                raise _Lost("the server sent a different range than requested")
             have = 0
         tag = answer.headers.get("ETag") or ""
         with writing_to(part.mark):
-            # A weak tag says "much the same", which is not enough to join two halves.
+            # A weak ETag does not guarantee identical bytes.
             part.mark.write_text(tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified") or "")
         length = answer.headers.get("Content-Length") or ""
         total = have + int(length) if length.isdigit() else file.size_bytes
         _check_room(part, total)
         try:
-            # As it comes, and not a whole buffer at a time: what has arrived when a connection breaks is kept.
+            # read1 returns data as it arrives, so nothing is lost when the connection breaks.
             while chunk := answer.read1(CHUNK):
                 part.add(chunk)
                 bar.update(len(part), total=total)

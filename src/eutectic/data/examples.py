@@ -1,4 +1,4 @@
-"""A few varied structures of a store, as plain JSON, to draw."""
+"""Select a few diverse structures of a store and convert them to JSON for drawing."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ EXAMPLES = 6
 
 
 def varied(store: Store, count: int = EXAMPLES, looked_at: int = 400) -> list[int]:
-    """Rows that differ most in composition and size: each next one is the farthest from those chosen.
+    """Rows that differ most in composition and size (farthest-point sampling).
 
-    Deterministic: begins at the row of median size, among `looked_at` rows evenly spread over the store.
+    Deterministic: starts at the structure of median size, among `looked_at` rows evenly spread over the store.
     """
     rows = np.unique(np.linspace(0, len(store) - 1, min(looked_at, len(store))).astype(int))
     features, groups = [], []
     for row in rows:
         item = store[int(row)]
-        # Square roots: one carbon of an adsorbate should weigh something against forty metal atoms.
+        # Square roots give one carbon of an adsorbate some weight beside forty metal atoms.
         amounts = np.sqrt(np.bincount(item.structure.numbers, minlength=MAX_ATOMIC_NUMBER + 1) / len(item.structure))
         features.append(np.append(amounts, 0.5 * math.log(len(item.structure))))
         groups.append(item.group)
@@ -38,7 +38,7 @@ def varied(store: Store, count: int = EXAMPLES, looked_at: int = 400) -> list[in
 
 
 def structure_to_dict(structure: Structure) -> dict[str, Any]:
-    """A structure as plain JSON, to 1e-3 Å: enough to draw it."""
+    """A structure as JSON, rounded to 1e-3 Å, for drawing."""
     return {
         "numbers": structure.numbers.tolist(),
         "positions": np.round(structure.positions, 3).tolist(),
@@ -49,7 +49,7 @@ def structure_to_dict(structure: Structure) -> dict[str, Any]:
 
 
 def structure_from_dict(values: dict[str, Any]) -> Structure:
-    """The inverse of `structure_to_dict`."""
+    """Inverse of `structure_to_dict`."""
     return Structure(
         numbers=np.asarray(values["numbers"], dtype=np.int64),
         positions=np.asarray(values["positions"], dtype=np.float64).reshape(-1, 3),

@@ -1,4 +1,4 @@
-"""Options for files of the user's own: which entry holds which property, in which unit, and what is not found."""
+"""Options for the user's own files: keys, units and error messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from eutectic.atoms import PROPERTIES, EutecticError, Property, units
 from eutectic.atoms.properties import BUILT_IN
 
 GEOMETRY_UNITS = ("positions", "cell")
-"""What has a unit beside the properties."""
+"""Quantities with a unit besides the properties."""
 
 
 def check_keys(keys: Mapping[str, str], *more: str) -> None:
@@ -17,23 +17,23 @@ def check_keys(keys: Mapping[str, str], *more: str) -> None:
 
     Args:
         keys: property → entry.
-        more: what else may have a key.
+        more: other names that may have a key.
 
     Raises:
-        EutecticError: as said, with the nearest name.
+        EutecticError: an unknown name; suggests the nearest one.
     """
     _check_names("--key", keys, (*PROPERTIES, *more))
 
 
 def check_units(stated: Mapping[str, str]) -> None:
-    """Refuse a `--unit` of something that has none, or one that is not of its quantity.
+    """Refuse a `--unit` for something without a unit, or a unit of the wrong dimension.
 
     Args:
         stated: property, "positions" or "cell" → unit. A stress may be in a unit of energy (see `of_virials`), and
             positions "fractional".
 
     Raises:
-        EutecticError: as said.
+        EutecticError: an unknown name or a unit of the wrong dimension.
     """
     _check_names("--unit", stated, (*PROPERTIES, *GEOMETRY_UNITS))
     for name, unit in stated.items():
@@ -53,25 +53,25 @@ def _check_names(option: str, given: Mapping[str, str], known: Sequence[str]) ->
                 f"property {name!r}",
                 f"one of {', '.join(known)}",
                 (f"did you mean {near[0]!r}? If not, " if near else "")
-                + f"define a property of your own with --define {name}=UNIT"
+                + f"define a custom property with --define {name}=UNIT"
                 + (f" --key {name}={value}" if option == "--key" else ""),
             )
 
 
-def length(what: str, stated: str) -> float:
-    """Å in a unit of length, for `what` (positions, cell).
+def length(quantity: str, stated: str) -> float:
+    """Å per stated unit of length, for `quantity` (positions, cell).
 
     Raises:
-        EutecticError: no unit of length.
+        EutecticError: not a unit of length.
     """
-    return units.conversion(stated, "angstrom", where=f"--unit {what}={stated}").factor
+    return units.conversion(stated, "angstrom", where=f"--unit {quantity}={stated}").factor
 
 
 def of_virials(stated: str | None, key: str) -> float:
-    """eV in the unit of virials, which is of energy; ASE's where it is not stated.
+    """eV per unit of the virials (an energy unit); ASE's eV if not stated.
 
     Raises:
-        EutecticError: the unit stated for the stress is not one of energy.
+        EutecticError: the unit stated for the stress is not a unit of energy.
     """
     if stated is None:
         return 1.0
@@ -86,14 +86,14 @@ def _is_energy(stated: str) -> bool:
     return True
 
 
-def asked_for(name: str) -> bool:
-    """Whether a file that does not say its units has to be told that of a property: whether there is more than one
-    that it could be in. A property of the user's own was defined with its unit."""
+def unit_required(name: str) -> bool:
+    """Whether the unit of a property must be given for a file without units: whether it is published in more than one
+    unit. Custom properties are defined with their unit."""
     return name in BUILT_IN and len(units.usual(PROPERTIES[name].unit)) > 1
 
 
 def others(name: str) -> tuple[str, ...]:
-    """A few units, beside the library's own, in which a property (or positions, a cell) is often published."""
+    """Other units in which a property (or positions, a cell) is often published."""
     if name not in PROPERTIES:
         return ("bohr", "fractional") if name == "positions" else ("bohr",)
     return {
@@ -108,52 +108,52 @@ def others(name: str) -> tuple[str, ...]:
 
 
 def notes(counts: Mapping[str, Mapping[str, int]], stated: Mapping[str, str], *, assumed: bool = False) -> list[str]:
-    """For the card: where each label comes from, and what was converted.
+    """Notes for the card: source entry and unit conversion of each label.
 
     Args:
         counts: property → entry → structures.
         stated: as for `check_units`.
-        assumed: say what the others were taken to be in, where some unit was stated.
+        assumed: if some unit was stated, also note the assumed units of the other properties.
     """
-    told = [f"{name} in {unit}: converted to Å" for name, unit in stated.items() if name in GEOMETRY_UNITS]
+    lines = [f"{name} in {unit}: converted to Å" for name, unit in stated.items() if name in GEOMETRY_UNITS]
     for name, keys in counts.items():
         if name in stated:
             unit = f" in {stated[name]}"
         else:
             unit = f", taken to be in {PROPERTIES[name].unit}" if assumed and stated and PROPERTIES[name].unit else ""
-        told += [f"{name} from {key!r}{unit}: {n} structures" for key, n in keys.items()]
-    return told
+        lines += [f"{name} from {key!r}{unit}: {n} structures" for key, n in keys.items()]
+    return lines
 
 
-def check_found(
+def check_matches(
     source: str,
     keys: Mapping[str, str],
     defined: Sequence[Property],
     counts: Collection[str],
-    there: Collection[str],
-    looked_for: Mapping[str, Sequence[str]],
+    entries: Collection[str],
+    candidates: Mapping[str, Sequence[str]],
 ) -> None:
-    """Refuse options that found nothing.
+    """Refuse keys and definitions that match nothing in the file.
 
     Args:
         source: the file or folder.
         keys: property → entry; an empty entry leaves the property out.
         defined: properties that the user defined for this file.
-        counts: properties of which there are labels.
-        there: entries of the file.
-        looked_for: property → the entries that were looked for.
+        counts: properties with labels.
+        entries: entries of the file.
+        candidates: property → the entries that were searched for.
 
     Raises:
         EutecticError: an entry that no structure has; a defined property without a label.
     """
-    asked = [*(name for name, key in keys.items() if key), *(p.name for p in defined if keys.get(p.name) != "")]
-    for name in dict.fromkeys(asked):
+    required = [*(name for name, key in keys.items() if key), *(p.name for p in defined if keys.get(p.name) != "")]
+    for name in dict.fromkeys(required):
         if name not in counts and name in PROPERTIES:
-            tried = tuple(looked_for[name])
-            near = difflib.get_close_matches(tried[-1], there, 1, 0.5)
+            tried = tuple(candidates[name])
+            near = difflib.get_close_matches(tried[-1], entries, 1, 0.5)
             raise EutecticError(
                 source,
                 f"no {' or '.join(map(repr, tried))} for {name}",
-                f"an entry that is there: {', '.join(there) or 'the file has none'}",
+                f"an existing entry: {', '.join(entries) or 'the file has none'}",
                 f"did you mean --key {name}={near[0]}?" if near else f"name the entry that holds it: --key {name}=NAME",
             )

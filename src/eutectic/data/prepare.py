@@ -1,9 +1,9 @@
-"""Reading a data set's files into a store: in parallel, resumable, with the same bytes whatever the processes.
+"""Prepare a store from a data set's files: parallel, resumable, and independent of the number of processes.
 
-The files are divided into parts by a rule that looks at them alone. Each part is read by one process into one
-Arrow file in a hidden folder beside the store (`.<name>.preparing`); the finished parts become the store's shards,
-by name alone. A preparation that was killed goes on with the parts that are not done, as long as a small journal
-says that neither the source nor the reader has changed.
+The files are divided into parts by a rule that depends on the files alone. Each part is read by one process into one
+Arrow file in a hidden folder beside the store (`.<name>.preparing`); the finished parts are renamed to the store's
+shards. An interrupted preparation resumes with the unfinished parts, provided that a small journal shows that
+neither the source nor the reader has changed.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ from eutectic.files import locked, put_in_place, replacing, write_atomically, wr
 from eutectic.processes import cores, run_in_processes
 
 PART_RECORDS = 4096
-"""Records of a part, at least: what a kill costs."""
+"""Minimum number of records of a part: the work lost if the process is killed."""
 
 MAX_PARTS = 1024
-"""A data set of a hundred million structures is not cut finer than this."""
+"""Maximum number of parts, however large the data set."""
 
 RECORD_BYTES = 4096
-"""Guess of a record's length in files that say only how long they are."""
+"""Assumed size of a record in files without a record count."""
 
 LOCK = "lock"
-"""File in the folder of a preparation, held by the process that works there."""
+"""Lock file in the folder of a preparation."""
 
 FIRST_MESSAGES = 10
 MOST_IN_A_ROW = 20
-"""After so many records that cannot be read, one after another, the rest of a file without a known length is given
-up: its end may be damaged, and never be met."""
+"""After this many consecutive unreadable records, the rest of a file of unknown length is skipped: if its end is
+damaged, it would never be reached."""
 
 
 @dataclass(kw_only=True)
 class LeftOut:
-    """What `skip_bad` passed over.
+    """Records left out with `skip_bad`.
 
     Attributes:
-        count: records.
-        first: messages of the first ten.
-        rows: their places among all rows; None where that is not known.
+        count: number of records.
+        first: error messages of the first ten.
+        rows: their indices among all rows; None if unknown.
     """
 
     count: int = 0
@@ -76,7 +76,7 @@ class LeftOut:
     rows: list[int] | None = field(default_factory=list)
 
     def add(self, error: EutecticError, row: int, count: int | None = 1) -> None:
-        """Note some records, one after another, the first of which is a row's place; None is an unknown number."""
+        """Add `count` consecutive records starting at `row`; None is an unknown number."""
         self.first += [str(error)] * (len(self.first) < FIRST_MESSAGES)
         if count is None:
             self.rows = None
@@ -97,12 +97,12 @@ class LeftOut:
 
 
 def plan(pieces: Sequence[Piece]) -> list[tuple[tuple[Piece, ...], float]]:
-    """Divide the work: consecutive pieces, large ones cut, small ones together.
+    """Divide the work into parts of consecutive pieces: large pieces are cut, small ones combined.
 
-    Looks at the files alone, never at the number of processes.
+    Depends on the files alone, not on the number of processes.
 
     Returns:
-        The pieces of each part, in order, and about how many records they are.
+        The pieces of each part, in order, and their approximate number of records.
     """
     of_file = Counter(piece.path for piece in pieces)
     guess = {path: max(1.0, path.stat().st_size / RECORD_BYTES / n) for path, n in of_file.items()}
@@ -134,7 +134,7 @@ def _cut(piece: Piece, weight: float, most: int) -> Iterator[tuple[Piece, float]
 
 
 def _read(dataset: Dataset, piece: Piece, name: str) -> Iterator[LabelledStructure]:
-    """As the data set reads it, with every failure in words."""
+    """Read a piece; unexpected exceptions become an `EutecticError` with the file and record."""
     done = 0
     try:
         for row in dataset.read(piece, name):
@@ -142,13 +142,13 @@ def _read(dataset: Dataset, piece: Piece, name: str) -> Iterator[LabelledStructu
             done += 1
     except (EutecticError, MemoryError):
         raise
-    # Libraries fail in their own ways on a damaged file; where it was is what a user can act on.
+    # Readers raise all kinds of exceptions on damaged files; the user needs the place.
     except Exception as error:
         raise EutecticError(
             f"{_called(piece)}, about record {piece.first + done}",
             f"could not be read ({type(error).__name__}: {error})",
             f"a record of {name}",
-            "the file may be cut short or damaged: fetch it again",
+            "the file may be truncated or damaged: download it again",
         ) from error
 
 
@@ -166,10 +166,10 @@ def _fails(dataset: Dataset, piece: Piece, name: str) -> bool:
 
 
 def _bad_record(dataset: Dataset, piece: Piece, name: str, done: int) -> int | None:
-    """Which record of a piece fails first, when its first `done` rows were read; None where it now reads well."""
+    """Index of the first failing record of a piece whose first `done` rows were read; None if none fails now."""
     if _fails(dataset, replace(piece, first=piece.first + done, count=1), name):
         return done
-    # Some records give no row: look for the shortest beginning that fails.
+    # Some records give no row: find the shortest failing prefix by bisection.
     good, reach = done, done + 1
     while not _fails(dataset, replace(piece, count=reach), name):
         if reach == piece.count or reach > 2**40:
@@ -185,10 +185,10 @@ def _bad_record(dataset: Dataset, piece: Piece, name: str, done: int) -> int | N
 
 
 def _rows(dataset: Dataset, piece: Piece, name: str, bad: LeftOut | None, start: int) -> Iterator[LabelledStructure]:
-    """The usable rows of a piece; the others are refused or, with `bad`, noted and passed over.
+    """The usable rows of a piece; unusable ones raise or, with `bad`, are recorded there and skipped.
 
     Args:
-        start: place of the piece's first row, for `bad`.
+        start: index of the piece's first row, for `bad`.
     """
     rest, place, in_a_row, before = piece, start, 0, ""
 
@@ -219,7 +219,7 @@ def _rows(dataset: Dataset, piece: Piece, name: str, bad: LeftOut | None, start:
             if which is None:
                 raise
             if which > done:
-                # A reader that looks at many records at once gave none of those before the bad one.
+                # A reader that reads records in blocks has not yielded those before the bad one.
                 rows = _read(dataset, replace(rest, count=which), name)
                 yield from usable(row for number, row in enumerate(rows) if number >= done)
             if str(error) == before or (rest.count is None and in_a_row >= MOST_IN_A_ROW):
@@ -241,7 +241,7 @@ def _or_without(error: EutecticError) -> EutecticError:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every part of a preparation shares. Pickles: a module travels as its name."""
+    """Settings shared by all parts of a preparation. Picklable: a module is stored by name."""
 
     dataset: Dataset | str
     name: str
@@ -250,37 +250,37 @@ class Job:
     skip_bad: bool
 
     def reader(self) -> Dataset:
-        """The data set's module, or object."""
+        """The data set's module or object."""
         return cast(Dataset, importlib.import_module(self.dataset)) if isinstance(self.dataset, str) else self.dataset
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One part that is done."""
+    """Report on a finished part."""
 
     shard: Shard
     left_out: LeftOut
 
     @property
     def records(self) -> int:
-        """Read for it, usable or not."""
+        """Records read, usable or not."""
         return self.shard.rows + self.left_out.count
 
     def write(self, path: Path) -> None:
-        """Whole or not at all: it says that the part is done."""
+        """Write atomically; its presence marks the part as done."""
         shard = {"rows": self.shard.rows, "bytes": self.shard.bytes, "summary": self.shard.summary.to_dict()}
         content = json.dumps({"shard": shard, "left_out": vars(self.left_out)})
-        # One that a power cut takes away is made again.
+        # No fsync: a part whose report is lost in a power cut is read again.
         write_atomically(path, content, sync=False, sole_writer=True)
 
     @classmethod
     def read(cls, path: Path) -> Report | None:
-        """None where the part is not done, or its file is not what the report says."""
+        """None if the part is not done, or its file does not match the report."""
         try:
             values = json.loads(path.read_text())
             shard = Shard(**{**values["shard"], "summary": Summary.from_dict(values["shard"]["summary"])})
-            whole = path.with_suffix(".arrow").stat().st_size == shard.bytes
-            return cls(shard=shard, left_out=LeftOut(**values["left_out"])) if whole else None
+            complete = path.with_suffix(".arrow").stat().st_size == shard.bytes
+            return cls(shard=shard, left_out=LeftOut(**values["left_out"])) if complete else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -289,24 +289,24 @@ def _report_of(work: Path, number: int) -> Path:
     return work / f"part-{number:05d}.json"
 
 
-def make_part(job: Job, number: int, pieces: Sequence[Piece], tell: Callable[[int], object]) -> Report:
-    """Read some pieces into one Arrow file; done only when its report is there, which is written last.
+def make_part(job: Job, number: int, pieces: Sequence[Piece], progress: Callable[[int], object]) -> Report:
+    """Read some pieces into one Arrow file. Its report is written last and marks the part as done.
 
     Args:
-        job: what it belongs to.
-        number: of the part.
-        pieces: in order.
-        tell: called with a number of records, as they are read.
+        job: settings of the preparation.
+        number: index of the part.
+        pieces: pieces to read, in order.
+        progress: called with the number of records read since the last call.
     """
     report, dataset = _report_of(job.work, number), job.reader()
     bad = LeftOut() if job.skip_bad else None
     pending: list[LabelledStructure] = []
-    # An error inside may be the source's. The writer sees to it that the file is on the disk.
+    # Errors inside may come from the source, so they are not reported as write errors. The writer calls fsync.
     with replacing(report.with_suffix(".arrow"), sync=False, sole_writer=True, errors=()) as half:
         with writing_to(job.work):
             writer = ShardWriter(half, job.card)
         try:
-            told = 0
+            reported = 0
             for piece in pieces:
                 start = writer.rows + len(pending) + (bad.count if bad else 0)
                 for row in _rows(dataset, piece, job.name, bad, start):
@@ -317,26 +317,26 @@ def make_part(job: Job, number: int, pieces: Sequence[Piece], tell: Callable[[in
                         pending = []
                     read = writer.rows + len(pending) + (bad.count if bad else 0)
                     if not len(pending) % 64:
-                        tell(read - told)
-                        told = read
+                        progress(read - reported)
+                        reported = read
             with writing_to(job.work):
                 if pending:
                     writer.add(pending)
-                made = Report(shard=writer.close(), left_out=bad or LeftOut())
+                finished = Report(shard=writer.close(), left_out=bad or LeftOut())
         except BaseException:
             writer.abandon()
             raise
-    made.write(report)
-    tell(made.records - told)
-    return made
+    finished.write(report)
+    progress(finished.records - reported)
+    return finished
 
 
-def _make_part_here(job: Job, number: int, pieces: Sequence[Piece]) -> Report:
-    """In a worker process."""
+def _make_part_in_worker(job: Job, number: int, pieces: Sequence[Piece]) -> Report:
+    """`make_part` in a worker process."""
     return make_part(job, number, pieces, processes.count)
 
 
-# --- the whole --------------------------------------------------------------------------------------
+# --- the complete store -----------------------------------------------------------------------------
 
 
 def prepare_store(
@@ -350,31 +350,31 @@ def prepare_store(
     overwrite: bool = False,
     progress: bool = True,
 ) -> LeftOut:
-    """Read a data set's files into a store, or go on doing so.
+    """Convert a data set's files into a store, or resume an interrupted conversion.
 
     Args:
-        dataset: the module that reads them.
+        dataset: module that reads the files.
         name: one of its names.
-        source: what the user has.
-        path: the folder to make.
-        skip_bad: leave out records that cannot be used, and say so, instead of refusing the whole.
-        workers: processes; None is one for each core. The store is the same whatever their number.
-        overwrite: replace a store that is there.
-        progress: show how far it is when it takes more than a few seconds.
+        source: the user's file or folder.
+        path: folder to create.
+        skip_bad: leave out and report unusable records instead of raising.
+        workers: number of processes; None is one per core. The store does not depend on it.
+        overwrite: replace an existing store.
+        progress: show a progress bar when it takes more than a few seconds.
 
     Returns:
-        What was left out.
+        The records left out.
 
     Raises:
-        EutecticError: a source that cannot be read; a bad record; something at `path`; a disk that is or will be
-            full; another process that prepares the same store.
+        EutecticError: a source that cannot be read; a bad record; something already at `path`; a disk that is or
+            will be full; another process preparing the same store.
         Interrupted: Ctrl-C; finished parts are kept.
     """
     path = Path(path).absolute()
     check_place(path, overwrite=overwrite)
     if workers is not None and workers < 1:
         raise EutecticError(f"preparing {name}", f"{workers} workers", "at least 1", "leave it out for one per core")
-    with ProgressBar(f"Looking into the files of {name}", unit="", enabled=progress):
+    with ProgressBar(f"Scanning the files of {name}", unit="", enabled=progress):
         card, pieces = dataset.card(name), dataset.pieces(source, name)
         splits = dataset.published_splits(source, name)
     if card.default_split not in ("group", "random", "paper", *splits):
@@ -393,32 +393,30 @@ def prepare_store(
         shards = [r.shard for r in reports if r.shard.rows]
         if not shards:
             shutil.rmtree(work, ignore_errors=True)
-            raise EutecticError(
-                name, "no structures that can be used", "at least one", "check the source and its filters"
-            )
-        card, splits = _told(card, splits, left_out, reports)
+            raise EutecticError(name, "no usable structures", "at least one", "check the source and its filters")
+        card, splits = _final(card, splits, left_out, reports)
         with writing_to(path):
-            made = work / "store"
-            made.mkdir()
+            folder = work / "store"
+            folder.mkdir()
             numbers = [number for number, report in enumerate(reports) if report.shard.rows]
             for at, number in enumerate(numbers):
-                _link(_report_of(work, number).with_suffix(".arrow"), made / shard_name(at))
+                _link(_report_of(work, number).with_suffix(".arrow"), folder / shard_name(at))
             summary = {"count": left_out.count, "first": left_out.first} if left_out.count else None
-            finish_store(made, card, shards, splits=splits, left_out=summary)
-            put_in_place(made, path)
+            finish_store(folder, card, shards, splits=splits, left_out=summary)
+            put_in_place(folder, path)
         shutil.rmtree(work, ignore_errors=True)
     return left_out
 
 
-def _told(
+def _final(
     card: Card, splits: PublishedSplits, left_out: LeftOut, reports: Sequence[Report]
 ) -> tuple[Card, PublishedSplits]:
-    """Card and splits as they are when all is read: records may be missing, or all be of one group."""
+    """Final card and splits, corrected for records left out and for too few groups."""
     notes, default = list(card.notes), card.default_split
     if left_out.count:
         notes.append(f"{left_out.count} records could not be used and were left out.")
     if splits and left_out.rows is None:
-        notes.append("The published splits count records that cannot be told apart from those left out: not kept.")
+        notes.append("Published splits dropped: it is not known which of their records were left out.")
         splits = {}
     elif splits and left_out.count:
         splits = _without(splits, reports)
@@ -426,12 +424,12 @@ def _told(
         default = "group"
         if sum((r.shard.summary for r in reports), Summary()).n_groups() < 3:
             default = "random"
-            notes.append("Fewer than three groups: the split is random, and structures of a group are on both sides.")
+            notes.append("Fewer than three groups: the split is random, and groups are on both sides of it.")
     return replace(card, notes=tuple(notes), default_split=default), splits
 
 
 def _without(splits: PublishedSplits, reports: Sequence[Report]) -> PublishedSplits:
-    """The splits in the rows that are left, where records were left out."""
+    """The splits with the left-out records removed and the remaining rows renumbered."""
     missing, before = [], 0
     for report in reports:
         missing += [before + row for row in report.left_out.rows or ()]
@@ -446,7 +444,7 @@ def _without(splits: PublishedSplits, reports: Sequence[Report]) -> PublishedSpl
 
 
 def _link(part: Path, shard: Path) -> None:
-    """One file under two names, so that a kill at any moment loses nothing; a copy where the disk knows no links."""
+    """Hard link (so that a kill at any moment loses nothing), or a copy where links are not supported."""
     try:
         os.link(part, shard)
     except OSError:
@@ -454,7 +452,7 @@ def _link(part: Path, shard: Path) -> None:
 
 
 def _begin(work: Path, dataset: Dataset, name: str, card: Card, pieces: Sequence[Piece]) -> None:
-    """Keep the parts of an earlier run if they would come out the same now, and nothing else."""
+    """Clean the work folder; finished parts of an earlier run are kept if its journal is identical."""
     now = _journal(dataset, name, card, pieces)
     try:
         before = json.loads((work / "journal.json").read_text())
@@ -467,13 +465,13 @@ def _begin(work: Path, dataset: Dataset, name: str, card: Card, pieces: Sequence
             left.unlink()
     if before != now:
         if changed := [key for key in now if before and before.get(key) != now[key]]:
-            why = f"{', '.join(changed)} changed since this preparation was interrupted: it starts again"
+            why = f"{', '.join(changed)} changed since this preparation was interrupted: starting again"
             Console(stderr=True).print(why)
         write_atomically(work / "journal.json", json.dumps(now, indent=1), sync=False, sole_writer=True)
 
 
 def _journal(dataset: Dataset, name: str, card: Card, pieces: Sequence[Piece]) -> dict[str, object]:
-    """What a part depends on; files by their size and time, since reading them all again would take as long."""
+    """Everything a part depends on. Files enter by size and time, since hashing them would be as slow as reading."""
 
     def digest(*values: object) -> str:
         return hashlib.sha256(repr(values).encode()).hexdigest()[:32]
@@ -495,11 +493,11 @@ def _journal(dataset: Dataset, name: str, card: Card, pieces: Sequence[Piece]) -
 
 
 def _make_all(job: Job, parts: Sequence[tuple[tuple[Piece, ...], float]], workers: int, progress: bool) -> list[Report]:
-    """Make the parts that are not done."""
+    """Make the unfinished parts."""
     reports: dict[int, Report] = {}
     for number in range(len(parts)):
         report = Report.read(_report_of(job.work, number))
-        # What was passed over with --skip-bad is refused without it.
+        # Without --skip-bad, a part with skipped records is read again, and raises.
         if report is not None and (job.skip_bad or not report.left_out.count):
             reports[number] = report
     todo = [number for number in range(len(parts)) if number not in reports]
@@ -517,7 +515,7 @@ def _make_all(job: Job, parts: Sequence[tuple[tuple[Piece, ...], float]], worker
                     finished(number, make_part(job, number, parts[number][0], bar.advance))
             else:
                 run_in_processes(
-                    _make_part_here,
+                    _make_part_in_worker,
                     [(job, number, parts[number][0]) for number in todo],
                     workers,
                     where=f"preparing {job.name}",
@@ -526,13 +524,13 @@ def _make_all(job: Job, parts: Sequence[tuple[tuple[Piece, ...], float]], worker
                 )
     except KeyboardInterrupt:
         raise Interrupted(
-            f"{len(reports)} of {len(parts)} parts of {job.name} are done and kept; run the same command again to go on"
+            f"{len(reports)} of {len(parts)} parts of {job.name} are done; run the same command again to resume"
         ) from None
     return [reports[number] for number in range(len(parts))]
 
 
 def _check_room(work: Path, parts: Sequence[tuple[tuple[Piece, ...], float]], reports: Mapping[int, Report]) -> None:
-    """Stop early where the disk clearly cannot hold what is still to come, by what the parts so far have taken."""
+    """Stop early if the disk is clearly too small for the remaining parts, extrapolated from the finished ones."""
     done = sum(parts[number][1] for number in reports)
     left = sum(weight for _, weight in parts) - done
     needed = sum(report.shard.bytes for report in reports.values()) / max(done, 1.0) * left
@@ -547,7 +545,7 @@ def _check_room(work: Path, parts: Sequence[tuple[tuple[Piece, ...], float]], re
 
 
 def _total(parts: Sequence[tuple[tuple[Piece, ...], float]], reports: Mapping[int, Report]) -> float | None:
-    """Records of all parts: known, or guessed from the parts that are done; None before there is one."""
+    """Records of all parts: known, or estimated from the finished parts; None before the first is finished."""
     weight = sum(weight for _, weight in parts)
     if all(piece.count is not None for pieces, _ in parts for piece in pieces):
         return weight

@@ -1,8 +1,8 @@
-"""Who trains, who validates, who tests: rows of a store, decided by rule and never by chance.
+"""Deterministic train/validation/test splits of a store.
 
-Named splits: `group` (the default of most data sets) never parts what belongs together; `random` ignores
-groups; `official_01`, `fold_0` … are published with a data set; `paper` repeats what JMP did to fine-tune.
-`leakage` counts what a split puts on both sides.
+Named splits: `group` (the default of most data sets) keeps each group on one side; `random` ignores groups;
+`official_01`, `fold_0` … are published with a data set; `paper` reproduces JMP's fine-tuning split. `leakage` counts
+what validation and test share with training.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from eutectic.console import ProgressBar
 from eutectic.data.dataset import PaperSplit
 from eutectic.data.store import Store
 
-HELD_OUT = 0.1
-"""Share of validation, and again of testing, where no number is asked for."""
+TEST_SHARE = 0.1
+"""Default fraction of the structures for validation, and again for test."""
 
 NEAR = 0.1
-"""Å, root mean square over the atoms: rows that follow each other and differ by less are neighbours in time. A
-step of 0.5 fs at 500 K moves atoms by 0.02 Å; independent structures of a molecule differ by tenths."""
+"""Å, root mean square over the atoms: consecutive rows that differ by less are neighbours in time. A step of 0.5 fs
+at 500 K moves atoms by 0.02 Å; independent structures of a molecule differ by tenths."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Split:
     """Three disjoint sets of rows.
 
     Attributes:
-        name: which rule made it.
+        name: name of the split.
         train: (n_train,) sorted rows.
         validation: (n_validation,) sorted rows.
         test: (n_test,) sorted rows.
@@ -55,23 +55,23 @@ def split(
     seed: int = 0,
     needs: tuple[str, ...] = (),
 ) -> Split:
-    """Divide a store.
+    """Split a store.
 
-    `group` and `random` depend on ids, groups and `seed` alone, not on the order of rows, and smaller sets
-    lie within larger ones: with 100 and with 1000 training structures, the test is the same. `official_…`
-    and `paper` take the first of the published order and leave `seed` aside.
+    `group` and `random` depend on ids, groups and `seed` alone, not on the order of rows, and smaller sets are
+    subsets of larger ones: with 100 and with 1000 training structures, the test set is the same. `official_…`
+    and `paper` take the first rows of the published order and ignore `seed`.
 
     Args:
-        store: what to divide.
-        name: "group", "random", "paper", or a published one; None is the card's default.
-        n_train: training structures; None is all that are left (official: all but validation).
+        store: store to split.
+        name: "group", "random", "paper", or a published split; None is the card's default.
+        n_train: training structures; None is all the rest (official: all but validation).
         n_validation: validation structures; None is a tenth (official: 50 of the training list).
         n_test: test structures; None is a tenth (official, paper: the whole test list).
-        seed: of the hash behind `group` and `random`.
-        needs: labels a row must have to be counted.
+        seed: seed of the hash behind `group` and `random`.
+        needs: labels that a row must have to be used.
 
     Raises:
-        EutecticError: no such split; more structures asked for than there are; too few groups; no row with
+        EutecticError: no such split; more structures requested than available; too few groups; no row with
             the labels.
     """
     name = name or store.card.default_split
@@ -82,30 +82,30 @@ def split(
             f"splits of {store.card.name}", f"split {name!r}", f"one of {', '.join(names)}", did_you_mean(name, names)
         )
     eligible = _eligible(store, needs)
-    asked = (n_train, n_validation, n_test)
-    for part, n in zip(("training", "validation", "test"), asked, strict=True):
+    requested = (n_train, n_validation, n_test)
+    for part, n in zip(("training", "validation", "test"), requested, strict=True):
         if n is not None and n < (part == "training"):
             raise EutecticError(f"split {name!r}", f"{n} {part} structures", "a positive number", "ask for more")
     if name == "group":
-        parts = _by_group(store, eligible, asked, seed)
+        parts = _by_group(store, eligible, requested, seed)
     elif name == "random":
-        parts = _at_random(store, eligible, asked, seed)
+        parts = _at_random(store, eligible, requested, seed)
     elif name == "paper":
-        parts = _paper(store, eligible, asked, published)
+        parts = _paper(store, eligible, requested, published)
     else:
-        parts = _official(store, name, published[name], eligible, asked)
+        parts = _official(store, name, published[name], eligible, requested)
     return Split(name, *(np.sort(part).astype(np.int64) for part in parts))
 
 
 _Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Training, validation, test: rows, in the order in which fewer of them would be taken."""
+"""Training, validation, test: rows, ordered so that a smaller set is a prefix."""
 
-_Asked = tuple[int | None, int | None, int | None]
-"""Training, validation, test: how many are asked for."""
+_Requested = tuple[int | None, int | None, int | None]
+"""Training, validation, test: number of structures requested."""
 
 
 def _eligible(store: Store, needs: tuple[str, ...]) -> np.ndarray:
-    """(rows,) whether a row has every label that is needed."""
+    """(rows,) whether a row has every needed label."""
     unknown = [name for name in needs if name not in store.card.properties]
     found = np.ones(len(store), dtype=bool) if not unknown else np.zeros(len(store), dtype=bool)
     if needs and not unknown:
@@ -119,128 +119,130 @@ def _eligible(store: Store, needs: tuple[str, ...]) -> np.ndarray:
             str(store.path),
             f"no structure has {' and '.join(unknown or needs)}",
             f"labels among {', '.join(store.card.properties)}",
-            "name properties that are there (`eutectic data info` lists them)",
+            "choose from the labels that the store has (`eutectic data info` lists them)",
         )
     return found
 
 
 def _hashes(texts: Iterable[str], seed: int) -> np.ndarray:
-    """A number in [0, 2^64) for each text: the same on every machine and in every order."""
+    """A number in [0, 2^64) for each text, independent of machine and order."""
     key = hashlib.blake2b(f"{seed}".encode(), digest_size=16).digest()
     digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8, key=key).digest() for t in texts)
     return np.frombuffer(digests, dtype="<u8")
 
 
 def _in_hash_order(store: Store, seed: int) -> np.ndarray:
-    """(rows,) by the hash of their id, so that the order in the store cannot matter."""
+    """(rows,) sorted by the hash of their id, independent of the order in the store."""
     return np.argsort(_hashes(store.column("id"), seed), kind="stable")
 
 
-def _targets(n: int, asked: _Asked) -> tuple[int, int]:
-    """How many rows to hold out for validation and for testing, of n.
+def _targets(n: int, requested: _Requested) -> tuple[int, int]:
+    """Number of validation and test rows to set aside, of n.
 
-    A tenth each, whatever is asked of them up to that, so that asking for less never moves a row between
-    parts; more where more is asked; less where training asks for it.
+    A tenth each, or more if more is requested; requesting less still sets a tenth aside, so that no row moves between
+    parts. Less only if the requested training set needs the rows.
     """
-    n_train, n_validation, n_test = asked
-    tenth = max(1, round(HELD_OUT * n))
+    n_train, n_validation, n_test = requested
+    tenth = max(1, round(TEST_SHARE * n))
     least = tuple(0 if a is None else a for a in (n_validation, n_test))
     targets = [max(tenth, a) for a in least]
     room = n - (n_train or 1)
     if sum(targets) > room:
         spare = max(0, room - sum(least))
-        # Parts nobody gave a number for keep what is left of their tenth.
-        wish = [tenth if a is None else 0 for a in (n_validation, n_test)]
-        targets = [a + spare * w // max(1, sum(wish)) for a, w in zip(least, wish, strict=True)]
+        # Parts without a requested number share the spare rows.
+        weights = [tenth if a is None else 0 for a in (n_validation, n_test)]
+        targets = [a + spare * w // max(1, sum(weights)) for a, w in zip(least, weights, strict=True)]
     return targets[0], targets[1]
 
 
 def _first(rows: np.ndarray, n: int | None, part: str, where: str) -> np.ndarray:
     if n is not None and n > len(rows):
         raise EutecticError(
-            where, f"{n} {part} structures asked for", f"at most {len(rows)}", f"ask for {len(rows)} or fewer"
+            where, f"{n} {part} structures requested", f"at most {len(rows)}", f"request {len(rows)} or fewer"
         )
     return rows[:n]
 
 
-def _cut(parts: _Parts, asked: _Asked, where: str) -> _Parts:
+def _cut(parts: _Parts, requested: _Requested, where: str) -> _Parts:
     train, validation, test = parts
     return (
-        _first(train, asked[0], "training", where),
-        _first(validation, asked[1], "validation", where),
-        _first(test, asked[2], "test", where),
+        _first(train, requested[0], "training", where),
+        _first(validation, requested[1], "validation", where),
+        _first(test, requested[2], "test", where),
     )
 
 
-def _hold_out(
-    divide: Callable[[np.ndarray, _Asked], _Parts],
+def _split_eligible(
+    divide: Callable[[np.ndarray, _Requested], _Parts],
     order: np.ndarray,
     eligible: np.ndarray,
-    asked: _Asked,
+    requested: _Requested,
     where: str,
 ) -> _Parts:
-    """Divide all rows, then keep the eligible ones: tasks of other labels share their test structures.
+    """Split all rows, then keep the eligible ones, so that tasks with different labels share their test structures.
 
-    Only where that leaves too few for a part are the eligible rows divided on their own.
+    Only if that leaves a part with too few are the eligible rows split on their own.
     """
     n = int(eligible.sum())
-    if sum(a or 0 for a in asked) > n:
-        words = " + ".join(str(a or 0) for a in asked)
+    if sum(a or 0 for a in requested) > n:
+        words = " + ".join(str(a or 0) for a in requested)
         raise EutecticError(
             where,
-            f"{words} structures asked for (training + validation + test)",
-            f"at most {n} together, which is all there are",
-            "ask for fewer",
+            f"{words} structures requested (training + validation + test)",
+            f"at most {n} together",
+            "request fewer",
         )
-    of_all = tuple(None if a is None else math.ceil(a * len(order) / n) for a in asked)
+    of_all = tuple(None if a is None else math.ceil(a * len(order) / n) for a in requested)
     train, validation, test = (rows[eligible[rows]] for rows in divide(order, of_all))  # type: ignore[arg-type]
-    if any(len(p) < (a or 0) for p, a in zip((train, validation, test), asked, strict=True)):
-        train, validation, test = divide(order[eligible[order]], asked)
-    return _cut((train, validation, test), asked, where)
+    if any(len(p) < (a or 0) for p, a in zip((train, validation, test), requested, strict=True)):
+        train, validation, test = divide(order[eligible[order]], requested)
+    return _cut((train, validation, test), requested, where)
 
 
-def _at_random(store: Store, eligible: np.ndarray, asked: _Asked, seed: int) -> _Parts:
-    def divide(rows: np.ndarray, asked: _Asked) -> _Parts:
-        n_validation, n_test = _targets(len(rows), asked)
+def _at_random(store: Store, eligible: np.ndarray, requested: _Requested, seed: int) -> _Parts:
+    def divide(rows: np.ndarray, requested: _Requested) -> _Parts:
+        n_validation, n_test = _targets(len(rows), requested)
         test, validation, train = np.split(rows, [n_test, n_test + n_validation])
         return train, validation, test
 
     where = f"split 'random' of {store.card.name}"
-    return _hold_out(divide, _in_hash_order(store, seed), eligible, asked, where)
+    return _split_eligible(divide, _in_hash_order(store, seed), eligible, requested, where)
 
 
-def _by_group(store: Store, eligible: np.ndarray, asked: _Asked, seed: int) -> _Parts:
+def _by_group(store: Store, eligible: np.ndarray, requested: _Requested, seed: int) -> _Parts:
     where = f"split 'group' of {store.card.name}"
     names, group_of_row = np.unique(store.column("group").astype(str), return_inverse=True)
     order_of_groups = np.argsort(_hashes(names.tolist(), seed), kind="stable")
 
-    def divide(rows: np.ndarray, asked: _Asked) -> _Parts:
+    def divide(rows: np.ndarray, requested: _Requested) -> _Parts:
         sizes = np.bincount(group_of_row[rows], minlength=len(names))
         order = order_of_groups[sizes[order_of_groups] > 0]
         if len(order) < 3:
             raise EutecticError(
                 where,
-                f"{len(order)} group{'s' * (len(order) > 1)} of structures that belong together",
+                f"{len(order)} group{'s' * (len(order) > 1)} of structures",
                 "at least three, one for each part",
-                "use the split 'random' (structures of one group will be on both sides)",
+                "use the split 'random' (a group may then be on both sides)",
             )
-        part = _assign(order, sizes, _targets(len(rows), asked), (asked[1] or 0, asked[2] or 0))[group_of_row[rows]]
+        part = _assign(order, sizes, _targets(len(rows), requested), (requested[1] or 0, requested[2] or 0))[
+            group_of_row[rows]
+        ]
         return rows[part == 0], rows[part == 1], rows[part == 2]
 
-    return _hold_out(divide, _in_hash_order(store, seed), eligible, asked, where)
+    return _split_eligible(divide, _in_hash_order(store, seed), eligible, requested, where)
 
 
 def _assign(order: np.ndarray, sizes: np.ndarray, targets: tuple[int, int], least: tuple[int, int]) -> np.ndarray:
     """(groups,) 0 training, 1 validation, 2 test.
 
-    In turn, each group goes to the test while that brings the test nearer to its size, then to validation,
-    else to training. A group of more than twice that size never does, and no part stays empty.
+    In turn, each group is assigned to the test set while that brings it nearer to its target size, then to
+    validation, else to training. A group of more than twice the target always goes to training. No part stays empty.
 
     Args:
-        order: (groups,) which group comes when.
-        sizes: (groups,) structures of each.
-        targets: structures wanted for validation and for the test.
-        least: structures they must have.
+        order: (groups,) order of assignment.
+        sizes: (groups,) structures of each group.
+        targets: target sizes of validation and test.
+        least: minimum sizes of validation and test.
     """
     part = np.zeros(len(sizes), dtype=np.int64)
     filled = [0, 0]
@@ -252,7 +254,7 @@ def _assign(order: np.ndarray, sizes: np.ndarray, targets: tuple[int, int], leas
                 part[group] = which + 1
                 filled[which] += int(sizes[group])
                 break
-    # Of the parts that have more than one group, the training first.
+    # Fill an empty part with the smallest group of a part that has more than one, training first.
     for which in (2, 1, 0):
         if not (part[order] == which).any():
             giver = next(p for p in (0, 2, 1) if (part[order] == p).sum() > 1)
@@ -261,13 +263,15 @@ def _assign(order: np.ndarray, sizes: np.ndarray, targets: tuple[int, int], leas
     return part
 
 
-def _official(store: Store, name: str, lists: dict[str, np.ndarray], eligible: np.ndarray, asked: _Asked) -> _Parts:
+def _official(
+    store: Store, name: str, lists: dict[str, np.ndarray], eligible: np.ndarray, requested: _Requested
+) -> _Parts:
     where = f"split {name!r} of {store.card.name}"
     train, test = (lists[part][eligible[lists[part]]] for part in ("train", "test"))
     if "validation" in lists:
         validation = lists["validation"][eligible[lists["validation"]]]
-        return _cut((train, validation, test), asked, where)
-    n_train, n_validation, n_test = asked
+        return _cut((train, validation, test), requested, where)
+    n_train, n_validation, n_test = requested
     if n_validation is None:
         n_validation = min(50, len(train) - (n_train or 1))
     if n_train is None:
@@ -275,9 +279,9 @@ def _official(store: Store, name: str, lists: dict[str, np.ndarray], eligible: n
     if n_train < 1 or n_validation < 0 or n_train + n_validation > len(train):
         raise EutecticError(
             where,
-            f"{n_train} training and {n_validation} validation structures asked for",
+            f"{n_train} training and {n_validation} validation structures requested",
             f"at most {len(train)} together, the published training list",
-            "ask for fewer, or use the split 'random'",
+            "request fewer, or use the split 'random'",
         )
     validation = train[n_train : n_train + n_validation]
     return train[:n_train], validation, _first(test, n_test, "test", where)
@@ -288,8 +292,8 @@ def _family(store: Store) -> str:
 
 
 def paper_splits() -> dict[str, PaperSplit | str]:
-    """JMP's split of each data set it fine-tuned on, by the name of the data set or of its family."""
-    # Readers of the user's own files ask this module for a size.
+    """JMP's split of each of its fine-tuning data sets, by the name of the data set or of its family."""
+    # Imported here because some of these modules import this one.
     from eutectic.data.datasets import published
 
     return {name: paper for module in published() for name, paper in getattr(module, "PAPER_SPLITS", {}).items()}
@@ -304,7 +308,9 @@ def _in_paper(store: Store) -> bool:
     return _paper_split(store) is not None
 
 
-def _paper(store: Store, eligible: np.ndarray, asked: _Asked, published: dict[str, dict[str, np.ndarray]]) -> _Parts:
+def _paper(
+    store: Store, eligible: np.ndarray, requested: _Requested, published: dict[str, dict[str, np.ndarray]]
+) -> _Parts:
     where, n = f"split 'paper' of {store.card.name}", len(store)
     paper = _paper_split(store)
     if paper is None:
@@ -320,40 +326,40 @@ def _paper(store: Store, eligible: np.ndarray, asked: _Asked, published: dict[st
             raise EutecticError(
                 where,
                 f"a store without the split {name!r}",
-                "the whole data set, with the splits that are published for it",
+                "the complete data set with its published splits",
                 "prepare it from the complete files, or use the split 'group' or 'random'",
             )
-        return _official(store, name, published[name], eligible, asked)
+        return _official(store, name, published[name], eligible, requested)
     *sizes, whole = paper
     if n < whole:
         raise EutecticError(
             where,
             f"{n} structures",
-            f"the whole data set, {whole} or more",
+            f"the complete data set, {whole} or more",
             "prepare it from the complete files, or use the split 'random'",
         )
     counts = [int(size * n) if isinstance(size, float) else size for size in sizes]
     rest = n - sum(c for c in counts if c is not None)
     n_train, n_validation, _ = (rest if c is None else c for c in counts)
-    # NumPy promises that this generator's stream never changes.
+    # NumPy guarantees that the stream of this legacy generator never changes.
     order = np.arange(n)
     np.random.RandomState(42).shuffle(order)
     bounds = [n_train, n_train + n_validation]
     train, validation, test = (rows[eligible[rows]] for rows in np.split(order, bounds))
-    return _cut((train, validation, test), asked, where)
+    return _cut((train, validation, test), requested, where)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leakage:
-    """What a held-out part has in common with the training structures.
+    """Overlap of the validation or test set with the training structures.
 
     Attributes:
-        structures: of the part.
-        in_shared_groups: of them, those whose group (molecule, compound, trajectory, …) is trained on too.
-        shared_groups: how many groups that is.
-        duplicates: of them, those that are the same as a training structure to 1e-3 Å.
-        neighbours_in_time: of them, those whose row before or after is a training structure of the same atoms,
-            less than `NEAR` away.
+        structures: structures in the part.
+        in_shared_groups: structures whose group (molecule, compound, trajectory, …) is also in training.
+        shared_groups: number of these groups.
+        duplicates: structures identical to a training structure to 1e-3 Å.
+        neighbours_in_time: structures whose previous or next row is a training structure of the same atoms, less
+            than `NEAR` away.
     """
 
     structures: int
@@ -363,36 +369,36 @@ class Leakage:
     neighbours_in_time: int
 
     def __str__(self) -> str:
-        """In words."""
-        found = [
+        """Summary for tables."""
+        counts = [
             f"{_counted(count, 'structure')} {words}"
             for count, words in (
-                (self.in_shared_groups, f"from {_counted(self.shared_groups, 'group')} trained on too"),
-                (self.duplicates, "the same as a training structure"),
-                (self.neighbours_in_time, "next in time to a training structure"),
+                (self.in_shared_groups, f"from {_counted(self.shared_groups, 'group')} also in training"),
+                (self.duplicates, "identical to a training structure"),
+                (self.neighbours_in_time, "adjacent in time to a training structure"),
             )
             if count
         ]
-        return ", ".join(found) if found else "nothing"
+        return ", ".join(counts) if counts else "nothing"
 
 
 def _counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}" + "s" * (n != 1)
 
 
-def leakage(store: Store, made: Split, near: Bool[np.ndarray, " rows_but_one"] | None = None) -> dict[str, Leakage]:
-    """What is on both sides of a split.
+def leakage(store: Store, parts: Split, near: Bool[np.ndarray, " rows_but_one"] | None = None) -> dict[str, Leakage]:
+    """Leakage of a split.
 
     Args:
-        store: what was divided.
-        made: how.
-        near: whether a row and the next are neighbours in time; found here where it is not known yet.
+        store: the store.
+        parts: its split.
+        near: whether each row and the next are neighbours in time; computed if None.
 
     Returns:
         "validation" and "test" → what they share with training.
     """
     near = _near_the_next(store) if near is None else near
-    return leakage_into(store, made.train, {"validation": made.validation, "test": made.test}, near)
+    return leakage_into(store, parts.train, {"validation": parts.validation, "test": parts.test}, near)
 
 
 def leakage_into(
@@ -401,7 +407,7 @@ def leakage_into(
     parts: Mapping[str, np.ndarray],
     near: Bool[np.ndarray, " rows_but_one"] | None = None,
 ) -> dict[str, Leakage]:
-    """What the rows of each part share with those trained on; neighbours in time are counted if `near` is given."""
+    """What the rows of each part share with the training rows; neighbours in time are counted if `near` is given."""
     groups, content = store.column("group"), store.column("content")
     train_groups, train_content = set(groups[train]), set(content[train])
     beside = np.zeros(len(store), dtype=bool)
@@ -426,7 +432,7 @@ def leakage_into(
 def _near_the_next(
     store: Store, count: Callable[[int], object] = lambda rows: None
 ) -> Bool[np.ndarray, " rows_but_one"]:
-    """Whether a row and the next are the same atoms in nearly the same places."""
+    """Whether each row and the next have the same atoms at nearly the same positions (within `NEAR`)."""
     near = np.zeros(len(store), dtype=bool)
     start, last = 0, (np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.float32))
     for batch in store.take(np.arange(len(store)), "numbers", "positions"):
@@ -444,19 +450,19 @@ def _near_the_next(
 
 
 def compare_splits(store: Store, *, progress: bool = False) -> dict[str, dict[str, object]]:
-    """Every split of a store, and what it leaks, as plain JSON.
+    """Sizes and leakage of every split of a store, as JSON.
 
     Args:
-        store: what is divided.
-        progress: show what is done, and the time left, when it takes more than a few seconds.
+        store: the store.
+        progress: show progress and time left when it takes more than a few seconds.
 
     Returns:
         Name → `default`, `sizes` ("train", "validation", "test") and `leaks` (as `leakage`, with `words`); or
-        `default` and `not_possible`, why.
+        `default` and `not_possible` (the reason).
     """
     report: dict[str, dict[str, object]] = {}
     names = ("group", "random", *store.published_splits(), *(["paper"] * _in_paper(store)))
-    # All rows are looked at once for their neighbours, and again by each split.
+    # One pass for the neighbours in time, and one for each split.
     total = len(store) * (1 + len(names))
     with ProgressBar(f"Comparing {len(names)} splits", total, unit="rows", enabled=progress) as bar:
         near = _near_the_next(store, bar.advance)
@@ -468,18 +474,18 @@ def compare_splits(store: Store, *, progress: bool = False) -> dict[str, dict[st
 
 def _described(store: Store, name: str, near: Bool[np.ndarray, " rows_but_one"]) -> dict[str, object]:
     try:
-        made = split(store, name)
+        parts = split(store, name)
     except EutecticError as error:
         return {"not_possible": f"{error.given}; expected {error.expected}"}
-    leaks = {part: {**asdict(found), "words": str(found)} for part, found in leakage(store, made, near).items()}
+    leaks = {part: {**asdict(leak), "words": str(leak)} for part, leak in leakage(store, parts, near).items()}
     return {
-        "sizes": {"train": len(made.train), "validation": len(made.validation), "test": len(made.test)},
+        "sizes": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},
         "leaks": leaks,
     }
 
 
 def paper_against_default(store: Store, report: dict[str, dict[str, object]]) -> str:
-    """One sentence on what the paper's split leaks and the default one does not; empty where they are one."""
+    """One sentence comparing the test leakage of the paper's and the default split; empty if they are the same."""
     default = store.card.default_split
     words = []
     for name in ("paper", default):
@@ -487,4 +493,4 @@ def paper_against_default(store: Store, report: dict[str, dict[str, object]]) ->
         if default == "paper" or not isinstance(leaks, dict):
             return ""
         words.append(f"{leaks['test']['words']} (of {leaks['test']['structures']:,})")
-    return f"The paper's split leaks into its test: {words[0]}; the default, {default!r}: {words[1]}."
+    return f"Test leakage of the paper's split: {words[0]}; of the default, {default!r}: {words[1]}."

@@ -1,14 +1,14 @@
 """The store: labelled structures in memory-mapped Arrow IPC shards.
 
-A store is a folder of `shard-00000.arrow`, … Any Arrow reader (pandas, polars, DuckDB) opens them. One row is
-one structure: flat arrays (row-major) for what has one entry per atom, float64 for energies and other labels
-of a structure, float32 for positions, cells and forces (generated labels are computed at the rounded
-positions; 1e-7 relative is far below any level of theory). The schema's metadata carries the card: units,
-level of theory, licence, citation, definitions of properties that are not built in. Units are compared with
-`PROPERTIES` when a store is opened. A small `manifest.json` says how many shards there are, how long each is, and
-what they hold together, so that a store of 100 million structures opens without a look into any shard. (Stores
-without one are read too; there every shard is opened to be counted.) A store is written beside its place and
-renamed when whole, so that a killed or interrupted writer leaves nothing that looks like a store.
+A store is a folder of `shard-00000.arrow`, … readable by any Arrow reader (pandas, polars, DuckDB). One row is one
+structure: flat arrays (row-major) for per-atom quantities, float64 for energies and other labels of a structure,
+float32 for positions, cells and forces (generated labels are computed at the rounded positions; the relative error
+of 1e-7 is far below that of any level of theory). The schema's metadata has the card: units, level of theory,
+licence, citation, definitions of properties that are not built in. Units are compared with `PROPERTIES` when a store
+is opened. A small `manifest.json` has the number and size of the shards and a summary of their contents, so that a
+store of 100 million structures opens without reading any shard. (Stores without a manifest can be read too; every
+shard is then opened to count its rows.) A store is written to a temporary folder and renamed when complete, so that
+an interrupted writer leaves nothing that looks like a store.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MANIFEST = "manifest.json"
 SPLITS = "splits.json"
 
 PublishedSplits = Mapping[str, Mapping[str, np.ndarray]]
-"""Name of a split → "train", "validation", "test" → rows, in the published order."""
+"""Split → "train", "validation", "test" → rows, in the published order."""
 
 
 def _arrow_type(prop: Property) -> pa.DataType:
@@ -76,12 +76,12 @@ def _schema(card: Card) -> pa.Schema:
 
 
 def content_hash(structure: Structure) -> bytes:
-    """16 bytes that two structures share only if they are the same to 1e-3 Å, atom by atom."""
+    """16-byte hash of a structure, equal for structures that are the same to 1e-3 Å, atom by atom."""
     digest = hashlib.sha256()
     digest.update(np.asarray(structure.numbers, dtype=np.uint8).tobytes())
     for lengths in (structure.positions, structure.cell):
-        # Through float32, as stored: a structure and what is read back must fall on the same side of a tie.
-        # Adding zero turns -0.0 into 0.0, which is the same place.
+        # Through float32, as stored: a structure must round the same before and after storing.
+        # Adding zero turns -0.0 into 0.0.
         stored = np.asarray(lengths, dtype=np.float32).astype(np.float64)
         digest.update((np.round(stored, 3) + 0.0).astype(np.float32).tobytes())
     digest.update(structure.pbc.tobytes())
@@ -89,7 +89,7 @@ def content_hash(structure: Structure) -> bytes:
 
 
 def _lists(values: Sequence[np.ndarray | None], of: pa.DataType) -> pa.ListArray:
-    """One list for each row, None where there is no value; ten times faster than Arrow's own conversion of arrays."""
+    """One list per row, null for None; ten times faster than Arrow's own conversion of arrays."""
     lengths = [0 if value is None else value.size for value in values]
     offsets = np.zeros(len(values) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
@@ -128,15 +128,15 @@ def _columns(rows: Sequence[LabelledStructure], schema: pa.Schema, properties: S
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What some rows hold together; those of two parts are added.
+    """Totals over some rows; summaries of parts can be added.
 
     Attributes:
-        structures: how many.
-        atoms: of all of them.
-        largest: atoms of the largest.
-        elements: atomic number → atoms.
-        labels: property → structures that carry it.
-        groups: the smallest hashes among those of the groups, from which their number follows.
+        structures: number of structures.
+        atoms: total number of atoms.
+        largest: number of atoms of the largest structure.
+        elements: atomic number → number of atoms.
+        labels: property → structures that have it.
+        groups: smallest hashes of the group names, from which the number of groups is estimated.
     """
 
     structures: int = 0
@@ -150,7 +150,7 @@ class Summary:
 
     @classmethod
     def of(cls, batch: pa.RecordBatch, properties: Sequence[str]) -> Summary:
-        """Of one batch of a store."""
+        """Summary of one batch of a store."""
         sizes = batch.column("n_atoms").to_numpy()
         counts = np.bincount(batch.column("numbers").flatten().to_numpy(), minlength=1)
         names = pc.unique(batch.column("group")).to_pylist()
@@ -178,26 +178,26 @@ class Summary:
         )
 
     def n_groups(self) -> int:
-        """Number of groups: exact below 1024, else within about 3 % (the k-th smallest of n uniform hashes lies
-        near k/n; Bar-Yossef et al., RANDOM 2002), in constant memory."""
+        """Number of groups: exact below 1024, else within about 3 % (the k-th smallest of n uniform hashes is near
+        k/n; Bar-Yossef et al., RANDOM 2002), in constant memory."""
         if len(self.groups) < self.HASHES:
             return len(self.groups)
         return round((self.HASHES - 1) / (self.groups[-1] / 2**64))
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON."""
+        """JSON form."""
         return {**vars(self), "elements": {str(z): n for z, n in self.elements.items()}, "labels": dict(self.labels)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Summary:
-        """The inverse of `to_dict`."""
+        """Inverse of `to_dict`."""
         elements = {int(z): int(n) for z, n in values["elements"].items()}
         return cls(**{**values, "elements": elements, "groups": tuple(values["groups"])})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One finished file of a store: its rows, its size, and what it holds."""
+    """One finished file of a store: number of rows, size and summary."""
 
     rows: int
     bytes: int
@@ -205,13 +205,13 @@ class Shard:
 
 
 class ShardWriter:
-    """Writes one Arrow file, 512 rows to a batch but for the last.
+    """Writes one Arrow file in batches of 512 rows (the last may be smaller).
 
-    Only its methods write, so that an `OSError` of theirs is the disk's and never the source's.
+    Only its methods write, so that their `OSError` is always the disk's, never the source's.
 
     Args:
-        path: the file to make.
-        card: becomes the schema's metadata; only labels it declares are written.
+        path: file to create.
+        card: written to the schema's metadata; only labels it declares are written.
     """
 
     def __init__(self, path: Path, card: Card) -> None:
@@ -222,26 +222,26 @@ class ShardWriter:
 
     @property
     def rows(self) -> int:
-        """Written so far."""
+        """Rows written so far."""
         return self.summary.structures
 
     def add(self, rows: Sequence[LabelledStructure]) -> None:
-        """One batch: `ROWS_PER_BATCH` rows, or fewer at the end."""
+        """Write one batch: `ROWS_PER_BATCH` rows, or fewer at the end."""
         batch = _columns(rows, self.schema, self.properties)
         self._writer.write_batch(batch)
         self.summary += Summary.of(batch, [p.name for p in self.properties])
 
     def close(self) -> Shard:
-        """Finish the file, and see it on the disk."""
+        """Finish the file and flush it to disk."""
         with self._file:
             self._writer.close()
             self._file.flush()
-            # On the disk before the folder gets its name: a rename may outrun the data when power fails.
+            # Before the folder is renamed: otherwise a power cut may leave the rename without the data.
             os.fsync(self._file.fileno())
             return Shard(rows=self.rows, bytes=self._file.tell(), summary=self.summary)
 
     def abandon(self) -> None:
-        """Close what will not be finished (a full disk may refuse even that)."""
+        """Close an unfinished file, ignoring errors (a full disk may refuse even that)."""
         with contextlib.suppress(OSError, ValueError, pa.ArrowException):
             self._writer.close()
         with contextlib.suppress(OSError):
@@ -249,7 +249,7 @@ class ShardWriter:
 
 
 def shard_name(number: int) -> str:
-    """The file of a shard."""
+    """File name of a shard."""
     return f"shard-{number:05d}.arrow"
 
 
@@ -261,14 +261,14 @@ def finish_store(
     splits: PublishedSplits | None = None,
     left_out: Mapping[str, object] | None = None,
 ) -> None:
-    """Write what lies beside the shards of a whole store: manifest and published splits.
+    """Write the manifest and published splits of a store.
 
     Args:
-        folder: with `shard-00000.arrow`, … in it.
-        card: of the store.
-        shards: as their writers reported them.
-        splits: published with the data: name → "train", "validation", "test" → rows.
-        left_out: what could not be read: "count", and the "first" messages.
+        folder: folder with `shard-00000.arrow`, …
+        card: card of the store.
+        shards: reports of the shards' writers.
+        splits: published splits: name → "train", "validation", "test" → rows.
+        left_out: records that could not be read: "count", and the "first" messages.
     """
     if splits:
         _write_json(folder / SPLITS, {n: {part: _runs(rows) for part, rows in s.items()} for n, s in splits.items()})
@@ -287,8 +287,8 @@ def finish_store(
 
 
 def _runs(rows: np.ndarray) -> list[int | list[int]]:
-    """Rows in their order, with [first, end] for first, first + 1, …, end - 1: a published part is often all of some
-    files, and ten million rows one by one are 80 MB of JSON."""
+    """Rows in order, with [first, end] for first, first + 1, …, end - 1: published parts are often whole files, and
+    ten million single rows are 80 MB of JSON."""
     rows = np.asarray(rows, dtype=np.int64)
     starts = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1).tolist()
     runs: list[int | list[int]] = []
@@ -299,14 +299,14 @@ def _runs(rows: np.ndarray) -> list[int | list[int]]:
 
 
 def _rows_of(runs: Sequence[int | Sequence[int]], n: int) -> np.ndarray:
-    """The inverse of `_runs`, for a store of `n` rows; a list of rows alone stands for these.
+    """Inverse of `_runs`, for a store of `n` rows; also accepts a plain list of rows.
 
     Raises:
-        ValueError, TypeError: anything else, or rows that are not there.
+        ValueError, TypeError: invalid runs, or rows out of range.
     """
     bounds = np.array([(run, run + 1) if isinstance(run, int) else run for run in runs], dtype=np.int64).reshape(-1, 2)
     if (bounds < 0).any() or (bounds > n).any() or (bounds[:, 0] >= bounds[:, 1]).any():
-        raise ValueError(f"rows that are not among {n}")
+        raise ValueError(f"rows outside 0 to {n - 1}")
     lengths = bounds[:, 1] - bounds[:, 0]
     ends = np.cumsum(lengths)
     return np.repeat(bounds[:, 1] - ends, lengths) + np.arange(ends[-1] if len(ends) else 0)
@@ -317,22 +317,22 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def is_store(path: Path) -> bool:
-    """Whether there is a store at `path` (its shards are not opened)."""
+    """Whether `path` is a store (its shards are not opened)."""
     return Path(path).is_dir() and any(Path(path).glob("shard-*.arrow"))
 
 
 def check_place(path: Path, *, overwrite: bool) -> None:
-    """Refuse a place where a store may not be written; before hours of reading rather than after.
+    """Check that a store may be written at `path`, before hours of reading.
 
     Raises:
-        EutecticError: something is there, and it is not a store that may be replaced.
+        EutecticError: something exists there that may not be replaced.
     """
     path = Path(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())) or (overwrite and is_store(path)):
         return
     raise EutecticError(
         str(path),
-        "a store is there already" if is_store(path) else "something that is not a store is there already",
+        "a store already exists here" if is_store(path) else "something that is not a store already exists here",
         "a new folder",
         "choose another folder" + (", or pass --overwrite" if is_store(path) else ""),
     )
@@ -346,27 +346,26 @@ def write_store(
     overwrite: bool = False,
     splits: PublishedSplits | None = None,
 ) -> int:
-    """Write every row, checked, into a new store.
+    """Check all rows and write them to a new store.
 
     Args:
-        path: the folder to make.
-        card: becomes the schema's metadata; only labels it declares are written.
-        rows: read once, in constant memory.
-        overwrite: replace a store that is there (only once the new one is whole). Anything else that is
-            there is never touched.
-        splits: published with the data: name → "train", "validation", "test" → positions among `rows`.
+        path: folder to create.
+        card: written to the schema's metadata; only labels it declares are written.
+        rows: labelled structures; read once, in constant memory.
+        overwrite: replace an existing store (once the new one is complete). Nothing but a store is ever replaced.
+        splits: published splits: name → "train", "validation", "test" → indices into `rows`.
 
     Returns:
-        The number of structures written.
+        Number of structures written.
 
     Raises:
-        EutecticError: something is at `path` already; a row is unusable; there is no row; the disk is full.
+        EutecticError: something exists at `path`; a row is unusable; there is no row; the disk is full.
     """
     path = Path(path).absolute()
     check_place(path, overwrite=overwrite)
     shards: list[Shard] = []
     writer: ShardWriter | None = None
-    # An error inside may be the source's.
+    # Errors inside may come from the source, so they are not reported as write errors.
     with replacing(path, folder=True, errors=()) as folder:
         try:
             for batch in _batches(_checked(rows, card)):
@@ -391,7 +390,7 @@ def write_store(
 
 
 def _checked(rows: Iterable[LabelledStructure], card: Card) -> Iterator[LabelledStructure]:
-    """The same rows, each looked at before it is passed on."""
+    """The same rows, each checked."""
     for row in rows:
         row.check(f"{card.name}, {row.id}")
         yield row
@@ -408,38 +407,38 @@ _DOUBLE = struct.Struct("<d").unpack_from
 
 
 class _Mapped:
-    """One shard's file in memory, and where in it every column of every batch begins.
+    """A memory-mapped shard, with the file offset of every column of every batch.
 
-    Rows are taken straight from the mapped bytes: Arrow's own scalars cost ten times as much. The layout of an
+    Rows are read directly from the mapped bytes, which is ten times faster than Arrow's scalars. The layout of an
     uncompressed Arrow file allows it (https://arrow.apache.org/docs/format/Columnar.html, "Buffer listing for each
-    layout"): validity bits; for lists and strings offsets, int32, one more than rows; values.
+    layout"): validity bits; for lists and strings int32 offsets, one more than rows; values.
     """
 
     def __init__(self, path: Path, properties: Sequence[Property]) -> None:
         self.path, self._properties = path, properties
         self._scalar = [p.level == "structure" and p.rank == 0 for p in properties]
         try:
-            # The mapping stays when the file is closed, and costs no file descriptor: a store may have thousands.
+            # The mapping outlives the file descriptor, of which a store might need thousands.
             with pa.memory_map(str(path)) as file:
                 buffer = file.read_buffer()
             self._base, self._bytes = buffer.address, buffer.size
             self._memory = memoryview(buffer)
             self.reader = pa.ipc.open_file(pa.BufferReader(buffer))
         except (pa.ArrowException, OSError) as error:
-            raise _not_whole(path, str(error)) from error
+            raise _damaged(path, str(error)) from error
         self.n_batches = self.reader.num_record_batches
         self._places = np.zeros((self.n_batches, 16 + 3 * len(properties)), dtype=np.int64)
         self._located = bytearray(self.n_batches)
 
     def batch(self, number: int) -> pa.RecordBatch:
-        """As Arrow has it."""
+        """One record batch."""
         try:
             return self.reader.get_batch(number)
         except (pa.ArrowException, OSError) as error:
-            raise _not_whole(self.path, str(error)) from error
+            raise _damaged(self.path, str(error)) from error
 
     def row(self, batch: int, row: int) -> LabelledStructure:
-        """One structure; every array of it is a copy."""
+        """One structure; all its arrays are copies."""
         if not self._located[batch]:
             self._locate(batch)
         places, memory = self._places[batch].tolist(), self._memory
@@ -452,7 +451,7 @@ class _Mapped:
         numbers = np.ndarray((n,), np.uint8, memory, places[5] + start).astype(np.int64)
         start, end = _TWO(memory, places[6] + 4 * row)
         if end - start != 3 * n:
-            raise _not_whole(self.path, f"{n} atoms and {end - start} coordinates in one row")
+            raise _damaged(self.path, f"{n} atoms and {end - start} coordinates in one row")
         positions = np.ndarray((n, 3), np.float32, memory, places[7] + 4 * start).astype(np.float64)
         cell = np.ndarray((3, 3), np.float32, memory, places[8] + 36 * row).astype(np.float64)
         pbc = self._bits(places[9], 3 * row, 3)
@@ -480,7 +479,7 @@ class _Mapped:
                     shape = prop.shape(n)
                     value = np.ndarray(shape, kind, memory, places[at + 2] + width * start)
                     if value.size != end - start:
-                        raise _not_whole(self.path, f"{prop.name} of {end - start} numbers for {n} atoms")
+                        raise _damaged(self.path, f"{prop.name} of {end - start} numbers for {n} atoms")
                     labels[prop.name] = value.astype(np.float64)
             at += 3
         structure = Structure(numbers=numbers, positions=positions, cell=cell, pbc=pbc, tags=tags, fixed=fixed)
@@ -498,55 +497,56 @@ class _Mapped:
         batch = self.batch(number)
 
         def of(name: str) -> list[int]:
-            """Place of each buffer of a column in the file; -1 where it has none (no validity bits: all valid)."""
+            """File offset of each buffer of a column; -1 for an absent buffer (no validity bits: all valid)."""
             places = []
             for buffer in batch.column(name).buffers():
                 place = -1 if buffer is None else buffer.address - self._base
                 if buffer is not None and buffer.size and not 0 <= place <= self._bytes - buffer.size:
-                    raise _not_whole(self.path, "it is compressed")
+                    raise _damaged(self.path, "it is compressed")
                 places.append(place)
             return places
 
-        found = []
+        located = []
         for name in ("id", "group"):
-            found += of(name)[1:]
+            located += of(name)[1:]
         for name in ("numbers", "positions"):
             _, offsets, _, values = of(name)
-            found += [offsets, values]
-        found += [of("cell")[2], of("pbc")[2]]
+            located += [offsets, values]
+        located += [of("cell")[2], of("pbc")[2]]
         for name in ("tags", "fixed"):
             valid, offsets, _, values = of(name)
-            found += [valid, offsets, values]
+            located += [valid, offsets, values]
         for prop, scalar in zip(self._properties, self._scalar, strict=True):
             places = of(prop.name)
-            found += [places[0], -1, places[1]] if scalar else [places[0], places[1], places[3]]
-        self._places[number] = found
+            located += [places[0], -1, places[1]] if scalar else [places[0], places[1], places[3]]
+        self._places[number] = located
         self._located[number] = 1
 
 
-def _not_whole(path: Path, why: str) -> EutecticError:
+def _damaged(path: Path, why: str) -> EutecticError:
     return EutecticError(
-        str(path), f"not a whole Arrow file ({why})", "a shard written to its end", "make the store again"
+        str(path), f"truncated or damaged Arrow file ({why})", "a complete shard", "make the store again"
     )
 
 
 class Store(Sequence[LabelledStructure]):
     """Random access to a store on disk, in constant memory.
 
-    Safe to share between processes: it pickles as its path, and every process maps the same pages. Shards are
-    mapped when first touched.
+    Safe to share between processes: it is pickled as its path, and all processes map the same pages. Shards are
+    mapped on first access.
 
     Args:
-        path: the folder `write_store` made.
+        path: folder written by `write_store` or `prepare_store`.
 
     Raises:
-        EutecticError: not a store, a shard that is truncated or missing, or another format version; a label in another
-            unit than the library's, or a property of another definition than this process knows.
+        EutecticError: not a store, a truncated or missing shard, or another format version; a label in a unit other
+            than the library's, or a property defined differently in this process.
 
     Attributes:
-        path: absolute.
-        card: of the data set.
-        left_out: what could not be read when the store was made: "count" and the "first" messages; often empty.
+        path: absolute path.
+        card: card of the data set.
+        left_out: records that could not be read when the store was made: "count" and the "first" messages; often
+            empty.
     """
 
     def __init__(self, path: Path) -> None:
@@ -562,11 +562,11 @@ class Store(Sequence[LabelledStructure]):
             )
         self._mapped: list[_Mapped | None] = [None] * len(sizes)
         manifest = self._manifest()
-        rows = self._look_into_shards(sizes) if manifest is None else self._compare(sizes, manifest)
+        rows = self._count_rows(sizes) if manifest is None else self._compare(sizes, manifest)
         self._starts: list[int] = [0, *itertools.accumulate(rows)]
         self._bounds = np.array(self._starts)
         if manifest is not None and "units" not in manifest:
-            # Written before manifests had units: its shards have them.
+            # An older manifest without units; the shards have them.
             self._shard(0)
 
     def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
@@ -579,7 +579,7 @@ class Store(Sequence[LabelledStructure]):
             self._per_batch = int(manifest["rows_per_batch"])
             self._known: Summary | None = Summary.from_dict(manifest["summary"])
             self.left_out: dict[str, Any] = manifest["left_out"]
-            found, units = manifest["format"], manifest.get("units")
+            version, units = manifest["format"], manifest.get("units")
             units = None if units is None else dict(units)
         except FileNotFoundError:
             return None
@@ -587,23 +587,23 @@ class Store(Sequence[LabelledStructure]):
             raise EutecticError(
                 str(self.path / MANIFEST),
                 f"not readable ({type(error).__name__}: {error})",
-                "what was written with the store",
+                "the manifest written with the store",
                 "make the store again",
             ) from error
-        self._check_format(found)
+        self._check_format(version)
         self._properties = self.card.property_table()
         if units is not None:
             self._check_units(units)
         return dict(manifest)
 
     def _compare(self, sizes: Mapping[str, int], manifest: Mapping[str, Any]) -> list[int]:
-        """Every shard is there, in its length, and none besides: by names and sizes alone."""
+        """Check names and sizes of the shards against the manifest; return the rows of each."""
         for number, size in enumerate(manifest["bytes"]):
             name = shard_name(number)
             if name not in sizes:
                 raise self._missing(name)
             if sizes[name] != size:
-                raise _not_whole(self.path / name, f"{sizes[name]:,} bytes of {size:,}")
+                raise _damaged(self.path / name, f"{sizes[name]:,} bytes of {size:,}")
         if extra := sorted(sizes.keys() - {shard_name(n) for n in range(len(manifest["bytes"]))}):
             raise EutecticError(
                 str(self.path),
@@ -613,8 +613,8 @@ class Store(Sequence[LabelledStructure]):
             )
         return list(manifest["rows"])
 
-    def _look_into_shards(self, sizes: Mapping[str, int]) -> list[int]:
-        """Card and rows of every shard of a store that has no manifest."""
+    def _count_rows(self, sizes: Mapping[str, int]) -> list[int]:
+        """Read the card and the rows of every shard of a store without a manifest."""
         rows: list[int] = []
         self._per_batch, self._known, self.left_out, self._properties = 0, None, {}, ()
         for number in range(len(sizes)):
@@ -628,16 +628,16 @@ class Store(Sequence[LabelledStructure]):
                 self.card = Card.from_dict(json.loads(metadata["card"]), str(self.path))
                 self._properties = self.card.property_table()
             self._check_units(json.loads(metadata.get("units", "{}")))
-            # A writer fills every batch but the last: two of them tell the sizes of all.
+            # Only the last batch may be smaller, so the first and last give all sizes.
             full, last = shard.batch(0).num_rows, shard.batch(shard.n_batches - 1).num_rows
             rows.append(full * (shard.n_batches - 1) + last)
             self._per_batch = max(self._per_batch, full)
         return rows
 
-    def _check_format(self, found: object) -> None:
-        if found != FORMAT:
+    def _check_format(self, version: object) -> None:
+        if version != FORMAT:
             raise EutecticError(
-                str(self.path), f"format {found!r}", FORMAT, "make the store again with this version of eutectic"
+                str(self.path), f"format {version!r}", FORMAT, "make the store again with this version of eutectic"
             )
 
     def _check_units(self, stored: Mapping[str, str]) -> None:
@@ -681,10 +681,10 @@ class Store(Sequence[LabelledStructure]):
             yield from map(shard.batch, range(shard.n_batches))
 
     def take(self, indices: np.ndarray, *names: str) -> Iterator[pa.RecordBatch]:
-        """Some columns of some rows, in constant memory and without making a structure of any.
+        """Some columns of some rows, in constant memory, without building structures.
 
         Args:
-            indices: (n,) rows; they come out sorted.
+            indices: (n,) rows; the output is sorted.
             names: columns, as in the schema.
 
         Yields:
@@ -701,14 +701,14 @@ class Store(Sequence[LabelledStructure]):
             yield batch if end - first == batch.num_rows else batch.take(pa.array(rows[first:end]))
 
     def column(self, name: str) -> np.ndarray:
-        """One whole column (`id`, `group`, `n_atoms`, a label of structures) without touching the others."""
+        """One column (`id`, `group`, `n_atoms`, a scalar label), without reading the others."""
         return pa.chunked_array([batch.column(name) for batch in self.batches()]).to_numpy()
 
     def published_splits(self) -> dict[str, dict[str, np.ndarray]]:
         """The splits that came with the data (often none): name → part → rows, in the published order.
 
         Raises:
-            EutecticError: the file is there and is damaged.
+            EutecticError: the file is damaged.
         """
         path = self.path / SPLITS
         if not path.exists():
@@ -725,13 +725,13 @@ class Store(Sequence[LabelledStructure]):
             ) from error
 
     def fingerprint(self) -> str:
-        """32 hexadecimal digits that two stores share only if a split divides them alike into the same structures.
+        """32 hexadecimal digits, equal for two stores only if every split gives the same structures in both.
 
         A hash of the number of rows, of every row's id, group and geometry (in order), and of the published splits.
-        Labels, card and shard sizes do not enter. Reads three columns, in constant memory.
+        Labels, card and shard sizes are not included. Reads three columns, in constant memory.
         """
         columns = ("id", "group", "content")
-        # Of lengths and of contents: "ab", "c" is not "a", "bc".
+        # Lengths and contents are hashed separately: "ab", "c" differs from "a", "bc".
         digests = {name: (hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)) for name in columns}
         for batch in self.batches():
             for name, (lengths, contents) in digests.items():
@@ -751,7 +751,7 @@ class Store(Sequence[LabelledStructure]):
         return sum(f.stat().st_size for f in self.path.iterdir() if f.is_file())
 
     def summary(self) -> Summary:
-        """What all rows hold together: from the manifest, or (without one) counted once, in constant memory."""
+        """Totals over all rows: from the manifest, or (without one) counted once, in constant memory."""
         if self._known is None:
             names = self.card.properties
             parts = (Summary.of(batch, names) for batch in self.batches())
@@ -763,12 +763,12 @@ class Store(Sequence[LabelledStructure]):
         return dict(self.summary().elements)
 
     def label_counts(self) -> dict[str, int]:
-        """Property → number of structures that carry it."""
+        """Property → number of structures that have it."""
         return dict(self.summary().labels)
 
 
 def _shard_sizes(folder: Path) -> dict[str, int]:
-    """Name → bytes of the files in a folder that are shards by their name."""
+    """Shard file name → size in bytes."""
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:

@@ -1,6 +1,6 @@
-"""Making data sets: the embedded ones, four to pre-train on and four to fine-tune to, and one that is not embedded.
+"""Generate data sets: the embedded ones (four for pre-training, four for fine-tuning), and one that is not embedded.
 
-`import eutectic.generate` needs none of the packages of the extra `generate`; making labels does.
+`import eutectic.generate` does not need the packages of the extra `generate`; computing labels does.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = [
 ]
 
 PRETRAINING = ("metal_slabs", "oxide_slabs", "molecules", "reactions")
-"""The four embedded domains that are pre-trained on jointly."""
+"""The four embedded domains for joint pre-training."""
 
 FINETUNING = ("md_aspirin", "md_alanine_dipeptide", "qm9_sample", "crystals")
-"""What is fine-tuned to, and never pre-trained on."""
+"""The embedded data sets for fine-tuning, never used in pre-training."""
 
 NOT_EMBEDDED = ("bulk",)
-"""To pre-train on besides, made when asked for: the package would become too large with it."""
+"""More pre-training data, generated on request: too large to ship in the package."""
 
 GENERATORS: dict[str, Generator] = {
     g.card.name: g
@@ -46,7 +46,7 @@ GENERATORS: dict[str, Generator] = {
         bulk.GENERATOR,
     )
 }
-"""Every data set that can be made here, by name."""
+"""All generators by name."""
 
 
 def generate(
@@ -58,23 +58,23 @@ def generate(
     workers: int | None = None,
     overwrite: bool = False,
 ) -> dict[str, int]:
-    """Make data sets, one after another; an interrupted call goes on where it was when repeated.
+    """Generate data sets, one after another. An interrupted call resumes when repeated.
 
     Args:
-        names: which; None is all of them.
-        out: a folder; each store becomes `out/<name>`.
-        scale: share of each set's items; the items of a smaller scale are the first of a larger one, and are
-            taken from the embedded store (if there is one), or a smaller one at the same place, rather than made again.
-        seed: fixes every structure, whatever the number of workers.
-        workers: processes, of one thread each; None is one per core.
-        overwrite: replace stores that were made with another scale or seed.
+        names: data sets to generate; None is all of them.
+        out: output folder; each store is written to `out/<name>`.
+        scale: fraction of each set's items; the items of a smaller scale are the first of a larger one, and are copied
+            from the embedded store (if there is one), or a smaller one in the same folder, rather than computed again.
+        seed: random seed; structures do not depend on the number of workers.
+        workers: number of processes, of one thread each; None is one per core.
+        overwrite: replace stores made with another scale or seed.
 
     Returns:
         Name → number of structures in the store.
 
     Raises:
-        EutecticError: an unknown name; a setting out of range; an extra that is not installed; a store of
-            another kind in the way.
+        EutecticError: unknown name; setting out of range; an extra that is not installed; a different store already
+            at the output path.
         Interrupted: Ctrl-C; finished work is kept.
     """
     names = list(GENERATORS) if names is None else list(dict.fromkeys(names))
@@ -88,7 +88,7 @@ def generate(
             )
     if scale <= 0:
         raise EutecticError(
-            "data generate", f"scale {scale:g}", "a number above 0", "1 makes each set in its usual size"
+            "data generate", f"scale {scale:g}", "a number above 0", "1 is the size of the embedded data sets"
         )
     if workers is not None and workers < 1:
         raise EutecticError("data generate", f"{workers} workers", "at least 1", "leave it out for one per core")

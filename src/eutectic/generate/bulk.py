@@ -1,8 +1,8 @@
-"""Inorganic crystals off equilibrium: strained and displaced, so that a backbone has seen bulk materials too.
+"""Inorganic crystals off equilibrium: strained and displaced bulk materials for pre-training.
 
-The structure types of `crystals` and a few more are filled with many more elements. Nothing is relaxed but the
-volume, and that coarsely, since every frame is pushed away from it anyway. No material that `crystals` holds, in
-whichever structure, is among them: it is what is fine-tuned to.
+The structure types of `crystals` and a few more are filled with many more elements. Only the volume is relaxed, and
+only roughly, since every frame is displaced anyway. Materials in `crystals`, in any structure, are excluded: they are
+used for fine-tuning.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ CARD = Card(
 
 FRAMES = 4
 SIZES = (4, 24)
-"""Atoms of a frame, at least and at most."""
+"""Minimum and maximum number of atoms of a frame."""
 
 VOLUME = 0.08
 """Largest relative change of the volume."""
 
 SHEAR = 0.03
-"""Largest component of the strain that keeps the volume."""
+"""Largest component of the volume-conserving strain."""
 
 DISPLACEMENTS = (0.02, 0.25)
-"""Smallest and largest standard deviation of a displacement's component, Å."""
+"""Smallest and largest standard deviation of the displacements per component, Å."""
 
 NEAREST = 0.65
-"""Atoms nearer than this share of the sum of their covalent radii are too near."""
+"""Minimum distance between atoms, as a fraction of the sum of covalent radii."""
 
 PLUS1 = (*crystals.PLUS1, "Tl")
 PLUS2 = (*crystals.PLUS2, "Ti", "V", "Cr", "Cu", "Ge", "Pd", "Sn", "Eu", "Yb")
@@ -76,7 +76,8 @@ RARE_EARTHS = ("Sc", "Y", "La", "Ce", "Pr", "Nd", "Sm", "Gd", "Dy", "Er", "Lu")
 DIAMOND = ("C", "Si", "Ge", "Sn")
 
 KINDS = (2, 3, 0, 2, 1, 3, 2, 0, 3, 2, 4)
-"""Families of items 0, 1, 2, 3, 4, …, in turn: about by their sizes, so that none runs out much before scale 4."""
+"""Families of items 0, 1, 2, 3, 4, …, in turn: roughly proportional to their sizes, so that none runs out much before
+scale 4."""
 
 Candidate = tuple[str, tuple[str, ...]]
 
@@ -96,7 +97,7 @@ def _families() -> list[list[Candidate]]:
         *(("perovskite", p) for p in itertools.product(PLUS1, ("V", "Nb", "Ta", "W", "Sb"), ("O",))),
         *(("perovskite", p) for p in itertools.product(RARE_EARTHS[1:], (*crystals.PLUS3[:5], *METALS[:9]), ("O",))),
         *(("perovskite", p) for p in itertools.product(PLUS1, PLUS2[1:], ("F", "Cl", "Br", "I", "H"))),
-        # Perovskites inside out, metal where oxygen is else: Ca₃SnO, Mn₃GaN, …
+        # Antiperovskites: Ca₃SnO, Mn₃GaN, …
         *(
             ("perovskite", (a, x, m))
             for m, a, x in itertools.product(("Ca", "Sr", "Ba"), ("Sn", "Pb", "Ge", "Si"), ("O",))
@@ -128,13 +129,13 @@ def _families() -> list[list[Candidate]]:
 
 @cache
 def held_out() -> frozenset[str]:
-    """Reduced formulas of what is fine-tuned to."""
+    """Reduced formulas reserved for fine-tuning."""
     return frozenset(Store(embedded()["crystals"]).column("group").tolist())
 
 
 @cache
 def candidates() -> tuple[list[Candidate], ...]:
-    """The families without what is held out, no candidate twice."""
+    """The families without reserved formulas and duplicates."""
     seen: set[tuple[str, str]] = set()
     families: list[list[Candidate]] = []
     for family in _families():
@@ -149,13 +150,13 @@ def candidates() -> tuple[list[Candidate], ...]:
 
 
 def repeated(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-    """A random supercell of at most three cells along each vector, its number of atoms within `SIZES`."""
+    """A random supercell of at most three cells along each vector, with a number of atoms within `SIZES`."""
     fitting = [n for n in itertools.product((1, 2, 3), repeat=3) if SIZES[0] <= len(atoms) * np.prod(n) <= SIZES[1]]
     return atoms.repeat(fitting[int(rng.integers(len(fitting)))])
 
 
 def strained(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-    """A copy of another volume and shape; atoms keep their places in the cell."""
+    """A strained copy; atoms keep their fractional coordinates."""
     shear = rng.uniform(-SHEAR, SHEAR, size=(3, 3))
     shear = (shear + shear.T) / 2
     change = np.eye(3) + shear - np.trace(shear) / 3 * np.eye(3)
@@ -166,16 +167,16 @@ def strained(atoms: Atoms, rng: np.random.Generator) -> Atoms:
 
 
 def too_near(atoms: Atoms) -> bool:
-    """Whether two atoms, or an atom and an image, are nearer than `NEAREST` allows."""
+    """Whether two atoms, or an atom and an image, are closer than allowed by `NEAREST`."""
     cutoffs = NEAREST * covalent_radii[atoms.numbers]
     return len(neighbor_list("i", atoms, cutoffs)) > 0
 
 
 def displaced(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-    """A copy with every atom displaced; drawn again, a few times, where atoms come too near.
+    """A copy with every atom displaced; drawn again, a few times, if atoms come too close.
 
     Raises:
-        Rejected: they always do.
+        Rejected: atoms are too close in every attempt.
     """
     for _ in range(5):
         copy = atoms.copy()
@@ -198,7 +199,7 @@ def make(item: int, seed: int) -> list[LabelledStructure]:
     rng = random_numbers(CARD.name, seed, item)
     atoms = crystals.filled(kind, species)
     atoms.calc = chgnet()
-    # Coarse, since the frames' volumes differ by far more.
+    # A low tolerance suffices, since the volumes of the frames differ by far more.
     atoms = crystals.breathed(atoms, tolerance=0.02)
     if not 4 < atoms.get_volume() / len(atoms) < 60:
         raise Rejected("volume outside 4 to 60 Å³ per atom")

@@ -1,7 +1,7 @@
 """Inorganic crystals: simple structure types filled with plausible elements, relaxed by CHGNet.
 
 Ionic types are filled so that the oxidation states balance; metallic ones with transition metals and the
-usual partners. The label is the formation energy from the elements, all by CHGNet.
+usual partners. The label is the formation energy from the elements, computed with CHGNet.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ CUBIC = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 HEXAGONAL = (1.0, 0.0, 0.0), (-0.5, 3**0.5 / 2, 0.0)
 Q, H, T = 0.25, 0.5, 1 / 3
 U = 0.305
-"""Oxygen's place in rutile, as in TiO2."""
+"""Internal coordinate of oxygen in rutile, as in TiO2."""
 
-# Lattice vectors in units of a (the ratios c/a are only a start), and the sites of each species in turn.
+# Lattice vectors in units of a (c/a ratios are initial values), and the sites of each species in turn.
 Type = tuple[tuple[tuple[float, float, float], ...], tuple[tuple[tuple[float, float, float], ...], ...]]
 TYPES: dict[str, Type] = {
     "rocksalt": (FACE_CENTRED, (((0, 0, 0),), ((H, H, H),))),
@@ -83,14 +83,14 @@ TYPES: dict[str, Type] = {
     "L1_2": (CUBIC, (((0, H, H), (H, 0, H), (H, H, 0)), ((0, 0, 0),))),
     "half-Heusler": (FACE_CENTRED, (((H, H, H),), ((Q, Q, Q),), ((0, 0, 0),))),
     "Heusler": (FACE_CENTRED, (((Q, Q, Q), (0.75, 0.75, 0.75)), ((0, 0, 0),), ((H, H, H),))),
-    # These are not among `candidates`; `bulk` has them.
+    # Not among `candidates`; used by `bulk`.
     "fcc": (FACE_CENTRED, (((0, 0, 0),),)),
     "bcc": (((-H, H, H), (H, -H, H), (H, H, -H)), (((0, 0, 0),),)),
     "diamond": (FACE_CENTRED, (((0, 0, 0), (Q, Q, Q)),)),
     "L1_0": (((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 2**0.5)), (((0, 0, 0),), ((H, H, H),))),
     "AlB2": ((*HEXAGONAL, (0.0, 0.0, 1.05)), (((0, 0, 0),), ((T, 2 * T, H), (2 * T, T, H)))),
     "ReO3": (CUBIC, (((0, 0, 0),), ((H, 0, 0), (0, H, 0), (0, 0, H)))),
-    # As α-NaFeO2: rocksalt whose (111) planes of metal alternate.
+    # α-NaFeO2: rocksalt with alternating (111) planes of the two metals.
     "NaFeO2": (
         ((1.0, 0.5, 0.5), (0.5, 1.0, 0.5), (0.5, 0.5, 1.0)),
         (((0, 0, 0),), ((H, H, H),), ((Q, Q, Q), (0.75, 0.75, 0.75))),
@@ -151,7 +151,7 @@ def formula_of(atoms: Atoms) -> str:
 
 
 def placed(kind: str, species: tuple[str, ...]) -> Atoms:
-    """A structure type filled with elements, in a cell of the type's own numbers: its size is to be set."""
+    """A structure type filled with elements, in units of its lattice constant, to be scaled."""
     vectors, sites = TYPES[kind]
     symbols = [s for s, places in zip(species, sites, strict=True) for _ in places]
     places = [p for group in sites for p in group]
@@ -161,7 +161,7 @@ def placed(kind: str, species: tuple[str, ...]) -> Atoms:
 def filled(kind: str, species: tuple[str, ...]) -> Atoms:
     """A structure type filled with elements, its closest pair touching (sum of covalent radii)."""
     atoms = placed(kind, species)
-    # A supercell holds every neighbour of the first cell once.
+    # A supercell contains every neighbour of the first cell once.
     several = atoms.repeat(3)
     radii = covalent_radii[several.numbers]
     apart = several.get_all_distances() + 1e3 * np.eye(len(several))
@@ -172,7 +172,7 @@ def filled(kind: str, species: tuple[str, ...]) -> Atoms:
 
 @cache
 def element_energy(symbol: str) -> float:
-    """CHGNet's energy of an element as found in nature, eV/atom."""
+    """CHGNet's energy of an element in its reference state, eV/atom."""
     if symbol in MOLECULES:
         atoms = molecule(f"{symbol}2")
         atoms.center(5.0)
@@ -189,11 +189,11 @@ def element_energy(symbol: str) -> float:
 
 
 def breathed(atoms: Atoms, tolerance: float = 0.005) -> Atoms:
-    """The same shape at its best volume.
+    """The same shape at the volume of lowest energy.
 
     Args:
-        atoms: with a calculator; changed in place.
-        tolerance: of its length, relative to the length at which its closest pair touches.
+        atoms: atoms with a calculator; changed in place.
+        tolerance: tolerance of the cell length, relative to the length at which the closest pair touches.
     """
     shape = atoms.cell.array.copy()
 

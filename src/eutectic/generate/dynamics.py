@@ -1,4 +1,4 @@
-"""Molecular dynamics of single molecules at 500 K by GFN2-xTB, in the manner of MD17 and its successors."""
+"""Molecular dynamics of single molecules at 500 K with GFN2-xTB, similar to MD17."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIME_STEP = 0.5
 """fs"""
 
 FRICTION = 0.02
-"""1/fs: velocities are forgotten in 50 fs."""
+"""1/fs: a velocity correlation time of 50 fs."""
 
 EQUILIBRATION, STRIDE = 300, 12
 """Steps before the first frame, and between frames (150 fs and 6 fs)."""
@@ -30,12 +30,12 @@ TRAJECTORIES, FRAMES = 20, 36
 
 
 def _trajectory(card: Card, smiles: str, item: int, seed: int) -> list[LabelledStructure]:
-    """Frames of one trajectory, from its own conformer and velocities."""
+    """Frames of one trajectory, with its own initial conformer and velocities."""
     rng = random_numbers(card.name, seed, item)
     atoms, _ = conformer(smiles, int(rng.integers(2**31)))
     atoms.calc = gfn2()
     relax(atoms, fmax=0.1, steps=60)
-    # Half of it becomes potential energy at once, so that the molecule starts near its temperature.
+    # Half of the kinetic energy quickly becomes potential energy, so start at twice the temperature.
     MaxwellBoltzmannDistribution(atoms, temperature_K=2 * TEMPERATURE, rng=rng)
     dynamics = Langevin(atoms, TIME_STEP * units.fs, temperature_K=TEMPERATURE, friction=FRICTION / units.fs, rng=rng)
     dynamics.run(EQUILIBRATION)

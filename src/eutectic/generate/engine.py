@@ -1,8 +1,8 @@
-"""The engine of `eutectic data generate`: item by item, in parallel, resumable, the same on every run.
+"""The engine of `eutectic data generate`: parallel, resumable and reproducible.
 
-A generator is a number of items and a pure function `make(item, seed)`. Items are made in chunks by worker
-processes of one thread each; every finished chunk is a small store in a hidden folder beside the output, so
-that a killed run goes on where it was and ends with the same bytes.
+A generator is a number of items and a pure function `make(item, seed)`. Items are made in chunks by worker processes
+of one thread each; every finished chunk is a small store in a hidden folder beside the output, so that an interrupted
+run resumes and gives the same bytes.
 """
 
 from __future__ import annotations
@@ -33,31 +33,30 @@ from eutectic.files import write_atomically
 from eutectic.processes import run_in_processes
 
 MAX_FORCE = 50.0
-"""Structures with a larger force component (eV/Å) are left out: no path or trajectory goes there."""
+"""Structures with a larger force component (eV/Å) are left out: they are unphysical."""
 
 LEFT_OUT = "Left out"
-"""How a note about items that could not be used begins."""
+"""Prefix of a note about unusable items."""
 
 EXTRA = "pip install 'eutectic[generate]'"
 
 
 class Rejected(Exception):
-    """An item that cannot be used; the message is counted and shown, so it names a kind and not a case."""
+    """An unusable item. Messages are counted, so they name a category rather than a case."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generator:
-    """How one data set is made.
+    """Generator of one data set.
 
     Attributes:
-        card: what it says about itself.
-        items: number of independent pieces of work at scale 1.
+        card: card of the data set.
+        items: number of independent items at scale 1.
         make: (item, seed) → its labelled structures; pure, so that order and worker count do not matter.
         needs: packages that must be importable.
         max_force: structures with a larger force component (eV/Å) are left out.
-        chunk: items saved at once; small enough that a kill costs little.
-        seconds: an item that takes longer is rejected; generous, since it is the one thing here that depends
-            on the machine.
+        chunk: items saved at once; small, so that little is lost if the process is killed.
+        seconds: time limit of an item; generous, since it is the only machine-dependent setting.
     """
 
     card: Card
@@ -73,7 +72,7 @@ class Generator:
         return max(1, math.ceil(self.items * scale))
 
     def check_extras(self) -> None:
-        """Refuse to start without the packages that make the labels."""
+        """Check that the packages for computing labels are installed."""
         missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
         if missing:
             raise EutecticError(
@@ -85,30 +84,30 @@ class Generator:
 
 
 def random_numbers(name: str, seed: int, item: int) -> np.random.Generator:
-    """The random numbers of one item, and of nothing else."""
+    """Random number generator of one item."""
     return np.random.default_rng([seed, zlib.crc32(name.encode()), item])
 
 
-def drawn(name: str, seed: int, size: int, place: int) -> int:
-    """Entry `place` of a permutation of 0…size−1 that depends on a name and the seed only.
+def drawn(name: str, seed: int, size: int, index: int) -> int:
+    """Entry `index` of a permutation of 0…size−1 that depends on the name and seed only.
 
     Raises:
-        Rejected: there are fewer (a scale far above 1).
+        Rejected: index out of range (a scale far above 1).
     """
-    if place >= size:
+    if index >= size:
         raise Rejected("no candidates left")
-    return int(np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(size)[place])
+    return int(np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(size)[index])
 
 
 def in_turn(item: int, kinds: Sequence[int]) -> tuple[int, int]:
-    """Where an item stands when kinds take turns.
+    """Kind of an item, with kinds assigned cyclically.
 
     Args:
         item: 0, 1, 2, …
-        kinds: the kind of items 0, 1, …, and over again; one may come several times.
+        kinds: kinds of items 0, 1, …, repeated cyclically; a kind may occur several times.
 
     Returns:
-        The item's kind, and its place among all items of that kind.
+        The item's kind, and its index among all items of that kind.
     """
     round_, turn = divmod(item, len(kinds))
     same = [t for t, kind in enumerate(kinds) if kind == kinds[turn]]
@@ -116,7 +115,7 @@ def in_turn(item: int, kinds: Sequence[int]) -> tuple[int, int]:
 
 
 def unusable(row: LabelledStructure, max_force: float = MAX_FORCE) -> str | None:
-    """Why a row is left out, or None."""
+    """Reason why a structure is left out, or None."""
     if not all(np.isfinite(value).all() for value in row.labels.values()):
         return "a label is not finite"
     if "forces" in row.labels and np.abs(row.labels["forces"]).max() >= max_force:
@@ -126,7 +125,7 @@ def unusable(row: LabelledStructure, max_force: float = MAX_FORCE) -> str | None
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Reject what takes too long (where the system has alarms; elsewhere there is no limit)."""
+    """Reject an item that takes too long (no limit on systems without interval timers)."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -144,13 +143,13 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 def make_chunk(generator: Generator, seed: int, items: range, folder: Path) -> dict[str, int]:
-    """Make some items and save them; done only when the report is there, which is written last.
+    """Make some items and save them. The report is written last and marks the chunk as done.
 
     Args:
-        generator: what to make.
-        seed: of the whole run.
-        items: which ones.
-        folder: becomes a store, with `report.json` beside the shards.
+        generator: generator of the data set.
+        seed: random seed.
+        items: items to make.
+        folder: store to write, with `report.json` beside the shards.
 
     Returns:
         The report: reason → number of items or structures left out.
@@ -160,16 +159,16 @@ def make_chunk(generator: Generator, seed: int, items: range, folder: Path) -> d
     for item in items:
         try:
             with _time_limit(generator.seconds):
-                made = generator.make(item, seed)
+                structures = generator.make(item, seed)
         except Rejected as reason:
             rejected[str(reason)] += 1
             continue
         except EutecticError:
             raise
-        except Exception as error:  # one bad item in thousands must not end hours of work
+        except Exception as error:  # one bad item must not end hours of work
             rejected[f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"] += 1
             continue
-        for row in made:
+        for row in structures:
             if reason_for_row := unusable(row, generator.max_force):
                 rejected[reason_for_row] += 1
             else:
@@ -189,7 +188,7 @@ def _one_torch_thread() -> None:
 
 
 def _plan(generator: Generator, scale: float, seed: int) -> dict[str, object]:
-    """What a folder of chunks must agree on to be gone on with."""
+    """Settings that must be identical for unfinished work to be resumed."""
     code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
     return {
         "seed": seed,
@@ -200,65 +199,65 @@ def _plan(generator: Generator, scale: float, seed: int) -> dict[str, object]:
 
 
 def provenance(generator: Generator, scale: float, seed: int) -> str:
-    """The note by which a finished store is recognised."""
+    """Note on the card that identifies a finished store."""
     return f"Made from {generator.count(scale)} items with seed {seed}."
 
 
 def items_in(store: Store, seed: int) -> int:
-    """Of how many items a store holds what could be made; 0 if it was made with another seed."""
-    made = (re.fullmatch(r"Made from (\d+) items with seed (\d+)\.", note) for note in store.card.notes)
-    return next((int(m[1]) for m in made if m and int(m[2]) == seed), 0)
+    """Number of items from which a store was made; 0 if made with another seed."""
+    matches = (re.fullmatch(r"Made from (\d+) items with seed (\d+)\.", note) for note in store.card.notes)
+    return next((int(m[1]) for m in matches if m and int(m[2]) == seed), 0)
 
 
 def _beginning(card: Card, path: Path | None, seed: int, n_items: int) -> tuple[Path, int] | None:
-    """The largest store that holds the first of these items already, the embedded one or one at `path`.
+    """The largest existing store with the first of these items: the embedded one or one at `path`.
 
-    Items depend on their number and the seed alone, so that nothing is made twice.
+    Items depend on their number and the seed alone, so they can be reused.
     """
-    there = [folder for folder in (path, embedded().get(card.name)) if folder is not None and folder.exists()]
-    made = [(folder, n) for folder in there if 0 < (n := items_in(Store(folder), seed)) < n_items]
-    return max(made, key=lambda entry: entry[1], default=None)
+    existing = [folder for folder in (path, embedded().get(card.name)) if folder is not None and folder.exists()]
+    reusable = [(folder, n) for folder in existing if 0 < (n := items_in(Store(folder), seed)) < n_items]
+    return max(reusable, key=lambda entry: entry[1], default=None)
 
 
 def _rows(folders: Iterable[Path]) -> Iterator[LabelledStructure]:
     seen: set[str] = set()
     for folder in folders:
         for row in Store(folder) if any(folder.glob("shard-*.arrow")) else ():
-            assert row.id not in seen, f"two structures are called {row.id}"
+            assert row.id not in seen, f"duplicate id {row.id}"
             seen.add(row.id)
             yield row
 
 
 def run(generator: Generator, out: Path, *, scale: float, seed: int, workers: int, overwrite: bool) -> int:
-    """Make one data set, or go on making it, or make it larger.
+    """Generate one data set, resume an interrupted run, or extend an existing store.
 
-    What the embedded store, or a smaller one at the same place, holds of the same seed is taken as it is.
+    Structures of the embedded store, or of a smaller one in the same folder, are reused if made with the same seed.
 
     Args:
-        generator: what to make.
-        out: the store becomes `out/<name>`; unfinished work waits in `out/.<name>.work`.
-        scale: share of the generator's items.
-        seed: fixes everything.
-        workers: processes, of one thread each.
-        overwrite: replace a store that was made otherwise.
+        generator: generator of the data set.
+        out: output folder; the store is `out/<name>`, unfinished work is kept in `out/.<name>.work`.
+        scale: fraction of the generator's items.
+        seed: random seed.
+        workers: number of processes, of one thread each.
+        overwrite: replace a store made with other settings.
 
     Returns:
         Number of structures in the store.
 
     Raises:
-        EutecticError: an extra is missing; another store is in the way; a worker process died.
+        EutecticError: an extra is missing; a different store exists at the output path; a worker process died.
         Interrupted: Ctrl-C; finished chunks are kept.
     """
     card, path = generator.card, out / generator.card.name
     note, n_items = provenance(generator, scale, seed), generator.count(scale)
-    # Whoever says --overwrite does not want what is there.
+    # With --overwrite an existing store is not reused.
     beginning = _beginning(card, None if overwrite else path, seed, n_items)
     grown = beginning is not None and beginning[0] == path
     if path.exists() and not (overwrite or grown):
         if note in (store := Store(path)).card.notes:
             return len(store)
         raise EutecticError(
-            str(path), "a store made otherwise is there", note, "choose another --out, or pass --overwrite"
+            str(path), "a store made with other settings", note, "choose another --out, or pass --overwrite"
         )
     generator.check_extras()
     first = beginning[1] if beginning else 0
@@ -296,11 +295,11 @@ def run(generator: Generator, out: Path, *, scale: float, seed: int, workers: in
 
 
 def _make_all(generator: Generator, seed: int, todo: dict[Path, range], n_items: int, workers: int) -> None:
-    """Make the missing chunks in worker processes, showing count, rate and time left."""
+    """Make the missing chunks in worker processes, with a progress bar."""
     name, chunks, left_out = generator.card.name, list(todo.values()), 0
-    made = n_items - sum(len(items) for items in chunks)
-    # A log file gets a line for each twentieth.
-    with ProgressBar(name, n_items, done=made, unit="items", lines=20) as bar:
+    finished_items = n_items - sum(len(items) for items in chunks)
+    # A log file gets 20 lines.
+    with ProgressBar(name, n_items, done=finished_items, unit="items", lines=20) as bar:
 
         def finished(number: int, rejected: dict[str, int]) -> None:
             nonlocal left_out
@@ -317,4 +316,4 @@ def _make_all(generator: Generator, seed: int, todo: dict[Path, range], n_items:
                 finished=finished,
             )
         except KeyboardInterrupt:
-            raise Interrupted("run the same command again; what was finished is kept") from None
+            raise Interrupted("finished work is kept; run the same command again to resume") from None

@@ -1,7 +1,7 @@
-"""The two engines that label structures, and the one way in which a label is made.
+"""The two calculators for labels (GFN2-xTB and CHGNet), relaxation, and labelling.
 
-A label belongs to the numbers that are stored: positions and cells are rounded to float32 first, and the
-label is computed there, by a calculator that remembers nothing of an earlier structure.
+Positions and cells are first rounded to float32, as stored, and the label is computed for the rounded structure by a
+new calculator without state from earlier structures.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def gfn2(accuracy: float = 1.0) -> Calculator:
     """A new GFN2-xTB calculator (closed shell, neutral).
 
     Args:
-        accuracy: tblite's; 1 converges the energy to 1e-6 Hartree, smaller is tighter.
+        accuracy: accuracy of tblite; 1 converges the energy to 1e-6 Hartree, smaller is tighter.
     """
     from tblite.ase import TBLite
 
@@ -47,12 +47,12 @@ def gfn2(accuracy: float = 1.0) -> Calculator:
 def _chgnet_model() -> Any:
     from chgnet.model import CHGNet
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself, whatever `verbose` says
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints even with verbose=False
         return CHGNet.load(model_name="0.3.0", use_device="cpu", verbose=False)
 
 
 class _CHGNet(Calculator):
-    """CHGNet's energy and forces; stress only where asked for, since it doubles the cost."""
+    """CHGNet's energy and forces; stress only on request, since it doubles the cost."""
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (ASE's interface)
 
@@ -95,14 +95,14 @@ def relax(
     """Relax by LBFGS, in place.
 
     Args:
-        atoms: with a calculator; or a filter of them, for the cell.
-        fmax: done when no force is larger, eV/Å.
-        steps: at most.
-        maxstep: of an atom in one step, Å.
+        atoms: atoms with a calculator, or an ASE cell filter of them.
+        fmax: convergence threshold of the forces, eV/Å.
+        steps: maximum number of steps.
+        maxstep: maximum displacement of an atom per step, Å.
         watch: called at the start and after every step.
 
     Returns:
-        Whether it is done.
+        Whether it has converged.
     """
     from ase.optimize import LBFGS
 
@@ -124,10 +124,10 @@ def labelled(atoms: Atoms, level_of_theory: str, *, id: str, group: str) -> Labe
     """Energy (eV) and forces (eV/Å) of a structure as it is stored.
 
     Args:
-        atoms: the structure; constraints become `fixed`, but forces on fixed atoms are given too.
+        atoms: the structure; constraints become `fixed`, but forces on fixed atoms are included.
         level_of_theory: `GFN2` or `CHGNET`.
         id: unique within the data set.
-        group: what must not straddle a split.
+        group: group that a split must not divide.
     """
     atoms = rounded(atoms)
     atoms.calc = gfn2(accuracy=0.1) if level_of_theory == GFN2 else chgnet()

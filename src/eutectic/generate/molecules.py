@@ -36,10 +36,10 @@ CARD = Card(
 FRAMES = 2
 TEMPERATURES = (300.0, 1500.0)
 SOFTEST = 0.05
-"""Smallest curvature used, eV/(Å² u), about 117 cm⁻¹: straight lines do not follow softer torsions far."""
+"""Smallest curvature used, eV/(Å² u), about 117 cm⁻¹: softer torsions are not linear in Cartesian displacements."""
 
 SIZES: tuple[tuple[int, ...], ...] = ((3, 4, 5, 6, 7), (8,), (9,))
-"""Heavy atoms of the kinds of items; QM9 itself has hardly any below nine."""
+"""Numbers of heavy atoms of each kind of item; most of QM9 has nine."""
 
 KINDS = (0, 1, 0, 2)
 """Kinds of items 0, 1, 2, 3, 4, …, in turn."""
@@ -50,7 +50,7 @@ def conformer(smiles: str, seed: int) -> tuple[Atoms, np.ndarray]:
 
     Args:
         smiles: the molecule.
-        seed: of the embedding.
+        seed: random seed of the embedding.
 
     Returns:
         The atoms at a minimum of MMFF94; the Hessian (3 n, 3 n) in eV/Å².
@@ -59,7 +59,7 @@ def conformer(smiles: str, seed: int) -> tuple[Atoms, np.ndarray]:
     from rdkit.Chem import rdDistGeom
     from rdkit.Chem import rdForceFieldHelpers as mmff
 
-    rdBase.DisableLog("rdApp.*")  # stereocentres left open are meant to be
+    rdBase.DisableLog("rdApp.*")  # unspecified stereocentres are intended
     molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
     if rdDistGeom.EmbedMolecule(molecule, randomSeed=seed) != 0:
         raise Rejected("no conformer")
@@ -72,7 +72,7 @@ def conformer(smiles: str, seed: int) -> tuple[Atoms, np.ndarray]:
     start = np.asarray(field.Positions()).ravel()
 
     def gradient(x: np.ndarray) -> np.ndarray:
-        # RDKit's gradient uses the distances of the last energy, wherever that was: ask for the energy first.
+        # RDKit's gradient uses the distances of the last energy call: compute the energy first.
         field.CalcEnergy(x.tolist())
         return np.asarray(field.CalcGrad(x.tolist())) * KCAL_PER_MOL
 
@@ -87,14 +87,14 @@ def displaced(atoms: Atoms, hessian: np.ndarray, temperature: float, rng: np.ran
     """A thermal sample of the harmonic molecule.
 
     Args:
-        atoms: at a minimum.
+        atoms: the molecule at its minimum.
         hessian: (3 n, 3 n), eV/Å².
         temperature: K.
-        rng: its random numbers.
+        rng: random number generator.
     """
     root_mass = np.sqrt(np.repeat(atoms.get_masses(), 3))
     curvature, modes = np.linalg.eigh(hessian / np.outer(root_mass, root_mass))
-    # Translations and rotations are the modes without curvature (a numerical Hessian leaves a little).
+    # Translations and rotations have zero curvature (up to the error of the numerical Hessian).
     real = curvature > 1e-3
     amplitude = np.sqrt(units.kB * temperature / np.maximum(curvature[real], SOFTEST))
     shift = (modes[:, real] @ (amplitude * rng.normal(size=amplitude.shape))) / root_mass

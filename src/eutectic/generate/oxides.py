@@ -34,8 +34,7 @@ CARD = Card(
     ),
 )
 
-# Lattice constants in Å, of the oxide where it exists in this structure, else close to it; a strain of up to
-# 2 % is put on top.
+# Lattice constants in Å: of the oxide if it exists in this structure, else approximate; a strain of up to 2 % is added.
 ROCKSALT = {
     "Mg": 4.21, "Ca": 4.81, "Sr": 5.16, "Ba": 5.54, "Ti": 4.18, "V": 4.09, "Mn": 4.44, "Fe": 4.33, "Co": 4.26,
     "Ni": 4.18, "Cd": 4.70, "Zn": 4.28, "Cu": 4.25, "Eu": 5.14,
@@ -104,7 +103,7 @@ def _surfaces() -> list[Surface]:
 
 WIDTH, THICK, MOST = 3.9, 3.8, 28
 BARE = 4
-"""One item in so many has no adsorbate (while there are surfaces left: each is bare once only)."""
+"""One in this many items has no adsorbate (until every surface has been used bare once)."""
 
 
 def make(item: int, seed: int) -> list[LabelledStructure]:

@@ -1,8 +1,8 @@
-"""QM9 as qm9pack carries it, and who may use which of its molecules.
+"""QM9 from the package qm9pack, divided between pre-training and fine-tuning.
 
-The one place that keeps pre-training and fine-tuning apart: a fifth of QM9 is reserved for fine-tuning, by
-the molecule's index in the data set. A molecule is its InChI without the layers of stereochemistry, so that
-no mirror image or other conformer of a reserved molecule is pre-trained on.
+A fifth of QM9 is reserved for fine-tuning, by the molecule's index in the data set. Molecules are identified by their
+InChI without stereochemistry, so that no stereoisomer or other conformer of a reserved molecule is used for
+pre-training.
 """
 
 from __future__ import annotations
@@ -38,40 +38,40 @@ HELD_OUT = {
     "uracil": "O=c1cc[nH]c(=O)[nH]1",
     "alanine dipeptide": "CC(=O)NC(C)C(=O)NC",
 }
-"""Molecules of trajectory benchmarks (MD17, rMD17 and the like): never pre-trained on either."""
+"""Molecules of trajectory benchmarks (MD17, rMD17, …): also excluded from pre-training."""
 
 
 def reserved(indices: np.ndarray) -> np.ndarray:
-    """Which molecules of QM9 are kept from pre-training.
+    """Whether molecules of QM9 are reserved for fine-tuning.
 
     Args:
-        indices: QM9's own, from 1 (`dsgdb9nsd_000001`); a hash decides, since neighbours in QM9 are alike.
+        indices: QM9's indices, from 1 (`dsgdb9nsd_000001`); decided by a hash, since neighbours in QM9 are similar.
     """
     return np.array([zlib.crc32(b"qm9-%d" % index) % RESERVED_SHARE == 0 for index in indices.tolist()])
 
 
 def reserved_for_finetuning(index: int) -> bool:
-    """Whether one molecule of QM9 is kept from pre-training; `reserved` of one index."""
+    """Whether one molecule of QM9 is reserved for fine-tuning; see `reserved`."""
     return bool(reserved(np.array([index]))[0])
 
 
 STEREOCHEMISTRY = "/[btms][^/]*"
-"""The layers of an InChI that tell stereoisomers apart, as a regular expression."""
+"""Regular expression of the stereochemistry layers of an InChI."""
 
 
 def without_stereochemistry(inchi: str) -> str:
-    """An InChI's formula, connections and hydrogens."""
+    """Formula, connectivity and hydrogen layers of an InChI."""
     return re.sub(STEREOCHEMISTRY, "", inchi)
 
 
 @cache
 def table(*columns: str) -> pa.Table:
-    """Columns of qm9pack's files, in the order of `Index`.
+    """Columns of qm9pack's files, sorted by `Index`.
 
-    The package cannot be imported where setuptools no longer brings pkg_resources; its files can be read.
+    The files are read directly, since the package cannot be imported without pkg_resources.
 
     Raises:
-        EutecticError: it is not installed.
+        EutecticError: qm9pack is not installed.
     """
     from pyarrow import csv
 
@@ -79,10 +79,10 @@ def table(*columns: str) -> pa.Table:
     if spec is None or not spec.submodule_search_locations:
         raise EutecticError("QM9", "qm9pack is not installed", "its files", EXTRA)
     folder = Path(spec.submodule_search_locations[0]) / "data"
-    wanted = csv.ConvertOptions(include_columns=["Index", *columns])
+    options = csv.ConvertOptions(include_columns=["Index", *columns])
     # Lists are quoted; a block must hold the longest row.
     parts = [
-        csv.read_csv(file, convert_options=wanted, read_options=csv.ReadOptions(block_size=1 << 24))
+        csv.read_csv(file, convert_options=options, read_options=csv.ReadOptions(block_size=1 << 24))
         for file in sorted(folder.glob("qm9_part*.csv"))
     ]
     return pa.concat_tables(parts).sort_by("Index")
@@ -98,22 +98,22 @@ def _skeletons() -> tuple[np.ndarray, list[str]]:
 
 @cache
 def forbidden_molecules() -> frozenset[str]:
-    """The molecules that must not be pre-trained on, as InChI without stereochemistry."""
+    """Molecules excluded from pre-training, as InChI without stereochemistry."""
     from rdkit import Chem, rdBase
 
     rdBase.DisableLog("rdApp.*")
     held_out = {without_stereochemistry(Chem.MolToInchi(Chem.MolFromSmiles(s))) for s in HELD_OUT.values()}
     indices, skeletons = _skeletons()
-    kept = {key for key, is_kept in zip(skeletons, reserved(indices), strict=True) if is_kept}
-    return frozenset(held_out | kept)
+    finetuning = {key for key, is_reserved in zip(skeletons, reserved(indices), strict=True) if is_reserved}
+    return frozenset(held_out | finetuning)
 
 
 @cache
 def pretraining_molecules(heavy_atoms: tuple[int, ...]) -> Sequence[tuple[int, str]]:
-    """Molecules that may be pre-trained on, each once.
+    """Molecules for pre-training, without duplicates.
 
     Args:
-        heavy_atoms: the numbers of atoms other than hydrogen that are wanted.
+        heavy_atoms: allowed numbers of heavy atoms.
 
     Returns:
         (QM9 index, SMILES), in QM9's order.
@@ -123,21 +123,21 @@ def pretraining_molecules(heavy_atoms: tuple[int, ...]) -> Sequence[tuple[int, s
     heavy = pc.subtract(
         pc.count_substring(rows["Elements"], ","), pc.count_substring(rows["Elements"], "'H'")
     ).to_numpy()
-    wanted = np.isin(heavy + 1, heavy_atoms)
+    right_size = np.isin(heavy + 1, heavy_atoms)
     indices, skeletons = _skeletons()
-    forbidden, seen, found = forbidden_molecules(), set[str](), []
+    forbidden, seen, molecules = forbidden_molecules(), set[str](), []
     for index, skeleton, smiles in zip(
-        indices[wanted],
-        (s for s, w in zip(skeletons, wanted, strict=True) if w),
-        rows["SMILES"].filter(pa.array(wanted)).to_pylist(),
+        indices[right_size],
+        (s for s, right in zip(skeletons, right_size, strict=True) if right),
+        rows["SMILES"].filter(pa.array(right_size)).to_pylist(),
         strict=True,
     ):
         if skeleton not in forbidden and skeleton not in seen:
             seen.add(skeleton)
-            found.append((int(index), smiles))
-    return found
+            molecules.append((int(index), smiles))
+    return molecules
 
 
 def may_be_pretrained_on(inchi: str) -> bool:
-    """Whether a molecule made in any other way (a reaction's product) is free to be used."""
+    """Whether a molecule from another source (the product of a reaction) is allowed in pre-training."""
     return without_stereochemistry(inchi) not in forbidden_molecules()

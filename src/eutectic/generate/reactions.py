@@ -1,9 +1,9 @@
 """Reaction paths: a molecule, a graph edit, and the GFN2-xTB path between the two.
 
-Two bonds of a small molecule are broken and two others formed; the product is folded out of the reactant's
-geometry by UFF, both ends are relaxed by GFN2-xTB and must still have the bonds they were drawn with, and a
-short nudged-elastic-band calculation joins them. Its iterates are samples of bond breaking, not converged
-barriers (and closed-shell GFN2 puts a homolysis too high).
+Two bonds of a small molecule are broken and two others formed; the product's geometry is obtained from the reactant's
+by UFF, both ends are relaxed with GFN2-xTB and must keep their bonds, and a short nudged-elastic-band calculation
+connects them. Its iterates are samples of bond breaking, not converged barriers (and closed-shell GFN2 overestimates
+homolysis).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _bonds_in(atoms: Atoms) -> set[tuple[int, int]]:
 
 
 def _edited(molecule: Any, broken: tuple[tuple[int, int], ...], formed: tuple[tuple[int, int], ...]) -> Any:
-    """The molecule after a graph edit; raises ValueError where valences do not allow it."""
+    """The molecule after a graph edit; raises ValueError if valences do not allow it."""
     from rdkit import Chem
 
     kinds = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
@@ -76,16 +76,16 @@ def _edited(molecule: Any, broken: tuple[tuple[int, int], ...], formed: tuple[tu
                 if order not in kinds:
                     raise ValueError("no such bond")
                 product.AddBond(i, j, kinds[order])
-    Chem.SanitizeMol(product)  # a ValueError is what RDKit raises, too
+    Chem.SanitizeMol(product)  # RDKit raises a ValueError as well
     return product.GetMol()
 
 
 def _products(molecule: Any, rng: np.random.Generator) -> Iterator[tuple[str, Any]]:
-    """(SMILES, molecule) of graph edits in random order, each product once, none that is held out.
+    """(SMILES, molecule) of graph edits in random order, without duplicates and reserved molecules.
 
     Args:
-        molecule: with explicit hydrogens and Kekulé bonds.
-        rng: the order.
+        molecule: molecule with explicit hydrogens and Kekulé bonds.
+        rng: random number generator for the order.
     """
     from rdkit import Chem
 
@@ -96,7 +96,7 @@ def _products(molecule: Any, rng: np.random.Generator) -> Iterator[tuple[str, An
     for which in rng.permutation(len(pairs)):
         (i, j), (k, m) = pairs[which]
         for formed in (((i, k), (j, m)), ((i, m), (j, k))):
-            # Atoms far apart do not meet; H2 is a product of nearly every pair, and drawn now and then only.
+            # Distant atoms do not react; H2 is a product of nearly every pair, and therefore rarely kept.
             if max(distance[a, b] for a, b in formed) > 4:
                 continue
             if any(numbers[a] == numbers[b] == 1 for a, b in formed) and rng.random() < 0.9:
@@ -116,7 +116,7 @@ def _products(molecule: Any, rng: np.random.Generator) -> Iterator[tuple[str, An
 
 
 def _relaxed(atoms: Atoms, molecule: Any, steps: int) -> Atoms | None:
-    """The relaxed structure, if its bonds are the molecule's."""
+    """The relaxed structure, if it has the molecule's bonds."""
     relaxed = atoms.copy()
     relaxed.calc = gfn2()
     relax(relaxed, fmax=0.05, steps=steps, maxstep=0.1)
@@ -139,7 +139,7 @@ def _folded(molecule: Any, start: np.ndarray) -> np.ndarray:
 
 
 def _band(reactant: Atoms, product: Atoms) -> list[tuple[str, Atoms]]:
-    """(name, atoms) of images of a short NEB: three of the first iterate, three of the last."""
+    """(name, atoms) of images of a short NEB: three of the first iteration, three of the last."""
     images = [reactant.copy() for _ in range(IMAGES + 1)] + [product.copy()]
     for image in images:
         image.calc = gfn2()

@@ -1,6 +1,6 @@
-"""Slabs with small adsorbates, for metals and oxides alike: cutting, placing, relaxing a little.
+"""Slabs with small adsorbates, for metals and oxides: cut a slab, place an adsorbate, relax briefly.
 
-Everything is small on purpose (about 10 to 30 atoms): the variety of surfaces is worth more than their size.
+Systems are deliberately small (about 10 to 30 atoms): the variety of surfaces matters more than their size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from eutectic.generate.engine import Rejected
 from eutectic.generate.labels import CHGNET, chgnet, labelled, relax
 
 VACUUM = 16.0
-"""Between the top of a structure and the bottom of its image, Å."""
+"""Distance between the top of a structure and the bottom of its image, Å."""
 
 SURFACE_DEPTH = 2.0
 """Slab atoms at most this far (Å) below the topmost one are surface atoms, as in OC20."""
@@ -29,8 +29,8 @@ FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 BCC = np.array([[-0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.5, 0.5, -0.5]])
 """The primitive vectors of ASE's `bulk`, in units of the cubic ones."""
 
-# Each binds by its first atom, at the origin; z points away from the surface; Å. Bond lengths of the free
-# molecules or radicals, angles rounded: a relaxation follows.
+# The binding atom is first, at the origin; z points away from the surface; Å. Bond lengths of the free molecules or
+# radicals and rounded angles, since a relaxation follows.
 ADSORBATES: dict[str, tuple[str, list[tuple[float, float, float]]]] = {
     "H": ("H", [(0, 0, 0)]),
     "C": ("C", [(0, 0, 0)]),
@@ -70,13 +70,13 @@ ADSORBATES: dict[str, tuple[str, list[tuple[float, float, float]]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Surface:
-    """One kind of surface.
+    """A surface.
 
     Attributes:
-        name: of the bulk ("Cu", "Pt3Ni", "TiO2-rutile").
-        bulk: its primitive cell.
-        miller: indices as they are usually given ("111").
-        plane: the same plane in the vectors of `bulk`.
+        name: name of the bulk ("Cu", "Pt3Ni", "TiO2-rutile").
+        bulk: primitive cell of the bulk.
+        miller: conventional Miller indices ("111").
+        plane: Miller indices for the vectors of `bulk`.
     """
 
     name: str
@@ -89,9 +89,9 @@ def plane_of(miller: tuple[int, int, int], vectors: np.ndarray) -> tuple[int, in
     """Miller indices for other lattice vectors.
 
     Args:
-        miller: for the conventional vectors.
-        vectors: (3, 3) the wanted lattice vectors, in units of the conventional ones; a plane's indices
-            transform as they do.
+        miller: indices for the conventional vectors.
+        vectors: (3, 3) the other lattice vectors, in units of the conventional ones; the indices of a plane transform
+            like the vectors.
     """
     twice = np.rint(2 * vectors @ np.array(miller)).astype(int)
     h, k, m = twice // np.gcd.reduce(twice)
@@ -104,23 +104,23 @@ def _reduced(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if a @ a > b @ b:
             a, b = b, a
         times = a @ b / (a @ a)
-        # A little more than a half, or rounding would turn b over for ever.
+        # The tolerance prevents an infinite loop by rounding.
         if abs(times) < 0.5 + 1e-6:
             return a, b
         b = b - np.rint(times) * a
 
 
 def _oriented(bulk: Atoms, plane: tuple[int, int, int]) -> Atoms:
-    """The same crystal in a cell of the same volume whose first two vectors lie in a plane.
+    """The same crystal in a cell of the same volume whose first two vectors are in the plane.
 
-    ASE's `surface` would do, but makes its third vector perpendicular, after which the crystal is no longer
-    periodic along it and cannot be cut elsewhere.
+    ASE's `surface` makes the third vector perpendicular, after which the crystal is no longer periodic along it and
+    cannot be cut elsewhere.
     """
     h = np.array(plane)
     vectors = np.array(list(itertools.product(range(-3, 4), repeat=3)))
     vectors = vectors[np.argsort(np.linalg.norm(vectors @ bulk.cell.array, axis=1), kind="stable")]
     within = vectors[(vectors @ h == 0) & vectors.any(axis=1)]
-    # Two vectors span all of the plane's lattice where their cross product is the plane itself.
+    # Two vectors span the lattice of the plane if their cross product is the plane itself.
     a, b = next((a, b) for b in within for a in within if (np.cross(a, b) == h).all())
     c = next(v for v in vectors if v @ h == 1)
     oriented = make_supercell(bulk, np.array([a, b, c]))
@@ -130,7 +130,7 @@ def _oriented(bulk: Atoms, plane: tuple[int, int, int]) -> Atoms:
 
 
 def _widened(slab: Atoms, width: float) -> Atoms:
-    """The smallest repetition in the plane whose every lattice vector is at least `width` long."""
+    """The smallest supercell in the plane whose lattice vectors are all at least `width` long."""
     for n in itertools.count(1):
         best, shape = 0.0, None
         for p in (p for p in range(1, n + 1) if n % p == 0):
@@ -154,20 +154,20 @@ def cut(kind: Surface, rng: np.random.Generator, *, width: float, thickness: flo
 
     Args:
         kind: bulk and plane.
-        rng: chooses the cut.
-        width: least length of a lattice vector in the plane, Å.
-        thickness: least distance from the lowest to the highest atom, Å.
-        most: number of atoms that is too many.
+        rng: random number generator for the cut.
+        width: minimum length of a lattice vector in the plane, Å.
+        thickness: minimum distance from the lowest to the highest atom, Å.
+        most: maximum number of atoms.
 
     Returns:
-        Tagged 1 (surface) and 0 (below), the latter fixed; standing on z = 1 Å.
+        The slab with tags 1 (surface) and 0 (below, fixed); its lowest atom is at z = 1 Å.
     """
     oriented = _widened(_oriented(kind.bulk, kind.plane), width)
     for units in range(1, 12):
         slab = oriented.repeat((1, 1, units))
         if len(slab) > most:
             raise Rejected("the slab would be too large")
-        # The plane's normal along z, its first vector along x.
+        # Normal of the plane along z, first vector along x.
         slab.rotate(slab.cell[0], "x", rotate_cell=True)
         normal = np.cross(slab.cell[0], slab.cell[1])
         angle = np.degrees(np.arctan2(normal[1], normal[2]))
@@ -178,7 +178,7 @@ def cut(kind: Surface, rng: np.random.Generator, *, width: float, thickness: flo
         wide = np.flatnonzero(gaps > 0.6 * gaps.max())
         below = int(rng.choice(wide))
         bottom = levels[(below + 1) % len(levels)] - 1e-3
-        # Whole lattice vectors are taken off, so that atoms keep their places in the plane of the bulk.
+        # Subtract whole lattice vectors, so that atoms keep their lateral positions in the bulk.
         slab.positions -= np.outer((slab.positions[:, 2] - bottom) // period, slab.cell[2])
         z = slab.positions[:, 2]
         if np.ptp(z) >= thickness:
@@ -196,12 +196,13 @@ def cut(kind: Surface, rng: np.random.Generator, *, width: float, thickness: flo
 
 
 def with_adsorbate(slab: Atoms, name: str, rng: np.random.Generator) -> Atoms:
-    """The slab with one adsorbate at a random place, let down until it touches.
+    """The slab with one adsorbate at a random lateral position, at touching height.
 
     Args:
-        slab: from `cut`.
-        name: of `ADSORBATES`.
-        rng: place, orientation (up to 15° from upright) and distance (0.95 to 1.1 × the covalent radii).
+        slab: slab from `cut`.
+        name: key of `ADSORBATES`.
+        rng: random number generator for position, orientation (up to 15° from upright) and distance (0.95 to 1.1 ×
+            the sum of covalent radii).
     """
     symbols, positions = ADSORBATES[name]
     adsorbate = Atoms(list(symbols), positions, tags=[2] * len(symbols))
@@ -218,24 +219,26 @@ def with_adsorbate(slab: Atoms, name: str, rng: np.random.Generator) -> Atoms:
         apart = get_distances(adsorbate.positions, slab.positions, cell=slab.cell, pbc=True)[1]
         if (apart > touching).all():
             break
-    whole = slab + adsorbate
-    whole.set_cell(whole.cell.array + np.diag([0, 0, np.ptp(whole.positions[:, 2]) + VACUUM - whole.cell[2, 2]]))
-    whole.set_constraint(FixAtoms(mask=whole.get_tags() == 0))
-    if len(adsorbate) > 1 and _nearest_image(whole) < 1.5:
+    combined = slab + adsorbate
+    combined.set_cell(
+        combined.cell.array + np.diag([0, 0, np.ptp(combined.positions[:, 2]) + VACUUM - combined.cell[2, 2]])
+    )
+    combined.set_constraint(FixAtoms(mask=combined.get_tags() == 0))
+    if len(adsorbate) > 1 and _nearest_image(combined) < 1.5:
         raise Rejected("the adsorbate would meet its own image")
-    return whole
+    return combined
 
 
-def _nearest_image(whole: Atoms) -> float:
+def _nearest_image(combined: Atoms) -> float:
     """Distance from an adsorbate to its periodic images, Å."""
-    positions = whole.positions[whole.get_tags() == 2]
-    shifts = [i * whole.cell[0] + j * whole.cell[1] for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
+    positions = combined.positions[combined.get_tags() == 2]
+    shifts = [i * combined.cell[0] + j * combined.cell[1] for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
     images = np.concatenate([positions + s for s in shifts])
     return float(np.linalg.norm(positions[:, None] - images[None, :], axis=-1).min())
 
 
 def _shaken(atoms: Atoms, size: float, rng: np.random.Generator) -> Atoms:
-    """A copy whose free atoms are displaced by normal random numbers of this size (Å)."""
+    """A copy with free atoms displaced by normal random numbers of standard deviation `size` (Å)."""
     copy = atoms.copy()
     copy.positions[copy.get_tags() != 0] += rng.normal(scale=size, size=(int((copy.get_tags() != 0).sum()), 3))
     return copy
@@ -244,14 +247,14 @@ def _shaken(atoms: Atoms, size: float, rng: np.random.Generator) -> Atoms:
 def frames(
     atoms: Atoms, rng: np.random.Generator, *, system: str, steps: int, deepest: float
 ) -> list[LabelledStructure]:
-    """Four structures of one system: shaken start, part of the way, relaxed a little, and shaken again.
+    """Four structures of one system: rattled start, partly relaxed, relaxed for `steps`, and rattled again.
 
     Args:
         atoms: slab, with or without adsorbate.
-        rng: its random numbers.
-        system: names it; becomes the group.
-        steps: of LBFGS.
-        deepest: a relaxation that gains more (eV) is of a surface that does not exist, and rejected.
+        rng: random number generator.
+        system: name of the system; becomes the group.
+        steps: number of LBFGS steps.
+        deepest: maximum energy gain (eV); larger ones indicate an unphysical surface and are rejected.
     """
     start = _shaken(atoms, rng.uniform(0.03, 0.10), rng)
     start.calc = chgnet()

@@ -1,4 +1,4 @@
-"""ANI-1x and its relatives: units and signs by hand and against differences of energies, gaps, wrong names."""
+"""ANI-1x and related data sets: units and signs by hand and against energy differences, missing labels, wrong names."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_relative_under_the_wrong_name(release: Path, tmp_path: Path) -> None:
     for path, name, message in (
         (comp6, "alkane", "lot, which COMP6 has"),
         (alkane, "comp6", "none of cm5, hirshfeld, lot"),
-        (comp6, "ani1", "forces of a unit and sign"),
+        (comp6, "ani1", "forces, which ANI-1 does not have"),
         (ani1, "alkane", "no forces; there is"),
         (ani1, "ani1x", "no atomic_numbers"),
         (release, "ani1", "no energies, species"),

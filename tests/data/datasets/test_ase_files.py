@@ -1,4 +1,4 @@
-"""The user's own files: every place a label may be in, and every way a file may be broken."""
+"""The user's own ASE files: every place for a label, and damaged files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_aselmdb(tmp_path: Path) -> None:
     middle = [r.id for r in dataset.read(replace(piece, first=1, count=2), "ase")]
     assert middle == ["mine.aselmdb#1", "mine.aselmdb#2"]
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(EutecticError, match="a whole LMDB file"):
+    with pytest.raises(EutecticError, match="a complete LMDB file"):
         list(ase_files.read(file))
 
 
@@ -104,7 +104,7 @@ def test_chosen_keys(tmp_path: Path) -> None:
     file = write(tmp_path / "mine.xyz", atoms)
     (row,) = ase_files.read(file, {"energy": "mace_energy"})
     assert float(row.labels["energy"]) == -9
-    with pytest.raises(EutecticError, match=r"no 'absent' for energy; expected .* there: the file has none"):
+    with pytest.raises(EutecticError, match=r"no 'absent' for energy; expected an existing entry: the file has none"):
         ase_files.scan(write(tmp_path / "bare.xyz", dimer(None)), {"energy": "absent"})
     with pytest.raises(EutecticError, match="property 'enrgy'"):
         ase_files.scan(file, {"enrgy": "energy"})
@@ -260,7 +260,7 @@ def test_shapes_of_properties_of_ones_own(tmp_path: Path) -> None:
 
 def test_keys_and_definitions_that_find_nothing(tmp_path: Path) -> None:
     file = write(tmp_path / "mine.xyz", *own(1.0))
-    with pytest.raises(EutecticError, match="no 'E_dft' for energy; expected an entry that is there: mine"):
+    with pytest.raises(EutecticError, match="no 'E_dft' for energy; expected an existing entry: mine"):
         ase_files.scan(file, {"energy": "E_dft"})
     with pytest.raises(EutecticError, match=r"no 'mime' for gap; .*did you mean --key gap=mine"):
         ase_files.scan(file, {"gap": "mime"})

@@ -1,4 +1,4 @@
-"""MD17: both kinds of keys and names, units, coupled-cluster pairs, and files that are not what they should be."""
+"""MD17: both kinds of keys and names, units, coupled-cluster pairs, and wrong files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MD22: the published layout, and that nothing else passes for it."""
+"""MD22: the published layout, and other files refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OC20 in each of its published layouts, and which energy comes out of which."""
+"""OC20: all published layouts, and the kind of energy read from each."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_references_that_cannot_be_used(tmp_path: Path) -> None:
         (pickle.dumps({"random1": -1.0}), "no reference energy of system 77"),
         (pickle.dumps({"random77": float("nan")}), "no reference energy of system 77"),
         (pickle.dumps([1]), "no dictionary"),
-        (pickle.dumps({"random77": Hostile()}), "asks for 'builtins.eval'"),
+        (pickle.dumps({"random77": Hostile()}), "imports 'builtins.eval'"),
         (pickle.dumps({"random77": -1.0})[:-4], "cannot be read"),
     ):
         oc20._reference_file.cache_clear()

@@ -1,4 +1,4 @@
-"""OC22: total energies, and no mistaking it for OC20."""
+"""OC22: total energies, and files of OC20 refused."""
 
 from __future__ import annotations
 

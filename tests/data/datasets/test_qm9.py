@@ -1,4 +1,4 @@
-"""QM9: the published layout, the package, and energies worked out by hand."""
+"""QM9: the published layout, the package, and hand-computed energies."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_stereoisomers_share_a_group() -> None:
 @pytest.mark.parametrize("keep", [0, 3, 40, 300])
 def test_a_file_cut_short(folder: Path, keep: int) -> None:
     (folder / "dsgdb9nsd_000058.xyz").write_text(METHANE[:keep])
-    with pytest.raises(EutecticError, match=r"dsgdb9nsd_000058\.xyz: not a whole QM9 file"):
+    with pytest.raises(EutecticError, match=r"dsgdb9nsd_000058\.xyz: not a readable QM9 file"):
         list(read(folder))
 
 

@@ -151,7 +151,7 @@ def test_a_refcode_of_several_structures_names_none(tmp_path: Path) -> None:
 def test_disorder(tmp_path: Path) -> None:
     (tmp_path / "A.cif").write_text(cif(occupancy=0.5))
     (tmp_path / "qmof.csv").write_text("A,1.5\n")
-    with pytest.raises(EutecticError, match=r"partly occupied: O 0\.5"):
+    with pytest.raises(EutecticError, match=r"partially occupied sites: O 0\.5"):
         read(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The user's own arrays: every layout, what has to be stated, and files that are damaged or hostile."""
+"""The user's own arrays: every layout, required information, and damaged or malicious files."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_what_is_not_said_is_asked_for_at_once(tmp_path: Path) -> None:
     source = as_json(tmp_path, [{**row, "cell": CELL} for row in rows()])
     with pytest.raises(EutecticError) as caught:
         prepared(source, tmp_path, units={"energy": "eV"})
-    assert caught.value.given == "no unit of positions, forces, and cells that may repeat or not"
+    assert caught.value.given == "no unit of positions, forces, and cells of unknown periodicity"
     assert "--unit positions=angstrom --unit forces=eV/angstrom" in caught.value.fix
     assert "--pbc true" in caught.value.fix
     assert not (tmp_path / "store").exists()
@@ -187,7 +187,7 @@ def test_conversions(name: str, unit: str, value: float, converted: float) -> No
 
 def test_every_example_is_a_unit() -> None:
     for name, prop in PROPERTIES.items():
-        if own_files.asked_for(name):
+        if own_files.unit_required(name):
             assert prop.conversion(units.as_typed(prop.unit))(np.asarray(2.0), 5) == 2.0
             for other in own_files.others(name):
                 prop.conversion(other.split()[0])
@@ -204,7 +204,7 @@ def test_every_example_is_a_unit() -> None:
         ({"keys": {"enregy": "E"}}, "--key: property 'enregy'.*did you mean 'energy'"),
         (
             {"keys": {"energy": "total"}},
-            "no 'total' for energy; expected .* there: atomic_numbers, positions, energy",
+            "no 'total' for energy; expected an existing entry: atomic_numbers, positions, energy",
         ),
         ({"keys": {"positions": "x"}}, "no positions among .*--key positions=NAME"),
         ({"keys": {"energy": "name"}}, "'m0'; expected numbers"),
@@ -220,7 +220,7 @@ def test_options_that_do_not_fit(options: dict[str, Any], message: str, tmp_path
 
 def test_options_of_other_sets(tmp_path: Path) -> None:
     for option, given in (("units", {"energy": "eV"}), ("pbc", "true"), ("keys", {"energy": "E"})):
-        with pytest.raises(EutecticError, match="for qm9, which settles that itself"):
+        with pytest.raises(EutecticError, match="used with qm9, which defines this itself"):
             catalogue.prepare("qm9", tmp_path, tmp_path / "store", **{option: given})  # type: ignore[arg-type]
 
 
@@ -244,7 +244,7 @@ def test_crystals_of_pymatgen(tmp_path: Path) -> None:
         store = prepared(source, tmp_path / source.suffix, **options)
         assert (store.label_counts(), store[0].structure.numbers.tolist()) == ({"band_gap": 3}, [11, 17])
         assert store[0].structure.positions[1].tolist() == [2, 2.5, 3]
-        with pytest.raises(EutecticError, match=r"that is there: structure, targets\.E\.gap;"):
+        with pytest.raises(EutecticError, match=r"existing entry: structure, targets\.E\.gap;"):
             prepared(source, tmp_path / "other", keys={"band_gap": "targets.gap"})
 
 
@@ -341,7 +341,7 @@ def test_files_that_are_not_it(name: str, content: bytes, message: str, tmp_path
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(EutecticError, match="nothing is here"):
         prepared(tmp_path / "none.npz", tmp_path)
-    with pytest.raises(EutecticError, match="no place for the store"):
+    with pytest.raises(EutecticError, match="no folder for the store"):
         catalogue.prepare("records", tmp_path)
     with pytest.raises(EutecticError, match="no source"):
         catalogue.prepare("records", store=tmp_path / "store")
@@ -376,7 +376,7 @@ def test_properties_of_ones_own(tmp_path: Path) -> None:
         ({"mine": 1.0}, "mine=eV,vector", r"shape \(\); .*--define mine=eV\)"),
         ({"mine": "fcc"}, "mine=,class", "number the classes in the file"),
         ({"mine": 0.5}, "mine=,class", "whole numbers 0, 1"),
-        ({}, "mine=eV", "no 'mine' for mine; expected an entry that is there: atomic_numbers"),
+        ({}, "mine=eV", "no 'mine' for mine; expected an existing entry: atomic_numbers"),
     ],
 )
 def test_labels_that_are_not_as_defined(change: dict[str, Any], definition: str, message: str, tmp_path: Path) -> None:

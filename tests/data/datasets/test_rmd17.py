@@ -1,4 +1,4 @@
-"""rMD17: every published layout, units, official splits, and files that are not what they should be."""
+"""rMD17: every published layout, units, official splits, and wrong files."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_refusals(archive: Path, tmp_path: Path) -> None:
     for keep in (0, 10, len(whole) // 2):
         npz.write_bytes(whole[:keep])
         for look in (read, published_splits, count):
-            with pytest.raises(EutecticError, match="not a whole rMD17 npz"):
+            with pytest.raises(EutecticError, match="not a readable rMD17 npz"):
                 list(look(archive, "malonaldehyde"))
     (tmp_path / "rmd17.tar.bz2").write_bytes(b"not a tar file")
     with pytest.raises(EutecticError, match="not readable"):
@@ -148,7 +148,7 @@ def test_other_arrays(archive: Path) -> None:
     with pytest.raises(EutecticError, match=r"forces \(19, 9, 3\)"):
         list(read(archive, "malonaldehyde"))
     np.savez(npz, coords=np.zeros((2, 9, 3)))
-    with pytest.raises(EutecticError, match="not a whole rMD17 npz"):
+    with pytest.raises(EutecticError, match="not a readable rMD17 npz"):
         list(read(archive, "malonaldehyde"))
 
 
@@ -163,7 +163,7 @@ def test_a_pickle_is_never_opened(archive: Path) -> None:
     held = io.BytesIO()
     np.savez(held, **{**arrays(1), "energies": bomb})
     (archive / "npz_data" / "rmd17_malonaldehyde.npz").write_bytes(held.getvalue())
-    with pytest.raises(EutecticError, match="not a whole rMD17 npz"):
+    with pytest.raises(EutecticError, match="not a readable rMD17 npz"):
         list(read(archive, "malonaldehyde"))
 
 

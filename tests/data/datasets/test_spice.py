@@ -1,4 +1,4 @@
-"""SPICE: units as the file says, forces against gradients, subsets, molecules without some arrays."""
+"""SPICE: units stated in the file, forces against gradients, subsets, missing arrays."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_both_versions_in_a_folder(path: Path, tmp_path: Path) -> None:
 def test_files_that_are_not_it(path: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(EutecticError, match="not a whole HDF5 file"):
+    with pytest.raises(EutecticError, match="not a readable HDF5 file"):
         read(path)
     with h5py.File(path, "w"):
         pass

@@ -1,4 +1,4 @@
-"""Transition1x: the native layout, its published split, links that lead elsewhere."""
+"""Transition1x: the native layout, its published split, and links out of the file."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_not_a_number(path: Path) -> None:
 def test_files_that_are_not_it(path: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(EutecticError, match="not a whole HDF5 file"):
+    with pytest.raises(EutecticError, match="not a readable HDF5 file"):
         read(path)
     with h5py.File(path, "w") as file:
         file["CH4/positions"] = np.zeros((1, 5, 3))

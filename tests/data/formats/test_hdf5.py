@@ -1,4 +1,4 @@
-"""HDF5: links and data outside the file are refused, damage is said, and pieces are neither lost nor doubled."""
+"""HDF5: links and external data refused, damage reported, every frame in exactly one piece."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_what_lies_in_the_file_is_read(path: Path) -> None:
         ("outside/values", "'outside' is a link to another file"),
         ("own/inside", "'inside' is a link to '/own/values'"),
         ("own/back", "'back' is a link to '/outside/values'"),
-        ("own/raw", "an array whose data lies in other files"),
-        ("own/virtual", "an array whose data lies in other files"),
+        ("own/raw", "an array whose data is in other files"),
+        ("own/virtual", "an array whose data is in other files"),
         ("own/absent", "no 'absent' here; there is back, inside"),
         ("own", "a group; expected an array"),
         ("own/values/more", "an array; expected a group with 'more'"),
@@ -91,7 +91,7 @@ def test_files_that_are_not_whole(path: Path, tmp_path: Path) -> None:
     for content, message in (
         (b"", "an empty file; expected it; fetch it"),
         (b"5\nenergy=1\n", "not an HDF5 file; expected it; fetch it"),
-        (whole[: len(whole) // 2], "not a whole HDF5 file"),
+        (whole[: len(whole) // 2], "not a readable HDF5 file"),
     ):
         path.write_bytes(content)
         with pytest.raises(EutecticError, match=message), hdf5.opened(path, "it", "fetch it"):
@@ -141,5 +141,5 @@ def test_a_file_that_changed_in_between() -> None:
         Piece(path=Path("f"), member="b", first=2, count=1),
         Piece(path=Path("f"), member="c", count=1),
     ):
-        with pytest.raises(EutecticError, match="fewer structures than when the file was looked at first"):
+        with pytest.raises(EutecticError, match="fewer structures than when the file was first scanned"):
             list(hdf5.spans(piece, list(size), size.__getitem__))

@@ -1,4 +1,4 @@
-"""One file for each data set: its card, and a reader from its native layout."""
+"""One module per data set: its card, and a reader of its published files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from eutectic.data.dataset import Dataset
 
 @functools.cache
 def published() -> tuple[Dataset, ...]:
-    """Every module in this folder that reads published files: those with a function `names`."""
-    modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+    """All modules of this package that read published files (those with a function `names`)."""
+    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
     return tuple(cast(Dataset, module) for module in modules if hasattr(module, "names"))

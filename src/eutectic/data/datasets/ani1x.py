@@ -1,4 +1,4 @@
-"""ANI-1x, five million conformations of small organic molecules (C, H, N, O), and its relatives.
+"""ANI-1x, five million conformations of small organic molecules (C, H, N, O), and related data sets.
 
 * "ani1x": `ani1x-release.h5`. Smith et al., Scientific Data 7, 134 (2020), doi:10.1038/s41597-020-0473-z; file at
   doi:10.6084/m9.figshare.c.4712477. One group for each formula: `coordinates` Å, `wb97x_dz.energy` Hartree,
@@ -44,8 +44,8 @@ CARD = Card(
         "Energies are total energies.",
         "A group is a formula: isomers are never on both sides of a split.",
         "Labels that were not computed are absent; a conformation with neither energy nor forces is left out. Ids "
-        "keep the position in the formula's group, so that gaps show what is missing.",
-        "charges are CM5 charges; where the file has zeros for them, they were not computed.",
+        "are positions in the formula's group of the file, with gaps for missing conformations.",
+        "charges are CM5 charges; zeros in the file mean that they were not computed.",
         "JMP discarded formulas of fewer than four atoms; here they are kept.",
     ),
 )
@@ -66,7 +66,7 @@ CARDS: dict[str, Card] = {
         licence="MIT",
         citation="Smith et al., J. Chem. Phys. 148, 241733 (2018), doi:10.1063/1.5023802",
         source="github.com/isayev/COMP6 (COMP6v1: one or all of its .h5 files)",
-        notes=(*_SHARED, "The files call the gradient 'forces'; the sign has been put right."),
+        notes=(*_SHARED, "The files call the gradient 'forces'; the sign has been corrected."),
     ),
     "ani1": replace(
         CARD,
@@ -97,14 +97,14 @@ _FIX = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """Where a data set keeps what.
+    """File layout of a data set.
 
     Attributes:
-        file: what the publisher calls the file.
-        numbers: array of atomic numbers, or of symbols.
-        energy: array of energies, Hartree.
-        forces: array of forces; empty where there are none.
-        forces_factor: from the file's forces to eV/Å, sign included.
+        file: published file name.
+        numbers: name of the array of atomic numbers or symbols.
+        energy: name of the array of energies (Hartree).
+        forces: name of the array of forces; empty if there are none.
+        forces_factor: factor from the file's forces to eV/Å, including the sign.
     """
 
     file: str
@@ -134,12 +134,12 @@ def names() -> tuple[str, ...]:
 
 
 def card(name: str) -> Card:
-    """Of one of them."""
+    """Card of one data set."""
     return CARDS[_known(name)]
 
 
 def files(name: str) -> tuple[File, ...]:
-    """What is downloaded: one file for ANI-1x; the others are fetched by hand (an archive, repositories)."""
+    """Files to download: one for ANI-1x; the others must be downloaded by hand (an archive, repositories)."""
     if _known(name) != "ani1x":
         return ()
     return (
@@ -153,10 +153,10 @@ def files(name: str) -> tuple[File, ...]:
 
 
 def pieces(source: Path, name: str) -> list[Piece]:
-    """Ranges of conformations, file by file, in the order of the groups' names.
+    """Ranges of conformations, file by file, sorted by group name.
 
     Raises:
-        EutecticError: nothing is there; not HDF5, cut short, or of another data set.
+        EutecticError: no such source; not HDF5, truncated, or of another data set.
     """
     layout = _LAYOUTS[_known(name)]
     found: list[Piece] = []
@@ -176,7 +176,7 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
         "<formula>-<position>" for ANI-1x, "<file>/<group>-<position>" for the others.
 
     Raises:
-        EutecticError: not HDF5, cut short, arrays of other shapes, or an element that is none.
+        EutecticError: not HDF5, truncated, arrays of other shapes, or an element that is none.
     """
     layout = _LAYOUTS[_known(name)]
     with hdf5.opened(piece.path, layout.file, _FIX) as file:
@@ -188,7 +188,7 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
             positions, labels = _arrays(molecule, name, len(numbers), first, last)
             for i in range(len(positions)):
                 known = {key: np.asarray(value[i]) for key, value in labels.items() if np.isfinite(value[i]).all()}
-                # Where the release has no charges it has zeros, and NaN only for its other properties.
+                # Missing charges are zeros in the file; other missing properties are NaN.
                 if "charges" in known and not known["charges"].any():
                     del known["charges"]
                 if "energy" in known or "forces" in known:
@@ -201,14 +201,14 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
 
 
 def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
-    """None was published."""
+    """None are published."""
     _known(name)
     return {}
 
 
 def _known(name: str) -> str:
     if name not in CARDS:
-        raise EutecticError("ani1x", f"data set {name!r}", f"one of {', '.join(CARDS)}", "name one of these")
+        raise EutecticError("ani1x", f"data set {name!r}", f"one of {', '.join(CARDS)}", "choose one of these")
     return name
 
 
@@ -223,7 +223,7 @@ def _groups(file: h5py.File, name: str) -> list[str]:
 
 def _leaves(file: h5py.File, path: str, depth: int = 0) -> Iterator[str]:
     node = hdf5.child(file, path)
-    # Deep enough for every file of the family; a group can also hold itself.
+    # Deep enough for all these files; limited because a group can contain itself.
     if isinstance(node, h5py.Group) and depth < 4:
         held = hdf5.names(node)
         if "coordinates" in held:
@@ -238,15 +238,15 @@ def _size(file: h5py.File, group: str) -> int:
 
 
 def _check_layout(molecule: h5py.Group, name: str) -> None:
-    """Refuse a relative under the wrong name: their forces differ in sign and unit, and nothing would show it."""
+    """Refuse a related data set under the wrong name: sign and unit of the forces differ without any other sign."""
     layout, held = _LAYOUTS[name], set(hdf5.names(molecule))
     needed = {layout.numbers, layout.energy, "coordinates", *filter(None, [layout.forces])}
-    # What only the files of COMP6 carry besides.
+    # Present only in the files of COMP6.
     comp6 = {"cm5", "hirshfeld", "lot"}
     if missing := needed - held:
         given = f"no {', '.join(sorted(missing))}; there is {', '.join(sorted(held)[:8]) or 'nothing'}"
     elif name == "ani1" and "forces" in held:
-        given = "forces of a unit and sign that ANI-1 does not say (it has none)"
+        given = "forces, which ANI-1 does not have"
     elif name == "alkane" and held & comp6:
         given = f"{', '.join(sorted(held & comp6))}, which COMP6 has"
     elif name == "comp6" and not held & comp6:
@@ -283,7 +283,7 @@ def _arrays(
     if layout.forces:
         labels["forces"] = values(layout.forces, n_atoms, 3) * layout.forces_factor
     if name == "ani1x":
-        # Optional, so that a file of fewer arrays can be read as well.
+        # Optional arrays.
         held = hdf5.names(molecule)
         if "wb97x_dz.dipole" in held:
             labels["dipole"] = values("wb97x_dz.dipole", 3)

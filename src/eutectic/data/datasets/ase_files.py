@@ -1,11 +1,11 @@
 """The user's own structures: any file that ASE reads (extxyz, db, traj, json, VASP output, …), fairchem's `.aselmdb`,
 or a folder of these.
 
-Where labels are looked for, for each property of `eutectic.atoms.PROPERTIES`, the first that is there:
-`REF_<property>`, `dft_<property>`, `<property>` in `atoms.info` or `atoms.arrays`; the results that ASE keeps
-in `atoms.calc`; for the stress also `REF_virials` and `virials` (σ = −W/V). Energies in eV, forces in eV/Å,
-stress in eV/Å³ with tension positive, as in ASE, unless other units are stated; own properties in the unit of their
-definition. Names such as `mace_energy` are predictions, not labels.
+The label of each property of `eutectic.atoms.PROPERTIES` is the first of: `REF_<property>`, `dft_<property>`,
+`<property>` in `atoms.info` or `atoms.arrays`; the results in `atoms.calc`; for the stress also `REF_virials` and
+`virials` (σ = −W/V). Energies are in eV, forces in eV/Å, stress in eV/Å³ with tension positive, as in ASE, unless
+other units are given; custom properties are in the unit of their definition. Names such as `mace_energy` are
+predictions, not labels.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from eutectic.data import own_files
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
 from eutectic.data.formats import ase_lmdb
-from eutectic.data.splits import HELD_OUT
+from eutectic.data.splits import TEST_SHARE
 
 PREFIXES = ("REF_", "dft_", "")
 VIRIALS = ("REF_virials", "REF_virial", "virials", "virial")
 LABEL_LIKE = ("energy", "energies", "force", "forces", "stress", "virial", "virials")
 MOST_NAMES = 1000  # entries of structures that an error may list
-# Opening one of these would unpickle it, and a pickle runs whatever code its author put in it.
+# Pickle-based formats, which can run arbitrary code when opened.
 REFUSED = ("bundletrajectory",)
-# Formats of which ASE reads a range without making structures of all that comes before it.
+# Formats in which ASE can read a range without reading everything before it.
 SEEKABLE = ("extxyz", "traj", "db", "aselmdb")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsFound:
-    """What a source holds, before anything is made of it.
+    """Contents of a source, from `scan`.
 
     Attributes:
-        structures: in all files.
-        files: that were read.
-        counts: property → key it was found under → number of structures.
-        ignored: key that looks like a label and is not taken for one → number of structures.
+        structures: number of structures in all files.
+        files: number of files read.
+        counts: property → key in the files → number of structures.
+        ignored: key that looks like a label but is not used → number of structures.
         groups: number of groups.
-        largest_group: structures of the largest.
-        skipped: files of a folder that hold no structures.
-        of_file: structures in each file, in the order of the files; None for one that could not be read to its end.
+        largest_group: structures in the largest group.
+        skipped: files of a folder without structures.
+        of_file: structures in each file, in order; None for a file that could not be read to its end.
     """
 
     structures: int
@@ -63,7 +63,7 @@ class LabelsFound:
     of_file: Mapping[Path, int | None] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[str, str, int, str]]:
-        """Property, key, structures, unit: one line of a table each."""
+        """Table rows: property, key, structures, unit."""
         return [(name, key, n, PROPERTIES[name].unit) for name, keys in self.counts.items() for key, n in keys.items()]
 
 
@@ -81,12 +81,11 @@ def scan(
     Args:
         source: a file or a folder.
         keys, group_key, units: as for `read`.
-        defined: properties of the user's own, of which there have to be labels.
-        skip_bad: pass over what cannot be read.
+        defined: custom properties, which must have labels.
+        skip_bad: skip records that cannot be read.
 
     Raises:
-        EutecticError: as `read`; no label at all, or none under a key that was named, or of a property that was
-            defined.
+        EutecticError: as `read`; no label at all, none under a given key, or none of a defined property.
     """
     keys, units = _checked(keys, units)
     counts: dict[str, Counter[str]] = {}
@@ -95,15 +94,15 @@ def scan(
     files, skipped = _files(Path(source))
     root = _root(files)
     of_file: dict[Path, int | None] = {}
-    there: dict[str, None] = {}
+    entries: dict[str, None] = {}
     structures = 0
     for file in files:
         number = 0
         try:
             for name, where, atoms, info in _all_atoms(file, root):
                 number += 1
-                if len(there) < MOST_NAMES:
-                    there |= dict.fromkeys(_entries(atoms, info))
+                if len(entries) < MOST_NAMES:
+                    entries |= dict.fromkeys(_entries(atoms, info))
                 try:
                     used = _find(atoms, info, keys, units, where)
                     group = _group(name, atoms, info, group_key, len(files) > 1, where)
@@ -122,7 +121,7 @@ def scan(
             of_file[file] = None
         structures += number
     tried = {name: _candidates(name, keys) for name in PROPERTIES}
-    own_files.check_found(str(source), keys, defined, counts, there, tried)
+    own_files.check_matches(str(source), keys, defined, counts, entries, tried)
     if not counts:
         raise _no_labels(Path(source), ignored)
     return LabelsFound(
@@ -139,14 +138,14 @@ def scan(
 
 @dataclass(frozen=True, kw_only=True)
 class AseFiles:
-    """A source as a `Dataset`: what the other modules of this folder are, with the user's choices.
+    """A source as a `Dataset`, with the user's options.
 
     Attributes:
         source: a file or a folder.
-        found: of it, by `scan`.
+        found: its contents, from `scan`.
         keys, group_key, units: as for `read`.
-        defined: properties of the user's own, defined for these files.
-        level_of_theory: level of theory of the labels; no file says it.
+        defined: custom properties defined for these files.
+        level_of_theory: level of theory of the labels, which the files do not state.
     """
 
     source: Path
@@ -162,7 +161,7 @@ class AseFiles:
         return ("ase",)
 
     def card(self, name: str) -> Card:
-        """What was found, and the user's word on the theory."""
+        """Card from the contents, with the given level of theory."""
         return card(self.source, self.found, units=self.units, level_of_theory=self.level_of_theory)
 
     def files(self, name: str) -> tuple[File, ...]:
@@ -170,7 +169,7 @@ class AseFiles:
         return ()
 
     def pieces(self, source: Path, name: str) -> list[Piece]:
-        """The files; those that can be entered anywhere with their number of structures."""
+        """The files; those with random access with their number of structures."""
         return [
             Piece(path=file, count=count if _format(file) in SEEKABLE else None)
             for file, count in self.found.of_file.items()
@@ -197,21 +196,21 @@ def card(
     licence: str = "not stated",
     citation: str = "not stated",
 ) -> Card:
-    """The card of a source, from what `scan` found in it.
+    """Card of a source, from the contents found by `scan`.
 
     Args:
         source: the file or folder.
-        found: of that source.
+        found: its contents.
         units: as for `read`.
-        level_of_theory: level of theory of the labels; no file says it.
-        licence: SPDX identifier, or words.
-        citation: who to cite.
+        level_of_theory: level of theory of the labels, which the files do not state.
+        licence: SPDX identifier or free text.
+        citation: reference to cite.
     """
-    # The largest group is trained on: a trajectory beside a few isolated atoms leaves nothing to test it with.
-    few = found.groups < 3 or found.structures - found.largest_group < 2 * HELD_OUT * found.structures
+    # The largest group goes to training: with one trajectory and a few isolated atoms nothing is left for the test.
+    few = found.groups < 3 or found.structures - found.largest_group < 2 * TEST_SHARE * found.structures
     notes = own_files.notes(found.counts, units or {}, assumed=True)
     if found.ignored:
-        notes.append("not taken for labels: " + ", ".join(f"{k} ({n})" for k, n in found.ignored.items()))
+        notes.append("not used as labels: " + ", ".join(f"{k} ({n})" for k, n in found.ignored.items()))
     if few:
         notes.append("Nearly all is one group: the split is random, with structures of one trajectory on both sides.")
     return Card(
@@ -234,25 +233,25 @@ def read(
     group_key: str | None = None,
     units: Mapping[str, str] | None = None,
 ) -> Iterator[LabelledStructure]:
-    """Every structure, with the labels it has; files of a folder in the order of their names.
+    """Every structure with its labels; files of a folder sorted by name.
 
-    Forces are those of the calculation, on fixed atoms too (as `get_forces(apply_constraint=False)`). Tags
-    are kept where all are 0, 1 or 2, as in OC20; else (layers of a surface builder) every atom has tag 2.
+    Forces are those of the calculation, also on fixed atoms (as `get_forces(apply_constraint=False)`). Tags
+    are kept if all are 0, 1 or 2, as in OC20; else (layers of a surface builder) every atom has tag 2.
 
     Args:
         source: a file or a folder.
         keys: property → key in `info`, `arrays` or the results, instead of the usual ones; "" leaves it out.
-        group_key: entry of `info` that names a structure's group. Without it: `info["group"]` where there is
-            one; else the file, of several; else the chemical formula.
-        units: property, "positions" or "cell" (if not given, as positions) → unit in the files, instead of ASE's, with
-            a minus in front where the sign has to be turned. That of a stress from virials is one of energy.
+        group_key: entry of `info` that names a structure's group. By default `info["group"]` if present; else the
+            file, if there are several; else the chemical formula.
+        units: property, "positions" or "cell" (default: as positions) → unit in the files, instead of ASE's, with a
+            leading minus to change the sign. The unit of a stress given as virials is an energy.
 
     Yields:
         Structures with ids "<file>#<position in the file>".
 
     Raises:
-        EutecticError: nothing there; a file that is empty, cut short or of no known format; a structure or a
-            label that cannot be used (not finite, wrong shape, element X, periodic without volume).
+        EutecticError: no such source; a file that is empty, truncated or of unknown format; an unusable structure or
+            label (non-finite, wrong shape, element X, periodic without volume).
     """
     for where, row in rows(source, keys, group_key, units):
         row.check(where)
@@ -265,7 +264,7 @@ def rows(
     group_key: str | None = None,
     units: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[str, LabelledStructure]]:
-    """As `read`, unchecked: where a structure is, and the structure."""
+    """As `read`, unchecked: location and structure."""
     keys, units = _checked(keys, units)
     files, _ = _files(Path(source))
     for file in files:
@@ -275,14 +274,14 @@ def rows(
 def _checked(
     keys: Mapping[str, str] | None, units: Mapping[str, str] | None
 ) -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """Options that name properties and units there are."""
+    """The options, after checking names and units."""
     keys, units = keys or {}, units or {}
     own_files.check_keys(keys)
     own_files.check_units(units)
     if units.get("positions") == "fractional":
         raise EutecticError(
             "--unit positions=fractional",
-            "for files that ASE reads",
+            "used with files that ASE reads",
             "a unit of length: ASE's positions are Cartesian",
             "leave it out",
         )
@@ -324,23 +323,23 @@ def _places(atoms: Atoms, info: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _entries(atoms: Atoms, info: Mapping[str, Any]) -> list[str]:
-    """Names of what may be labels."""
+    """Names of entries that may be labels."""
     named = [str(name) for place in _places(atoms, info) for name in place]
     return [name for name in named if name not in ("numbers", "positions")]
 
 
 def _candidates(name: str, keys: Mapping[str, str]) -> tuple[str, ...]:
-    """The entries a property may be in; the first that is there is taken."""
+    """Possible entries of a property, in order of preference."""
     if name in keys:
         return (keys[name],) if keys[name] else ()
-    # Some codes give only the free energy, of which their forces are the slope.
+    # Some codes give only the free energy, whose negative gradient the forces are.
     return (*(prefix + name for prefix in PREFIXES), *(("free_energy",) if name == "energy" else ()))
 
 
 def _find(
     atoms: Atoms, info: Mapping[str, Any], keys: Mapping[str, str], units: Mapping[str, str], where: str
 ) -> dict[str, tuple[str, np.ndarray]]:
-    """Property → key it is under, and its value in the library's shape and unit."""
+    """Property → its key, and its value in the library's shape and unit."""
     places = _places(atoms, info)
     found: dict[str, tuple[str, np.ndarray]] = {}
     for name, prop in PROPERTIES.items():
@@ -371,7 +370,7 @@ def _shaped(prop: Property, value: object, n_atoms: int, where: str) -> np.ndarr
         array = np.asarray(value, dtype=np.float64)
         if prop.rank == 2 and array.shape == (6,):
             return voigt_6_to_full_3x3_stress(array)
-        # (1,) for a number and (9,) for a tensor are the same numbers, written otherwise.
+        # (1,) for a scalar and (9,) for a tensor are accepted.
         return array.reshape(shape) if _same_numbers(array.shape, shape) else array
     except (ValueError, TypeError) as error:
         raise EutecticError(
@@ -387,7 +386,7 @@ def _shaped(prop: Property, value: object, n_atoms: int, where: str) -> np.ndarr
 
 
 def _same_numbers(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether one shape is the other, all in a row or with dimensions of one more; (3, n) is never (n, 3)."""
+    """Whether the shapes agree up to flattening or dimensions of size one; (3, n) never equals (n, 3)."""
     alike = [n for n in given if n != 1] == [n for n in shape if n != 1]
     return alike or (len(given) == 1 and given[0] == int(np.prod(shape)))
 
@@ -421,7 +420,7 @@ def _group(name: str, atoms: Atoms, info: Mapping[str, Any], key: str | None, se
 
 
 def _files(source: Path) -> tuple[list[Path], list[str]]:
-    """Files to read, and names of those that ASE does not know."""
+    """Files to read, and names of those that ASE does not read."""
     if not source.exists():
         raise EutecticError(str(source), "nothing is here", "a file or folder of structures", "check the path")
     if source.is_file():
@@ -435,7 +434,7 @@ def _files(source: Path) -> tuple[list[Path], list[str]]:
         except EutecticError:
             skipped.append(file.name)
             continue
-        # Folders of calculations hold settings in json as well; a database of ASE ends with its next id.
+        # Other json files, such as settings, are skipped; a database of ASE ends with its next id.
         if format_name == "json" and b'"nextid"' not in file.read_bytes()[-200:]:
             skipped.append(file.name)
         else:
@@ -481,7 +480,7 @@ def _root(files: list[Path]) -> Path:
 def _all_atoms(
     file: Path, root: Path, first: int = 0, count: int | None = None
 ) -> Iterator[tuple[str, str, Atoms, Mapping[str, Any]]]:
-    """Id, where it is in words, structure, and all its entries."""
+    """Id, location, structure, and all its entries."""
     index, stream = first, _atoms(file, first, count)
     while True:
         where = f"{file}, structure {index}"
@@ -491,13 +490,13 @@ def _all_atoms(
             break
         except EutecticError:
             raise
-        # Every format of ASE fails in its own way; what they share is that the file is not whole.
+        # ASE's readers raise many kinds of exceptions on damaged files.
         except Exception as error:
             raise EutecticError(
                 where,
                 f"could not be read ({type(error).__name__}: {error})",
-                f"a whole file of the format {_format(file)}",
-                "it may be cut short or damaged: write it again, or remove what is not whole",
+                f"a complete file of the format {_format(file)}",
+                "it may be truncated or damaged: write it again, or remove the incomplete part",
             ) from error
         yield f"{file.relative_to(root).as_posix()}#{index}", where, atoms, info
         index += 1
@@ -510,7 +509,7 @@ def _atoms(file: Path, first: int, count: int | None) -> Iterator[tuple[Atoms, M
     if _format(file) in ("db", "json"):
         from ase.db import connect
 
-        # ase.io drops the key-value pairs of a database, and those may be the labels.
+        # ase.io drops the key-value pairs of a database, which may be the labels.
         for row in connect(str(file), type=_format(file)).select(offset=first, limit=count):
             atoms = row.toatoms()
             yield atoms, {**atoms.info, **row.data, **row.key_value_pairs}

@@ -1,9 +1,8 @@
-"""Matbench v0.1: the nine tasks that learn from crystal structures.
+"""Matbench v0.1: the nine tasks on crystal structures.
 
 Dunn et al., npj Comput. Mater. 6, 138 (2020), doi:10.1038/s41524-020-00406-3. A source is
-`matbench_<task>.json.gz` (or the same unpacked), or a folder with it: {"index", "columns", "data"}, where data are
-rows of a pymatgen structure and the target. The rows must stay in the order of the file: the official folds are
-positions in it.
+`matbench_<task>.json.gz` (or unpacked), or a folder with it: {"index", "columns", "data"}, where data are rows of a
+pymatgen structure and the target. The rows must stay in file order: the official folds are positions in it.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from eutectic.data.formats.archives import damage_explained, opened
 
 FOLDS = 5
 SEED = 18012019
-"""Of the official folds: `matbench_v0.1_validation.json` of the package matbench 0.6."""
+"""Seed of the official folds: `matbench_v0.1_validation.json` of the package matbench 0.6."""
 
 TRAINING_SHARE = 0.9
-"""JMP (arXiv:2310.16802) trains on nine tenths of a fold's training list, shuffled with seed 42, and chooses on
-the rest; Matbench itself leaves the choice to whoever trains."""
+"""JMP (arXiv:2310.16802) trains on nine tenths of a fold's training list, shuffled with seed 42, and validates on the
+rest; Matbench itself does not define validation sets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +37,12 @@ class Task:
     """One task of Matbench.
 
     Attributes:
-        column: the target's name in the file.
-        label: the property here; no task needs a conversion.
-        rows: structures of the published file.
-        level_of_theory: of the target.
-        sha256: of the published file (matminer, dataset_metadata.json).
-        citation: who made the data.
+        column: name of the target in the file.
+        label: property; no task needs a conversion.
+        rows: number of structures in the published file.
+        level_of_theory: level of theory of the target.
+        sha256: checksum of the published file (matminer, dataset_metadata.json).
+        citation: source of the data.
     """
 
     column: str
@@ -148,7 +147,7 @@ def names() -> tuple[str, ...]:
 
 
 def card(name: str) -> Card:
-    """Of one task."""
+    """Card of one task."""
     task = TASKS[_known(name)]
     return Card(
         name=name,
@@ -174,7 +173,7 @@ def files(name: str) -> tuple[File, ...]:
 
 
 def pieces(source: Path, name: str) -> list[Piece]:
-    """One: a compressed file is read from its beginning."""
+    """One piece: a compressed file is read from its beginning."""
     path = _file(Path(source), name)
     for _ in _rows(path, name):
         break
@@ -182,10 +181,10 @@ def pieces(source: Path, name: str) -> list[Piece]:
 
 
 def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
-    """The rows of a piece; a target that is missing (null) is absent.
+    """The rows of a piece; a missing target (null) gives no label.
 
     Raises:
-        EutecticError: damaged or cut short; no column of this task; a row that is no ordered crystal with a number.
+        EutecticError: damaged or truncated; no column of this task; a row that is not an ordered crystal with a number.
     """
     task, total = TASKS[_known(name)], 0
     stop = None if piece.count is None else piece.first + piece.count
@@ -205,7 +204,7 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
         yield LabelledStructure(
             structure=structure,
             labels={} if target is None else {task.label: np.asarray(float(target))},
-            # As the folds are published: the first row is number 1.
+            # Published ids start at 1.
             id=f"mb-{_known(name).replace('_', '-')}-{i + 1:0{digits}d}",
             group=Formula.from_list([chemical_symbols[z] for z in structure.numbers]).reduce()[0].format("hill"),
         )
@@ -214,11 +213,11 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
 
 
 def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
-    """`fold_0` … `fold_4`; none where the rows are not those of the published file."""
+    """`fold_0` … `fold_4`; none if the number of rows is not that of the published file."""
     task = _known(name)
     path = _file(Path(source), name)
     classes = TASKS[task].label == "is_metal"
-    # The targets decide the folds of a classification; elsewhere the number of rows does.
+    # Folds of a classification depend on the targets; those of a regression on the number of rows.
     targets = [target for _, target in _rows(path, name)]
     if len(targets) != TASKS[task].rows:
         return {}
@@ -237,7 +236,7 @@ def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.nd
 
 
 def folds(n: int) -> np.ndarray:
-    """(n,) the official fold whose test list a row is in: `KFold(5, shuffle=True, random_state=18012019)`."""
+    """(n,) official test fold of each row: `KFold(5, shuffle=True, random_state=18012019)`."""
     order = np.arange(n)
     np.random.RandomState(SEED).shuffle(order)
     fold_of = np.empty(n, dtype=np.int64)
@@ -247,13 +246,13 @@ def folds(n: int) -> np.ndarray:
 
 
 def stratified_folds(classes: np.ndarray) -> np.ndarray:
-    """(n,) the same for a classification: `StratifiedKFold`, as scikit-learn does it since 0.22.
+    """(n,) official test fold of each row of a classification: `StratifiedKFold` of scikit-learn since 0.22.
 
-    Sorted by class, rows are dealt out to the folds in turn, which says how many of each class a fold gets;
-    which ones is shuffled, class after class, the class of the first row first.
+    Sorted by class, rows are dealt to the folds in turn, which gives the number of each class in a fold; which rows
+    these are is shuffled class by class, in order of first appearance.
 
     Args:
-        classes: (n,) the class of each row.
+        classes: (n,) class of each row.
     """
     random = np.random.RandomState(SEED)
     by_appearance = list(dict.fromkeys(classes.tolist()))
@@ -269,7 +268,7 @@ def stratified_folds(classes: np.ndarray) -> np.ndarray:
 
 def _known(name: str) -> str:
     if name not in names():
-        raise EutecticError("matbench", f"data set {name!r}", f"one of {', '.join(names())}", "name one of these")
+        raise EutecticError("matbench", f"data set {name!r}", f"one of {', '.join(names())}", "choose one of these")
     return name.partition(":")[2]
 
 

@@ -1,10 +1,10 @@
-"""MD17: small molecules in molecular dynamics at 500 K, as first published, and its coupled-cluster sets.
+"""MD17: molecular dynamics of small molecules at 500 K (original version), and its coupled-cluster sets.
 
 Chmiela et al., Sci. Adv. 3, e1603015 (2017), doi:10.1126/sciadv.1603015 (`md17:<molecule>`); Chmiela et al., Nat.
 Commun. 9, 3887 (2018), doi:10.1038/s41467-018-06169-2 (`md17_ccsd:<molecule>`, `md17:benzene2018`); files at
-sgdml.org. Layouts read, by what the source is:
+sgdml.org. Supported sources:
 
-* `md17_<molecule>.npz` or `<molecule>_dft.npz` (any name for a file given itself), xyz, or a folder with one;
+* `md17_<molecule>.npz` or `<molecule>_dft.npz` (a file given directly may have any name), xyz, or a folder with one;
 * coupled cluster: `<molecule>_ccsd….zip`, or the pair `…-train`, `…-test` (.npz or .xyz; either, or their folder).
 """
 
@@ -56,10 +56,10 @@ def names() -> tuple[str, ...]:
 
 
 def card(name: str) -> Card:
-    """Of one molecule."""
+    """Card of one molecule."""
     family, molecule = _known(name)
     coupled = family == "md17_ccsd"
-    energies = "Energies are total energies. The files are in kcal/mol and Å; xyz files that are in eV are noticed."
+    energies = "Energies are total energies. The files are in kcal/mol and Å; xyz files in eV are recognised."
     return Card(
         name=name,
         title=f"MD17, {molecule}: "
@@ -79,9 +79,9 @@ def card(name: str) -> Card:
                 ()
                 if coupled
                 else (
-                    "A group is a stretch of neighbours in time, one of forty: a random split puts frames that are "
-                    "nearly alike on both sides.",
-                    "Energies and forces are noisy by the numerics of that time; rmd17 was made to repair it.",
+                    "A group is one of forty consecutive segments of the trajectory: a random split puts nearly "
+                    "identical frames on both sides.",
+                    "Energies and forces have numerical noise; rmd17 was computed to correct it.",
                 )
             ),
         ),
@@ -96,15 +96,15 @@ def files(name: str) -> tuple[File, ...]:
 
 
 def pieces(source: Path, name: str) -> list[Piece]:
-    """One for each fifty thousand frames."""
-    made = []
+    """One piece per 50 000 frames."""
+    result = []
     for path, member in _files(Path(source), name):
         n = _head(path, member, name).n_frames
-        made += [
+        result += [
             Piece(path=path, member=member, first=i, count=min(sgdml.FRAMES_PER_PIECE, n - i))
             for i in range(0, n, sgdml.FRAMES_PER_PIECE)
         ]
-    return made
+    return result
 
 
 def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
@@ -123,7 +123,7 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
 
 
 def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
-    """`official` of the coupled-cluster sets."""
+    """`official` for the coupled-cluster sets, none for the others."""
     if _known(name)[0] == "md17":
         return {}
     train, test = (_head(path, member, name).n_frames for path, member in _files(Path(source), name))
@@ -132,7 +132,7 @@ def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.nd
 
 def _known(name: str) -> tuple[str, str]:
     if name not in names():
-        raise EutecticError("md17", f"data set {name!r}", f"one of {', '.join(names())}", "name one of these")
+        raise EutecticError("md17", f"data set {name!r}", f"one of {', '.join(names())}", "choose one of these")
     family, _, molecule = name.partition(":")
     return family, molecule
 
@@ -149,36 +149,36 @@ def _files(source: Path, name: str) -> list[tuple[Path, str]]:
     if family == "md17":
         published = MOLECULES[molecule][1]
         stems = [published, f"{molecule}_dft", f"md17_{molecule}"]
-        wanted = " or ".join(f"{s}.npz" for s in dict.fromkeys(stems))
+        expected = " or ".join(f"{s}.npz" for s in dict.fromkeys(stems))
         if source.is_file():
             return [(source, "")]
         found = [source / f"{s}{suffix}" for s in stems for suffix in (".npz", ".xyz")]
-        if hit := next((path for path in found if path.is_file()), None):
-            return [(hit, "")]
+        if match := next((path for path in found if path.is_file()), None):
+            return [(match, "")]
     else:
         stem = COUPLED_CLUSTER[molecule][1]
-        wanted = f"{stem}.zip, or {stem}-train.npz with {stem}-test.npz"
+        expected = f"{stem}.zip, or {stem}-train.npz with {stem}-test.npz"
         folder = source if source.is_dir() else source.parent
         if source.is_file() and source.suffix == ".zip":
-            return _zipped(source, wanted)
+            return _zipped(source, expected)
         for suffix in (".npz", ".xyz") if source.is_dir() else (source.suffix,):
             pair = [folder / f"{stem}-{part}{suffix}" for part in _PARTS]
             if all(path.is_file() for path in pair):
                 return [(path, "") for path in pair]
         if source.is_dir() and (source / f"{stem}.zip").is_file():
-            return _zipped(source / f"{stem}.zip", wanted)
+            return _zipped(source / f"{stem}.zip", expected)
     raise EutecticError(
         str(source),
         f"no file of {name} here" if source.exists() else "nothing is here",
-        wanted,
+        expected,
         f"check the path and the molecule (fetch: {files(name)[0].url})",
     )
 
 
-def _zipped(archive: Path, wanted: str) -> list[tuple[Path, str]]:
-    with damage_explained(str(archive), wanted, _FETCH):
+def _zipped(archive: Path, expected: str) -> list[tuple[Path, str]]:
+    with damage_explained(str(archive), expected, _FETCH):
         members = zip_members(archive)
     pair = [[m for m in members if Path(m).match(f"*-{part}.npz")] for part in _PARTS]
     if [len(p) for p in pair] != [1, 1]:
-        raise EutecticError(str(archive), f"members {', '.join(members[:5])}", wanted, _FETCH)
+        raise EutecticError(str(archive), f"members {', '.join(members[:5])}", expected, _FETCH)
     return [(archive, p[0]) for p in pair]

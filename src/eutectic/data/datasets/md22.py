@@ -1,8 +1,8 @@
-"""MD22: seven large molecules and complexes in molecular dynamics at 400 and 500 K.
+"""MD22: molecular dynamics of seven large molecules and complexes at 400 and 500 K.
 
 Chmiela et al., Sci. Adv. 9, eadf0873 (2023), doi:10.1126/sciadv.adf0873; files at sgdml.org. A source is
-`md22_<name>.npz`, the same as xyz, or a folder with one of them. Anything that is not one of these molecules with
-total energies is refused: nothing in such files tells a foreign unit or level of theory.
+`md22_<name>.npz`, the same as xyz, or a folder with one of them. Other molecules, and energies that are not total
+energies, are refused: such files state neither units nor level of theory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOLECULES: dict[str, tuple[str, str]] = {
     "buckyball-catcher": ("C120H28", "supramolecular complex"),
     "double-walled_nanotube": ("C326H44", "double-walled nanotube"),
 }
-"""Formula and kind, by the names of the files."""
+"""Formula and kind of molecule, by file name."""
 
 _URL = "http://www.quantum-machine.org/gdml/repo/datasets/"
 _FETCH = "fetch the file again (sgdml.org)"
@@ -41,7 +41,7 @@ PAPER_SPLITS = {
     "md22:buckyball-catcher": PaperSplit(570, 30, None, 6102),
     "md22:double-walled_nanotube": PaperSplit(760, 40, None, 5032),
 }
-"""The training sizes of the data set's authors, of which JMP validates on a twentieth."""
+"""Training sizes of the data set's authors; JMP uses a twentieth of them for validation."""
 
 
 def names() -> tuple[str, ...]:
@@ -50,7 +50,7 @@ def names() -> tuple[str, ...]:
 
 
 def card(name: str) -> Card:
-    """Of one molecule."""
+    """Card of one molecule."""
     molecule = _known(name)
     return Card(
         name=name,
@@ -63,8 +63,8 @@ def card(name: str) -> Card:
         source="sgdml.org",
         notes=(
             "Energies are total energies. The files are in kcal/mol and Å.",
-            "A group is a stretch of neighbours in time, one of forty: a random split puts frames that are nearly "
-            "alike on both sides.",
+            "A group is one of forty consecutive segments of the trajectory: a random split puts nearly identical "
+            "frames on both sides.",
         ),
     )
 
@@ -76,7 +76,7 @@ def files(name: str) -> tuple[File, ...]:
 
 
 def pieces(source: Path, name: str) -> list[Piece]:
-    """One for each fifty thousand frames."""
+    """One piece per 50 000 frames."""
     path = _file(Path(source), name)
     n = _head(path, name).n_frames
     step = sgdml.FRAMES_PER_PIECE
@@ -97,14 +97,14 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
 
 
 def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
-    """None were published: the authors drew their training structures by an algorithm of theirs."""
+    """None are published: the authors selected their training structures by their own algorithm."""
     _known(name)
     return {}
 
 
 def _known(name: str) -> str:
     if name not in names():
-        raise EutecticError("md22", f"data set {name!r}", f"one of {', '.join(names())}", "name one of these")
+        raise EutecticError("md22", f"data set {name!r}", f"one of {', '.join(names())}", "choose one of these")
     return name.partition(":")[2]
 
 

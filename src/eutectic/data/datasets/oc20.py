@@ -1,22 +1,22 @@
 """OC20, the Open Catalyst 2020 data set: relaxations of adsorbates on metal and non-metal surfaces.
 
-Chanussot et al., ACS Catalysis 11, 6059 (2021), doi:10.1021/acscatal.0c04525. Files of these kinds are read; a
-source is one file, or a folder that holds files of one kind at any depth:
+Chanussot et al., ACS Catalysis 11, 6059 (2021), doi:10.1021/acscatal.0c04525. A source is one file, or a folder with
+files of one of these kinds at any depth:
 
 * `data.0000.lmdb`, …: pickled records of S2EF (`y`, `force`) and IS2RE (`y_init`, `y_relaxed`, `pos_relaxed`);
 * `0.extxyz.xz` with `0.txt.xz` (or both unpacked, or the `.tar` that holds them): total energies, with a line
   "random<system>,frame<number>,<reference energy>" for each structure;
 * `.aselmdb`: rows of ASE's database, with `sid` and `fid` in their data;
-* `random<system>.traj`, `random<system>.extxyz.xz`: whole relaxations as VASP gave them.
+* `random<system>.traj`, `random<system>.extxyz.xz`: complete relaxations from VASP.
 
-Three energies are not one another:
+There are three kinds of energy:
 
-* adsorption energy E − E_ref, with E_ref of the clean surface and of the adsorbate as a gas, one number for each
-  system: what OC20 publishes ("oc20");
-* total energy E, extrapolated to no electronic smearing ("oc20:total"). Pickled records have lost E_ref: it is in
-  `oc20_ref.pkl`, published with OC22, to be put beside the files or in one of the three folders above;
-* free energy F of the smeared electrons ("oc20:free_energy"), which forces are the exact slope of. It is in
-  `.extxyz` and `.traj` only, and differs from E by up to 0.2 eV in a system, by 0.01 eV within a relaxation.
+* adsorption energy E − E_ref, with E_ref of the clean surface and of the adsorbate in the gas phase, one number per
+  system; this is the published label ("oc20");
+* total energy E, extrapolated to zero electronic smearing ("oc20:total"). Pickled records lack E_ref: it is in
+  `oc20_ref.pkl`, published with OC22, to be placed beside the files or in one of the three folders above;
+* free energy F of the smeared electrons ("oc20:free_energy"), whose exact negative gradient the forces are. It is in
+  `.extxyz` and `.traj` only, and differs from E by up to 0.2 eV between systems, by 0.01 eV within a relaxation.
 """
 
 from __future__ import annotations
@@ -66,21 +66,21 @@ CARD = Card(
         "energies. Forces are unmasked: fixed atoms have them too.",
         "`prepare` fetches the smallest training set, 200K. The others have the same address and layout: "
         "s2ef_train_2M.tar, s2ef_train_20M.tar, s2ef_train_all.tar (225 GB), s2ef_val_id.tar, s2ef_val_ood_ads.tar, …",
-        "Positions, cells and forces of LMDB files are float32, and in some their energies too: a total energy of "
-        "-500 eV is then coarse by 3e-5 eV.",
+        "Positions, cells and forces of LMDB files are float32, and in some their energies too: the precision of a "
+        "total energy of -500 eV is then 3e-5 eV.",
         "A group is a system: all frames of a relaxation stay together.",
         "Relaxations in `.traj` have no tags: fixed atoms get 0 (below the surface), free ones 1.",
     ),
 )
 
 _NOTES = {
-    "oc20:total": "Total energies, extrapolated to no smearing; forces are the slope of the free energy, which "
-    "differs from it by 0.01 eV within a relaxation. From LMDB files, oc20_ref.pkl has to be beside them "
+    "oc20:total": "Total energies, extrapolated to zero smearing; forces are the negative gradient of the free energy, "
+    "which differs from it by 0.01 eV within a relaxation. LMDB files need oc20_ref.pkl beside them "
     f"({URL}oc22/oc20_ref.pkl).",
-    "oc20:free_energy": "Free energies of the smeared electrons, of which forces are the exact slope; from .extxyz and "
-    ".traj files only, since LMDB files do not have them.",
-    "oc20:is2re": "The label of a structure is the adsorption energy after its relaxation, not its own: it goes "
-    "with no forces and is no slope of anything. Elsewhere such a label would be a mistake; here it is the task.",
+    "oc20:free_energy": "Free energies of the smeared electrons, whose exact negative gradient the forces are; from "
+    ".extxyz and .traj files only, since LMDB files do not have them.",
+    "oc20:is2re": "The label of a structure is the adsorption energy after its relaxation, not its own: there are no "
+    "matching forces, and it is not a point on the potential energy surface.",
     "oc20:relaxed": "Relaxed positions with their adsorption energy. Forces there are not published.",
 }
 _TITLES = {
@@ -100,10 +100,10 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "oc20:relaxed": (".lmdb",),
 }
 _LOOKED_AT = 16
-"""Structures at the head of a piece whose energies show whether they are adsorption or total energies."""
+"""Number of first structures of a piece whose energies are tested for being adsorption or total energies."""
 
 _LARGEST_SHARD = 1 << 30
-"""Bytes of text. More is no file of OC20, but one made to fill the memory."""
+"""Bytes of decompressed text; protects against decompression bombs."""
 
 _S2EF = File(
     name="s2ef_train_200K.tar", url=f"{URL}s2ef_train_200K.tar", checksum="md5:f8d0909c2623a393148435dede7d3a46"
@@ -120,12 +120,12 @@ PUBLISHED_SIZE = (100_000_000, 73.0)
 
 
 def names() -> tuple[str, ...]:
-    """Which energy goes with which positions."""
+    """S2EF with each kind of energy, and IS2RE with initial or relaxed positions."""
     return tuple(_KINDS)
 
 
 def card(name: str) -> Card:
-    """Of one of `names`."""
+    """Card of one data set."""
     if name == "oc20":
         return CARD
     properties = ("energy",) if name in ("oc20:is2re", "oc20:relaxed") else CARD.properties
@@ -134,15 +134,15 @@ def card(name: str) -> Card:
 
 
 def files(name: str) -> tuple[File, ...]:
-    """The smallest training set of S2EF; or IS2RE, to be unpacked."""
+    """The smallest S2EF training set; or IS2RE, to be unpacked."""
     return (_IS2RE,) if name in ("oc20:is2re", "oc20:relaxed") else (_S2EF,)
 
 
 def pieces(source: Path, name: str) -> list[Piece]:
-    """Files of one kind, in the order of their names; LMDB files in parts.
+    """Files of one kind, sorted by name; LMDB files in parts.
 
     Raises:
-        EutecticError: nothing there that holds this data set; several kinds of files; a file cut short.
+        EutecticError: no such source or none of its files; several kinds of files; a truncated file.
     """
     source = Path(source)
     kind, paths = find(source, _KINDS[name], f"files of OC20 for {name}: {', '.join(_KINDS[name])}")
@@ -156,7 +156,7 @@ def pieces(source: Path, name: str) -> list[Piece]:
             str(paths[0]),
             "an archive without .extxyz.xz files",
             "an S2EF archive such as s2ef_train_200K.tar",
-            f"unpack it (tar -xf {paths[0]} -C {paths[0].parent}) and name the folder that makes",
+            f"unpack it (tar -xf {paths[0]} -C {paths[0].parent}) and give the resulting folder",
         )
     return shards
 
@@ -165,8 +165,8 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
     """Structures with the ids "<system>-<frame>", or "<system>" for `oc20:is2re` and `oc20:relaxed`.
 
     Raises:
-        EutecticError: damaged, cut short, or of another kind; energies that are total where adsorption energies
-            are wanted, or the other way round; a system without reference energy.
+        EutecticError: damaged, truncated, or another kind of file; total energies instead of adsorption energies or
+            vice versa; a system without reference energy.
     """
     where = str(piece.path)
     if name in ("oc20:is2re", "oc20:relaxed"):
@@ -183,7 +183,7 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
 
 
 def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
-    """None: training and validation are published as separate files, each to be prepared by itself."""
+    """None: training and validation are published as separate files, each to be prepared separately."""
     return {}
 
 
@@ -242,7 +242,7 @@ def _shard(piece: Piece, name: str) -> Iterator[LabelledStructure]:
                 )
     except EutecticError:
         raise
-    # ASE's reader and the decompression fail in many ways; what they share is that the pair is not whole.
+    # ASE's reader and the decompression raise many kinds of exceptions on damaged files.
     except Exception as error:
         raise _broken(where, error, f"as many structures as lines in {Path(texts).name}") from error
 
@@ -266,7 +266,7 @@ def _relaxed_by_vasp(path: Path, name: str) -> Iterator[LabelledStructure]:
     except EutecticError:
         raise
     except Exception as error:
-        raise _broken(f"{path}, structure {index}", error, "a whole relaxation") from error
+        raise _broken(f"{path}, structure {index}", error, "a complete relaxation") from error
 
 
 def _from_ase(atoms: Atoms, name: str, system: str, frame: str, reference: float, where: str) -> LabelledStructure:
@@ -278,18 +278,17 @@ def _from_ase(atoms: Atoms, name: str, system: str, frame: str, reference: float
     if key in results:
         labels["energy"] = np.asarray(float(results[key]) - reference)
     if "forces" in results:
-        # The calculator's own: `get_forces` sets those of fixed atoms to zero.
+        # Raw forces: `get_forces` sets those of fixed atoms to zero.
         labels["forces"] = np.asarray(results["forces"], dtype=np.float64)
     known = {label: values for label, values in labels.items() if np.isfinite(values).all()}
     return labelled(structure_from_ase(atoms), known, system, frame)
 
 
 def _checked(rows: Iterator[LabelledStructure], name: str, where: str) -> Iterator[LabelledStructure]:
-    """The same rows, if the first of them have the kind of energy that is asked for.
+    """The same rows, after checking that the first of them have the requested kind of energy.
 
-    Nothing in an LMDB file says which one it holds: fairchem's script writes total energies unless told
-    otherwise. A total energy is some -5 eV for each atom (at least -0.7, of the alkali metals); an adsorption
-    energy a few eV for all of them.
+    LMDB files do not state it: fairchem's script writes total energies by default. A total energy is about -5 eV per
+    atom (-0.7 for alkali metals); an adsorption energy is a few eV per structure.
     """
     head = list(islice(rows, _LOOKED_AT))
     known = [(float(row.labels["energy"]), len(row.structure)) for row in head if "energy" in row.labels]
@@ -298,8 +297,8 @@ def _checked(rows: Iterator[LabelledStructure], name: str, where: str) -> Iterat
         per_atom = float(np.median([e / n for e, n in known]))
         given = f"energies around {energy:.4g} eV, {per_atom:.3g} eV for each atom"
         if name == "oc20" and energy < -20 and per_atom < -0.5:
-            # To these `oc20:total` would add the reference a second time.
-            lmdb = "use the .extxyz they were made from, or write them again with --ref-energy"
+            # `oc20:total` would add the reference to these a second time.
+            lmdb = "use the original .extxyz files, or write them again with --ref-energy"
             fix = lmdb if where.endswith(".lmdb") else "name oc20:total"
             raise EutecticError(where, f"{given}: total energies", "adsorption energies", fix)
         if name != "oc20" and energy > -20 and per_atom > -0.5:
@@ -334,7 +333,7 @@ def _reference(references: Mapping[str, object], system: str, path: Path) -> flo
 
 
 def _references(path: Path) -> Mapping[str, object]:
-    """System → reference energy; empty where no file has them."""
+    """System → reference energy; empty if no file has them."""
     for folder in list(path.resolve().parents)[:4]:
         for name in ("oc20_ref.pkl", "system.txt"):
             if (folder / name).is_file():
@@ -362,12 +361,15 @@ def _frames(text: io.StringIO) -> Iterator[Atoms]:
 
 
 def _text(path: Path, member: str, file: Path) -> io.StringIO:
-    """A file, or a member of an archive, in memory, decompressed where its name says so: ASE goes back and forth in
-    it, and 5000 structures are some 30 MB."""
+    """A file, or a member of an archive, in memory, decompressed if its name ends in .xz: ASE needs a seekable file,
+    and 5000 structures are about 30 MB."""
     if not member:
         if not file.is_file():
             raise EutecticError(
-                str(path.parent), f"no {file.name} beside {path.name}", "both of the pair", "unpack the other one too"
+                str(path.parent),
+                f"no {file.name} beside {path.name}",
+                "both files of the pair",
+                "unpack the other one too",
             )
         return _decompressed(file.read_bytes()) if file.suffix == ".xz" else io.StringIO(file.read_text())
     places = _members(path)
@@ -389,7 +391,7 @@ def _decompressed(data: bytes) -> io.StringIO:
 
 
 def _members(path: Path) -> Mapping[str, tuple[int, int]]:
-    """Name → place and size within an archive that is not compressed."""
+    """Name → offset and size within an uncompressed archive."""
     return _places(path, path.stat().st_mtime_ns)
 
 
@@ -399,7 +401,7 @@ def _places(path: Path, _changed: int) -> Mapping[str, tuple[int, int]]:
         with tarfile.open(path, "r:") as archive:
             return {member.name: (member.offset_data, member.size) for member in archive if member.isfile()}
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise _broken(str(path), error, "a whole archive") from error
+        raise _broken(str(path), error, "a complete archive") from error
 
 
 def _is_shard(member: str) -> bool:
@@ -411,5 +413,5 @@ def _broken(where: str, error: Exception, expected: str) -> EutecticError:
         where,
         f"could not be read ({type(error).__name__}: {error})",
         expected,
-        "it may be cut short or damaged: download or unpack it again",
+        "it may be truncated or damaged: download or unpack it again",
     )

@@ -3,7 +3,7 @@
 Tran et al., ACS Catalysis 13, 3066 (2023), doi:10.1021/acscatal.2c05426. Files read: the folders of `data.*.lmdb`
 (S2EF-total and IS2RE-total) that the published archives unpack to, or one such file; and `.aselmdb`.
 
-Energies are total energies, unlike those of OC20; every record says with a field `oc22` which of the two it is from.
+Energies are total energies, unlike those of OC20; records of OC22 are marked by a field `oc22`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ CARD = Card(
     source=f"{URL}oc22/",
     notes=(
         "Total energies. Surfaces are relaxed too, without fixed atoms in most structures.",
-        "Positions, cells and forces are float32, and in some files energies too: one of -500 eV is then coarse by "
-        "3e-5 eV.",
+        "Positions, cells and forces are float32, and in some files energies too: their precision is 3e-5 eV at "
+        "-500 eV.",
         "A group is a system: all frames of a relaxation stay together. The test files have no labels.",
     ),
 )
@@ -41,7 +41,7 @@ CARD = Card(
 _RELAXATIONS = {
     "oc22:is2re": (
         "OC22: initial structures with relaxed total energies (IS2RE-total)",
-        "The label of a structure is the total energy after its relaxation, not its own: it goes with no forces.",
+        "The label of a structure is the total energy after its relaxation, not its own: there are no matching forces.",
     ),
     "oc22:relaxed": (
         "OC22: relaxed structures with total energies",
@@ -55,12 +55,12 @@ PUBLISHED_SIZE = (8_000_000, 80.0)
 
 
 def names() -> tuple[str, ...]:
-    """Which energy goes with which positions."""
+    """S2EF (`oc22`), and IS2RE with initial or relaxed positions."""
     return ("oc22", *_RELAXATIONS)
 
 
 def card(name: str) -> Card:
-    """Of one of `names`."""
+    """Card of one data set."""
     if name == "oc22":
         return CARD
     title, note = _RELAXATIONS[name]
@@ -82,7 +82,7 @@ def pieces(source: Path, name: str) -> list[Piece]:
     """Parts of the files, in the order of their names.
 
     Raises:
-        EutecticError: nothing there that holds this data set; both kinds of files; a file cut short.
+        EutecticError: no such source or none of its files; both kinds of files; a truncated file.
     """
     kinds = (".lmdb", ASE_LMDB) if name == "oc22" else (".lmdb",)
     _, paths = find(Path(source), kinds, f"files of OC22: {', '.join(kinds)}")
@@ -93,7 +93,7 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
     """Structures with the ids "<system>-<frame>", or "<system>" for `oc22:is2re` and `oc22:relaxed`.
 
     Raises:
-        EutecticError: damaged, cut short, or of another data set.
+        EutecticError: damaged, truncated, or of another data set.
     """
     if piece.path.suffix == ASE_LMDB:
         yield from _ase_rows(piece)
@@ -102,7 +102,7 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
 
 
 def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
-    """None: training and validation are published as separate folders, each to be prepared by itself."""
+    """None: training and validation are published as separate folders, each to be prepared separately."""
     return {}
 
 
@@ -130,7 +130,7 @@ def _ase_rows(piece: Piece) -> Iterator[LabelledStructure]:
         if "sid" not in data:
             where = f"{piece.path}, row {data['row']}"
             raise EutecticError(
-                where, "no entry sid", "the number of its system", "read it as your own structures: ase"
+                where, "no entry sid", "the number of its system", "prepare it as your own structures: ase"
             )
         results = atoms.calc.results
         labels = {label: np.asarray(results[label]) for label in CARD.properties if label in results}

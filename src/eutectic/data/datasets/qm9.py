@@ -1,12 +1,11 @@
-"""QM9: 133 885 small organic molecules (C, H, N, O, F) in equilibrium, twelve properties each.
+"""QM9: 133 885 small organic molecules (C, H, N, O, F) at equilibrium, with twelve properties each.
 
 Ramakrishnan, Dral, Rupp, von Lilienfeld, Scientific Data 1, 140022 (2014), doi:10.1038/sdata.2014.22;
 files at doi:10.6084/m9.figshare.c.978904. Two layouts are read:
 
-* the published one: `dsgdb9nsd.xyz.tar.bz2`, or a folder of the `dsgdb9nsd_*.xyz` it holds, beside
-  `uncharacterized.txt` where that has been fetched too;
-* the package `qm9pack` (`pip install eutectic[qm9]`), which carries the same molecules without the
-  uncharacterised ones.
+* the published one: `dsgdb9nsd.xyz.tar.bz2`, or a folder with its `dsgdb9nsd_*.xyz`, and optionally
+  `uncharacterized.txt` beside it;
+* the package `qm9pack` (`pip install eutectic[qm9]`), with the same molecules except the uncharacterised ones.
 """
 
 from __future__ import annotations
@@ -54,14 +53,14 @@ CARD = Card(
     default_split="random",
     notes=(
         "u0, u, h and g are atomisation energies: the free atoms of the same level of theory are subtracted.",
-        "3054 molecules whose relaxed geometry is another molecule are left out where "
-        "uncharacterized.txt lies beside the files (qm9pack has left them out already).",
+        "3054 molecules that relaxed to a different molecule are left out if uncharacterized.txt is beside the files "
+        "(qm9pack does not contain them).",
         "Stereoisomers share a group (the InChI without its stereo layers).",
     ),
 )
 
 COLUMNS = ("A", "B", "C", "mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "U0", "U", "H", "G", "Cv")
-"""The fifteen numbers of a molecule, in the files' order: GHz ×3, D, a0³, Ha ×3, a0², Ha ×5, cal/(mol K)."""
+"""The fifteen values of a molecule, in file order: GHz ×3, D, a0³, Ha ×3, a0², Ha ×5, cal/(mol K)."""
 
 ATOM_ENERGIES: dict[str, dict[int, float]] = {
     "u0": {1: -0.500273, 6: -37.846772, 7: -54.583861, 8: -75.064579, 9: -99.718730},
@@ -92,7 +91,7 @@ _PACKAGE_COLUMNS = (
 
 
 def properties_from_row(numbers: Int[np.ndarray, " atoms"], row: Sequence[float]) -> dict[str, np.ndarray]:
-    """The labels of one molecule in the library's units.
+    """Labels of one molecule in the library's units.
 
     Args:
         numbers: (n_atoms,) atomic numbers.
@@ -115,7 +114,7 @@ def properties_from_row(numbers: Int[np.ndarray, " atoms"], row: Sequence[float]
         "heat_capacity": given["Cv"],
     }
     for name, column in (("u0", "U0"), ("u", "U"), ("h", "H"), ("g", "G")):
-        # Subtracted before the conversion, so that two large numbers meet once and in their own unit.
+        # Subtract in Hartree, before the conversion, to lose no precision.
         free_atoms = sum(ATOM_ENERGIES[name][int(z)] for z in numbers)
         values[name] = (given[column] - free_atoms) * HARTREE
     return {name: np.asarray(value, dtype=np.float64) for name, value in values.items()}
@@ -146,20 +145,20 @@ def names() -> tuple[str, ...]:
 
 
 def card(name: str) -> Card:
-    """The card, whatever the layout."""
+    """The card."""
     return CARD
 
 
 def files(name: str) -> tuple[File, ...]:
-    """The archive, and the list of what to leave out of it."""
+    """The archive, and the list of uncharacterised molecules."""
     return FILES
 
 
 def pieces(source: Path, name: str) -> list[Piece]:
-    """The archive, or the molecules' own files in the order of their names, or the parts of qm9pack.
+    """The archive, or the molecules' files sorted by name, or the parts of qm9pack.
 
     Args:
-        source: `dsgdb9nsd.xyz.tar.bz2`; a folder of it or of `dsgdb9nsd_*.xyz`; or the folder of qm9pack.
+        source: `dsgdb9nsd.xyz.tar.bz2`; a folder with it or with `dsgdb9nsd_*.xyz`; or the folder of qm9pack.
 
     Raises:
         EutecticError: none of these.
@@ -169,7 +168,7 @@ def pieces(source: Path, name: str) -> list[Piece]:
         return [Piece(path=source)]
     for pattern in ("dsgdb9nsd_*.xyz", "dsgdb9nsd*.xyz.tar.bz2", "qm9_part*.csv"):
         if found := sorted(source.rglob(pattern)):
-            # A molecule has a file of its own: the folder is the piece, and its files are the records.
+            # One file per molecule: the folder is the piece, and its files are the records.
             if pattern == "dsgdb9nsd_*.xyz":
                 return [Piece(path=source, count=len(found))]
             return [Piece(path=path) for path in found]
@@ -179,7 +178,7 @@ def pieces(source: Path, name: str) -> list[Piece]:
 def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
     """The molecules of a piece, in the order of the files.
 
-    Molecules listed in an `uncharacterized.txt` that lies in the folder, or beside the archive, are left out.
+    Molecules listed in `uncharacterized.txt` in the folder, or beside the archive, are left out.
 
     Raises:
         EutecticError: a file that cannot be read.
@@ -197,7 +196,7 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
 
 
 def published_splits(source: Path, name: str) -> dict[str, dict[str, np.ndarray]]:
-    """None: every paper draws its own."""
+    """None: every paper uses its own random split."""
     return {}
 
 
@@ -214,13 +213,13 @@ def _molecule(
 
 
 def _constitution(inchi: str) -> str:
-    """Formula, bonds and hydrogens of an InChI without the stereo layers, so that stereoisomers share it."""
+    """Formula, connectivity and hydrogen layers of an InChI, identical for stereoisomers."""
     layers = inchi.removeprefix("InChI=1S/").removeprefix("InChI=1/").split("/")
     return "/".join(part for i, part in enumerate(layers) if i == 0 or part[:1] in "ch")
 
 
 def _number(text: str) -> float:
-    # Mathematica wrote the small numbers of the published files: 1.23*^-6.
+    # Small numbers in the published files have Mathematica's format: 1.23*^-6.
     return float(text.replace("*^", "e"))
 
 
@@ -242,14 +241,14 @@ def _from_xyz(text: str, where: str) -> LabelledStructure:
     except (ValueError, IndexError, KeyError) as error:
         raise EutecticError(
             where,
-            f"not a whole QM9 file ({type(error).__name__}: {error})",
+            f"not a readable QM9 file ({type(error).__name__}: {error})",
             "the dsgdb9nsd layout: count, 15 properties, atoms, frequencies, SMILES, InChI",
             "fetch the archive again (doi:10.6084/m9.figshare.c.978904)",
         ) from error
 
 
 def _texts(source: Path, first: int, end: int | None) -> Iterator[tuple[str, str]]:
-    """Names and texts of some molecules' files in a folder or an archive; nothing is unpacked to disk."""
+    """Names and texts of molecules' files in a folder or an archive; nothing is unpacked to disk."""
     if source.is_dir():
         for path in sorted(source.rglob("dsgdb9nsd_*.xyz"))[first:end]:
             yield path.name, path.read_text()
@@ -277,7 +276,7 @@ def _nothing(source: Path) -> EutecticError:
 
 
 def _uncharacterized(source: Path) -> set[int]:
-    """Indices of the molecules that became another when relaxed (none where the list is not there)."""
+    """Indices of the molecules that relaxed to a different molecule (none without the list)."""
     path = (source if source.is_dir() else source.parent) / "uncharacterized.txt"
     if not path.is_file():
         return set()
@@ -291,7 +290,7 @@ def package_files() -> list[Path]:
     Raises:
         EutecticError: it is not installed.
     """
-    # Found, never imported: importing qm9pack 1.0.3 fails.
+    # Located without importing: importing qm9pack 1.0.3 fails.
     spec = importlib.util.find_spec("qm9pack")
     roots = list(spec.submodule_search_locations or ()) if spec else []
     files = sorted(p for root in roots for p in Path(root).rglob("qm9_part*.csv"))
@@ -306,7 +305,7 @@ def package_files() -> list[Path]:
 
 
 def installed(name: str = "qm9") -> Path | None:
-    """Where the files of the package qm9pack lie; None where it is not installed."""
+    """Folder with the files of the package qm9pack; None if it is not installed."""
     try:
         return Path(os.path.commonpath([path.parent for path in package_files()]))
     except EutecticError:

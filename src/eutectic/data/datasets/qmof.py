@@ -1,12 +1,12 @@
 """QMOF: metal–organic frameworks relaxed at PBE-D3(BJ), and their band gaps.
 
-Rosen et al., Matter 4, 1578 (2021), doi:10.1016/j.matt.2021.02.015; files at doi:10.6084/m9.figshare.13147324. Layouts
-read, by what the source is:
+Rosen et al., Matter 4, 1578 (2021), doi:10.1016/j.matt.2021.02.015; files at doi:10.6084/m9.figshare.13147324.
+Supported sources:
 
-* a folder with `qmof.json` and `qmof_structure_data.json`, `qmof_database.zip` with them, or the download that holds
-  that archive (the structures are read one by one: the file is of several gigabytes);
-* a table (`qmof.csv`, or any csv given itself) beside CIFs: in `relaxed_structures/`, in its folder, or in one archive
-  beside it. A row belongs to a CIF by its file name, QMOF id or name; failing these by its CSD refcode.
+* a folder with `qmof.json` and `qmof_structure_data.json`, `qmof_database.zip` with them, or the download that
+  contains that archive (structures are read one by one: the file has several gigabytes);
+* a table (`qmof.csv`, or any csv given directly) and CIFs: in `relaxed_structures/`, in the same folder, or in one
+  archive beside it. Rows are matched to CIFs by file name, QMOF id or name; failing these by CSD refcode.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ CARD = Card(
     citation="Rosen et al., Matter 4, 1578 (2021), doi:10.1016/j.matt.2021.02.015",
     source="doi:10.6084/m9.figshare.13147324",
     notes=(
-        "A group is a family of CSD refcodes (the first six letters), or a chemical formula where there is none.",
-        "JMP used version 14: the split 'paper' is theirs only in the order of its qmof_structure_data.json.",
+        "A group is a family of CSD refcodes (the first six letters), or a chemical formula if there is no refcode.",
+        "JMP used version 14: the split 'paper' is JMP's only in the order of its qmof_structure_data.json.",
     ),
 )
 
@@ -59,27 +59,27 @@ PAPER_SPLITS = {"qmof": PaperSplit(0.8, None, 0.1, 20_000)}
 
 
 def names() -> tuple[str, ...]:
-    """The one."""
+    """One data set."""
     return ("qmof",)
 
 
 def card(name: str) -> Card:
-    """Of QMOF."""
+    """The card of QMOF."""
     _known(name)
     return CARD
 
 
 def files(name: str) -> tuple[File, ...]:
-    """Version 14, the one JMP used, as one archive that figshare packs on demand (so without a checksum)."""
+    """Version 14 (used by JMP), as one archive that figshare packs on demand (so without a checksum)."""
     _known(name)
     return (File(name="qmof_v14.zip", url="https://figshare.com/ndownloader/articles/13147324/versions/14"),)
 
 
 def pieces(source: Path, name: str) -> list[Piece]:
-    """One for the JSON layout and for a tar archive; one for each five hundred CIFs in a folder or zip archive.
+    """One piece for the JSON layout and for a tar archive; one per 500 CIFs in a folder or zip archive.
 
     Raises:
-        EutecticError: nothing of QMOF is there; damaged or cut short; a table and CIFs that do not belong together.
+        EutecticError: not QMOF; damaged or truncated; a table that does not match the CIFs.
     """
     _known(name)
     path, member = _layout(Path(source))
@@ -103,7 +103,7 @@ def pieces(source: Path, name: str) -> list[Piece]:
 
 
 def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
-    """The structures of a piece; a gap that is not in the table is absent."""
+    """The structures of a piece; those not in the table have no gap."""
     _known(name)
     if piece.path.suffix != ".csv":
         yield from _from_json(piece)
@@ -116,14 +116,14 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
 
 
 def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
-    """None were published."""
+    """None are published."""
     _known(name)
     return {}
 
 
 def _known(name: str) -> None:
     if name not in names():
-        raise EutecticError("qmof", f"data set {name!r}", "qmof", "name it so")
+        raise EutecticError("qmof", f"data set {name!r}", "qmof", "use the name qmof")
 
 
 def _row(key: str, refcode: str, structure: Structure, gap: float | None) -> LabelledStructure:
@@ -134,7 +134,7 @@ def _row(key: str, refcode: str, structure: Structure, gap: float | None) -> Lab
 
 
 def _layout(source: Path) -> tuple[Path, str]:
-    """The structures' file and member; or the csv and where its CIFs are, seen from its folder."""
+    """File and member with the structures; or the csv and the location of its CIFs, relative to its folder."""
     if source.is_file() and source.suffix == ".zip":
         return source, _zipped(source)
     if source.is_file() and source.suffix == ".csv":
@@ -166,7 +166,7 @@ def _layout(source: Path) -> tuple[Path, str]:
 
 
 def _zipped(archive: Path) -> str:
-    """The member with the structures, in an archive or in qmof_database.zip in it."""
+    """Member with the structures, in an archive or in qmof_database.zip inside it."""
     with damage_explained(str(archive), _LAYOUT, _FETCH):
         inside = zip_members(archive)
         prefix = next((m for m in inside if Path(m).name == "qmof_database.zip"), None)
@@ -201,9 +201,9 @@ def _is_tar(place: Path) -> bool:
 
 
 def _cif_names(table: Path, member: str) -> list[str]:
-    """Sorted, but of a tar archive in its own order: it is read once, front to back."""
+    """Names of the CIFs: sorted, but in archive order for a tar archive, which is read once, front to back."""
     place = table.parent / member
-    with damage_explained(str(place), "a folder or whole archive of CIFs", _FETCH):
+    with damage_explained(str(place), "a folder or complete archive of CIFs", _FETCH):
         if place.is_dir():
             found = sorted(p.name for p in place.glob("*.cif"))
         elif _is_tar(place):
@@ -218,7 +218,7 @@ def _cif_names(table: Path, member: str) -> list[str]:
 def _cifs(piece: Piece) -> Iterator[tuple[str, str]]:
     """Stem and text of each CIF of a piece. Links are not followed; nothing is unpacked to disk."""
     place = piece.path.parent / piece.member
-    with damage_explained(str(place), "a folder or whole archive of CIFs", _FETCH):
+    with damage_explained(str(place), "a folder or complete archive of CIFs", _FETCH):
         if _is_tar(place):
             for member, content in tar_members(place, "*.cif"):
                 yield Path(member).stem, _text(content.read(LONGEST_CIF + 1), member)
@@ -243,12 +243,12 @@ def _cifs(piece: Piece) -> Iterator[tuple[str, str]]:
 
 def _text(content: bytes, name: str) -> str:
     if len(content) > LONGEST_CIF:
-        raise ValueError(f"{name} is longer than {LONGEST_CIF} bytes, which is no CIF of one crystal")
+        raise ValueError(f"{name} is longer than {LONGEST_CIF} bytes, too long for the CIF of one crystal")
     return content.decode("utf-8")
 
 
 _Gaps = dict[str, tuple[str, float | None]]
-"""Name → the row's name with a refcode in it, and the gap in eV."""
+"""Name → name with refcode, and gap in eV."""
 
 
 def _find(gaps: _Gaps, stem: str) -> tuple[str, float | None] | None:
@@ -273,7 +273,7 @@ def _csv_targets(table: Path) -> _Gaps:
         try:
             gap = float(row[at if at is not None else 1] or "nan")
             named = [row[k].removesuffix(".cif") for k in keys if row[k]]
-            # The gap of a row that has none is absent; infinity is damage.
+            # A missing gap is allowed; infinity is an error.
             value = (next((n for n in named if _REFCODE.match(n)), named[0]), None if math.isnan(gap) else gap)
         except (ValueError, IndexError) as error:
             raise EutecticError(
@@ -282,7 +282,7 @@ def _csv_targets(table: Path) -> _Gaps:
         for n in named:
             gaps.setdefault(n, value)
             by_refcode.setdefault(n.split("_")[0], set()).add(value)
-    # A refcode stands for a structure only where it is the refcode of one.
+    # A refcode identifies a structure only if it is unique.
     unique = {code: next(iter(values)) for code, values in by_refcode.items() if len(values) == 1}
     return {**unique, **gaps}
 

@@ -1,17 +1,17 @@
-"""The user's own structures as named arrays: pickled LMDB, npz, JSON or CSV, as many groups publish theirs.
+"""The user's own structures as named arrays: pickled LMDB, npz, JSON or CSV.
 
-A record is one structure with its fields, of any names: `--key energy=total_energy` says which one is what, and
-`targets.energy` is the field `energy` of the field `targets`. What such files do not say has to be stated: units
-(`--unit energy=kcal/mol`) and whether a cell repeats (`--pbc true`). Nothing is guessed.
+A record is one structure with named fields: `--key energy=total_energy` names the field of a property, and
+`targets.energy` is the field `energy` of the field `targets`. Information missing from the files must be given: units
+(`--unit energy=kcal/mol`) and periodicity (`--pbc true`). Nothing is guessed.
 
 * `.lmdb`: pickled dictionaries or PyTorch Geometric's `Data` under the keys "0", "1", … (some may be missing), read
-  without running anything in them.
-* `.npz`: `positions` (structures, atoms, 3), with `numbers` (atoms,), or (structures, atoms) filled up with zeros where
+  without running any code in them.
+* `.npz`: `positions` (structures, atoms, 3), with `numbers` (atoms,), or (structures, atoms) padded with zeros if
   structures differ in size, as in QM7-X; or arrays of all atoms, with `n_atoms` (structures,). `properties:3` is the
   fourth column of an array (structures, columns).
-* `.json`, `.json.gz`: a list of objects. * `.csv`, `.csv.gz`: a line for each structure, with its CIF in a column.
+* `.json`, `.json.gz`: a list of objects. * `.csv`, `.csv.gz`: one line per structure, with its CIF in a column.
 
-In an LMDB or JSON the geometry may also be one field `structure`, a crystal of pymatgen; like a CIF it is in Å.
+In an LMDB or JSON the geometry may also be one field `structure`, a crystal of pymatgen, in Å like a CIF.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from eutectic.data.formats import cif, pickled_lmdb, pymatgen_json
 from eutectic.data.formats.archives import damage_explained, opened
 from eutectic.data.formats.npz_arrays import array_head, blocks, cut
 from eutectic.data.formats.open_catalyst import find
-from eutectic.data.splits import HELD_OUT
+from eutectic.data.splits import TEST_SHARE
 
 SUFFIXES = (".lmdb", ".npz", ".json", ".json.gz", ".csv", ".csv.gz")
 
@@ -51,31 +51,31 @@ GEOMETRY: dict[str, tuple[str, ...]] = {
     "pbc": ("pbc",),
     "n_atoms": ("n_atoms", "natoms"),
 }
-"""Part of a structure → the names it has in many files; the first that is there is taken."""
+"""Part of a structure → usual names, in order of preference."""
 
 LABELS: dict[str, tuple[str, ...]] = {"energy": ("energy", "E"), "forces": ("forces", "force", "F")}
-"""Property → names that can mean nothing else; other properties are found under their own."""
+"""Property → unambiguous names; other properties only have their own name."""
 
 LONGEST_LINE = 1 << 20
-"""Characters of a line of CSV, and of the CIF in it."""
+"""Maximum number of characters of a line of CSV, and of the CIF in it."""
 
 MOST_NAMES = 1000
-"""Fields of a record that are looked at."""
+"""Maximum number of fields of a record to list."""
 
 _EXPECTED = "pickled .lmdb, .npz, .json or .csv (the last two also as .gz)"
-_WHOLE = "check that it is whole: download, unpack or write it again"
+_INCOMPLETE = "check that it is complete: download, unpack or write it again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What the user says of the files.
+    """The user's options for the files.
 
     Attributes:
-        keys: property, or part of `GEOMETRY`, → the field that holds it; an empty name leaves a property out.
-        units: property, "positions" or "cell" → unit in the files, with a minus in front where the sign has to be
-            turned (`eutectic.atoms.units.conversion`); positions may be "fractional".
-        defined: properties of the user's own, defined for these files.
-        pbc: along which lattice vectors structures repeat, where the files do not say it.
+        keys: property, or part of `GEOMETRY`, → its field; an empty name leaves a property out.
+        units: property, "positions" or "cell" → unit in the files, with a leading minus to change the sign
+            (`eutectic.atoms.units.conversion`); positions may be "fractional".
+        defined: custom properties defined for these files.
+        pbc: periodic directions, if not in the files.
         group_key: field that names the group of a structure.
     """
 
@@ -89,11 +89,11 @@ class Choices:
         own_files.check_keys(self.keys, *GEOMETRY)
         own_files.check_units(self.units)
 
-    def names(self, what: str) -> tuple[str, ...]:
-        """The fields a property or a part of the geometry may be in."""
-        if what in self.keys:
-            return (self.keys[what],) if self.keys[what] else ()
-        return GEOMETRY.get(what) or LABELS.get(what) or (what,)
+    def names(self, quantity: str) -> tuple[str, ...]:
+        """Possible fields of a property or a part of the geometry."""
+        if quantity in self.keys:
+            return (self.keys[quantity],) if self.keys[quantity] else ()
+        return GEOMETRY.get(quantity) or LABELS.get(quantity) or (quantity,)
 
 
 def periodicity(text: str) -> tuple[bool, bool, bool]:
@@ -111,13 +111,13 @@ def periodicity(text: str) -> tuple[bool, bool, bool]:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a source holds.
+    """Contents of a source, from `scan`.
 
     Attributes:
         of_file: structures in each file.
         counts: property → field → number of structures.
         groups: number of groups.
-        largest_group: structures of the largest.
+        largest_group: structures in the largest group.
     """
 
     of_file: Mapping[Path, int]
@@ -127,16 +127,15 @@ class Found:
 
 
 def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
-    """Read a source once, and see that everything is known that its records need.
+    """Read a source once, and check that its fields, units and periodicity are known.
 
     Args:
         source: a file, or a folder of files of one kind.
-        choices: what the user says of it.
-        skip_bad: pass over what cannot be read.
+        choices: the user's options.
+        skip_bad: skip records that cannot be read.
 
     Raises:
-        EutecticError: not such files; no geometry, or no label, under these names; a unit or a periodicity that
-            nothing says.
+        EutecticError: unsupported files; no geometry, or no label, under these names; an unknown unit or periodicity.
     """
     _, paths = find(Path(source), SUFFIXES, _EXPECTED)
     groups: Counter[str] = Counter()
@@ -145,8 +144,8 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
     of_file: dict[Path, int] = {}
     cells = False
     for path in paths:
-        n, whole = 0, False
-        while not whole:
+        n, complete = 0, False
+        while not complete:
             try:
                 for record in _records(path, choices, n):
                     names = names or dict.fromkeys(record.names())
@@ -154,7 +153,7 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
                     try:
                         found = {p: key for p in PROPERTIES if (key := record.key(*choices.names(p))) is not None}
                         group = _group(record, choices, len(paths) > 1)
-                        cells = cells or _asks_for_periodicity(record, choices)
+                        cells = cells or _needs_periodicity(record, choices)
                     except EutecticError:
                         if not skip_bad:
                             raise
@@ -162,15 +161,14 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
                     for name, key in found.items():
                         counts.setdefault(name, Counter())[key] += 1
                     groups[group] += 1
-                whole = True
+                complete = True
             except EutecticError:
                 if not skip_bad:
                     raise
-                # After a record of an LMDB that cannot be read there may be others; what follows in a file that is
-                # read from its beginning to its end is lost.
-                n, whole = n + 1, path.suffix != ".lmdb"
+                # After an unreadable record of an LMDB there may be others; the rest of a sequential file is lost.
+                n, complete = n + 1, path.suffix != ".lmdb"
         if not n:
-            raise EutecticError(str(path), "no records", "at least one structure", _WHOLE)
+            raise EutecticError(str(path), "no records", "at least one structure", _INCOMPLETE)
         of_file[path] = n
     _check_labels(Path(source), choices, counts, names)
     _check_stated(Path(source), choices, counts, names, cells)
@@ -188,9 +186,9 @@ class RecordFiles:
 
     Attributes:
         source: a file or a folder.
-        found: of it, by `scan`.
-        choices: the user's, as for `scan`.
-        level_of_theory: level of theory of the labels; no file says it.
+        found: its contents, from `scan`.
+        choices: the user's options.
+        level_of_theory: level of theory of the labels, which the files do not state.
     """
 
     source: Path
@@ -203,10 +201,10 @@ class RecordFiles:
         return ("records",)
 
     def card(self, name: str) -> Card:
-        """What was found, and the user's word on units and theory."""
+        """Card from the contents, with the given units and level of theory."""
         found, total = self.found, sum(self.found.of_file.values())
-        # As for trajectories that ASE reads: the largest group is trained on.
-        few = found.groups < 3 or total - found.largest_group < 2 * HELD_OUT * total
+        # As in `ase_files.card`: the largest group goes to training.
+        few = found.groups < 3 or total - found.largest_group < 2 * TEST_SHARE * total
         notes = own_files.notes(found.counts, self.choices.units)
         if few:
             notes.append("Nearly all is one group: the split is random, with structures of one group on both sides.")
@@ -228,7 +226,7 @@ class RecordFiles:
         return ()
 
     def pieces(self, source: Path, name: str) -> list[Piece]:
-        """The files; those that can be entered anywhere with their number of structures."""
+        """The files; those with random access with their number of structures."""
         return [
             Piece(path=path, count=n if path.suffix in (".lmdb", ".npz") else None)
             for path, n in self.found.of_file.items()
@@ -238,7 +236,7 @@ class RecordFiles:
         """The structures of a file or a part of it, with the ids "<file>#<position in it>".
 
         Raises:
-            EutecticError: damaged, cut short, or fields of other shapes.
+            EutecticError: damaged, truncated, or fields of other shapes.
         """
         several = len(self.found.of_file) > 1
         for record in _records(piece.path, self.choices, piece.first, piece.count):
@@ -260,13 +258,13 @@ class RecordFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One structure as its file has it.
+    """One structure as stored in its file.
 
     Attributes:
         id: "<file>#<position>".
-        where: it is, in words.
-        fields: by name.
-        padded: arrays of atoms may be longer than the atoms, as those of an npz of several sizes.
+        where: location, for errors.
+        fields: fields by name.
+        padded: arrays of atoms may be padded, as in an npz of several sizes.
     """
 
     id: str
@@ -275,7 +273,7 @@ class Record:
     padded: bool = False
 
     def value(self, key: str) -> Any:
-        """Of "energy", "targets.energy" or "properties:3"; None where it is not there."""
+        """Value of "energy", "targets.energy" or "properties:3"; None if missing."""
         if key in self.fields or not {".", ":"} & set(key):
             return self.fields.get(key)
         base, colon, column = key.rpartition(":")
@@ -287,12 +285,12 @@ class Record:
         return value
 
     def key(self, *names: str) -> str | None:
-        """The first of these that holds something."""
-        # An empty cell of a table holds nothing.
+        """The first of these with a value."""
+        # An empty cell of a table is no value.
         return next((name for name in names if not _is_nothing(self.value(name))), None)
 
     def names(self) -> list[str]:
-        """Of all fields, those of fields in fields with a point, of columns with a colon."""
+        """Names of all fields; those of nested fields are joined with a point."""
         found: list[str] = []
         ahead: list[tuple[str, Any, int]] = [(name, value, 0) for name, value in self.fields.items()]
         while ahead and len(found) < MOST_NAMES:
@@ -304,10 +302,10 @@ class Record:
         return found
 
     def numbers(self, key: str) -> np.ndarray:
-        """A field's numbers, in float64.
+        """Numbers of a field, in float64.
 
         Raises:
-            EutecticError: something else.
+            EutecticError: not numbers.
         """
         value, where = self.value(key), f"{self.where}, {key}"
         try:
@@ -348,11 +346,11 @@ def _structure(record: Record, choices: Choices) -> Structure:
     cell = cell * (own_files.length("cell", of_cell) if key is not None else 1.0)
     if unit == "fractional":
         if key is None:
-            raise EutecticError(record.where, "fractional positions without a cell", "a cell", _WHOLE)
+            raise EutecticError(record.where, "fractional positions without a cell", "a cell", _INCOMPLETE)
         positions = positions @ cell
     else:
         positions = positions * own_files.length("positions", unit)
-    # A molecule in a box has no cell: the box is the program's that made the labels.
+    # The cell of a non-periodic structure is only the box of the calculation: dropped.
     return Structure(numbers=numbers, positions=positions, cell=cell if pbc.any() else np.zeros((3, 3)), pbc=pbc)
 
 
@@ -361,11 +359,11 @@ def _atomic_numbers(record: Record, choices: Choices) -> np.ndarray:
     value = record.value(key)
     if isinstance(value, list | tuple) and value and all(isinstance(symbol, str) for symbol in value):
         if unknown := [symbol for symbol in value if symbol not in atomic_numbers]:
-            raise EutecticError(f"{record.where}, {key}", repr(unknown[0]), "symbols of elements", _WHOLE)
+            raise EutecticError(f"{record.where}, {key}", repr(unknown[0]), "symbols of elements", _INCOMPLETE)
         return np.array([atomic_numbers[symbol] for symbol in value], dtype=np.int64)
     values = record.numbers(key).reshape(-1)
     if record.padded:
-        # Zeros fill up the end alone: one in the midst would be an atom of no element, and is refused as such.
+        # Padding is at the end only: a zero elsewhere is an invalid atom, and is refused as such.
         values = values[: len(values) - int(np.argmax(values[::-1] != 0)) if values.any() else 0]
     whole = np.rint(values)
     if not np.array_equal(whole, values) or np.abs(whole).max(initial=0) > 1e6:
@@ -382,14 +380,13 @@ def _needed(record: Record, choices: Choices, what: str) -> str:
             record.where,
             f"no {what} among {', '.join(record.names()[:30]) or 'no fields'}",
             f"a field {' or '.join(choices.names(what))}",
-            f"name the field that holds them: --key {what}=NAME; without positions and atomic numbers there is "
-            "nothing to learn from",
+            f"name their field: --key {what}=NAME; positions and atomic numbers are required",
         )
     return key
 
 
 def _shaped(record: Record, key: str, shape: tuple[int, ...], prop: Property | None = None, n: int = 0) -> np.ndarray:
-    """A field's numbers; more dimensions of size one are how some writers stack them."""
+    """Numbers of a field in the given shape, up to dimensions of size one, which some writers add."""
     values = record.numbers(key)
     if tuple(n for n in values.shape if n != 1) != tuple(n for n in shape if n != 1):
         raise EutecticError(
@@ -397,7 +394,7 @@ def _shaped(record: Record, key: str, shape: tuple[int, ...], prop: Property | N
             f"shape {values.shape}",
             f"shape {shape}",
             (prop.redefined(values.shape, n) if prop is not None else "")
-            or "check that labels and atoms belong together, or name another field with --key",
+            or "check that labels and atoms match, or name another field with --key",
         )
     return values.reshape(shape)
 
@@ -412,7 +409,9 @@ def _of_atoms(record: Record, key: str, n: int, shape: tuple[int, ...], prop: Pr
 def _periodic(record: Record, key: str) -> np.ndarray:
     values = record.numbers(key).reshape(-1)
     if values.size not in (1, 3) or set(values.tolist()) - {0.0, 1.0}:
-        raise EutecticError(f"{record.where}, {key}", str(values.tolist()[:9]), "true or false, once or thrice", _WHOLE)
+        raise EutecticError(
+            f"{record.where}, {key}", str(values.tolist()[:9]), "one or three of true or false", _INCOMPLETE
+        )
     return np.broadcast_to(values != 0, 3).copy()
 
 
@@ -433,10 +432,10 @@ def _labels(record: Record, choices: Choices, n: int) -> dict[str, np.ndarray]:
 
 
 def _classes(record: Record, key: str) -> np.ndarray | None:
-    """Class labels as numbers, where the file has true and false; None where it has numbers.
+    """Class label as a number if the file has true or false; None if it has numbers.
 
     Raises:
-        EutecticError: they are words.
+        EutecticError: other text.
     """
     value = record.value(key)
     if isinstance(value, bool | np.bool_):
@@ -480,10 +479,10 @@ def _group(record: Record, choices: Choices, several_files: bool) -> str:
     return format(Formula.from_list(symbols), "hill")
 
 
-# --- what has to be known ---------------------------------------------------------------------------
+# --- required information ---------------------------------------------------------------------------
 
 
-def _asks_for_periodicity(record: Record, choices: Choices) -> bool:
+def _needs_periodicity(record: Record, choices: Choices) -> bool:
     if any(record.key(*choices.names(what)) for what in ("structure", "cif", "pbc")):
         return False
     key = record.key(*choices.names("cell"))
@@ -492,7 +491,7 @@ def _asks_for_periodicity(record: Record, choices: Choices) -> bool:
 
 def _check_labels(source: Path, choices: Choices, counts: Mapping[str, object], names: Mapping[str, object]) -> None:
     tried = {name: choices.names(name) for name in PROPERTIES}
-    own_files.check_found(str(source), choices.keys, choices.defined, counts, names, tried)
+    own_files.check_matches(str(source), choices.keys, choices.defined, counts, names, tried)
     if not counts:
         raise EutecticError(
             str(source),
@@ -505,8 +504,8 @@ def _check_labels(source: Path, choices: Choices, counts: Mapping[str, object], 
 def _check_stated(
     source: Path, choices: Choices, counts: Mapping[str, object], names: Mapping[str, object], cells: bool
 ) -> None:
-    """All at once, so that one more command is enough."""
-    usual = {name: units.as_typed(PROPERTIES[name].unit) for name in counts if own_files.asked_for(name)}
+    """Report all missing units and the periodicity in one error."""
+    usual = {name: units.as_typed(PROPERTIES[name].unit) for name in counts if own_files.unit_required(name)}
     if not any(name in names for what in ("structure", "cif") for name in choices.names(what)):
         fractional = choices.units.get("positions") == "fractional"
         usual = {"positions": "angstrom", **({"cell": "angstrom"} if fractional else {}), **usual}
@@ -515,18 +514,18 @@ def _check_stated(
     if not missing and not periodic:
         return
     given = [f"no unit of {', '.join(missing)}"] if missing else []
-    fix = ["state what they are in: " + " ".join(f"--unit {name}={usual[name]}" for name in missing)] if missing else []
+    fix = ["give their units: " + " ".join(f"--unit {name}={usual[name]}" for name in missing)] if missing else []
     if missing:
         fix.append("others are " + ", ".join(dict.fromkeys(u for name in missing for u in own_files.others(name))))
     if any(name in PROPERTIES for name in missing):
         fix.append("--key NAME= leaves a property out")
     if periodic:
-        given.append("cells that may repeat or not")
+        given.append("cells of unknown periodicity")
         fix.append("pass --pbc true for crystals, --pbc false for molecules in a box, or --pbc TTF for slabs")
     raise EutecticError(
         str(source),
         ", and ".join(given),
-        "what the file does not say of itself, since a wrong guess would spoil the training",
+        "information that is missing from the file and must not be guessed",
         "; ".join(fix),
     )
 
@@ -541,7 +540,7 @@ def _records(path: Path, choices: Choices, first: int = 0, count: int | None = N
         for number, (where, fields) in enumerate(pickled_lmdb.read_keys(path, keys), start=first):
             yield Record(id=f"{path.name}#{number}", where=where, fields=fields)
         return
-    with damage_explained(str(path), _EXPECTED, _WHOLE):
+    with damage_explained(str(path), _EXPECTED, _INCOMPLETE):
         if path.suffix == ".npz":
             yield from _of_npz(path, choices, first, count)
             return
@@ -559,7 +558,7 @@ def _of_json(path: Path) -> Iterator[Mapping[str, Any]]:
                     str(path),
                     f"an object with {key!r}" if key else f"a list of {type(row).__name__}s",
                     "a list of objects, one for each structure, with its atoms and its labels",
-                    "write it so; numbers without structures cannot be learned from",
+                    "convert it to this form; numbers without structures cannot be learned from",
                 )
             yield row
 
@@ -570,9 +569,9 @@ def _of_csv(path: Path) -> Iterator[Mapping[str, Any]]:
         gzip.open(path, "rt", encoding="utf-8", newline="") if packed else path.open(newline="", encoding="utf-8") as f
     ):
         stream = cast(IO[str], f)
-        csv.field_size_limit(LONGEST_LINE)  # Python's own limit is shorter than many a CIF
+        csv.field_size_limit(LONGEST_LINE)  # Python's default is shorter than many CIFs
         try:
-            # A line without an end must not fill the memory.
+            # Limits the memory used by a very long line.
             for row in csv.DictReader(iter(lambda: stream.readline(LONGEST_LINE), "")):
                 yield {name: value for name, value in row.items() if isinstance(name, str)}
         except csv.Error as error:
@@ -593,8 +592,7 @@ def _of_npz(path: Path, choices: Choices, first: int, count: int | None) -> Iter
                 f"arrays {', '.join(f'{name} {held}' for name, held in shapes.items())}",
                 "positions (structures, atoms, 3) and numbers (atoms,) or (structures, atoms); "
                 "or positions (all atoms, 3), numbers (all atoms,) and n_atoms (structures,)",
-                "name the arrays: --key positions=NAME --key numbers=NAME --key n_atoms=NAME; without these there is "
-                "nothing to learn from",
+                "name the arrays: --key positions=NAME --key numbers=NAME --key n_atoms=NAME; they are required",
             )
         n = shapes[sizes][0] if flat else shape[0]
         stop = n if count is None else min(n, first + count)
@@ -603,7 +601,7 @@ def _of_npz(path: Path, choices: Choices, first: int, count: int | None) -> Iter
             of_each = np.concatenate([*blocks(bundle, sizes, 0, n), np.zeros(0)]).reshape(-1).astype(np.int64)
             if len(of_each) != n or (of_each < 0).any() or of_each.sum() != shape[0]:
                 raise EutecticError(
-                    f"{path}, {sizes}", f"{of_each.sum()} atoms", f"{shape[0]}, as in {positions}", _WHOLE
+                    f"{path}, {sizes}", f"{of_each.sum()} atoms", f"{shape[0]}, as in {positions}", _INCOMPLETE
                 )
             start, counts = int(of_each[:first].sum()), of_each[first:stop].tolist()
         for name, held in shapes.items():

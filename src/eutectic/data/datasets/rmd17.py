@@ -1,10 +1,10 @@
-"""Revised MD17: ten small molecules in molecular dynamics at 500 K, 100 000 structures each, relabelled.
+"""Revised MD17: molecular dynamics of ten small molecules at 500 K, 100 000 structures each, relabelled.
 
 Christensen and von Lilienfeld, Mach. Learn.: Sci. Technol. 1, 045018 (2020), doi:10.1088/2632-2153/abba6f;
-files at doi:10.6084/m9.figshare.12672038. Layouts read, by what `source` is:
+files at doi:10.6084/m9.figshare.12672038. Supported sources:
 
-* the published archive `rmd17.tar.bz2`, or the folder it unpacks to (`npz_data/`, `splits/`), which is
-  quicker: an archive is decompressed once for each molecule;
+* the published archive `rmd17.tar.bz2`, or its unpacked folder (`npz_data/`, `splits/`), which is faster: an archive
+  is decompressed once for each molecule;
 * one `rmd17_<molecule>.npz`, or a folder with it;
 * the pair `rmd17_<molecule>_train_01.npz`, `rmd17_<molecule>_test_01.npz` (either file, or their folder):
   the 2000 structures of official split 1.
@@ -43,7 +43,7 @@ CARD = Card(
     default_split="official_01",
     notes=(
         "The authors ask that no model be trained on more than 1000 structures of a molecule: neighbours in "
-        "time are nearly alike, and a larger random training set measures memory.",
+        "time are nearly identical, and a larger random training set gives a test error that is too low.",
         "Energies are total energies.",
     ),
 )
@@ -60,7 +60,7 @@ MOLECULES: dict[str, str] = {
     "toluene": "C7H8",
     "uracil": "C4H4N2O2",
 }
-"""The molecules by the names of their files, with their formulas."""
+"""Molecule, as in the file names → formula."""
 
 _FETCH = "fetch rmd17.tar.bz2 again (doi:10.6084/m9.figshare.12672038)"
 
@@ -88,24 +88,24 @@ def card(name: str) -> Card:
 
 
 def files(name: str) -> tuple[File, ...]:
-    """The archive, which holds all molecules."""
+    """The archive, with all molecules."""
     _molecule(name)
     return (ARCHIVE,)
 
 
 def pieces(source: Path, name: str) -> list[Piece]:
-    """The npz of one molecule: whole, or (of the pair) training, then test.
+    """The npz of one molecule; or training, then test of the pair.
 
     Args:
-        source: archive, folder or file, as the head of this module says.
+        source: archive, folder or file, see the module's docstring.
         name: "rmd17:<molecule>".
 
     Raises:
-        EutecticError: an unknown molecule; no file of it; a file cut short.
+        EutecticError: an unknown molecule; no file of it; a truncated file.
     """
     molecule, source = _molecule(name), Path(source)
     if source.is_file() and source.suffix != ".npz":
-        # In one piece: an archive would be decompressed once more for each.
+        # In one piece: the archive is decompressed for each piece.
         return [Piece(path=source, member=_whole(molecule))]
     return [Piece(path=path, count=_length(path)) for path in _files(source, molecule)]
 
@@ -117,12 +117,12 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
         energy in eV, forces in eV/Å; `id` is "<molecule>-<position among all>".
 
     Raises:
-        EutecticError: a file cut short, of other arrays, or of another molecule.
+        EutecticError: a truncated file, of other arrays, or of another molecule.
     """
     molecule = _molecule(name)
     data: io.BytesIO | Path = piece.path
     if piece.member:
-        # Read where it lies: nothing of an archive is ever unpacked to disk.
+        # In memory: nothing of an archive is unpacked to disk.
         data = io.BytesIO(_inside(piece.path, molecule)[0])
     where = f"{piece.path}, {piece.member}" if piece.member else str(piece.path)
     numbers, coords, energies, forces = _arrays(where, data, molecule)
@@ -170,7 +170,7 @@ def published_splits(source: Path, name: str) -> dict[str, dict[str, np.ndarray]
         except ValueError as error:
             raise EutecticError(f"{source}, {file}", f"{error}", "one position on each line", _FETCH) from error
         inside = (positions >= 0) & (positions < lengths[0])
-        # One list serves all molecules, and azobenzene has 12 structures fewer: a handful may fall outside.
+        # The lists are the same for all molecules, and azobenzene has 12 structures fewer: a few may be out of range.
         if inside.mean() < 0.99:
             raise EutecticError(
                 f"{source}, {file}",
@@ -185,7 +185,7 @@ def published_splits(source: Path, name: str) -> dict[str, dict[str, np.ndarray]
 def _molecule(name: str) -> str:
     molecule = name.removeprefix("rmd17:")
     if molecule not in MOLECULES:
-        raise EutecticError("rmd17", f"molecule {molecule!r}", f"one of {', '.join(MOLECULES)}", "name one of these")
+        raise EutecticError("rmd17", f"molecule {molecule!r}", f"one of {', '.join(MOLECULES)}", "choose one of these")
     return molecule
 
 
@@ -237,7 +237,7 @@ def _inside(archive: Path, molecule: str) -> tuple[bytes, list[tuple[str, str, s
 
 @lru_cache(maxsize=1)
 def _decompressed(archive: Path, molecule: str, _changed: int) -> tuple[bytes, list[tuple[str, str, str]]]:
-    """Kept, since to decompress the published archive takes minutes: for its lists, and then for its structures."""
+    """Cached, since decompressing the archive takes minutes and is needed for the lists and for the structures."""
     content = b""
     listed = []
     with damage_explained(str(archive), "rmd17.tar.bz2", _FETCH):
@@ -287,8 +287,8 @@ def _arrays(
     where: str, data: io.BytesIO | Path, molecule: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     try:
-        # Plain arrays only: an npz may hold pickles, and those are never opened.
-        # Opened here, since np.load leaves a file open that is not a whole npz.
+        # Plain arrays only: pickles in an npz are never opened.
+        # Opened here, since np.load does not close a damaged npz.
         with contextlib.ExitStack() as opened:
             handle = opened.enter_context(data.open("rb")) if isinstance(data, Path) else data
             bundle = opened.enter_context(np.load(handle, allow_pickle=False))
@@ -306,9 +306,9 @@ def _arrays(
             "coords and forces (structures, atoms, 3), energies (structures,), nuclear_charges (atoms,)",
             _FETCH,
         )
-    wanted = Formula(MOLECULES[molecule]).count()
+    expected = Formula(MOLECULES[molecule]).count()
     given = Formula.from_list([str(s) for s in _symbols(numbers)])
-    if given.count() != wanted:
+    if given.count() != expected:
         raise EutecticError(
             where,
             f"atoms {given:hill}",
@@ -325,7 +325,7 @@ def _symbols(numbers: np.ndarray) -> list[str]:
 def _broken(where: str, error: Exception) -> EutecticError:
     return EutecticError(
         where,
-        f"not a whole rMD17 npz ({type(error).__name__}: {error})",
+        f"not a readable rMD17 npz ({type(error).__name__}: {error})",
         "arrays nuclear_charges, coords, energies, forces (no pickles)",
         _FETCH,
     )

@@ -6,10 +6,10 @@ Chodera, Markland, J. Chem. Theory Comput. 20, 8583 (2024), doi:10.1021/acs.jctc
 each molecule, every array with its unit as the attribute `units`. `dft_total_gradient` is the gradient of the energy:
 **forces are its negative** (issue 94 of github.com/openmm/spice-dataset).
 
-Also read is the layout of the package mlip (github.com/instadeepai/mlip, "HDF5 reader"; units eV and Å by its
-documentation), in which SPICE 2 was published again: a group for each structure, with `elements`, `positions` and
-`forces`, and `energy` and `charge` as attributes. Its `dipole` and `atomic_charges` are left out: no unit and no
-method is documented for them.
+The layout of the package mlip (github.com/instadeepai/mlip, "HDF5 reader"; units eV and Å by its
+documentation), in which SPICE 2 was republished, is supported too: a group for each structure, with `elements`,
+`positions` and `forces`, and `energy` and `charge` as attributes. Its `dipole` and `atomic_charges` are left out:
+their units and method are not documented.
 
 "spice" is all of a file; "spice:dipeptides", "spice:solvated_amino_acids", … are its subsets.
 """
@@ -64,17 +64,17 @@ SUBSETS: dict[str, tuple[str, int]] = {
     "solvated_pubchem": ("molecules of PubChem in water", 2),
     "water_clusters": ("clusters of water", 2),
 }
-"""Subset → what it holds, and the version of SPICE it came with."""
+"""Subset → description, and the version of SPICE that introduced it."""
 
 JMP_SUBSETS = ("dipeptides", "solvated_amino_acids")
-"""The subsets JMP was fine-tuned to."""
+"""Subsets used for fine-tuning in JMP."""
 
 _LENGTH = {"bohr": "bohr", "angstrom": "Å"}
 _ENERGY = {"hartree": "hartree", "ev": "eV"}
 _CHARGE = {"elementary_charge": "e"}
 _GRADIENT = {f"{e}/{x}": f"{e}/{x}" for e in _ENERGY for x in _LENGTH}
 _DIPOLE = {f"elementary_charge*{x}": f"e*{x}" for x in _LENGTH}
-"""Units as the files write them → as `eutectic.atoms.units` knows them."""
+"""Unit in the files → unit in `eutectic.atoms.units`."""
 
 _EXPECTED = "SPICE-2.0.1.hdf5"
 _FIX = "fetch SPICE-2.0.1.hdf5 (doi:10.5281/zenodo.10975225) or SPICE-1.1.4.hdf5 (doi:10.5281/zenodo.8222043)"
@@ -92,13 +92,13 @@ def names() -> tuple[str, ...]:
 
 
 def card(name: str) -> Card:
-    """Of SPICE or a subset."""
+    """Card of SPICE or a subset."""
     subset = _subset_of(name)
     return replace(CARD, name=name, title=f"SPICE: {SUBSETS[subset][0]}") if subset else CARD
 
 
 def files(name: str) -> tuple[File, ...]:
-    """What is downloaded: version 2.0.1, or, for the subsets JMP was fine-tuned to, 1.1.4 as there."""
+    """Version 2.0.1; for the subsets used by JMP 1.1.4, as in JMP."""
     if _subset_of(name) in JMP_SUBSETS:
         url = "https://zenodo.org/records/8222043/files/SPICE-1.1.4.hdf5"
         return (File(name="SPICE-1.1.4.hdf5", url=url),)
@@ -113,9 +113,9 @@ def files(name: str) -> tuple[File, ...]:
 
 
 def subset_slug(text: str) -> str:
-    """The name here of what a file calls a subset.
+    """Subset name from the name in a file, without versions and set numbers.
 
-    "SPICE PubChem Set 6 Single Points Dataset v1.2" → "pubchem"; versions and numbers of sets do not matter.
+    "SPICE PubChem Set 6 Single Points Dataset v1.2" → "pubchem".
     """
     text = re.sub(r" v\d[\d.]*$", "", text.strip().removeprefix("SPICE "))
     text = re.sub(r" (Single Points Dataset|Set \d+|Supplement)\b", "", text)
@@ -136,10 +136,10 @@ def formal_charge(smiles: str) -> int:
 
 
 def pieces(source: Path, name: str) -> list[Piece]:
-    """Ranges of conformations, by molecule (those of a subset alone, where one is named).
+    """Ranges of conformations, by molecule (only those of the subset, if one is named).
 
     Raises:
-        EutecticError: nothing is there; not HDF5, cut short, of another layout, or none of the subset.
+        EutecticError: no such source; not HDF5, truncated, of another layout, or none of the subset.
     """
     subset = _subset_of(name)
     (path,) = hdf5.files_of(Path(source), files(name)[0].name, _FIX)
@@ -173,7 +173,7 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
         "<molecule>-<position>", groups "<molecule>", as the file names it.
 
     Raises:
-        EutecticError: not HDF5, cut short, arrays of other shapes, a unit that is not known.
+        EutecticError: not HDF5, truncated, arrays of other shapes, a unit that is not known.
     """
     subset = _subset_of(name)
     with hdf5.opened(piece.path, _EXPECTED, _fix(piece.path)) as file:
@@ -205,16 +205,16 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
 
 
 def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
-    """None was published."""
+    """None are published."""
     _subset_of(name)
     return {}
 
 
 def _subset_of(name: str) -> str:
-    """The subset a name means; empty for all."""
+    """Subset of a data set name; empty for all of SPICE."""
     family, _, subset = name.partition(":")
     if family != "spice" or (subset not in SUBSETS and name != "spice"):
-        raise EutecticError("spice", f"data set {name!r}", f"one of {', '.join(names())}", "name one of these")
+        raise EutecticError("spice", f"data set {name!r}", f"one of {', '.join(names())}", "choose one of these")
     return subset
 
 
@@ -223,7 +223,7 @@ def _fix(path: Path) -> str:
 
 
 def _is_mlip(group: h5py.Group) -> bool:
-    """One structure by itself, as the package mlip lays them out."""
+    """Whether a group has the layout of the package mlip (one structure)."""
     return {"elements", "positions"} <= set(hdf5.names(group))
 
 
@@ -253,13 +253,13 @@ def _attribute(group: h5py.Group, name: str) -> np.ndarray:
             f"{hdf5.place(group)}, attribute {name}",
             str(value)[:60] or "nothing",
             "one number",
-            "check that the file is whole and in the layout of mlip",
+            "check that the file is complete and in the layout of mlip",
         )
     return value.astype(np.float64).reshape(())
 
 
 def _frames(molecule: h5py.Group) -> int:
-    """Conformations of a molecule; a few molecules of version 2 have empty arrays."""
+    """Number of conformations of a molecule; a few molecules of version 2 have empty arrays."""
     node = hdf5.child(molecule, "conformations")
     if isinstance(node, h5py.Dataset) and node.shape == (0,):
         return 0
@@ -280,7 +280,7 @@ def _text(molecule: h5py.Group, key: str) -> str:
 
 
 def _given(molecule: h5py.Group, key: str) -> bool:
-    """Whether an optional array is there; where a calculation did not converge, it is missing or empty."""
+    """Whether an optional array is present and not empty (it may be missing if a calculation did not converge)."""
     if key not in hdf5.names(molecule):
         return False
     node = hdf5.child(molecule, key)
@@ -288,7 +288,7 @@ def _given(molecule: h5py.Group, key: str) -> bool:
 
 
 def _values(
-    molecule: h5py.Group, key: str, units: Mapping[str, str], wanted: str, first: int, last: int, *sizes: int
+    molecule: h5py.Group, key: str, units: Mapping[str, str], target: str, first: int, last: int, *sizes: int
 ) -> np.ndarray:
     node = hdf5.dataset(molecule, key, *sizes)
     unit = node.attrs.get("units")
@@ -300,4 +300,4 @@ def _values(
             f"units {' or '.join(units)}",
             _FIX,
         )
-    return hdf5.numbers_in(node, first, last) * convert(units[unit.lower()], wanted)
+    return hdf5.numbers_in(node, first, last) * convert(units[unit.lower()], target)

@@ -3,10 +3,10 @@
 Schreiner, Bhowmik, Vegge, Busk, Winther, Scientific Data 9, 779 (2022), doi:10.1038/s41597-022-01870-w; file at
 doi:10.6084/m9.figshare.19614657 (version 4). Layout of `transition1x.h5`:
 `/data/<formula>/<reaction>/{atomic_numbers, positions, wB97x_6-31G(d).energy, wB97x_6-31G(d).forces}` in Å, eV and
-eV/Å; `/train`, `/val` and `/test` are links into `/data`, and are the published split.
+eV/Å; `/train`, `/val` and `/test` are links into `/data` and give the published split.
 
-"horm" is HORM (Cui et al., arXiv:2505.12447): structures from Transition1x and RGD1, calculated anew at the same level
-of theory with their Hessians. LMDB files of pickled records (`pos`, `charges`, which are atomic numbers, `energy`,
+"horm" is HORM (Cui et al., arXiv:2505.12447): structures from Transition1x and RGD1, recalculated at the same level
+of theory with Hessians. LMDB files of pickled records (`pos`, `charges`, which are atomic numbers, `energy`,
 `forces`, `hessian`) in Å and eV.
 """
 
@@ -41,8 +41,8 @@ CARD = Card(
     notes=(
         "Energies are total energies.",
         "A group is a reaction.",
-        "All structures of every path are read. The reactant, transition state and product that each reaction has in "
-        "groups of their own are not (JMP did not read them either): those that are on the path would count twice.",
+        "All structures of every path are read. The separate groups with the reactant, transition state and product of "
+        "each reaction are not (as in JMP): those that are on the path would count twice.",
     ),
 )
 
@@ -56,15 +56,14 @@ HORM = Card(
     citation="Cui et al., arXiv:2505.12447 (2025)",
     source="github.com/deepprinciple/HORM",
     notes=(
-        "Energies are total energies in float32: 5e-4 eV coarse at -8000 eV.",
-        "A group is a chemical formula: records do not say which reaction they are of (`rxn` is 1 in all that were "
-        "seen).",
-        "Hessians are not read. The field `ae` (the energy without a linear reference) is not either.",
+        "Energies are total energies in float32: their precision is 5e-4 eV at -8000 eV.",
+        "A group is a chemical formula: records do not identify their reaction (`rxn` is 1 in all records examined).",
+        "Hessians and the field `ae` (the energy minus a linear reference) are not read.",
     ),
 )
 
 PARTS = {"train": "train", "validation": "val", "test": "test"}
-"""Parts of the published split, and what the file calls them."""
+"""Part of the published split → its name in the file."""
 
 _ENERGY, _FORCES = "wB97x_6-31G(d).energy", "wB97x_6-31G(d).forces"
 _EXPECTED = "transition1x.h5"
@@ -76,21 +75,18 @@ PUBLISHED_SIZE = (10_000_000, 14.0)
 
 
 def names() -> tuple[str, ...]:
-    """The data set, and the one that goes on from it."""
+    """Transition1x and HORM."""
     return ("transition1x", "horm")
 
 
 def card(name: str) -> Card:
-    """Of one of them."""
+    """Card of one data set."""
     _known(name)
     return CARD if name == "transition1x" else HORM
 
 
 def files(name: str) -> tuple[File, ...]:
-    """What is downloaded; figshare's checksum is not known here.
-
-    None of HORM: no address that a program can read is known.
-    """
+    """The file of Transition1x (checksum unknown); none for HORM, which has no direct download address."""
     _known(name)
     if name == "horm":
         return ()
@@ -107,7 +103,7 @@ def pieces(source: Path, name: str) -> list[Piece]:
     """Ranges of structures, by formula and reaction; of HORM in the order of the files.
 
     Raises:
-        EutecticError: nothing is there; not HDF5 (HORM: LMDB), cut short, or of another data set.
+        EutecticError: no such source; not HDF5 (HORM: LMDB), cut short, or of another data set.
     """
     _known(name)
     if name == "horm":
@@ -153,12 +149,12 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
 
 
 def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
-    """The file's own division: "published" → train, validation, test → positions in the order of `pieces`.
+    """The split in the file: "published" → train, validation, test → positions in the order of `pieces`.
 
-    Empty for a file without it.
+    Empty for a file without a split.
 
     Raises:
-        EutecticError: as `pieces`; a part that names what is not in `data`, or that is a link out of it.
+        EutecticError: as `pieces`; a part with entries that are not in `data`, or links out of it.
     """
     _known(name)
     if name == "horm":
@@ -181,7 +177,7 @@ def published_splits(source: Path, name: str) -> Mapping[str, Mapping[str, np.nd
 
 def _known(name: str) -> None:
     if name not in names():
-        raise EutecticError("transition1x", f"data set {name!r}", " or ".join(names()), "name one of these")
+        raise EutecticError("transition1x", f"data set {name!r}", " or ".join(names()), "choose one of these")
 
 
 def _horm(piece: Piece) -> Iterator[LabelledStructure]:
@@ -220,7 +216,7 @@ def _size(data: h5py.Group, reaction: str) -> int:
 
 
 def _members(file: h5py.File, part: str, reactions: list[str]) -> list[str]:
-    """The reactions of a part: it holds formulas or reactions, as links into `data` or as groups."""
+    """The reactions of a part, which contains formulas or reactions, as links into `data` or as groups."""
     known = set(reactions)
     of_formula: dict[str, list[str]] = {}
     for reaction in reactions:
@@ -245,10 +241,10 @@ def _members(file: h5py.File, part: str, reactions: list[str]) -> list[str]:
     return found
 
 
-def _expect(group: h5py.Group, name: str, target: str, wanted: str) -> None:
-    if target.strip("/") != wanted:
-        raise EutecticError(hdf5.place(group), f"{name!r} links to {target!r}", f"a link to '/{wanted}'", _FIX)
+def _expect(group: h5py.Group, name: str, target: str, expected: str) -> None:
+    if target.strip("/") != expected:
+        raise EutecticError(hdf5.place(group), f"{name!r} links to {target!r}", f"a link to '/{expected}'", _FIX)
 
 
 def _dangling(group: h5py.Group, name: str) -> EutecticError:
-    return EutecticError(hdf5.place(group), f"{name!r} is not in data", "formulas and reactions of data", _FIX)
+    return EutecticError(hdf5.place(group), f"{name!r} is not in data", "formulas and reactions in data", _FIX)

@@ -1,1 +1,1 @@
-"""Readers of file formats. Each turns one format into structures or arrays, and knows no data set."""
+"""Readers of file formats, independent of any data set. Each converts one format to structures or arrays."""

@@ -1,4 +1,4 @@
-"""Files and members of archives, read where they lie: nothing is unpacked to disk, no link is followed."""
+"""Read files and members of archives in place: nothing is unpacked to disk, no link is followed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import IO
 from eutectic.atoms import EutecticError
 
 Bytes = IO[bytes] | io.BufferedIOBase
-"""An open file or member. A member is the second, and a checker of types at run time says so."""
+"""An open file or archive member (a member is an `io.BufferedIOBase`, as a run-time type checker would report)."""
 
 INSIDE = "!"
-"""Parts the members of a path into nested archives: "qmof_database.zip!qmof.json"."""
+"""Separator of members in nested archives: "qmof_database.zip!qmof.json"."""
 
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -36,22 +36,22 @@ _DAMAGE = (
 
 @contextlib.contextmanager
 def damage_explained(where: str, expected: str, fix: str) -> Iterator[None]:
-    """Whatever a file that is cut short or of another kind makes a reader raise, as an error in four parts.
+    """Convert the exceptions of readers on damaged or wrong files to an `EutecticError`.
 
     Raises:
-        EutecticError: with these words, in place of what was raised inside.
+        EutecticError: in place of an exception raised inside.
     """
     try:
         yield
     except _DAMAGE as error:
-        # Of a file that is no archive at all, tarfile says for each of four compressions that it is not that.
-        said = str(error).partition("\n")[0].rstrip(":")
-        raise EutecticError(where, f"not readable ({type(error).__name__}: {said})", expected, fix) from error
+        # First line only: for a file that is not an archive, tarfile adds a line for each of four compressions.
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise EutecticError(where, f"not readable ({type(error).__name__}: {reason})", expected, fix) from error
 
 
 @contextlib.contextmanager
 def opened(path: Path, member: str = "") -> Iterator[Bytes]:
-    """A file, or a member of a zip archive (of a zip archive in it: members joined by `INSIDE`), as seekable bytes."""
+    """Open a file, or a member of a (nested) zip archive, as seekable bytes; nested members are joined by `INSIDE`."""
     with contextlib.ExitStack() as stack:
         handle: IO[bytes] = stack.enter_context(path.open("rb"))
         for part in member.split(INSIDE) if member else ():
@@ -60,8 +60,8 @@ def opened(path: Path, member: str = "") -> Iterator[Bytes]:
 
 
 def tar_members(path: Path, *patterns: str) -> Iterator[tuple[str, Bytes]]:
-    """Name and bytes of each file in a tar archive, compressed or not, whose name fits one of the patterns (as
-    `Path.match`): front to back, so that it is decompressed once."""
+    """Name and bytes of each file in a tar archive, compressed or not, whose name matches one of the patterns (as
+    `Path.match`), front to back in one pass."""
     with tarfile.open(path) as tar:
         for member in tar:
             if member.isfile() and any(Path(member.name).match(pattern) for pattern in patterns):
@@ -71,6 +71,6 @@ def tar_members(path: Path, *patterns: str) -> Iterator[tuple[str, Bytes]]:
 
 
 def zip_members(path: Path, member: str = "") -> list[str]:
-    """Names of the files in a zip archive, or in one that is its `member`."""
+    """Names of the files in a zip archive, or in a zip archive that is its `member`."""
     with opened(path, member) as handle, zipfile.ZipFile(handle) as bundle:
         return [info.filename for info in bundle.infolist() if not info.is_dir()]

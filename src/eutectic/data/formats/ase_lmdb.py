@@ -1,7 +1,7 @@
 """`.aselmdb` files: ASE's database rows in LMDB, as fairchem writes them.
 
-Keys "1", "2", … hold rows, "nextid" the first number not yet used, "deleted_ids" those that are gone; every value
-is JSON, compressed by zlib. A row has the fields of an ASE database (numbers, positions, cell, pbc, tags,
+Keys "1", "2", … hold rows, "nextid" the first unused number, "deleted_ids" the deleted ones; every value is JSON,
+compressed by zlib. A row has the fields of an ASE database (numbers, positions, cell, pbc, tags,
 constraints, energy, forces, stress, …, `key_value_pairs` and `data`). Rows are decoded one at a time.
 """
 
@@ -26,33 +26,33 @@ from eutectic.data.formats.lmdb_files import get, opened, unreadable
 
 SUFFIX = ".aselmdb"
 LARGEST_ROW = 1 << 28
-"""Bytes of JSON: a row of ten thousand atoms has two million. More is a file made to fill the memory."""
+"""Maximum bytes of JSON of a row, against decompression bombs; ten thousand atoms need two million."""
 
 
 def row_count(path: Path) -> int:
-    """How many rows a file has.
+    """Number of rows in a file.
 
     Raises:
-        EutecticError: not a whole `.aselmdb` file.
+        EutecticError: not a complete `.aselmdb` file.
     """
     with opened(path) as environment, environment.begin() as transaction:
         return len(_ids(path, transaction))
 
 
 def read_rows(path: Path, first: int = 0, count: int | None = None) -> Iterator[tuple[Atoms, dict[str, Any]]]:
-    """Rows in the order of their numbers, deleted ones left out.
+    """Rows sorted by number, without deleted ones.
 
     Args:
         path: the file.
         first: position of the first row to read.
-        count: how many; None is all that follow.
+        count: number of rows; None is all that follow.
 
     Yields:
-        The structure, with its results in `atoms.calc` (raw forces, on fixed atoms too); and its `data` and
+        The structure, with its results in `atoms.calc` (raw forces, also on fixed atoms); and its `data` and
         `key_value_pairs` in one dictionary, with the row's number under "row".
 
     Raises:
-        EutecticError: not a whole file; a row that is damaged or has no structure.
+        EutecticError: an incomplete file; a row that is damaged or has no structure.
     """
     with opened(path) as environment, environment.begin() as transaction:
         ids = _ids(path, transaction)
@@ -70,14 +70,14 @@ def read_rows(path: Path, first: int = 0, count: int | None = None) -> Iterator[
 def _ids(path: Path, transaction: lmdb.Transaction) -> range | list[int]:
     after, deleted = _value(path, transaction, "nextid"), _value(path, transaction, "deleted_ids") or []
     entries = transaction.stat()["entries"]
-    # A number in a damaged file must not become a loop of 10^18 steps.
+    # A wrong number in a damaged file must not lead to a loop of 10^18 steps.
     plain = type(after) is int and isinstance(deleted, list) and all(type(i) is int for i in deleted)
     if not plain or not 1 <= after <= entries + len(deleted) + 1:
         raise EutecticError(
             str(path),
             f"{entries} records, and nextid {str(after)[:40]}",
             "an .aselmdb file: rows 1, 2, … and the record nextid",
-            "check that it is one; pickled .lmdb files are read by the data set they belong to",
+            "check the file; pickled .lmdb files are read by their own data sets",
         )
     gone = set(deleted)
     return [i for i in range(1, after) if i not in gone] if gone else range(1, after)
@@ -91,14 +91,14 @@ def _value(path: Path, transaction: lmdb.Transaction, key: str) -> Any:
         stream = zlib.decompressobj()
         text = stream.decompress(data, LARGEST_ROW)
         if not stream.eof:
-            raise ValueError("cut short, or far larger than a structure")
+            raise ValueError("truncated, or far too large for a structure")
         return json.loads(text, object_hook=_array)
     except (zlib.error, ValueError, TypeError, RecursionError) as error:
         raise unreadable(path, f"record {key}: {type(error).__name__}: {error}") from error
 
 
 def _array(value: dict[str, Any]) -> Any:
-    """ASE's own writer marks arrays; of a size and type that fit the numbers that are there."""
+    """Decode an array as marked by ASE's writer, checking its size and type."""
     if "__ndarray__" not in value:
         return value
     shape, dtype, numbers = value["__ndarray__"]
@@ -115,7 +115,7 @@ def _atoms(row: dict[str, Any]) -> Atoms:
         pbc=np.asarray(row.get("pbc", (False, False, False)), dtype=bool),
         tags=np.asarray(row.get("tags", np.zeros(len(row["numbers"]))), dtype=np.int64),
     )
-    # Of the constraints only this one is of use: other names are never looked up.
+    # Other constraints are ignored.
     fixed = [c["kwargs"]["indices"] for c in row.get("constraints") or [] if c["name"].split(".")[-1] == "FixAtoms"]
     if fixed:
         atoms.set_constraint(FixAtoms(np.concatenate([np.atleast_1d(i) for i in fixed]).astype(np.int64)))
@@ -138,5 +138,5 @@ def _no_row(where: str, given: str) -> EutecticError:
         where,
         given,
         "a row with numbers and positions",
-        "the file may be cut short or damaged: download or write it again",
+        "the file may be truncated or damaged: download or write it again",
     )

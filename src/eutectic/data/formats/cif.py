@@ -1,4 +1,4 @@
-"""Crystals as CIF, read by ASE."""
+"""Read crystals from CIF with ASE."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def structure(text: str, where: str, fix: str) -> Structure:
 
     Args:
         text: the CIF.
-        where: names it in errors.
-        fix: what to do about a damaged one.
+        where: location, for errors.
+        fix: suggestion for a damaged CIF.
 
     Raises:
-        EutecticError: no CIF that ASE reads; sites partly occupied; no cell.
+        EutecticError: a CIF that ASE cannot read; partially occupied sites; no cell.
     """
     try:
         with warnings.catch_warnings():
-            # ASE warns of settings and dates that say nothing of the atoms.
+            # ASE warns about settings and dates that do not concern the atoms.
             warnings.simplefilter("ignore")
             atoms: Any = ase_read(io.StringIO(text), format="cif")
     except Exception as error:
-        # ASE's CIF reader raises whatever the text leads it to.
+        # ASE's CIF reader raises many kinds of exceptions.
         raise EutecticError(
             where, f"not a CIF that ASE reads ({type(error).__name__}: {error})", "a crystal structure", fix
         ) from error
@@ -37,8 +37,8 @@ def structure(text: str, where: str, fix: str) -> Structure:
     if partly:
         raise EutecticError(
             where,
-            f"sites that are partly occupied: {', '.join(partly[:5])}",
-            "whole atoms",
+            f"partially occupied sites: {', '.join(partly[:5])}",
+            "full occupancy",
             "leave this structure out, or order it first: a disordered crystal has no atoms to learn from",
         )
     if atoms.cell.rank < 3:

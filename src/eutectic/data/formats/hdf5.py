@@ -1,8 +1,7 @@
-"""HDF5 files that others published: walked without ever leaving the file, cut into pieces, and read with errors
-that say what is wrong.
+"""Safe reading of published HDF5 files, in pieces and with four-part errors.
 
-An HDF5 file may point at others (links, raw and virtual data sets), so a hostile one could make a reader open
-any file of the user's. Links are therefore looked at and never followed, and data that lies elsewhere is refused.
+An HDF5 file may refer to others (links, raw and virtual data sets), so a malicious one could make a reader open any
+file of the user. Links are therefore inspected but never followed, and data in other files is refused.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from eutectic.data.dataset import Piece
 
 FRAMES_PER_PIECE = 16_384
 SUFFIXES = (".h5", ".hdf5", ".hdf")
-# A molecule's frames of one piece; a damaged header can ask for more memory than there is.
+# Bytes; a damaged header could request more memory than available.
 LARGEST_READ = 4 * 1024**3
 
 
 def files_of(source: Path, published: str, fix: str, *, several: bool = False) -> list[Path]:
-    """The HDF5 files a user's path means, in the order of their names.
+    """The HDF5 files at a path, sorted by name.
 
     Args:
         source: a file (of any name), or a folder.
-        published: what the publisher calls the file; in a folder of several, it is the one meant.
-        fix: of the error.
-        several: whether a data set may consist of all the files of a folder.
+        published: published file name; preferred in a folder with several files.
+        fix: suggestion for the error.
+        several: whether a data set may consist of all files of a folder.
 
     Raises:
-        EutecticError: nothing is there; no HDF5 file, or one too many.
+        EutecticError: no such path; no HDF5 file, or more than one without `several`.
     """
     if source.is_file():
         return [source]
@@ -53,15 +52,15 @@ def files_of(source: Path, published: str, fix: str, *, several: bool = False) -
 
 @contextlib.contextmanager
 def opened(path: Path, expected: str, fix: str) -> Iterator[h5py.File]:
-    """A file, open for reading; whatever HDF5 fails with inside becomes an error in four parts.
+    """Open a file for reading; exceptions of HDF5 inside become an `EutecticError`.
 
     Args:
         path: the file.
-        expected: what it should be, in words.
-        fix: what the user can do when it is not.
+        expected: description of the expected file.
+        fix: suggestion for the error.
 
     Raises:
-        EutecticError: not there, not HDF5, cut short or damaged.
+        EutecticError: no such file, not HDF5, truncated or damaged.
     """
     if not path.is_file():
         raise EutecticError(str(path), "nothing is here", expected, "check the path")
@@ -70,39 +69,39 @@ def opened(path: Path, expected: str, fix: str) -> Iterator[h5py.File]:
     try:
         if not h5py.is_hdf5(path):
             raise EutecticError(str(path), "not an HDF5 file", expected, fix)
-        # Locks fail on many clusters' file systems, and a file that is only read needs none.
+        # Locks fail on the file systems of many clusters, and reading needs none.
         with h5py.File(path, "r", locking="best-effort") as file:
             yield file
-    # HDF5's own failures come as any of these, by the part of the file that is damaged.
+    # HDF5 raises any of these, depending on the damage.
     except (OSError, RuntimeError, KeyError, ValueError, MemoryError, OverflowError) as error:
         raise EutecticError(
-            str(path), f"not a whole HDF5 file ({type(error).__name__}: {error})", expected, fix
+            str(path), f"not a readable HDF5 file ({type(error).__name__}: {error})", expected, fix
         ) from error
 
 
 def names(group: h5py.Group) -> list[str]:
-    """What a group holds, sorted: the order of HDF5 itself, unless a writer chose another.
+    """Names in a group, sorted (the default order of HDF5).
 
     Raises:
-        EutecticError: a name that is no text.
+        EutecticError: a name that is not text.
     """
     held = list(group)
-    # h5py hands out bytes where it cannot decode a name.
+    # h5py returns bytes for a name that it cannot decode.
     if not all(isinstance(name, str) for name in held):
         raise EutecticError(place(group), "a name that is no text", "names in UTF-8", "fetch the file again")
     return sorted(held)
 
 
 def place(node: h5py.Group | h5py.Dataset) -> str:
-    """The node in words, for an error."""
+    """Location of a node, for errors."""
     return f"{node.file.filename}, {node.name}"
 
 
 def link_to(group: h5py.Group, name: str) -> str | None:
-    """Where a soft link points to, within the same file; None for what lies here itself.
+    """Target of a soft link within the same file; None if `name` is not a link.
 
     Raises:
-        EutecticError: there is nothing of this name; a link to another file.
+        EutecticError: no such name; a link to another file.
     """
     if not group.id.links.exists(name.encode()):
         held = ", ".join(names(group)[:8]) or "nothing"
@@ -124,7 +123,7 @@ def link_to(group: h5py.Group, name: str) -> str | None:
 
 
 def child(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
-    """A member, or a member of a member ("formula/reaction"), that lies here itself.
+    """A member, or a nested member ("formula/reaction"), that is not a link.
 
     Raises:
         EutecticError: as `link_to`; a link of any kind.
@@ -132,7 +131,7 @@ def child(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
     node: h5py.Group | h5py.Dataset = group
     for name in path.split("/"):
         if not isinstance(node, h5py.Group):
-            raise EutecticError(place(node), "an array", f"a group with {name!r}", "check that the file is whole")
+            raise EutecticError(place(node), "an array", f"a group with {name!r}", "check that the file is complete")
         if (target := link_to(node, name)) is not None:
             raise EutecticError(
                 place(node),
@@ -147,7 +146,7 @@ def child(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
 
 
 def subgroup(group: h5py.Group, path: str) -> h5py.Group:
-    """As `child`, where that must be a group.
+    """As `child`, for a group.
 
     Raises:
         EutecticError: as `child`; an array.
@@ -158,49 +157,49 @@ def subgroup(group: h5py.Group, path: str) -> h5py.Group:
     return node
 
 
-def lies_elsewhere(node: h5py.Dataset) -> bool:
-    """Whether an array is only named here, and its numbers are in other files of the machine."""
+def is_external(node: h5py.Dataset) -> bool:
+    """Whether the data of an array is in other files."""
     return node.external is not None or bool(node.is_virtual)
 
 
 def dataset(group: h5py.Group, name: str, *sizes: int | None) -> h5py.Dataset:
-    """The header of an array; nothing is read.
+    """An array, checked by its header; no data is read.
 
     Args:
-        group: the group it lies in.
-        name: of the array.
-        sizes: the shape it must have; None is any size.
+        group: its group.
+        name: its name.
+        sizes: required shape; None is any size.
 
     Raises:
-        EutecticError: as `child`; no array, another shape, or data that lies in another file.
+        EutecticError: as `child`; not an array, a different shape, or data in another file.
     """
     node = child(group, name)
     if not isinstance(node, h5py.Dataset):
         raise EutecticError(place(node), "a group", "an array", "check that the file is of this data set")
-    if lies_elsewhere(node):
+    if is_external(node):
         raise EutecticError(
             place(node),
-            "an array whose data lies in other files",
+            "an array whose data is in other files",
             "the data in the file itself",
             "fetch the published file; this one could make a reader open any file of yours",
         )
     shape = node.shape or ()
     if len(shape) != len(sizes) or any(n is not None and n != m for n, m in zip(sizes, shape, strict=True)):
-        given, wanted = (", ".join("any" if n is None else str(n) for n in s) for s in (shape, sizes))
+        given, required = (", ".join("any" if n is None else str(n) for n in s) for s in (shape, sizes))
         raise EutecticError(
             place(node),
             f"shape ({given})",
-            f"shape ({wanted})",
+            f"shape ({required})",
             "the file is damaged or of another data set: fetch it again",
         )
     return node
 
 
 def numbers_in(node: h5py.Dataset, first: int = 0, last: int | None = None) -> np.ndarray:
-    """The entries `first` to `last` of an array's first axis, as float64 (integers as int64).
+    """Entries `first` to `last` along the first axis of an array, as float64 (integers as int64).
 
     Raises:
-        EutecticError: not numbers, or more than fits into memory.
+        EutecticError: not numbers, or more than `LARGEST_READ` bytes.
     """
     if node.dtype.kind not in "iuf":
         raise EutecticError(
@@ -215,7 +214,7 @@ def numbers_in(node: h5py.Dataset, first: int = 0, last: int | None = None) -> n
 
 
 def text_in(node: h5py.Dataset) -> str:
-    """A text that is stored as one string, or letter by letter.
+    """A text stored as one string, or as single characters.
 
     Raises:
         EutecticError: not text.
@@ -226,14 +225,14 @@ def text_in(node: h5py.Dataset) -> str:
 
 
 def pieces(path: Path, groups: Sequence[str], size: Callable[[str], int]) -> list[Piece]:
-    """Cut a file into pieces of about equal work.
+    """Divide a file into pieces of about equal size.
 
-    A piece is `count` frames from frame `first` of the group `member` on, going on in the groups after it.
+    A piece is `count` frames starting at frame `first` of the group `member`, continuing in the following groups.
 
     Args:
         path: the file.
-        groups: those that hold frames, in order.
-        size: how many frames a group has.
+        groups: groups with frames, in order.
+        size: number of frames of a group.
     """
     cut: list[Piece] = []
     member, first, count = "", 0, 0
@@ -253,14 +252,14 @@ def pieces(path: Path, groups: Sequence[str], size: Callable[[str], int]) -> lis
 
 
 def spans(piece: Piece, groups: Sequence[str], size: Callable[[str], int]) -> Iterator[tuple[str, int, int]]:
-    """What a piece of `pieces` is made of: group, first frame, frame after the last.
+    """Ranges of a piece from `pieces`: group, first frame, frame after the last.
 
     Raises:
-        EutecticError: the file does not hold what it did when it was cut.
+        EutecticError: the file has changed since it was divided.
     """
     changed = EutecticError(
         f"{piece.path}, {piece.member or 'first group'}",
-        "fewer structures than when the file was looked at first",
+        "fewer structures than when the file was first scanned",
         f"{piece.count} structures from number {piece.first} on",
         "leave the file as it is while it is read, then run the same command again",
     )
@@ -275,7 +274,7 @@ def spans(piece: Piece, groups: Sequence[str], size: Callable[[str], int]) -> It
         if last > first:
             yield name, first, last
             left = None if left is None else left - (last - first)
-        # Only the first group of a piece may begin in its midst.
+        # Only the first group of a piece may begin at a later frame.
         first = max(0, first - n)
     if left:
         raise changed

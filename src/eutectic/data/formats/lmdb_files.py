@@ -1,4 +1,4 @@
-"""Opening LMDB files that others wrote: read only, without a lock file, and never beyond their end."""
+"""Open published LMDB files safely: read-only, without a lock file, and never beyond their end."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _open: dict[tuple[int, str], tuple[lmdb.Environment, int]] = {}
 
 @contextmanager
 def opened(path: Path) -> Iterator[lmdb.Environment]:
-    """A file as an environment. A process opens a file once, however many readers it has (LMDB allows no more).
+    """Open a file as an environment, shared by all readers in the process (LMDB does not allow opening it twice).
 
     Raises:
-        EutecticError: not there, not an LMDB file, or cut short.
+        EutecticError: no such file, not an LMDB file, or truncated.
     """
     # An environment does not survive a fork.
     key = (os.getpid(), os.path.realpath(path))
@@ -47,19 +47,19 @@ def _opened(path: Path) -> lmdb.Environment:
         environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
     except (lmdb.Error, OSError) as error:
         raise unreadable(path, error) from error
-    whole = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    # LMDB maps the file into memory: touching a page that is not there would end the process, not raise.
-    if size < whole:
+    expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    # LMDB maps the file into memory: reading a missing page would kill the process, not raise.
+    if size < expected:
         environment.close()
-        raise unreadable(path, f"{size} bytes of {whole}")
+        raise unreadable(path, f"{size} bytes of {expected}")
     return environment
 
 
 def get(path: Path, transaction: lmdb.Transaction, key: str) -> bytes | None:
-    """The value of a key; None where there is none.
+    """The value of a key; None if missing.
 
     Raises:
-        EutecticError: the file is damaged on the way to it.
+        EutecticError: a damaged file.
     """
     try:
         value = transaction.get(key.encode())
@@ -69,11 +69,11 @@ def get(path: Path, transaction: lmdb.Transaction, key: str) -> bytes | None:
 
 
 def unreadable(path: Path, why: object) -> EutecticError:
-    """For a file that is not whole."""
-    said = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else str(why)
+    """Error for a damaged or truncated file."""
+    reason = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else str(why)
     return EutecticError(
         str(path),
-        f"it could not be read ({said})",
-        "a whole LMDB file",
-        "check the path and the file's size; if it was cut short, download or unpack it again",
+        f"it could not be read ({reason})",
+        "a complete LMDB file",
+        "check the path and the file's size; if it is truncated, download or unpack it again",
     )

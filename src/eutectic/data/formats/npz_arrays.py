@@ -1,4 +1,4 @@
-"""Arrays of npz files, read in blocks, in constant memory, and never unpickled."""
+"""Read arrays of npz files in blocks, in constant memory, without unpickling."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ROWS_AT_ONCE = 256
 
 
 def array_head(bundle: zipfile.ZipFile, key: str) -> tuple[np.dtype, tuple[int, ...], bool]:
-    """Type, shape, and whether the last index runs slowest.
+    """Type, shape, and whether the array is in Fortran order.
 
     Raises:
-        ValueError: an array of Python objects; no header of NumPy's.
+        ValueError: an array of Python objects; not a NumPy header.
         KeyError: no array of this name.
     """
     with bundle.open(f"{key}.npy") as handle:
@@ -27,11 +27,11 @@ def array_head(bundle: zipfile.ZipFile, key: str) -> tuple[np.dtype, tuple[int, 
 def blocks(
     bundle: zipfile.ZipFile, key: str, first: int, stop: int, at_once: int = ROWS_AT_ONCE
 ) -> Iterator[np.ndarray]:
-    """Rows of an array in the archive, some at a time; what comes before them is decompressed but not kept.
+    """Rows of an array in the archive, in blocks; preceding rows are decompressed but not kept.
 
     Raises:
         ValueError, KeyError: as `array_head`.
-        EOFError: cut short.
+        EOFError: truncated.
     """
     with bundle.open(f"{key}.npy") as handle:
         dtype, shape, fortran = _read_head(handle)
@@ -51,10 +51,10 @@ def blocks(
 
 
 def cut(parts: Iterator[np.ndarray], counts: Iterable[int]) -> Iterator[np.ndarray]:
-    """The same rows in groups of other sizes: of an array of all atoms, those of one structure after another.
+    """Regroup rows by `counts`, such as an array of all atoms by structure.
 
     Raises:
-        EOFError: fewer rows than that.
+        EOFError: too few rows.
     """
     left = np.zeros(0)
     for count in counts:
@@ -74,5 +74,5 @@ def _read_head(handle: Bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(handle)
     if dtype.hasobject:
-        raise ValueError("an array of Python objects, which only a pickle can hold")
+        raise ValueError("an array of Python objects, which would have to be unpickled")
     return dtype, shape, fortran

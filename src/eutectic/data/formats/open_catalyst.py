@@ -1,4 +1,4 @@
-"""What the data sets of the Open Catalyst Project share: files in folders, records, tags, and which energy it is."""
+"""Shared readers of the Open Catalyst Project's data sets: finding files, records, tags."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from eutectic.data.formats.pickled_lmdb import array, read_records, record_count
 
 URL = "https://dl.fbaipublicfiles.com/opencatalystproject/data/"
 PIECE = 10_000
-"""Records of a piece: seconds of reading."""
+"""Records per piece; reading one takes seconds."""
 
 ARCHIVES = (".tar", ".tar.gz", ".tar.xz", ".tgz", ".tar.bz2")
 
 
 def find(source: Path, suffixes: Iterable[str], expected: str) -> tuple[str, list[Path]]:
-    """The files of a source that are of one kind, by name, and that kind.
+    """The kind of files in a source, and the files sorted by name.
 
     Args:
-        source: a file, or a folder that holds them at any depth.
-        suffixes: of the kinds of files that can be read; the longest that fits is a file's kind.
-        expected: these kinds in words.
+        source: a file, or a folder with files at any depth.
+        suffixes: suffixes of the supported kinds; the longest match is a file's kind.
+        expected: description of these kinds.
 
     Raises:
-        EutecticError: nothing there; none of these kinds, or several of them (the same structures twice);
-            an archive that has to be unpacked.
+        EutecticError: no such source; none of these kinds, or several (possibly the same structures twice); an
+            archive that has to be unpacked first.
     """
     kinds = sorted(suffixes, key=len, reverse=True)
     if not source.exists():
@@ -60,7 +60,7 @@ def find(source: Path, suffixes: Iterable[str], expected: str) -> tuple[str, lis
             if source.is_file()
             else f"none among {len(paths)} files",
             expected,
-            f"unpack it (tar -xf {archive} -C {archive.parent}) and name the folder that makes"
+            f"unpack it (tar -xf {archive} -C {archive.parent}) and give the resulting folder"
             if archive
             else "check the path",
         )
@@ -68,7 +68,7 @@ def find(source: Path, suffixes: Iterable[str], expected: str) -> tuple[str, lis
 
 
 def lmdb_pieces(paths: Iterable[Path]) -> list[Piece]:
-    """Of `.lmdb` and `.aselmdb` files, in the order given.
+    """Pieces of `.lmdb` and `.aselmdb` files, in the given order.
 
     Raises:
         EutecticError: as `record_count` and `ase_lmdb.row_count`.
@@ -83,9 +83,9 @@ def lmdb_pieces(paths: Iterable[Path]) -> list[Piece]:
 def tags(published: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     """(n_atoms,) 0 below the surface, 1 on it, 2 adsorbate.
 
-    Where none is set, as in output of VASP, which knows no tags, or where they number layers: 0 for fixed atoms
-    and 1 for free ones, since OC20 fixes what lies below the surface and nothing else. Adsorbates are then 1 as
-    well, which no graph sees: 1 and 2 are treated alike.
+    If there are none, as in VASP output, or if they number layers: 0 for fixed atoms and 1 for free ones, since OC20
+    fixes exactly the atoms below the surface. Adsorbates are then 1 as well, which makes no difference in graphs: 1
+    and 2 are treated alike.
     """
     return published if published.any() and published.min() >= 0 and published.max() <= 2 else np.where(fixed, 0, 1)
 
@@ -94,8 +94,8 @@ class Record:
     """One record of a pickled LMDB, field by field.
 
     Args:
-        where: the record, in words.
-        fields: of it.
+        where: location of the record, for errors.
+        fields: its fields.
     """
 
     def __init__(self, where: str, fields: Mapping[str, object]) -> None:
@@ -105,10 +105,10 @@ class Record:
         return self._fields.get(name) is not None
 
     def numbers(self, name: str) -> np.ndarray:
-        """A field that must be there, in float64.
+        """Numbers of a required field, in float64.
 
         Raises:
-            EutecticError: it is not; it holds no numbers.
+            EutecticError: no such field; not numbers.
         """
         if name not in self:
             raise EutecticError(
@@ -120,7 +120,7 @@ class Record:
         return np.asarray(array(self._fields[name], f"{self.where}, {name}"), dtype=np.float64)
 
     def label(self, *names: str) -> np.ndarray | None:
-        """The first of these fields that is there; None without any, or where it is not a number."""
+        """The first existing of these fields; None if there is none, or if it is non-finite."""
         for name in names:
             if name in self:
                 values = self.numbers(name)
@@ -128,10 +128,10 @@ class Record:
         return None
 
     def word(self, name: str) -> str:
-        """An identifier: a whole number, or a text.
+        """An identifier: an integer or a text.
 
         Raises:
-            EutecticError: as `numbers`; it is neither.
+            EutecticError: as `numbers`; neither.
         """
         value = self._fields.get(name)
         if isinstance(value, str):
@@ -144,15 +144,15 @@ class Record:
         return str(int(number.flat[0]))
 
     def structure(self, positions: str = "pos") -> Structure:
-        """Of the record; `positions` is the field they are in.
+        """The structure, with positions from the field `positions`.
 
         Raises:
-            EutecticError: a field is missing or of another shape.
+            EutecticError: a field is missing or has an unexpected shape.
         """
         numbers = self._whole("atomic_numbers").reshape(-1)
         shapes = {positions: (len(numbers), 3), "cell": (3, 3)}
         cartesian, cell = (self._shaped(self.numbers(name), name, shape) for name, shape in shapes.items())
-        # Some writers leave out what is zero everywhere.
+        # Some writers omit fields that are zero everywhere.
         per_atom = [self._whole(name) if name in self else np.zeros(len(numbers)) for name in ("fixed", "tags")]
         fixed, published = (
             self._shaped(values, name, (len(numbers),)).astype(np.int64)
@@ -168,10 +168,10 @@ class Record:
         )
 
     def labels(self, energy: tuple[str, ...], forces: tuple[str, ...], n_atoms: int) -> dict[str, np.ndarray]:
-        """Energy and forces from the first fields that are there; what is NaN or missing is left out.
+        """Energy and forces from the first existing fields; NaN and missing labels are left out.
 
         Raises:
-            EutecticError: of another shape.
+            EutecticError: an unexpected shape.
         """
         found = {"energy": (self.label(*energy), ()), "forces": (self.label(*forces), (n_atoms, 3))}
         return {
@@ -179,14 +179,14 @@ class Record:
         }
 
     def _whole(self, name: str) -> np.ndarray:
-        """Whole numbers, which these files may have as float32."""
+        """Integers, which may be stored as float32."""
         values = self.numbers(name)
         if not (np.isfinite(values).all() and (values == np.rint(values)).all()):
             raise EutecticError(self.where, f"{name} with fractions", "whole numbers", "check the file's records")
         return values.astype(np.int64)
 
     def _shaped(self, values: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The same numbers; one more dimension of size one is how PyTorch Geometric stacks them."""
+        """Reshape, allowing for dimensions of size one, which PyTorch Geometric adds."""
         if values.size != math.prod(shape) or tuple(n for n in values.shape if n != 1) != tuple(
             n for n in shape if n != 1
         ):
@@ -194,7 +194,7 @@ class Record:
                 self.where,
                 f"{name} of shape {values.shape}",
                 f"shape {shape}",
-                "check that labels and atoms belong together",
+                "check that labels and atoms match",
             )
         return values.reshape(shape)
 
@@ -208,7 +208,7 @@ def read_lmdb(piece: Piece) -> Iterator[Record]:
 def labelled(
     structure: Structure, labels: Mapping[str, np.ndarray], system: str, frame: str | None = None
 ) -> LabelledStructure:
-    """With the id "<system>-<frame>"; all frames of a system's trajectory are one group."""
+    """Labelled structure with the id "<system>-<frame>"; all frames of a system are one group."""
     name = system if frame is None else f"{system}-{frame}"
     return LabelledStructure(structure=structure, labels=labels, id=name, group=system)
 

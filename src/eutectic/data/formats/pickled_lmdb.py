@@ -1,16 +1,14 @@
-"""LMDB files of pickled records, as the Open Catalyst Project and many after it wrote them, read without running
-anything in them.
+"""Safe reading of LMDB files with pickled records, as written by the Open Catalyst Project and others.
 
 Keys "0", "1", … hold records, "length" sometimes their number. A record is a pickled `torch_geometric.data.Data`
 (before version 2.0 with its fields in `__dict__`, after it in `_store`) or a dictionary; its fields are numbers,
 texts, NumPy arrays and torch tensors, each of these a `torch.save` archive of the old format within the pickle;
-sometimes crystals of pymatgen, as objects or as their dictionaries.
+sometimes crystals of pymatgen, as objects or as dictionaries.
 
-A pickle is a program, and unpickling calls whatever its author named. Here the names lead nowhere: those of arrays,
-tensors, PyTorch Geometric, pymatgen and emmet stand for descriptions of where the numbers are, and any other name is
-refused. Lengths
-and places a pickle gives are compared with the size of the record before memory is set aside for them. Numbers are
-decoded only when `array` is asked for them, so the edges in a record, most of its bytes, cost nothing.
+Unpickling normally calls whatever functions a pickle names. Here no code is run: the names of arrays, tensors, PyTorch
+Geometric, pymatgen and emmet are replaced by stand-ins that describe where the numbers are, and any other name is
+refused. Lengths and offsets in a pickle are compared with the size of the record before memory is allocated. Numbers
+are decoded only in `array`, so unused fields such as edges, most of a record, cost nothing.
 """
 
 from __future__ import annotations
@@ -41,10 +39,10 @@ STORAGES = {
     "LongStorage": "<i8",
     "ShortStorage": "<i2",
 }
-"""Name of a storage's class within `torch` → NumPy's name for the type of its numbers."""
+"""Name of a storage class in `torch` → NumPy type."""
 
 LARGEST_CRYSTAL = 1 << 20
-"""Entries of the dictionary of a crystal: a site has some twenty."""
+"""Maximum number of entries in the dictionary of a crystal; a site has about twenty."""
 
 _HEAD = b"".join(
     pickle.dumps(part, protocol=2)
@@ -54,19 +52,19 @@ _HEAD = b"".join(
         {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}},
     )
 )
-"""How every tensor within a pickle begins: magic number, version and sizes of C's types, of which only the byte order
+"""Header of every tensor within a pickle: magic number, version and sizes of C types, of which only the byte order
 matters (torch.serialization, `_legacy_save`)."""
 
 _NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
-"""NumPy's names of the types that an array may have."""
+"""Allowed NumPy types of an array."""
 
 
 class _Refused(Exception):
-    """The name of what a pickle asked for."""
+    """Name of a class or function that a pickle imports and that is not allowed."""
 
 
 class _Bytes:
-    """For `torch.storage._load_from_bytes`: an archive of one storage, not opened."""
+    """Stand-in for `torch.storage._load_from_bytes`: an unopened archive of one storage."""
 
     __slots__ = ("data",)
 
@@ -78,7 +76,7 @@ class _Bytes:
 
 
 class _Tensor:
-    """For `torch._utils._rebuild_tensor_v2` (storage, offset, shape, strides, …)."""
+    """Stand-in for `torch._utils._rebuild_tensor_v2` (storage, offset, shape, strides, …)."""
 
     __slots__ = ("offset", "shape", "storage", "strides")
 
@@ -95,7 +93,7 @@ class _Tensor:
         offset, shape, strides = _size(self.offset), _sizes(self.shape), _sizes(self.strides)
         n = math.prod(shape)
         last = offset + sum((k - 1) * stride for k, stride in zip(shape, strides, strict=True))
-        # The second condition keeps a few bytes from being spread over a large tensor by strides of zero.
+        # The second condition prevents a huge tensor from a few bytes by strides of zero.
         if n and (last >= len(numbers) or n > len(numbers)):
             raise ValueError(f"a tensor of shape {shape} in a storage of {len(numbers)} numbers")
         if not n:
@@ -105,7 +103,7 @@ class _Tensor:
 
 
 class _Dtype:
-    """For `numpy.dtype`: its name, and the byte order that its state gives."""
+    """Stand-in for `numpy.dtype`: its name, and the byte order from its state."""
 
     __slots__ = ("name", "order")
 
@@ -117,14 +115,14 @@ class _Dtype:
             self.order = str(state[1])
 
     def dtype(self) -> np.dtype:
-        # Numbers only: an array of objects holds pointers, which nobody else may choose.
+        # Numbers only: arrays of objects contain pointers.
         if not isinstance(self.name, str) or self.name not in _NUMBERS:
             raise ValueError("an array of something other than numbers")
         return np.dtype(self.order + self.name)
 
 
 class _Array:
-    """For NumPy's `_reconstruct`, whose state says the rest, and `_frombuffer`, `scalar` (below)."""
+    """Stand-in for NumPy's `_reconstruct`, filled from its state; base of `_frombuffer` and `scalar` (below)."""
 
     __slots__ = ("data", "dtype", "fortran", "shape")
 
@@ -141,7 +139,7 @@ class _Array:
 
     def array(self) -> np.ndarray:
         if not isinstance(self.dtype, _Dtype) or not isinstance(self.data, bytes | bytearray):
-            raise ValueError("an array that is not made as NumPy makes them")
+            raise ValueError("an array not written by NumPy")
         numbers = np.frombuffer(self.data, dtype=self.dtype.dtype())
         # `reshape` compares the sizes.
         return numbers.reshape(_sizes(self.shape), order="F" if self.fortran else "C").copy()
@@ -158,11 +156,11 @@ class _Scalar(_Array):
 
 
 class _Encoded:
-    """For `_codecs.encode`, by which protocol 2 writes bytes, and `bytes` for none."""
+    """Stand-in for `_codecs.encode`, with which protocol 2 writes bytes, and for `bytes` (empty bytes)."""
 
     def __new__(cls, text: object = "", *_rest: object) -> object:  # type: ignore[misc]
         if not isinstance(text, str):
-            raise pickle.UnpicklingError("bytes that are not made as pickle makes them")
+            raise pickle.UnpicklingError("bytes not written by pickle")
         return text.encode("latin-1")
 
     def __setstate__(self, _state: object) -> None:
@@ -170,7 +168,7 @@ class _Encoded:
 
 
 class _Object:
-    """For whatever PyTorch Geometric or pymatgen has in a record: its attributes, and nothing it can do."""
+    """Stand-in for classes of PyTorch Geometric and pymatgen: attributes only, no methods."""
 
     __slots__ = ("arguments", "attributes")
 
@@ -181,7 +179,7 @@ class _Object:
         self.attributes = state
 
 
-# Classes, not functions: a pickle can set attributes on a function that it names, but not on these.
+# Classes, not functions: a pickle could set attributes on a function, but not on these.
 _KNOWN: dict[tuple[str, str], type] = {
     ("collections", "OrderedDict"): PlainDictionary,
     ("_codecs", "encode"): _Encoded,
@@ -204,11 +202,11 @@ _KNOWN: dict[tuple[str, str], type] = {
 
 
 _INERT = ("torch_geometric.data.", "pymatgen.core.", "emmet.core.")
-"""Modules whose classes are read as attributes alone."""
+"""Modules whose classes are replaced by `_Object`."""
 
 
 class _Records(pickle.Unpickler):
-    """Never imports, so never runs, what it reads the name of."""
+    """Unpickler that never imports, and thus never runs, what a pickle names."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         known = _KNOWN.get((module_name, global_name))
@@ -220,7 +218,7 @@ class _Records(pickle.Unpickler):
 
 
 class _Storages(pickle.Unpickler):
-    """For the pickles within a tensor's bytes, which name only the type of its numbers."""
+    """Unpickler for the pickles within a tensor's bytes, which name only its type."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if module_name == "torch" and global_name in STORAGES:
@@ -235,7 +233,7 @@ class _Storages(pickle.Unpickler):
 
 
 def _storage(data: bytes) -> np.ndarray:
-    """The numbers of a storage, as torch's old format has them."""
+    """Numbers of a storage in torch's legacy format."""
     at = len(_HEAD)
     if not data.startswith(_HEAD):
         magic, at = _one(_Storages, data, 0)
@@ -253,56 +251,55 @@ def _storage(data: bytes) -> np.ndarray:
 
 
 def _one(reader: type[pickle.Unpickler], data: bytes, start: int) -> tuple[Any, int]:
-    """What the pickle that begins at `start` holds, and where it ends."""
+    """Content and end of the pickle that begins at `start`."""
     end = pickle_end(data, start)
     return reader(io.BytesIO(data[start:end] if start else data)).load(), end
 
 
 def _size(value: object) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError("a size that is no number")
+        raise ValueError("a size that is not a number")
     return value
 
 
 def _sizes(value: object) -> tuple[int, ...]:
     if not isinstance(value, tuple):
-        raise ValueError("a shape that is no tuple")
+        raise ValueError("a shape that is not a tuple")
     return tuple(_size(n) for n in value)
 
 
 def unpickle(data: bytes, where: str) -> object:
-    """What a pickle holds; tensors and arrays wait for `array`.
+    """Content of a pickle; tensors and arrays are decoded later by `array`.
 
     Args:
         data: the pickle.
-        where: names it in errors.
+        where: location, for errors.
 
     Raises:
-        EutecticError: it asks for a class or function that is not known here; damaged or cut short; lengths
-            that do not fit into it.
+        EutecticError: it imports a class or function that is not allowed; damaged or truncated; lengths beyond its
+            size.
     """
     try:
         return _one(_Records, data, 0)[0]
     except _Refused as name:
         raise _not_opened(where, name) from None
-    # A damaged pickle fails in any way there is; what these share is that it cannot be read.
+    # Damaged pickles raise many kinds of exceptions.
     except Exception as error:
         raise _damaged(where, error) from error
 
 
 def array(value: object, where: str) -> np.ndarray:
-    """The numbers of a field: of a tensor, an array, a list or a single number.
+    """Numbers of a field: a tensor, an array, a list or a single number.
 
     Raises:
-        EutecticError: no numbers; not all there; a tensor whose bytes hold something else.
+        EutecticError: not numbers; incomplete; a tensor whose bytes contain something else.
     """
     try:
         if isinstance(value, _Tensor | _Array):
             return value.array()
         if isinstance(value, int | float):
             return np.asarray(value)
-        # Rows, and no deeper: a few bytes of pickle can be a list of lists of lists … without end, or one long row
-        # a million times.
+        # At most two levels: a few bytes of pickle can give endlessly nested lists, or one long row a million times.
         if isinstance(value, list | tuple) and all(isinstance(number, int | float) for number in value):
             return np.asarray(value, dtype=np.float64)
         if isinstance(value, list | tuple) and all(_is_row(row) for row in value):
@@ -317,17 +314,17 @@ def array(value: object, where: str) -> np.ndarray:
 
 
 def _is_row(value: object) -> bool:
-    """Of coordinates, or of a tensor."""
+    """Whether a value is a row of coordinates or of a 3 × 3 tensor."""
     return (
         isinstance(value, list | tuple) and len(value) <= 9 and all(isinstance(number, int | float) for number in value)
     )
 
 
 def crystal(value: object, where: str) -> Mapping[str, object]:
-    """What `pymatgen_json.structure` reads, of a pickled `Structure` of pymatgen or of its dictionary.
+    """Input of `pymatgen_json.structure` from a pickled `Structure` of pymatgen or its dictionary.
 
     Raises:
-        EutecticError: neither; a dictionary made to fill the memory.
+        EutecticError: neither; a dictionary that is far too large.
     """
     try:
         if isinstance(value, dict):
@@ -341,7 +338,7 @@ def crystal(value: object, where: str) -> Mapping[str, object]:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise EutecticError(
             where,
-            f"no crystal that can be read ({type(error).__name__}: {error})",
+            f"not a readable crystal ({type(error).__name__}: {error})",
             "a Structure of pymatgen, or the dictionary that its as_dict gives",
             "write the records as dictionaries of arrays: atomic_numbers, positions, cell, pbc",
         ) from error
@@ -363,22 +360,22 @@ def _attributes(value: object) -> dict[str, Any]:
 
 
 def _plain(value: object, left: Iterator[int]) -> object:
-    """A copy in which nothing is shared; it stops where `left` does, since a pickle may name one part many times."""
+    """A deep copy of at most as many entries as `left`, since a pickle may refer to one part many times."""
     if next(left, None) is None:
         raise ValueError("more entries than a crystal has")
     if isinstance(value, dict):
         return {name: _plain(entry, left) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry, left) for entry in value]
-    # Arrays are beside the point: what describes sites is numbers and texts.
+    # Arrays are dropped: sites are described by numbers and texts.
     return value if isinstance(value, int | float | str) else None
 
 
 def fields(value: object, where: str) -> Mapping[str, object]:
-    """Name → value of a record: of a dictionary, or of PyTorch Geometric's `Data` of any version.
+    """Fields of a record (name → value): a dictionary, or PyTorch Geometric's `Data` of any version.
 
     Raises:
-        EutecticError: it is neither.
+        EutecticError: neither.
     """
     found = value
     if isinstance(value, _Object):
@@ -395,10 +392,10 @@ def fields(value: object, where: str) -> Mapping[str, object]:
 
 
 def record_count(path: Path) -> int:
-    """How many records a file has. "length" is one of LMDB's entries and no record; where it is, it must be right.
+    """Number of records in a file; the entry "length", if present, is not a record and must be right.
 
     Raises:
-        EutecticError: not a whole LMDB file; keys other than "0" to "n-1"; a "length" that is not their number.
+        EutecticError: not a complete LMDB file; keys other than "0" to "n-1"; a "length" that is not their number.
     """
     with opened(path) as environment, environment.begin() as transaction:
         entries = environment.stat()["entries"]
@@ -421,10 +418,10 @@ def record_count(path: Path) -> int:
 
 
 def record_keys(path: Path) -> list[int]:
-    """The keys of a file that may lack some of them, in order; "length" and other names are no records.
+    """Sorted integer keys of a file, possibly with gaps; "length" and other names are not records.
 
     Raises:
-        EutecticError: not a whole LMDB file; no keys that are whole numbers.
+        EutecticError: not a complete LMDB file; no integer keys.
     """
     with opened(path) as environment, environment.begin() as transaction:
         try:
@@ -447,13 +444,13 @@ def read_records(path: Path, first: int = 0, count: int | None = None) -> Iterat
     Args:
         path: the file.
         first: key of the first record to read.
-        count: how many; None is all that follow.
+        count: number of records; None is all that follow.
 
     Yields:
-        Where the record is, in words, and its fields: numbers and texts as they are, the rest for `array`.
+        Location of the record, and its fields: numbers and texts as they are, the rest for `array`.
 
     Raises:
-        EutecticError: as `record_count`, `unpickle` and `fields`; a record that is missing.
+        EutecticError: as `record_count`, `unpickle` and `fields`; a missing record.
     """
     yield from read_keys(path, range(first, record_count(path) if count is None else first + count))
 
@@ -476,7 +473,7 @@ def read_keys(path: Path, keys: Iterable[int]) -> Iterator[tuple[str, Mapping[st
 def _not_opened(where: str, name: object) -> EutecticError:
     return EutecticError(
         where,
-        f"a pickle that asks for {str(name)[:80]!r}",
+        f"a pickle that imports {str(name)[:80]!r}",
         "numbers, texts, NumPy arrays, torch tensors, PyTorch Geometric's Data and crystals of pymatgen",
         "nothing of it was run; take the file from its publisher, or write its records as dictionaries of arrays",
     )
@@ -486,6 +483,6 @@ def _damaged(where: str, error: Exception) -> EutecticError:
     return EutecticError(
         where,
         f"a record that cannot be read ({type(error).__name__}: {str(error)[:120]})",
-        "a whole pickle, protocol 2 or later",
-        "the file may be damaged or cut short: download, unpack or write it again",
+        "a complete pickle, protocol 2 or later",
+        "the file may be truncated or damaged: download, unpack or write it again",
     )

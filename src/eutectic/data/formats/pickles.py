@@ -1,8 +1,8 @@
-"""What every reader of strangers' pickles needs: a look at the whole of one before Python's own reader sees it.
+"""Validate an untrusted pickle before it is passed to Python's unpickler.
 
-That reader calls nothing that it is not given, but it trusts lengths: ten bytes that name place 2^32 of the memo make
-CPython 3.11 set aside 64 GB. Who reads a pickle here (`pickled_lmdb`, and a checkpoint's archive) asks `pickle_end`
-first, and gives the reader stand-ins for whatever the pickle names.
+A restricted unpickler calls only allowed functions, but it trusts lengths: ten bytes that refer to memo index 2^32 make
+CPython 3.11 allocate 64 GB. Readers of pickles (`pickled_lmdb`, and checkpoint archives) therefore call `pickle_end`
+first, and replace all classes that a pickle names by stand-ins.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pickle
 from typing import Any
 
 _OPCODES = [-1] * 256
-"""Opcode → bytes that follow it. Those of protocols 0 and 1 and of the registry of extensions are not here, and so are
+"""Opcode → number of argument bytes. Opcodes of protocols 0 and 1 and of the extension registry are missing and thus
 refused: nothing written since Python 3.0 has them."""
 for _width, _codes in {
     0: b"(.01N]ae}su)tRbQ\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94",
@@ -23,27 +23,27 @@ for _width, _codes in {
     for _code in _codes:
         _OPCODES[_code] = _width
 _COUNTED = {b"C"[0]: 1, b"B"[0]: 4, 0x8E: 8, 0x96: 8, 0x8C: 1, b"X"[0]: 4, 0x8D: 8, 0x8A: 1, 0x8B: 4}
-"""Opcode → bytes of a length, which that many bytes follow."""
+"""Opcode → width in bytes of a length field, followed by that many bytes."""
 _PLACES = {b"q"[0]: 1, b"r"[0]: 4}
-"""Opcode → bytes of a place in the memo."""
+"""Opcode → width in bytes of a memo index."""
 _GLOBAL, _STOP = b"c."
 
 
 class PlainDictionary(dict[Any, Any]):
-    """For `collections.OrderedDict`, which a pickle may give attributes (torch's `_metadata`): they are dropped."""
+    """Stand-in for `collections.OrderedDict`; drops attributes set by the pickle (torch's `_metadata`)."""
 
     def __setstate__(self, _state: object) -> None:
         pass
 
 
 def pickle_end(data: bytes, start: int = 0) -> int:
-    """Where the pickle that begins at `start` ends.
+    """End of the pickle that begins at `start`.
 
-    Its lengths lie within `data`, and its memo is not larger than it is, so that reading it takes memory in proportion
-    to its size.
+    Checks that its lengths are within `data` and that its memo is not larger than the pickle, so that the memory for
+    reading it is proportional to its size.
 
     Raises:
-        pickle.UnpicklingError: cut short; a memo larger than the pickle; an instruction of a protocol before 2.
+        pickle.UnpicklingError: truncated; a memo larger than the pickle; an opcode of a protocol before 2.
     """
     at, size = start, len(data)
     while at < size:

@@ -1,4 +1,4 @@
-"""Crystals as pymatgen writes them to JSON, and JSON too large to hold, read item by item."""
+"""Read crystals from pymatgen's JSON, and stream JSON files too large for memory."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ CHUNK = 1 << 20
 """Bytes read at a time. A single item of a list may be longer, up to `LONGEST`."""
 
 FAR = 1 << 20
-"""Characters: an error further than this from the end of what was read is not for want of the rest."""
+"""Characters: an error further than this from the end of the data read so far is not due to missing data."""
 
 LONGEST = 1 << 28
-"""Characters of one item: more is not a structure, and must not fill the memory."""
+"""Maximum number of characters of one item, to limit memory."""
 
 _ELEMENTS = {**{s: z for s, z in atomic_numbers.items() if z > 0}, "D": 1, "T": 1}
 
 
 def structure(values: Mapping[str, Any], where: str) -> Structure:
-    """A periodic structure of pymatgen's `Structure.as_dict()`.
+    """A periodic structure from pymatgen's `Structure.as_dict()`.
 
     Args:
-        values: with `lattice` (`matrix`, rows in Å; `pbc`) and `sites` (`species`, fractional `abc`).
-        where: names it in errors.
+        values: dictionary with `lattice` (`matrix`, rows in Å; `pbc`) and `sites` (`species`, fractional `abc`).
+        where: location, for errors.
 
     Raises:
-        EutecticError: a site shared by several elements or partly empty; a dummy species; other keys.
+        EutecticError: a site with mixed or partial occupancy; a dummy species; unexpected keys.
     """
     try:
         lattice = values["lattice"]
@@ -46,7 +46,7 @@ def structure(values: Mapping[str, Any], where: str) -> Structure:
                 raise EutecticError(
                     f"{where}, site {i}",
                     f"occupied by {shares}",
-                    "one whole atom",
+                    "full occupancy by one element",
                     "leave this structure out, or order it first: a disordered crystal has no atoms to learn from",
                 )
             z = _ELEMENTS.get(species["element"])
@@ -75,15 +75,15 @@ def structure(values: Mapping[str, Any], where: str) -> Structure:
 
 
 def items(read: Callable[[int], bytes]) -> Iterator[tuple[str, Any]]:
-    """The items of every list of the outermost object (with its key), or of the outermost list (with the key "").
+    """Items of every list in the outermost object (with its key), or of the outermost list (with the key "").
 
-    Values that are no lists come as they are. What is held in memory is one item and a chunk.
+    Values that are not lists are returned as they are. Holds one item and one chunk in memory.
 
     Args:
-        read: gives the next so many bytes, as the method of an open file.
+        read: returns the next bytes, like the method of an open file.
 
     Raises:
-        ValueError: not JSON, or cut short.
+        ValueError: not JSON, or truncated.
     """
     text = _Text(read)
     opening = text.after_space()
@@ -107,7 +107,7 @@ def items(read: Callable[[int], bytes]) -> Iterator[tuple[str, Any]]:
 
 
 class _Text:
-    """A file of JSON, seen through a window."""
+    """A JSON file, read through a sliding window."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._chunks = codecs.iterdecode(iter(lambda: read(CHUNK), b""), "utf-8")
@@ -115,7 +115,7 @@ class _Text:
         self._window, self._at = "", 0
 
     def _more(self) -> bool:
-        """Widen the window; False at the end of the file."""
+        """Extend the window; False at the end of the file."""
         chunk = next(self._chunks, None)
         if chunk is None:
             return False
@@ -125,7 +125,7 @@ class _Text:
         return True
 
     def after_space(self) -> str:
-        """The next character that is not white space; it stays."""
+        """The next character that is not white space, without consuming it."""
         while True:
             while self._at < len(self._window) and self._window[self._at] in " \t\r\n":
                 self._at += 1
@@ -135,11 +135,11 @@ class _Text:
                 raise ValueError("the file ends before its last bracket")
 
     def take(self) -> None:
-        """Step over one character."""
+        """Consume one character."""
         self._at += 1
 
     def value(self) -> Any:
-        """The next value. A number must be followed by something: the window may end within it."""
+        """The next value. A number at the end of the window may be incomplete, so more must follow it."""
         self.after_space()
         chunks = 1
         while True:
@@ -149,10 +149,10 @@ class _Text:
                     self._at = end
                     return value
             except json.JSONDecodeError as error:
-                # Long before the end of the window it is an error of the file, not of the window.
+                # Far from the end of the window, it is an error in the file.
                 if len(self._window) - error.pos > FAR and chunks > 1:
                     raise
-            # Twice as much each time, so that a long item is not scanned again for each chunk.
+            # Double each time, so that a long item is not rescanned for every chunk.
             if not sum(self._more() for _ in range(chunks)):
                 raise ValueError("the file ends before its last bracket")
             chunks *= 2

@@ -1,12 +1,12 @@
-"""The layout of sgdml.org: trajectories of one molecule, as MD17 and MD22 are published.
+"""Read trajectories of one molecule in the layout of sgdml.org (MD17, MD22).
 
-npz: `R` (frames, atoms, 3), `E` (frames,) or (frames, 1), `F` (frames, atoms, 3), `z` (atoms,); newer ones state
+npz: `R` (frames, atoms, 3), `E` (frames,) or (frames, 1), `F` (frames, atoms, 3), `z` (atoms,); newer files state
 their units as `e_unit` and `r_unit`. xyz: the energy alone on the second line, or as `energy=`, and forces in the
 columns after the positions. Both are read in blocks, in constant memory.
 
-Where a file does not state its unit, the unit is the one in which its total energies are those of its atoms:
-units differ twentyfold, total energies at any level of theory by less than one per cent. What fits no unit is
-refused, since it would be scaled wrongly.
+If a file does not state its unit, it is determined by comparing its total energies with those of the atoms: units
+differ by a factor of twenty, total energies at any level of theory by less than one per cent. Energies that match no
+unit are refused.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from eutectic.data.formats.npz_arrays import array_head, blocks
 
 FRAMES_PER_PIECE = 50_000
 STRETCHES = 40
-"""A trajectory's groups: as many stretches of neighbours in time, so that nine tenths and one tenth can be parted
-with few neighbours on both sides."""
+"""Number of groups of a trajectory: consecutive segments, so that few neighbours in time are on both sides of a
+split."""
 
 ATOMIC_UNITS = {"e_unit": "hartree", "r_unit": "bohr"}
-"""What "au" means there."""
+"""Meaning of "au" in these files."""
 
 ATOM_ENERGIES: dict[int, float] = {1: -13.61, 6: -1029.9, 7: -1485.3, 8: -2042.6}
-"""Free atoms in eV, with all electrons, good to a part in a thousand: B3LYP, doi:10.6084/m9.figshare.1057643."""
+"""All-electron energies of free atoms, eV, accurate to 0.1 %: B3LYP, doi:10.6084/m9.figshare.1057643."""
 
 BOUND = (0.995, 1.02)
-"""Total energy of a molecule over that of its free atoms: binding adds less than one per cent to H, C, N, O."""
+"""Allowed ratio of the total energy to that of the free atoms: binding adds less than 1 % for H, C, N, O."""
 
 _LAYOUT = "an npz of arrays R, E, F and z (no pickles), or an xyz with an energy and forces"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """The head of a file, and what turns its numbers into eV and Å.
+    """Header of a file, with its units.
 
     Attributes:
-        path, member: where it lies.
+        path, member: its location.
         numbers: (atoms,) atomic numbers, the same in all frames.
-        n_frames: how many there are.
+        n_frames: number of frames.
         energy_unit: in eV.
         length_unit: in Å.
     """
@@ -68,11 +68,11 @@ class Trajectory:
 
     @property
     def where(self) -> str:
-        """For errors."""
+        """Location, for errors."""
         return f"{self.path}, {self.member}" if self.member else str(self.path)
 
     def stretch(self, frame: int) -> int:
-        """Which of the `STRETCHES` a frame lies in."""
+        """Segment (of `STRETCHES`) of a frame."""
         return frame * STRETCHES // self.n_frames
 
 
@@ -81,17 +81,17 @@ Frame = tuple[np.ndarray, float, np.ndarray]
 
 
 def trajectory(path: Path, member: str, formula: str, molecule: str, fetch: str) -> Trajectory:
-    """The head of a file, checked.
+    """Read and check the header of a file.
 
     Args:
         path: npz, xyz, or a zip archive with `member`.
         member: see `path`.
-        formula: what the atoms must be.
-        molecule: their name.
-        fetch: what to do about a damaged file.
+        formula: expected formula.
+        molecule: name of the molecule.
+        fetch: suggestion for a damaged file.
 
     Raises:
-        EutecticError: damaged; other arrays; another molecule; an unknown unit; energies that are not total
+        EutecticError: damaged; unexpected arrays; a different molecule; an unknown unit; energies that are not total
             energies in any unit.
     """
     where = f"{path}, {member}" if member else str(path)
@@ -120,7 +120,7 @@ def frames(head: Trajectory, first: int, count: int | None, fetch: str) -> Itera
     """Frames of a file, in order.
 
     Raises:
-        EutecticError: damaged, or frames of another molecule.
+        EutecticError: damaged, or frames of a different molecule.
     """
     stop = head.n_frames if count is None else min(head.n_frames, first + count)
     force_unit = head.energy_unit / head.length_unit
@@ -151,7 +151,7 @@ def _npz_head(where: str, handle: Bytes, fetch: str) -> tuple[np.ndarray, int, f
                 where,
                 "arrays of rMD17 (nuclear_charges, coords, energies, forces)",
                 "arrays of sgdml.org (z, R, E, F)",
-                "prepare it as rmd17:<molecule>, which is another level of theory",
+                "prepare it as rmd17:<molecule>, which has a different level of theory",
             )
         shapes = {key: array_head(bundle, key)[1] for key in ("R", "E", "F", "z")}
         r, e, f, z = (shapes[key] for key in ("R", "E", "F", "z"))
@@ -182,9 +182,9 @@ def _text(bundle: zipfile.ZipFile, key: str) -> str:
     return "" if text.strip().lower() in ("", "n/a", "none", "unknown") else text.strip()
 
 
-def _unit(where: str, key: str, stated: str, wanted: str) -> float:
+def _unit(where: str, key: str, stated: str, target: str) -> float:
     try:
-        return convert(ATOMIC_UNITS[key] if stated.lower() == "au" else stated, wanted)
+        return convert(ATOMIC_UNITS[key] if stated.lower() == "au" else stated, target)
     except EutecticError as error:
         raise EutecticError(
             where,
@@ -224,7 +224,7 @@ _PROPERTIES = re.compile(r'Properties\s*=\s*"?([^\s"]+)')
 def _xyz(where: str, handle: Bytes) -> Iterator[tuple[np.ndarray, np.ndarray, float, np.ndarray]]:
     """Numbers, positions, energy, forces of each frame, in the units of the file."""
     lines = io.TextIOWrapper(cast(IO[bytes], handle), encoding="utf-8")
-    # Left open for whoever opened it.
+    # Detached at the end: the caller closes the file.
     try:
         for i in itertools.count():
             head = lines.readline()
@@ -239,7 +239,7 @@ def _xyz(where: str, handle: Bytes) -> Iterator[tuple[np.ndarray, np.ndarray, fl
                 found = _ENERGY.search(comment)
                 energy = float(found[1] if found else comment)
                 positions_at, forces_at = _columns(comment)
-                # A false count must not read for ever: lines end where the file does.
+                # The file's end limits the reading if the count is wrong.
                 rows = [line.split() for line in itertools.islice(iter(lines.readline, ""), n)]
                 numbers = np.array([atomic_numbers[row[0]] for row in rows], dtype=np.int64)
                 values = np.array([[float(x) for x in row[1:]] for row in rows])
@@ -255,7 +255,7 @@ def _xyz(where: str, handle: Bytes) -> Iterator[tuple[np.ndarray, np.ndarray, fl
 
 
 def _columns(comment: str) -> tuple[int, int]:
-    """Where positions and forces begin, counted without the symbol."""
+    """First columns of positions and forces, not counting the symbol."""
     found = _PROPERTIES.search(comment)
     if not found:
         return 0, 3
