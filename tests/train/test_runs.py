@@ -122,7 +122,7 @@ def test_ctrl_c_and_kill_lose_nothing(
         out, err = process.communicate(timeout=60)
         if blow == signal.SIGINT:
             assert process.returncode == 130, (out, err)
-            assert "goes on from step" in err, (out, err)
+            assert "resumes at step" in err, (out, err)
             assert "Traceback" not in err
         assert len(losses(tmp_path / "run")) > before
         assert not (tmp_path / "run" / "model").exists()
