@@ -1,4 +1,4 @@
-"""Many independent fine-tuning runs, one process each, as many at a time as there are cores."""
+"""Many independent fine-tuning runs in parallel, one process each."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from eutectic.train.runtime.stop import StopFlag
 from eutectic.train.settings import FinetuneSettings
 
 _done: Any = None
-"""In a worker process: shared array of steps done, by run."""
+"""In a worker process: shared array of steps done by each run."""
 
 _stop = StopFlag()
-"""In a worker process: raised by a signal, for this run and any that it had already been handed."""
+"""In a worker process: set by a signal, for the current run and any queued for this worker."""
 
 
 def _begin(done: Any) -> None:
     global _done
     _done = done
-    # From here on a signal is noted, never fatal: the run at hand stops at its next step and saves.
+    # From here on a signal only sets the flag: the current run stops after its next step and saves.
     _stop.listen()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -49,35 +49,35 @@ def _one(index: int, settings: FinetuneSettings, folder: Path) -> FinetuneResult
         _done[index] = step
 
     if _stop:
-        raise Interrupted("not begun")
+        raise Interrupted("not started")
     return finetune(settings, folder, alone=True, on_step=note, stop=_stop)
 
 
 def run_all(
     runs: Sequence[tuple[FinetuneSettings, Path]], *, title: str, workers: int | None = None, console: Console
 ) -> list[FinetuneResult]:
-    """All results, in order. Finished runs are read back; an interrupted call goes on where it stopped.
+    """Run all and return their results in order. Finished runs are read back, and interrupted ones resumed.
 
     Args:
         runs: settings and folder of each.
-        workers: processes; one for each core if not given.
+        workers: number of processes; default: one per core.
 
     Raises:
         Interrupted: Ctrl-C; each run is resumable.
-        EutecticError: one run failed; the others' results are kept on disk.
+        EutecticError: a run failed; results of the others are kept on disk.
     """
     workers = min(workers or cores(), len(runs))
     context = multiprocessing.get_context("spawn")
     done = context.Array("q", len(runs), lock=False)
     total = sum(settings.train.steps for settings, _ in runs)
-    # Long runs first: the last to finish is then a short one.
+    # Long runs first, so that the last to finish is short.
     order = sorted(range(len(runs)), key=lambda i: -runs[i][0].train.steps)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(done,))
-    # A job scheduler's SIGTERM is a wish to stop, like Ctrl-C; and a shell may have started this in the background,
-    # where Ctrl-C is ignored unless it is asked for.
+    # SIGTERM from a job scheduler stops like Ctrl-C. In a shell's background jobs Ctrl-C is ignored unless a handler
+    # is installed.
     main = threading.current_thread() is threading.main_thread()
     stopping = (signal.SIGINT, signal.SIGTERM) if main else ()
-    # Workers inherit this and come up deaf, until `_begin` lets them note a signal instead of dying of it.
+    # Workers inherit this and ignore signals until `_begin` installs their handlers.
     before = {number: signal.signal(number, signal.SIG_IGN) for number in stopping}
     with progress_bar(console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(title, total=total, note="")
@@ -85,16 +85,16 @@ def run_all(
             futures = {i: pool.submit(_one, i, *runs[i]) for i in order}
             for number in stopping:
                 signal.signal(number, signal.default_int_handler)
-            told = 0
+            reported = 0
             while True:
                 finished = [i for i, future in futures.items() if future.done()]
                 for i in finished:
                     if futures[i].exception() is not None:
                         raise futures[i].exception()  # type: ignore[misc]
                 progress.update(bar, completed=sum(done), note=f"{len(finished)} of {len(runs)} runs")
-                if not console.is_terminal and len(finished) >= told + max(1, len(runs) // 8):
-                    told = len(finished)
-                    console.print(f"{title}: {told} of {len(runs)} runs", highlight=False)
+                if not console.is_terminal and len(finished) >= reported + max(1, len(runs) // 8):
+                    reported = len(finished)
+                    console.print(f"{title}: {reported} of {len(runs)} runs", highlight=False)
                 if len(finished) == len(runs):
                     break
                 time.sleep(0.2)
@@ -104,7 +104,7 @@ def run_all(
                 if worker.pid is not None:
                     os.kill(worker.pid, signal.SIGINT)
             pool.shutdown(wait=True, cancel_futures=True)
-            raise Interrupted(f"stopped during {title}; the same command goes on where it stopped") from error
+            raise Interrupted(f"stopped during {title}; the same command resumes it") from error
         except BrokenProcessPool as error:
             raise EutecticError(
                 title,
