@@ -149,23 +149,23 @@ def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[Trained
         with torch.device("meta"):
             backbone, _ = build_backbone("gemnet_oc", settings.model_dump())
             module = MultitaskModel(backbone, heads)
-        ours = {theirs: f"backbone.{name}" for theirs, name in published_names(settings).items()}
-        ours |= {
+        our_names = {original: f"backbone.{name}" for original, name in published_names(settings).items()}
+        our_names |= {
             f"{HEADS[prop]}.{index}.{rest}": f"heads.{name}.{prop}.perceptron.{rest}"
             for name, index in names.items()
             for prop in heads[name]
             for rest in _under(entries, f"{HEADS[prop]}.{index}.")
         }
-        _check_fit(entries, ours, module, path)
+        _check_fit(entries, our_names, module, path)
         if not raw:
             _check_order(entries, settings, path)
-        tensors = {name: archive.tensor(weights[name]).float() for name in ours}
+        tensors = {name: archive.tensor(weights[name]).float() for name in our_names}
         foreign = archive.foreign
     try:
         state = {f"backbone.{name}": value for name, value in from_published(tensors, settings).items()}
     except ValueError as error:
         raise EutecticError(str(path), str(error), ORIGINAL, "use the file as it was published") from error
-    state |= {name: tensors[theirs] for theirs, name in ours.items() if name.startswith("heads.")}
+    state |= {name: tensors[original] for original, name in our_names.items() if name.startswith("heads.")}
     module.load_state_dict(state, assign=True)
     _check_finite(state, path)
 
@@ -197,7 +197,7 @@ def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[Trained
         size=size,
         parameters=parameters,
         taken=_taken(settings, names, heads, tensors, raw),
-        left=_left(content, entries, ours, foreign, raw),
+        left=_left(content, entries, our_names, foreign, raw),
         missing=_missing(names, tensors),
     )
     return model, report
@@ -374,22 +374,22 @@ def _heads(entries: Mapping[str, StoredTensor], index: int) -> dict[str, HeadSet
 
 
 def _check_fit(
-    entries: Mapping[str, StoredTensor], ours: Mapping[str, str], module: MultitaskModel, path: Path
+    entries: Mapping[str, StoredTensor], our_names: Mapping[str, str], module: MultitaskModel, path: Path
 ) -> None:
     """Check that the file has every weight of the model, with its shape."""
     shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    for theirs, name in ours.items():
-        got = entries[theirs].shape if theirs in entries else None
+    for original, name in our_names.items():
+        got = entries[original].shape if original in entries else None
         if got is None or got != shapes.get(name):
             raise EutecticError(
                 str(path),
-                f"{theirs} {'is missing' if got is None else f'has shape {got}'}",
+                f"{original} {'is missing' if got is None else f'has shape {got}'}",
                 f"shape {shapes[name]}, by the other entries"
                 if name in shapes
                 else "no such layer in a published head",
                 "use the file as it was published",
             )
-    absent = sorted(set(shapes) - set(ours.values()))
+    absent = sorted(set(shapes) - set(our_names.values()))
     if absent:
         raise EutecticError(str(path), f"no entry for {absent[0]}", ORIGINAL, "use the file as it was published")
 
@@ -448,7 +448,7 @@ def _taken(
 def _left(
     content: Mapping[object, object],
     entries: Mapping[str, StoredTensor],
-    ours: Mapping[str, str],
+    our_names: Mapping[str, str],
     foreign: tuple[str, ...],
     raw: bool,
 ) -> dict[str, str]:
@@ -467,7 +467,7 @@ def _left(
     counters = sum(name.startswith("task_steps.") for name in entries)
     if counters:
         left["step counters"] = f"{counters} entries"
-    unknown = [n for n in entries if n not in ours and ALIAS not in n and not n.startswith("task_steps.")]
+    unknown = [n for n in entries if n not in our_names and ALIAS not in n and not n.startswith("task_steps.")]
     if unknown:
         left["other entries"] = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
     if foreign:

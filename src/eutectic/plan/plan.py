@@ -32,7 +32,7 @@ from eutectic.train.cost import Calibration, SizeModel, Work, calibrate, count_w
 from eutectic.train.loop import checkpoint_activations
 from eutectic.train.settings import PretrainSettings, Settings
 
-EVALUATION = 1 / 3
+FORWARD_FRACTION = 1 / 3
 """Cost of a forward pass relative to a training step: the backward pass costs two forward passes."""
 
 
@@ -229,7 +229,7 @@ def plan_run(
     if workers:
         data = max(0.0, data / workers - compute)  # batches are prepared during the computation
     each = (float(calibration.seconds.of(batch)) - calibration.seconds.constant) * processes / source.batch_size
-    validations = (steps // settings.train.evaluate_every + 1) * EVALUATION * each * n_validation / processes
+    validations = (steps // settings.train.evaluate_every + 1) * FORWARD_FRACTION * each * n_validation / processes
     sets = [
         SetPlan(
             name=name,
@@ -567,7 +567,7 @@ def _on_cluster(cluster: Cluster, settings: PretrainSettings, flops: float, save
     message = times * 4 * parameters * (g - 1) / g
     communication = message / (1e9 * cluster.link_gb_s)
     n_validation = sum(chosen.validation for chosen in (*settings.sets.values(), *settings.watch.values()))
-    validations = (steps // settings.train.evaluate_every + 1) * EVALUATION * n_validation / size * one
+    validations = (steps // settings.train.evaluate_every + 1) * FORWARD_FRACTION * n_validation / size * one
     hours = (steps * (compute + communication) + validations) / 3600
     state = _state_bytes(settings, g, cluster.strategy) * parameters
     memory = state + saved * math.ceil(each)

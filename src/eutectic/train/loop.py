@@ -26,7 +26,7 @@ from eutectic.atoms import EutecticError, Interrupted
 from eutectic.checkpoints.model import TrainedModel
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task
-from eutectic.train.batches.loader import default_workers, feed
+from eutectic.train.batches.loader import default_workers, load_batches
 from eutectic.train.batches.sampler import BatchSampler, check_shares
 from eutectic.train.checkpoint import full_state
 from eutectic.train.gradient import GradientSum
@@ -126,7 +126,7 @@ def train(
     workers = default_workers(device, world, source.sets) if settings.workers is None else settings.workers
     remaining = range(run.step * accumulate, settings.steps * accumulate)
     on_gpu = device.type == "cuda"
-    loader = feed(
+    loader = load_batches(
         source, tasks, remaining, rank=fabric.global_rank, world=world, dtype=dtype, workers=workers, pin=on_gpu
     )
     stop = StopFlag() if stop is None else stop

@@ -31,8 +31,8 @@ class Defining(Settings):
 
     define: tuple[str, ...] = Field(
         default=(),
-        description="new properties, each as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; stores and models "
-        "carry the definitions of their own",
+        description="new properties, each as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; those of stores and "
+        "models need no definition here",
     )
 
     @model_validator(mode="before")

@@ -187,7 +187,7 @@ def _lower_priority(worker: int) -> None:
 
 
 @contextmanager
-def feed(
+def load_batches(
     source: BatchSampler,
     tasks: Sequence[Task],
     batches: range,

@@ -143,15 +143,15 @@ def _check(sizes: Mapping[str, int], temperature: float | int, weights: Mapping[
 
 
 def _check_limits(sizes: Mapping[str, int], caps: Mapping[str, int], max_shares: Mapping[str, float | int]) -> None:
-    for what, limits in (("cap", caps), ("share", max_shares)):
+    for kind, limits in (("cap", caps), ("share", max_shares)):
         for name, value in limits.items():
             if name not in sizes:
                 raise EutecticError(
-                    "mixture", f"a {what} for {name!r}", f"one of {', '.join(sizes)}", "name a set of the mixture"
+                    "mixture", f"a {kind} for {name!r}", f"one of {', '.join(sizes)}", "choose a set of the mixture"
                 )
-            if not (1 <= value < math.inf if what == "cap" else 0 < value <= 1):
-                wanted = "at least one structure" if what == "cap" else "a part of an epoch, above 0 and at most 1"
-                raise EutecticError(f"mixture, {name}", f"{what} {value}", wanted, "leave the data set out instead")
+            if not (1 <= value < math.inf if kind == "cap" else 0 < value <= 1):
+                expected = "at least one structure" if kind == "cap" else "a share above 0 and at most 1"
+                raise EutecticError(f"mixture, {name}", f"{kind} {value}", expected, "leave out the data set instead")
 
 
 def _limited(shares: np.ndarray, limits: np.ndarray) -> np.ndarray:
