@@ -166,7 +166,7 @@ def test_bad_gradients_are_skipped_then_end_the_run(
         return [{k: v * float("nan") for k, v in losses.items()} for losses in real(*arguments)]
 
     monkeypatch.setattr(gradient, "target_losses", poisoned)
-    with pytest.raises(EutecticError, match="not finite"):
+    with pytest.raises(EutecticError, match="non-finite loss"):
         pretrain(settings_for(molecules, slabs, max_nonfinite_steps=2), tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["nonfinite_steps"] == 3
