@@ -22,25 +22,25 @@ from rich.progress import (
 SHOW_AFTER = 5.0
 """Seconds after which a bar is shown."""
 
-Row = TypeVar("Row")
+Element = TypeVar("Element")
 
 
 class ProgressBar:
-    """A bar with count, rate and time left, on standard error, shown once the work has taken a while.
+    """A progress bar with count, rate and time left, on standard error, shown after a delay.
 
-    (A command's answer, which may be JSON, goes to standard output.)
+    (Results, which may be JSON, go to standard output.)
 
     Args:
-        description: what is being done, e.g. "Reading qm9".
-        total: how many; None while that is not known.
-        done: of them, before this process began.
-        unit: what is counted, in the plural; "bytes" are shown in kB, MB, …; empty where nothing is counted: the bar
-            then moves, and shows the time taken.
-        enabled: whether to show it. Where standard error is a file or a pipe, no bar is shown.
-        lines: how many lines to print in all where no bar can be shown.
-        delay: seconds until it is shown; None is `SHOW_AFTER`.
+        description: label, e.g. "Reading qm9".
+        total: number of units; None while unknown.
+        done: units done before this process began.
+        unit: unit of the count, in the plural; "bytes" are shown in kB, MB, …; if empty, the bar pulses and shows
+            only the time taken.
+        enabled: False shows nothing. Where standard error is a file or a pipe, no bar is shown either.
+        lines: number of lines to print in total where no bar can be shown.
+        delay: seconds until the bar is shown; None is `SHOW_AFTER`.
         keep: leave the bar on the screen at the end.
-        console: where to show it instead.
+        console: console to use instead of standard error.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ProgressBar:
         self._done: float = done
         self._note = ""
         self._begun = time.monotonic()
-        # A thread, since a library may be busy for long without calling back.
+        # A timer thread, since a library may not call back for a long time.
         self._timer = threading.Timer(self._delay, self._progress.start)
         self._timer.daemon = True
 
@@ -96,11 +96,11 @@ class ProgressBar:
         self._progress.stop()
 
     def advance(self, more: float = 1, *, total: float | None = None, note: str | None = None) -> None:
-        """So many more are done; arguments otherwise as of `update`."""
+        """Add `more` to the count; other arguments as in `update`."""
         self.update(self._done + more, total=total, note=note)
 
     def update(self, done: float, *, total: float | None = None, note: str | None = None) -> None:
-        """So many are done; `total` where it is better known now, `note` to be shown after the time left."""
+        """Set the count; `total` updates the total, and `note` is shown after the time left."""
         self._done = done
         self._total = self._total if total is None else total
         self._note = self._note if note is None else note
@@ -126,19 +126,21 @@ def _text(field: str) -> TextColumn:
     return TextColumn(f"{{task.fields[{field}]}}", markup=False)
 
 
-def track(rows: Iterable[Row], description: str, total: int | None, *, enabled: bool = True) -> Iterator[Row]:
-    """The same rows, with a progress bar that counts them."""
+def track(
+    elements: Iterable[Element], description: str, total: int | None, *, enabled: bool = True
+) -> Iterator[Element]:
+    """Iterate over `elements` with a progress bar."""
     with ProgressBar(description, total, enabled=enabled) as bar:
         number = 0
-        for number, row in enumerate(rows, start=1):
-            yield row
+        for number, element in enumerate(elements, start=1):
+            yield element
             if not number % 50:
                 bar.advance(50)
         bar.advance(number % 50)
 
 
 def progress_bar(console: Console, *, disable: bool = False) -> Progress:
-    """Description, bar, count, elapsed, left, and a free text."""
+    """A rich progress bar with description, count, time elapsed, time left, and a note."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and locks between processes."""
+"""Atomic writes of files and folders, and locks between processes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def writing_to(path: Path, *, errors: tuple[type[Exception], ...] = (OSError,), fix: str = FIX) -> Iterator[None]:
-    """Report a failed write as an error that a user can act on.
+    """Convert a failed write to an error that a user can act on.
 
     Args:
-        path: what is written.
+        path: file or folder being written.
         errors: exceptions that mean a failed write; some libraries raise their own.
-        fix: what the user can do.
+        fix: advice in the error.
 
     Raises:
-        EutecticError: in place of one of `errors` inside.
+        EutecticError: one of `errors` was raised in the block.
     """
     try:
         yield
@@ -40,7 +40,7 @@ def writing_to(path: Path, *, errors: tuple[type[Exception], ...] = (OSError,), 
         raise EutecticError(
             str(path),
             f"could not be written ({getattr(error, 'strerror', None) or error})",
-            "a folder with room to write in",
+            "a writable folder with free space",
             fix,
         ) from error
 
@@ -57,22 +57,22 @@ def replacing(
 ) -> Iterator[Path]:
     """Write a file or folder under a temporary name; it replaces `path` when the block ends without an error.
 
-    Until then, and whatever goes wrong, `path` stays as it was. The folder around it is made if it is not there.
+    After an error `path` is unchanged. Missing parent folders are created.
 
     Args:
         path: of the file or folder.
-        folder: make a folder instead of a file.
-        sync: wait until the contents are on the disk, since a rename may outrun them when the power fails.
-        sole_writer: no other process writes here at the same time. The temporary name is then always the same, so that
-            what a killed process left is overwritten instead of staying beside the new file.
+        folder: create a folder instead of a file.
+        sync: wait until the contents are on disk; otherwise a power failure can leave the new name without its data.
+        sole_writer: no other process writes here at the same time. The temporary name is then always the same, and
+            leftovers of a killed process are overwritten.
         errors: exceptions inside the block that mean a failed write (empty: the block reports its own).
-        fix: what the user can do then.
+        fix: advice in the error.
 
     Yields:
         The temporary path.
 
     Raises:
-        EutecticError: the disk is full, or the place cannot be written to.
+        EutecticError: the disk is full, or the folder is not writable.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{'' if sole_writer else secrets.token_hex(4) + '.'}writing")
@@ -91,17 +91,16 @@ def replacing(
 
 
 def write_atomically(path: Path, content: str | bytes, *, sync: bool = True, sole_writer: bool = False) -> None:
-    """Write a file so that no reader ever sees half of it. Arguments and errors are those of `replacing`; text is
-    written as UTF-8."""
+    """Write a file atomically. Arguments and errors are those of `replacing`; text is written as UTF-8."""
     with replacing(path, sync=sync, sole_writer=sole_writer) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def put_in_place(temporary: Path, path: Path, *, sync: bool = True) -> None:
-    """Rename a finished file or folder to `path`. At every moment the old one or the new one is whole on the disk.
+    """Rename a finished file or folder to `path`. A complete old or new version exists at every moment.
 
     Raises:
-        OSError: it cannot be done; the old one is where it was.
+        OSError: the rename failed; the old version is still at `path`.
     """
     if sync:
         for file in temporary.rglob("*") if temporary.is_dir() else (temporary,):
@@ -111,7 +110,7 @@ def put_in_place(temporary: Path, path: Path, *, sync: bool = True) -> None:
     if not temporary.is_dir():
         os.replace(temporary, path)
         return
-    # A folder cannot replace one with files in it.
+    # A rename cannot replace a non-empty folder.
     old = path.with_name(f".{path.name}.replaced-{secrets.token_hex(4)}")
     if path.exists():
         path.rename(old)
@@ -140,19 +139,19 @@ def locked(
     doing: str = "writing here",
     fix: str = "wait for it, stop it, or choose another folder",
 ) -> Iterator[None]:
-    """Keep other processes out for as long as the block runs.
+    """Hold an exclusive lock between processes while the block runs.
 
-    The operating system lets go when the process ends, however it ends: a lock file that a killed process left does
-    not block the next one.
+    The operating system releases the lock when the process ends, even if it is killed; a leftover lock file does not
+    block the next process.
 
     Args:
-        path: of the lock file; made, and removed at the end.
-        where: what the lock protects, for the error; the folder of the lock file if not given.
-        doing: what the other process is doing, for the error.
-        fix: what the user can do then.
+        path: of the lock file; created, and removed at the end.
+        where: path that the lock protects, for the error; default: the folder of the lock file.
+        doing: activity of the other process, for the error.
+        fix: advice in the error.
 
     Raises:
-        EutecticError: another process holds the lock, or the folder cannot be written to.
+        EutecticError: another process holds the lock, or the folder is not writable.
     """
     path = Path(path)
     where = path.parent if where is None else where
@@ -161,9 +160,9 @@ def locked(
     holder, lock = _holder(path), FileLock(path)
     try:
         lock.acquire(timeout=0)
-    # Without the file, the other process has just finished and removed the folder with it.
+    # FileNotFoundError: the other process has just finished and removed the folder.
     except (Timeout, FileNotFoundError):
-        raise EutecticError(str(where), f"another process{holder} is {doing}", "one at a time", fix) from None
+        raise EutecticError(str(where), f"another process{holder} is {doing}", "one process at a time", fix) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             with writing_to(where):
@@ -174,14 +173,14 @@ def locked(
             path.write_text(f"PID {os.getpid()} on {platform.node()}")
         yield
     finally:
-        # Before it is released: whoever waits for this file sees that it is gone, and makes a new one.
+        # Removed before the lock is released, so that a waiting process creates a new file.
         with contextlib.suppress(OSError):
             path.unlink()
         lock.release()
 
 
 def _holder(path: Path) -> str:
-    """Who holds a lock; empty where the file does not say."""
+    """The process that holds a lock, as noted in its file; empty if unknown."""
     try:
         content = path.read_text()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Worker processes: one function, called in several processes, that never outlive this one."""
+"""Worker processes: call a function in several processes, which end with this one."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 Result = TypeVar("Result")
 
 _counter: Any = None
-"""In a worker process: how much of the work all of them have done, shared with the parent."""
+"""In a worker process: total work done by all workers, shared with the parent."""
 
 _stopping: Any = None
-"""In a worker process: whether nothing more should be begun, shared with the parent."""
+"""In a worker process: whether to start no further calls, shared with the parent."""
 
 
 def cores() -> int:
-    """Cores this process may use, which on a shared machine can be fewer than there are."""
+    """Number of CPU cores that this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def count(more: int) -> None:
-    """In a worker process: report that so much more is done (see `run_in_processes`). Elsewhere nothing happens."""
+    """In a worker process: add to the work done (see `run_in_processes`). Elsewhere this does nothing."""
     if _counter is not None:
         with _counter.get_lock():
             _counter.value += more
@@ -55,21 +55,21 @@ def run_in_processes(
 ) -> list[Result]:
     """Call a function with several sets of arguments, in worker processes.
 
-    If a call fails, `progress` or `finished` raises, or the user wants to stop (Ctrl-C, SIGTERM), nothing more is
-    begun, the workers are ended, and the exception goes on to the caller. Workers also end when this process is killed.
+    If a call, `progress` or `finished` raises, or a signal stops the work (Ctrl-C, SIGTERM), no further calls are
+    started, the workers are ended, and the exception is raised here. Workers also end when this process is killed.
 
     Args:
         function: to call; pickled by its name.
-        calls: its arguments, one tuple for each call; pickled. Begun in this order.
-        workers: processes, at most one for each call.
-        where: what the user is doing, for errors.
-        kept: what becomes of the work that is done when a worker dies, for the error.
+        calls: its arguments, one tuple per call; pickled. Started in this order.
+        workers: number of processes, at most one per call.
+        where: activity, for errors.
+        kept: note on finished work, for the error when a worker dies.
         start: called first in each worker; pickled by its name.
-        progress: called here, a few times a second, with the sum of what the workers have passed to `count` since.
-        finished: called here with the number of a call and its result, once it is there.
-        one_thread: workers use one thread each for linear algebra (more made them far slower).
-        graceful: workers note signals themselves (`start` sees to that) and finish soon: they are sent SIGINT and
-            waited for. Otherwise they ignore signals, and are killed when the work is stopped.
+        progress: called here, a few times a second, with the sum of what the workers passed to `count` in between.
+        finished: called here with the index and result of each finished call.
+        one_thread: one thread per worker for linear algebra (more made them far slower).
+        graceful: workers handle signals themselves (installed by `start`) and finish soon: they are sent SIGINT and
+            joined. Otherwise they ignore signals, and are killed when the work is stopped.
 
     Returns:
         The results, in the order of `calls`.
@@ -77,7 +77,7 @@ def run_in_processes(
     Raises:
         EutecticError: a worker process died.
         KeyboardInterrupt: Ctrl-C or SIGTERM.
-        Exception: whatever a call raised.
+        Exception: raised by a call.
     """
     if not calls:
         return []
@@ -100,12 +100,12 @@ def run_in_processes(
                 progress(seen - before)
                 for future in sorted(done, key=futures.__getitem__):
                     finished(futures[future], future.result())
-                # The pool itself may not notice for as long as the other workers are busy: it watches those that there
-                # were when it last had something to do (seen with Python 3.11).
+                # The pool may not notice a dead worker while the others are busy: it watches only the workers that
+                # existed when it was last woken (seen with Python 3.11).
                 if running and connection.wait([process.sentinel for process in _processes(pool)], timeout=0):
                     raise BrokenProcessPool("a worker has ended")
         except BrokenProcessPool as error:
-            _end(pool, graceful)  # the other workers, whose end the pool waits for
+            _end(pool, graceful)  # the other workers, for which the pool would wait
             raise EutecticError(
                 where,
                 "a worker process died (out of memory, killed, or a crash in a compiled library)",
@@ -122,19 +122,19 @@ def run_in_processes(
 
 
 def _call(function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
-    # A pool hands out one call more than there are workers, which cannot be taken back.
+    # A pool queues one call more than there are workers, which cannot be cancelled.
     if _stopping.value:
-        raise Interrupted("not begun")
+        raise Interrupted("not started")
     return function(*arguments)
 
 
 def _start(counter: Any, stopping: Any, start: Callable[[], object] | None) -> None:
-    """In a new worker: leave signals to the parent, and end with it."""
+    """In a new worker: ignore signals, which the parent handles, and end with the parent."""
     global _counter, _stopping
     _counter, _stopping = counter, stopping
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    warnings.simplefilter("ignore")  # of readers and label engines: nobody here can act on them
+    warnings.simplefilter("ignore")  # of readers and label engines, on which a user cannot act
     parent = multiprocessing.parent_process()
 
     def leave_with_parent() -> None:
@@ -163,12 +163,12 @@ def _end(pool: ProcessPoolExecutor, graceful: bool) -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[], None]]:
-    """Signals are ignored, as processes started here inherit it, until the yielded function is called; then Ctrl-C and
-    SIGTERM raise KeyboardInterrupt (in the main thread; another is never interrupted)."""
+    """Ignore signals, also in processes started in the block, until the yielded function is called; from then on Ctrl-C
+    and SIGTERM raise KeyboardInterrupt (in the main thread only)."""
     signals = SIGNALS if threading.current_thread() is threading.main_thread() else ()
 
     def listen() -> None:
-        # Also where a shell has started this in the background, with Ctrl-C ignored.
+        # A shell that starts this in the background has Ctrl-C ignored.
         for number in signals:
             signal.signal(number, signal.default_int_handler)
 

@@ -141,7 +141,7 @@ def test_the_command_says_what_it_took(checkpoint: Path, tmp_path: Path) -> None
     assert len(load_model(tmp_path / "model").tasks) == 4
     result = CliRunner().invoke(cli.app, [*arguments[:-1], str(tmp_path)])
     assert isinstance(result.exception, EutecticError)
-    assert "no model" in str(result.exception)
+    assert "not a model folder" in str(result.exception)
     assert (tmp_path / "model").is_dir()
 
 
@@ -334,14 +334,14 @@ def test_a_pickle_cannot_change_what_reads_it(tmp_path: Path) -> None:
         path = tmp_path / f"{i}.pt"
         with zipfile.ZipFile(path, "w") as file:
             file.writestr("a/data.pkl", b"\x80\x02c" + f"{module}\n{name}\n".encode() + state)
-        with pytest.raises(EutecticError, match="could not be read"), Archive(path):
+        with pytest.raises(EutecticError, match="cannot be read"), Archive(path):
             pass
         assert not hasattr(KNOWN.get((module, name), torch.float32), "shape")
     storage = torch.zeros(1).untyped_storage()
     typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True)
     tensor = Hostile(torch._utils._rebuild_tensor_v2, typed, 0, (1,), (1,), False, {}, state={"shape": (9,)})
     torch.save(tensor, tmp_path / "tensor.pt")
-    with pytest.raises(EutecticError, match="could not be read"), Archive(tmp_path / "tensor.pt"):
+    with pytest.raises(EutecticError, match="cannot be read"), Archive(tmp_path / "tensor.pt"):
         pass
 
 
@@ -359,7 +359,7 @@ def test_a_pickle_cannot_change_what_reads_it(tmp_path: Path) -> None:
 def test_a_pickle_cannot_fill_the_memory(data: bytes, why: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as file:
         file.writestr("a/data.pkl", data)
-    with pytest.raises(EutecticError, match=f"could not be read.*{why}"), Archive(tmp_path / "a.pt"):
+    with pytest.raises(EutecticError, match=f"cannot be read.*{why}"), Archive(tmp_path / "a.pt"):
         pass
 
 
@@ -469,13 +469,13 @@ def _fine_tuned(content: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("change", "raw", "says"),
     [
-        (_drop_entry, True, "out_blocks.1.layers.0.linear.weight is not there"),
+        (_drop_entry, True, "out_blocks.1.layers.0.linear.weight is missing"),
         (_drop_entry, False, "averaged weight"),
         (_reshape_entry, True, r"output.out_energy.2.2.weight has shape \(8, 9\)"),
         (_no_average, False, "--raw"),
         (_short_average, False, "averaged weights for"),
         (_not_finite, True, "not finite"),
-        (_in_another_order, False, "up_projection_ac.* stands where .*up_projection_ca.* should"),
+        (_in_another_order, False, "up_projection_ac.* in place of .*up_projection_ca"),
         (_copies_differ, False, "one radial basis"),
         (_fine_tuned, False, "fine-tuned"),
     ],
@@ -502,7 +502,7 @@ def test_a_file_that_is_not_whole_is_an_error_in_four_parts(checkpoint: Path, tm
     ):
         path = tmp_path / f"{i}.pt"
         path.write_bytes(data)
-        with pytest.raises(EutecticError, match="could not be read") as caught:
+        with pytest.raises(EutecticError, match="cannot be read") as caught:
             read_published_checkpoint(path)
         assert "download or copy it again" in caught.value.fix
     with pytest.raises(EutecticError, match="absent"):

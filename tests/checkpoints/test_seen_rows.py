@@ -84,7 +84,7 @@ def test_a_split_that_cannot_be_repeated_is_unknown(molecules: Store, caplog: py
     values = record_of(molecules).to_dict()
     for change in ({"seed": 1}, {"split": "official_01"}):
         assert seen_rows(provenance_of(LearnedRows.from_dict(values | change)), molecules) is None
-    assert "cannot be repeated" in caplog.text
+    assert "cannot be reproduced" in caplog.text
 
 
 def test_the_model_in_the_package_is_of_before_the_records() -> None:

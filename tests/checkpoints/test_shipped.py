@@ -40,7 +40,7 @@ def test_a_name_finds_the_package_and_a_path_comes_first(
     assert model_folder("some-model") == Path("some-model")
     with pytest.raises(EutecticError, match="did you mean 'some-model'"):
         model_folder("some-modle")
-    with pytest.raises(EutecticError, match="as …/model"):
+    with pytest.raises(EutecticError, match="the folder …/model"):
         model_folder(tmp_path / "nowhere")
 
 

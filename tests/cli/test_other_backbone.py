@@ -34,5 +34,5 @@ def test_a_file_that_mixes_them_is_refused_in_words(tmp_path: Path) -> None:
     values = RECIPES["demo"]().model_dump(mode="json")
     values["backbone"]["name"] = "painn"
     (tmp_path / "mixed.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(EutecticError, match=r"mixed\.yaml.*backbone\.settings: .*num_radial, .*not to painn"):
+    with pytest.raises(EutecticError, match=r"mixed\.yaml.*backbone\.settings: .*num_radial, .*not of painn"):
         pretraining_settings(str(tmp_path / "mixed.yaml"), {})

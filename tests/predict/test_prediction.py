@@ -247,7 +247,7 @@ def test_the_command_speaks_json(model: TrainedModel, folder: Path) -> None:
 def test_the_command_needs_somewhere_to_write_and_a_file(folder: Path) -> None:
     start = ["predict", str(folder / "model")]
     for arguments, says in (
-        ([str(folder / "in.xyz"), "--task", "relative"], "nowhere to put"),
+        ([str(folder / "in.xyz"), "--task", "relative"], "no output for the predictions"),
         ([str(folder), "--task", "relative", "--json"], "one file"),
         ([str(folder / "absent.xyz"), "--task", "relative", "--json"], "nothing is here"),
         ([str(folder / "in.xyz"), "--task", "relativ", "--json"], "did you mean 'relative'"),

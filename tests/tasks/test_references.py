@@ -124,7 +124,7 @@ def test_json(store: Store) -> None:
 
 
 def test_refusals(store: Store) -> None:
-    with pytest.raises(EutecticError, match="gap does not add up over atoms"):
+    with pytest.raises(EutecticError, match="gap is not extensive"):
         fit_references(store, np.arange(9), "gap")
     with pytest.raises(EutecticError, match="property 'u0'"):
         fit_scale(store, np.arange(9), "u0")

@@ -72,7 +72,7 @@ def test_gradient_forces_share_one_scale(molecules: Store) -> None:
 
 
 def test_a_target_without_labels_is_refused_before_anything_starts(molecules: Store) -> None:
-    with pytest.raises(EutecticError, match="labels there: energy"):
+    with pytest.raises(EutecticError, match="its labels: energy"):
         fit_task("m", molecules, np.arange(8), {"stress": TargetSettings()}, GRAPH)
 
 

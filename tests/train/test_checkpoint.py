@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_falls_back(tmp_path: Path, caplog: pytest.LogCaptu
         assert state is not None
         assert state["step"] == 1
         assert (state["weights"] == 1).all()
-        assert "resuming from the checkpoint before it" in caplog.text
+        assert "resuming from the previous checkpoint" in caplog.text
         caplog.clear()
     path.unlink()  # killed between two renames
     assert load_checkpoint(path)["step"] == 1  # type: ignore[index]

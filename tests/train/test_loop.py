@@ -70,7 +70,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(molecules: Store, s
         settings = settings_for(molecules, slabs, steps=4, activation_checkpointing=again)
         pretrain(settings.model_copy(update=gemnet), tmp_path / name)
     same(tmp_path / "again", tmp_path / "kept")
-    with pytest.raises(EutecticError, match="leave it off"):
+    with pytest.raises(EutecticError, match="turn it off"):
         pretrain(settings_for(molecules, slabs, activation_checkpointing=True), tmp_path / "painn")
 
 

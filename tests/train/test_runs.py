@@ -122,7 +122,7 @@ def test_ctrl_c_and_kill_lose_nothing(
         out, err = process.communicate(timeout=60)
         if blow == signal.SIGINT:
             assert process.returncode == 130, (out, err)
-            assert "goes on from step" in err, (out, err)
+            assert "resumes at step" in err, (out, err)
             assert "Traceback" not in err
         assert len(losses(tmp_path / "run")) > before
         assert not (tmp_path / "run" / "model").exists()
@@ -148,7 +148,7 @@ def test_interrupted_comparison_goes_on(molecules: Store, tmp_path: Path) -> Non
     os.kill(process.pid, signal.SIGINT)  # the parent alone, which passes it on
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, (stdout, stderr)
-    assert "goes on where it stopped" in stderr
+    assert "the same command resumes it" in stderr
     assert "Traceback" not in stderr
     assert len(list(out.glob("runs/*/*/result.json"))) < 4
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -166,7 +166,7 @@ def test_bad_gradients_are_skipped_then_end_the_run(
         return [{k: v * float("nan") for k, v in losses.items()} for losses in real(*arguments)]
 
     monkeypatch.setattr(gradient, "target_losses", poisoned)
-    with pytest.raises(EutecticError, match="not finite"):
+    with pytest.raises(EutecticError, match="non-finite loss"):
         pretrain(settings_for(molecules, slabs, max_nonfinite_steps=2), tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["nonfinite_steps"] == 3

@@ -1,1 +1,1 @@
-"""Models on disk: our own format, the models in this package, and checkpoints of the original JMP."""
+"""Models on disk: eutectic's format, the models in the package, and checkpoints of the original JMP."""

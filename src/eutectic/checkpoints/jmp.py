@@ -1,13 +1,13 @@
-"""The original's pre-training checkpoints (the layout of jmp-s.pt and jmp-l.pt), as a model of ours.
+"""Import the pre-training checkpoints of the original JMP (the layout of jmp-s.pt and jmp-l.pt).
 
-What such a file holds (a Lightning checkpoint): `state_dict` with the raw weights, under the original's names;
+Such a file, a Lightning checkpoint, holds: `state_dict` with the raw weights, under the original's names;
 `optimizer_states[0]["ema"]` with their exponential moving average, without names, in the order of the parameters;
-`hyper_parameters`, instances of the original's own classes, which are not opened: every size is read from shapes.
+`hyper_parameters`, instances of the original's own classes, which are not opened: all sizes are read from shapes.
 
-What it does not hold, and is taken from the publication (Shoghi et al., ICLR 2024) and its configuration: the scales
-of labels, the cutoffs of graphs, the radial basis' cutoff. What nobody published is listed as missing: the per-element
-energies that were subtracted from the labels. A predicted energy is therefore relative to them; differences between
-structures of one composition, and forces, do not depend on them.
+It does not hold the scales of labels, the cutoffs of graphs and the cutoff of the radial basis, which are taken from
+the publication (Shoghi et al., ICLR 2024) and its configuration. The per-element energies that were subtracted from
+the labels were never published, and are reported as missing. Predicted energies are therefore relative to them;
+differences between structures of one composition, and forces, do not depend on them.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ ENERGIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedTask:
-    """What the publication says of a data set and its file does not.
+    """Published parameters of a task that are not in the file.
 
     Attributes:
         level_of_theory: level of theory of the labels.
-        energy_scale: eV, standard deviation of energies after references; their mean was taken as 0.
+        energy_scale: eV, standard deviation of energies after subtracting references; their mean was taken as 0.
         forces_scale: eV/Å, of force components.
-        forces_weight: of forces in the loss: the data set's mean number of atoms.
-        cutoff: Å, of all four graphs. Each atom has 30 neighbours in the main one.
+        forces_weight: weight of forces in the loss: the data set's mean number of atoms.
+        cutoff: Å, of all four graphs. The main graph has 30 neighbours per atom.
     """
 
     level_of_theory: str
@@ -60,7 +60,7 @@ class PublishedTask:
 
     @property
     def graph(self) -> GraphSettings:
-        """The published way of making graphs, which is not our default: see `GraphSettings.symmetry`."""
+        """Graph settings as published, which are not the defaults: see `GraphSettings.symmetry`."""
         return GraphSettings(cutoff=self.cutoff, max_neighbours=30, quadruplet_tags=(1, 2), symmetry="lower_source")
 
 
@@ -108,12 +108,13 @@ OTHER_SIZE = "a GemNet-OC that is neither JMP-S nor JMP-L"
 
 @dataclass(frozen=True, kw_only=True)
 class ImportReport:
-    """What became of a checkpoint.
+    """Report of an import.
 
     Attributes:
         size: "JMP-S", "JMP-L" or `OTHER_SIZE`.
-        parameters: number of trained numbers taken, heads included.
-        taken, left, missing: what → how many, or why.
+        parameters: number of parameters imported, heads included.
+        taken, left, missing: parts of the checkpoint that were imported, ignored, or absent → their number, or the
+            reason.
     """
 
     size: str
@@ -124,17 +125,17 @@ class ImportReport:
 
 
 def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[TrainedModel, ImportReport]:
-    """Open a checkpoint of the original. Nothing in it is run (see `eutectic.checkpoints.safe_pickle`).
+    """Read a checkpoint of the original, without executing code in it (see `eutectic.checkpoints.safe_pickle`).
 
-    Unlike the original's own loader, which leaves raw weights in part of every output block (two names for one
-    layer, the second of which it forgets), this one takes averaged weights throughout.
+    Unlike the original's loader, which keeps raw weights in part of every output block (it ignores the second of two
+    names of a layer), this one uses EMA weights throughout.
 
     Args:
         path: jmp-s.pt, jmp-l.pt, or a file of the same layout and any size.
-        raw: take the weights of the last step instead of their moving average.
+        raw: use the weights of the last step instead of the EMA.
 
     Raises:
-        EutecticError: not such a file, damaged, without averaged weights, or entries that do not fit together.
+        EutecticError: another kind of file, damaged, without EMA weights, or with inconsistent entries.
     """
     path = Path(path)
     with Archive(path) as archive:
@@ -144,27 +145,27 @@ def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[Trained
         settings = settings_from_shapes({name: entry.shape for name, entry in entries.items()}, path)
         names = _task_names(entries)
         heads = {name: _heads(entries, index) for name, index in names.items()}
-        # On no device: nothing is initialised only to be overwritten, which takes minutes for JMP-L.
+        # On the meta device, since initialising the weights takes minutes for JMP-L.
         with torch.device("meta"):
             backbone, _ = build_backbone("gemnet_oc", settings.model_dump())
             module = MultitaskModel(backbone, heads)
-        ours = {theirs: f"backbone.{name}" for theirs, name in published_names(settings).items()}
-        ours |= {
+        our_names = {original: f"backbone.{name}" for original, name in published_names(settings).items()}
+        our_names |= {
             f"{HEADS[prop]}.{index}.{rest}": f"heads.{name}.{prop}.perceptron.{rest}"
             for name, index in names.items()
             for prop in heads[name]
             for rest in _under(entries, f"{HEADS[prop]}.{index}.")
         }
-        _check_fit(entries, ours, module, path)
+        _check_fit(entries, our_names, module, path)
         if not raw:
             _check_order(entries, settings, path)
-        tensors = {name: archive.tensor(weights[name]).float() for name in ours}
+        tensors = {name: archive.tensor(weights[name]).float() for name in our_names}
         foreign = archive.foreign
     try:
         state = {f"backbone.{name}": value for name, value in from_published(tensors, settings).items()}
     except ValueError as error:
         raise EutecticError(str(path), str(error), ORIGINAL, "use the file as it was published") from error
-    state |= {name: tensors[theirs] for theirs, name in ours.items() if name.startswith("heads.")}
+    state |= {name: tensors[original] for original, name in our_names.items() if name.startswith("heads.")}
     module.load_state_dict(state, assign=True)
     _check_finite(state, path)
 
@@ -185,7 +186,7 @@ def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[Trained
             "steps": _integer(content.get("global_step")),
             "licence": "that of the imported file; the original's code is CC-BY-NC-4.0, its weights name none",
             "energies": ENERGIES,
-            # The file does not say which elements were seen.
+            # The file does not record the elements in the training data.
             "pretrained_on": {
                 name: {"level_of_theory": PUBLISHED_TASKS[name].level_of_theory, "elements": []} for name in names
             },
@@ -196,7 +197,7 @@ def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[Trained
         size=size,
         parameters=parameters,
         taken=_taken(settings, names, heads, tensors, raw),
-        left=_left(content, entries, ours, foreign, raw),
+        left=_left(content, entries, our_names, foreign, raw),
         missing=_missing(names, tensors),
     )
     return model, report
@@ -207,20 +208,20 @@ def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[Trained
 
 def _entries(content: Mapping[object, object], path: Path) -> dict[str, StoredTensor]:
     state = content.get("state_dict")
-    found = {
+    entries = {
         name: value
         for name, value in (state.items() if isinstance(state, dict) else ())
         if isinstance(name, str) and isinstance(value, StoredTensor)
     }
-    if EMBEDDING not in found or not any(name.startswith("backbone.") for name in found):
-        some = ", ".join(list(found)[:3] or [str(key) for key in list(content)[:5]]) or "nothing"
+    if EMBEDDING not in entries or not any(name.startswith("backbone.") for name in entries):
+        some = ", ".join(list(entries)[:3] or [str(key) for key in list(content)[:5]]) or "nothing"
         raise EutecticError(
             str(path),
             f"no entries state_dict['{EMBEDDING}'] and state_dict['backbone.…']; there is {some}",
             ORIGINAL,
             "give a file of the pre-trained original; its fine-tuned models have another layout",
         )
-    return found
+    return entries
 
 
 def _is_parameter(name: str) -> bool:
@@ -230,7 +231,7 @@ def _is_parameter(name: str) -> bool:
 def _averaged(
     content: Mapping[object, object], entries: Mapping[str, StoredTensor], path: Path
 ) -> dict[str, StoredTensor]:
-    """Averaged weights by name: they come in the order of the parameters, which is that of the named entries."""
+    """EMA weights by name: they are stored in the order of the parameters, which is that of the named entries."""
     states = content.get("optimizer_states")
     first = states[0] if isinstance(states, list) and states else None
     averaged = first.get("ema") if isinstance(first, dict) else None
@@ -263,15 +264,15 @@ def _averaged(
 
 
 def _check_order(entries: Mapping[str, StoredTensor], settings: GemNetOCSettings, path: Path) -> None:
-    """Averaged weights have no names, so names in another order would give each to the wrong layer."""
+    """Check the order of the names, by which the nameless EMA weights are assigned to layers."""
     expected = [name for name in published_names(settings) if _is_parameter(name)]
     known = set(expected)
-    for mine, theirs in zip(expected, (name for name in entries if name in known), strict=True):
-        if mine != theirs:
+    for published, actual in zip(expected, (name for name in entries if name in known), strict=True):
+        if published != actual:
             raise EutecticError(
                 str(path),
-                f"{theirs} stands where {mine} should",
-                "entries of state_dict in the published order, by which averaged weights are told apart",
+                f"{actual} in place of {published}",
+                "entries of state_dict in the published order, by which averaged weights are identified",
                 "use the file as it was published, or take the raw weights (--raw)",
             )
 
@@ -281,31 +282,31 @@ def _under(entries: Iterable[str], prefix: str) -> list[str]:
 
 
 def settings_from_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> GemNetOCSettings:
-    """Every size of a published model, from the names and shapes of its entries.
+    """All sizes of a published model, from the names and shapes of its entries.
 
-    What no shape tells is JMP's: the radial basis ends at 12 Å, whatever the cutoff of the graphs, and its envelope
-    has exponent 5.
+    Settings that no shape determines are JMP's: a radial basis cutoff of 12 Å, regardless of the cutoff of the graphs,
+    and an envelope exponent of 5.
 
     Args:
-        shapes: under published names; others are passed over.
-        path: names the file in the error.
+        shapes: by published name; other names are ignored.
+        path: of the file, for the error.
 
     Raises:
-        EutecticError: an entry that tells a size is not there.
+        EutecticError: an entry that determines a size is missing.
     """
 
     def size(name: str, axis: int) -> int:
         return shapes[f"backbone.{name}"][axis]
 
     def count(name: str) -> int:
-        """How many different numbers follow a name."""
+        """Number of distinct indices after a name."""
         return len({rest.partition(".")[0] for rest in _under(shapes, f"backbone.{name}.")})
 
     def has(name: str) -> bool:
         return count(name) > 0
 
     block, output = "int_blocks.0", "out_blocks.0"
-    # Not a residual layer; the published model has it only where the widths of edges and atoms differ.
+    # Not a residual layer; the published model has it only if the widths of edges and atoms differ.
     dense = f"backbone.{block}.atom_update.layers.0.linear.weight" in shapes
     try:
         sizes: dict[str, object] = {
@@ -354,8 +355,8 @@ def settings_from_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> G
 
 
 def _task_names(entries: Mapping[str, StoredTensor]) -> dict[str, int]:
-    """Known task → number of its heads. Step counters name the tasks in order; without them it is the published one."""
-    counted = [found[1] for name in entries if (found := COUNTER.fullmatch(name))]
+    """Known task → index of its heads. Step counters name the tasks in order; the default is the published order."""
+    counted = [match[1] for name in entries if (match := COUNTER.fullmatch(name))]
     numbers = {rest.partition(".")[0] for prefix in HEADS.values() for rest in _under(entries, f"{prefix}.")}
     if not counted and len(numbers) == len(PUBLISHED_TASKS):
         counted = list(PUBLISHED_TASKS)
@@ -373,24 +374,24 @@ def _heads(entries: Mapping[str, StoredTensor], index: int) -> dict[str, HeadSet
 
 
 def _check_fit(
-    entries: Mapping[str, StoredTensor], ours: Mapping[str, str], module: MultitaskModel, path: Path
+    entries: Mapping[str, StoredTensor], our_names: Mapping[str, str], module: MultitaskModel, path: Path
 ) -> None:
-    """Every weight of the model is there, in the size that the model has for it."""
+    """Check that the file has every weight of the model, with its shape."""
     shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    for theirs, name in ours.items():
-        got = entries[theirs].shape if theirs in entries else None
+    for original, name in our_names.items():
+        got = entries[original].shape if original in entries else None
         if got is None or got != shapes.get(name):
             raise EutecticError(
                 str(path),
-                f"{theirs} {'is not there' if got is None else f'has shape {got}'}",
+                f"{original} {'is missing' if got is None else f'has shape {got}'}",
                 f"shape {shapes[name]}, by the other entries"
                 if name in shapes
                 else "no such layer in a published head",
                 "use the file as it was published",
             )
-    absent = sorted(set(shapes) - set(ours.values()))
+    absent = sorted(set(shapes) - set(our_names.values()))
     if absent:
-        raise EutecticError(str(path), f"nothing for {absent[0]}", ORIGINAL, "use the file as it was published")
+        raise EutecticError(str(path), f"no entry for {absent[0]}", ORIGINAL, "use the file as it was published")
 
 
 def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
@@ -421,7 +422,7 @@ def _integer(value: object) -> int | None:
     return value if type(value) is int else None
 
 
-# --- what became of it -----------------------------------------------------------------------------------------
+# --- report ----------------------------------------------------------------------------------------------------
 
 
 def _taken(
@@ -447,26 +448,26 @@ def _taken(
 def _left(
     content: Mapping[object, object],
     entries: Mapping[str, StoredTensor],
-    ours: Mapping[str, str],
+    our_names: Mapping[str, str],
     foreign: tuple[str, ...],
     raw: bool,
 ) -> dict[str, str]:
     left: dict[str, str] = {}
     if not raw:
         left["raw weights"] = (
-            f"{sum(map(_is_parameter, entries))} entries; the averaged ones are taken (--raw for these)"
+            f"{sum(map(_is_parameter, entries))} entries; the averaged ones are used (--raw for these)"
         )
     elif content.get("optimizer_states"):
-        left["averaged weights"] = "if there are any; the raw ones were asked for"
+        left["averaged weights"] = "if any; raw weights were requested"
     if content.get("optimizer_states"):
         left["optimiser"] = "its state"
     aliases = sum(ALIAS in name for name in entries)
     if aliases:
-        left["second names"] = f"{aliases} entries seq_energy_pre, which are those of layers"
+        left["second names"] = f"{aliases} entries seq_energy_pre, which repeat those of layers"
     counters = sum(name.startswith("task_steps.") for name in entries)
     if counters:
         left["step counters"] = f"{counters} entries"
-    unknown = [n for n in entries if n not in ours and ALIAS not in n and not n.startswith("task_steps.")]
+    unknown = [n for n in entries if n not in our_names and ALIAS not in n and not n.startswith("task_steps.")]
     if unknown:
         left["other entries"] = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
     if foreign:
@@ -481,8 +482,8 @@ def _missing(names: Mapping[str, int], tensors: Mapping[str, Tensor]) -> dict[st
         missing["reference energies"] = f"of every task; energies are {ENERGIES}"
     absent = [name for name in PUBLISHED_TASKS if name not in names]
     if absent:
-        missing["tasks"] = f"no heads that can be told to be of {', '.join(absent)}"
+        missing["tasks"] = f"no heads identified as those of {', '.join(absent)}"
     unfitted = sum(name.endswith("scale_factor") and float(value) == 0 for name, value in tensors.items())
     if unfitted:
-        missing["scale factors"] = f"{unfitted} were never fitted; they are 1, as in the original"
+        missing["scale factors"] = f"{unfitted} not fitted; set to 1, as in the original"
     return missing

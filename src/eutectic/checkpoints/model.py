@@ -1,7 +1,7 @@
-"""A model on disk: `model.safetensors` and `model.json`, no pickle, nothing beside them that could be forgotten.
+"""Model folders: everything needed to use a model is in `model.safetensors` and `model.json`, without pickle.
 
-`model.json` carries the backbone's name and settings, every task with its graph settings, references and
-scales, the elements seen in training, and where the model comes from.
+`model.json` holds the backbone's name and settings, every task with its graph settings, references and scales, and the
+provenance of the model with the elements in its training data.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ OLDER_FORMATS = ("eutectic-model-1",)
 def build_backbone(
     name: str, settings: Mapping[str, object], graphs: Iterable[GraphSettings] = ()
 ) -> tuple[Backbone, BackboneSettings]:
-    """A fresh backbone and its validated settings.
+    """A new backbone and its validated settings.
 
     Args:
         name: of a registered backbone.
-        settings: its own.
-        graphs: that it will see; their cutoff is the backbone's where its settings have none.
+        settings: of the backbone.
+        graphs: settings of its input graphs; their cutoff is used where its settings have none.
 
     Raises:
         EutecticError: no backbone of that name; a cutoff that does not fit the graphs.
@@ -51,14 +51,14 @@ def build_backbone(
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A model with everything needed to use it.
+    """A model with everything that is needed to use it.
 
     Attributes:
         module: weights in place, in evaluation mode.
         tasks: in the order of the module's heads.
-        backbone, backbone_settings: what `build_backbone` takes.
-        graph: graph settings of a task that names none of its own.
-        provenance: where it comes from: data sets, steps, seeds, version.
+        backbone, backbone_settings: arguments of `build_backbone`.
+        graph: default graph settings of new tasks.
+        provenance: data sets, steps, seeds, version.
     """
 
     module: MultitaskModel
@@ -70,17 +70,20 @@ class TrainedModel:
 
 
 def save_model(path: Path, model: TrainedModel, *, raw: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Write a model folder; an older one at `path` is replaced only once the new one is whole.
+    """Write a model folder; an older one at `path` is replaced only when the new one is complete.
 
     Args:
-        path: the folder; anything there that is not a model is left alone.
-        model: its weights are what predictions are made with (the EMA, after training).
-        raw: the weights without averaging, kept as `raw.safetensors`.
+        path: the folder; anything else at this path is not replaced.
+        model: with the weights for predictions (the EMA, after training).
+        raw: weights without EMA, saved as `raw.safetensors`.
+
+    Raises:
+        EutecticError: `path` exists and is not a model folder; it cannot be written.
     """
     path = Path(path)
     if path.exists() and not (path / "model.json").is_file():
         raise EutecticError(
-            str(path), "something that is no model is there", "a new folder, or a model's", "choose another folder"
+            str(path), "exists and is not a model folder", "a new folder, or a model folder", "choose another folder"
         )
     description = {
         "format": FORMAT,
@@ -95,7 +98,7 @@ def save_model(path: Path, model: TrainedModel, *, raw: Mapping[str, torch.Tenso
             save_file(_plain(raw), str(folder / "raw.safetensors"))
         (folder / "model.json").write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
         for weights in folder.glob("*.safetensors"):
-            shutil.copymode(folder / "model.json", weights)  # safetensors makes files that nobody else can read
+            shutil.copymode(folder / "model.json", weights)  # safetensors makes files that only their owner can read
 
 
 def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -103,7 +106,7 @@ def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def load_model(path: str | Path) -> TrainedModel:
-    """Read a model folder, or a model that comes with the package, by its name.
+    """Load a model from a folder, or a model in the package by its name.
 
     Raises:
         EutecticError: not a model folder, another format version, or weights that do not fit the settings.
@@ -116,7 +119,7 @@ def load_model(path: str | Path) -> TrainedModel:
             str(path),
             f"no readable model.json ({error})",
             "a model folder (model.json, model.safetensors)",
-            "give the folder that `eutectic pretrain` or `eutectic finetune` wrote as …/model",
+            "give the folder …/model written by `eutectic pretrain` or `eutectic finetune`",
         ) from error
     if description.get("format") in OLDER_FORMATS:
         description = migrate(description)
@@ -125,11 +128,11 @@ def load_model(path: str | Path) -> TrainedModel:
             str(path),
             f"format {description.get('format')!r}",
             FORMAT,
-            "write the model again with this version",
+            "train or import the model again with this version",
         )
     settings = description["backbone"]["settings"]
     tasks = tuple(Task.from_dict(task) for task in description["tasks"])
-    # Without numbers first: drawing those of JMP-L, only to replace them, takes ten seconds and more.
+    # On the meta device, since initialising the weights of JMP-L takes more than ten seconds.
     with torch.device("meta"):
         backbone, _ = build_backbone(description["backbone"]["name"], settings)
         module = MultitaskModel(backbone, {task.name: task.heads for task in tasks})
@@ -153,7 +156,7 @@ def load_model(path: str | Path) -> TrainedModel:
 
 
 def migrate(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A description of format 1 as this version writes it: names and defaults that have changed since."""
+    """Convert a description of format 1 to the current format: renamed settings and changed defaults."""
     backbone = dict(description["backbone"])
     renamed = {"sine_floor": "dihedral_epsilon"}
     # Format 1 could leave out a cutoff that was the default.
@@ -165,7 +168,7 @@ def migrate(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_model(model: TrainedModel) -> dict[str, object]:
-    """What `eutectic models` shows of one, as plain JSON."""
+    """Description of a model for `eutectic models`, as plain JSON."""
     backbone = sum(p.numel() for p in cast("torch.nn.Module", model.module.backbone).parameters())
     return {
         "backbone": model.backbone,
@@ -188,8 +191,8 @@ def describe_model(model: TrainedModel) -> dict[str, object]:
 
 
 def elements_seen(model: TrainedModel) -> set[int]:
-    """Atomic numbers of the elements in its training structures, pre-training's among them; empty where its provenance
-    does not say, for any of the sets it was trained on."""
+    """Atomic numbers of the elements in the training structures, pre-training included; empty if unknown for any of the
+    data sets it was trained on."""
     seen: set[int] = set()
     for elements in _element_lists(model.provenance):
         if not elements:
@@ -199,7 +202,7 @@ def elements_seen(model: TrainedModel) -> set[int]:
 
 
 def _element_lists(provenance: Mapping[str, object]) -> Iterator[Sequence[int]]:
-    """Every entry `elements`, at any depth: a fine-tuned model's provenance holds that of the model before it."""
+    """All entries `elements`, at any depth: a fine-tuned model's provenance contains that of the pre-trained model."""
     for name, value in provenance.items():
         if name == "elements" and isinstance(value, Sequence):
             yield value
@@ -211,7 +214,7 @@ def task_named(tasks: Sequence[Task], name: str, where: str) -> Task:
     """The task of that name.
 
     Raises:
-        EutecticError: there is none.
+        EutecticError: no such task.
     """
     for task in tasks:
         if task.name == name:

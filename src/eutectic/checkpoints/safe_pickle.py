@@ -1,11 +1,11 @@
-"""A file that `torch.save` wrote, read without running anything in it.
+"""Read files written by `torch.save` without executing code in them.
 
-Such a file is a zip archive: one pickle, and beside it one record of plain bytes per storage. A pickle is a program,
-and unpickling it calls whatever its author named. Here the names lead nowhere: a tensor becomes a description of
-where its numbers are (`StoredTensor`), an ordered dictionary becomes a dictionary, and every other class or function
-becomes a stand-in that can be called, filled and given a state, and does nothing. Lengths and places that the pickle
-gives are compared with its size first (`eutectic.data.formats.pickles`). No function of torch is called either
-until numbers are asked for, and then only those are read: of a checkpoint with optimiser states, a quarter.
+Such a file is a zip archive with one pickle and one record of plain bytes per storage. Unpickling normally calls any
+function that the pickle names. Here names are not resolved: a tensor becomes a reference to its data (`StoredTensor`),
+an ordered dictionary becomes a dictionary, and every other class or function becomes a stand-in that can be called,
+filled and given a state, and does nothing. Lengths and offsets in the pickle are first compared with its size
+(`eutectic.data.formats.pickles`). Tensor data are read only on request: a quarter of a checkpoint with optimiser
+states.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ STORAGES = {
     "LongStorage": torch.int64,
     "ShortStorage": torch.int16,
 }
-"""Name of a storage's class within `torch` → type of its numbers."""
+"""Name of a storage class in `torch` → dtype."""
 
 
 class Storage(NamedTuple):
-    """A record of the archive: `length` numbers of one type."""
+    """A record of the archive: `length` values of one dtype."""
 
     key: str
     dtype: torch.dtype
@@ -48,7 +48,7 @@ class Storage(NamedTuple):
 
 
 class StoredTensor(NamedTuple):
-    """A tensor whose numbers are still in the file; a named tuple, which a pickle cannot change once made."""
+    """A tensor whose data are still in the file; a named tuple, which a pickle cannot modify."""
 
     storage: Storage
     offset: int
@@ -57,7 +57,7 @@ class StoredTensor(NamedTuple):
 
 
 class Foreign:
-    """Stands in for whatever else a pickle names; each name is a subclass. Whatever is done to it does nothing."""
+    """Stand-in for any other name in a pickle, with one subclass per name. All operations on it do nothing."""
 
     origin = ""
 
@@ -73,7 +73,7 @@ class Foreign:
     def __setstate__(self, _state: object) -> None:
         pass
 
-    # Subclasses of dict, list and set are filled after they are made.
+    # Subclasses of dict, list and set are filled after construction.
     def __setitem__(self, _key: object, _value: object) -> None:
         pass
 
@@ -90,7 +90,7 @@ class Foreign:
         return f"<{self.origin}, not opened>"
 
 
-# Classes, not functions: a pickle can set attributes on a function that it names, but not make these change.
+# Classes, not functions, since a pickle can set attributes on a function that it names, but cannot modify these.
 class _Rebuilt:
     """For `torch._utils._rebuild_tensor_v2`."""
 
@@ -98,7 +98,7 @@ class _Rebuilt:
         cls, storage: object, offset: object, shape: object, strides: object, *_rest: object
     ) -> StoredTensor:
         if not isinstance(storage, Storage) or not all(_is_size(n) for n in (offset, *_tuple(shape), *_tuple(strides))):
-            raise pickle.UnpicklingError("a tensor that is not made as torch makes them")
+            raise pickle.UnpicklingError("a tensor that is not built as by torch")
         return StoredTensor(storage, offset, _tuple(shape), _tuple(strides))  # type: ignore[arg-type]
 
     def __setstate__(self, _state: object) -> None:
@@ -106,7 +106,7 @@ class _Rebuilt:
 
 
 class _Parameter:
-    """For `torch._utils._rebuild_parameter`: the tensor in it."""
+    """For `torch._utils._rebuild_parameter`: returns the tensor."""
 
     def __new__(cls, tensor: object, *_rest: object) -> object:  # type: ignore[misc]
         return tensor
@@ -128,12 +128,12 @@ def _is_size(value: object) -> bool:
 
 def _tuple(value: object) -> tuple[Any, ...]:
     if type(value) is not tuple:
-        raise pickle.UnpicklingError("a tensor whose shape is no tuple")
+        raise pickle.UnpicklingError("a tensor whose shape is not a tuple")
     return value
 
 
 class _Unpickler(pickle.Unpickler):
-    """Never imports, so never runs, what it reads the name of."""
+    """Never imports, and so never runs, what the pickle names."""
 
     def __init__(self, file: BytesIO) -> None:
         super().__init__(file)
@@ -160,14 +160,14 @@ class Archive:
     """An open file.
 
     Args:
-        path: what `torch.save` wrote (PyTorch 1.6 or later).
+        path: file written by `torch.save` (PyTorch 1.6 or later).
 
     Attributes:
-        content: what was saved, with `StoredTensor` for tensors and `Foreign` for all that is not plain.
-        foreign: names of classes and functions that were not opened, in the order of their first appearance.
+        content: the saved object, with `StoredTensor` for tensors and `Foreign` for everything that is not plain data.
+        foreign: names of classes and functions that were not opened, in order of first appearance.
 
     Raises:
-        EutecticError: no such file, not of this format, cut short or damaged.
+        EutecticError: the file is missing, has another format, or is truncated or damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -185,7 +185,7 @@ class Archive:
                 raise self._unreadable("numbers in big-endian order")
             data = self._bytes("data.pkl")
             unpickler = _Unpickler(BytesIO(data))
-            # A damaged pickle fails in any way there is; what these share is that it cannot be read.
+            # A damaged pickle can raise any exception.
             try:
                 pickle_end(data)
                 self.content: object = unpickler.load()
@@ -205,14 +205,14 @@ class Archive:
         self._zip.close()
 
     def tensor(self, stored: StoredTensor) -> Tensor:
-        """Its numbers, contiguous and in memory of their own.
+        """Read a tensor's data into a new contiguous tensor.
 
         Raises:
-            EutecticError: they are not all there.
+            EutecticError: data are missing.
         """
         storage, offset, shape, strides = stored
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-        # The second condition keeps a few bytes from being spread over a large tensor by strides of zero.
+        # The second condition prevents strides of zero from expanding a few bytes to a large tensor.
         if math.prod(shape) and (last >= storage.length or math.prod(shape) > storage.length):
             raise self._unreadable(f"a tensor of shape {shape} in a record of {storage.length} numbers")
         if not math.prod(shape):
@@ -225,7 +225,7 @@ class Archive:
     def _bytes(self, name: str) -> bytes:
         try:
             record = self._zip.getinfo(self._prefix + name)
-            # torch compresses nothing, so a record is never larger than the file that holds it.
+            # torch does not compress, so a record is never larger than its file.
             if record.compress_type != zipfile.ZIP_STORED:
                 raise self._unreadable(f"record {name} is compressed")
             return self._zip.read(record)
@@ -233,10 +233,10 @@ class Archive:
             raise self._unreadable(error) from error
 
     def _unreadable(self, why: object) -> EutecticError:
-        said = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else str(why)
+        reason = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else str(why)
         return EutecticError(
             str(self.path),
-            f"it could not be read ({said})",
-            "a whole file written by torch.save of PyTorch 1.6 or later",
-            "check the path and the file's size; if it was cut short, download or copy it again",
+            f"cannot be read ({reason})",
+            "a complete file written by torch.save of PyTorch 1.6 or later",
+            "check the path and the file's size; if it is truncated, download or copy it again",
         )

@@ -1,8 +1,8 @@
-"""Which rows of a store a model has learned from, as its provenance records it.
+"""The rows of a store that a model was trained on, from its provenance.
 
-Provenance holds, for each data set under `pretrained_on`, a list `learned_rows` of records: the store's fingerprint and
-the split whose training part was learned from. The rows themselves are computed again from the store: ten million of
-them are no more than a name, a number and a seed.
+For each data set under `pretrained_on`, provenance has a list `learned_rows` of records: the store's fingerprint, and
+the split whose training part was used. The rows themselves are recomputed from the store, so that a record is small
+even for ten million rows.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class LearnedRows:
     Attributes:
         dataset: name on the store's card.
         fingerprint: of the store (`Store.fingerprint`).
-        split: its name.
-        n_train, n_validation, n_test, seed, needs: as `split` takes them.
+        split: name of the split.
+        n_train, n_validation, n_test, seed, needs: arguments of `split`.
         rows: number of training rows.
-        digest: hash of the training rows, to know whether they were computed again as they were.
+        digest: hash of the training rows, to verify recomputed rows.
     """
 
     dataset: str
@@ -58,7 +58,7 @@ class LearnedRows:
         seed: int = 0,
         needs: tuple[str, ...] = (),
     ) -> LearnedRows:
-        """Of `parts`, which `split(store, parts.name, …)` returned for the same arguments."""
+        """Record of `parts`, as returned by `split(store, parts.name, …)` with the same arguments."""
         return cls(
             dataset=store.card.name,
             fingerprint=store.fingerprint(),
@@ -72,8 +72,8 @@ class LearnedRows:
             digest=_digest(parts.train),
         )
 
-    def again(self, store: Store) -> np.ndarray | None:
-        """(rows,) the rows in the same store; None where this version divides it otherwise."""
+    def recompute(self, store: Store) -> np.ndarray | None:
+        """(rows,) the rows of the same store; None if this version splits it differently."""
         try:
             parts = split(
                 store,
@@ -99,16 +99,16 @@ class LearnedRows:
 
 
 def seen_rows(provenance: Mapping[str, Any], store: Store) -> np.ndarray | None:
-    """The rows of a store that a model may have learned from, in its own training or in that of the models before it.
+    """The rows of a store that a model was trained on, in its own training or in that of the models it started from.
 
     Args:
         provenance: of the model.
-        store: perhaps one of those it was trained on.
+        store: any store.
 
     Returns:
-        Sorted rows, none where the model was trained on other data sets only. None where it is not known, with a
-        warning in the log: the model was trained on a data set of this name, and either another version of it or
-        without a record (models written by earlier versions, published checkpoints).
+        Sorted rows, empty if the model was trained on other data sets only. None if unknown, with a warning in the log:
+        the model was trained on a data set of this name, but on another version of it or without a record (models
+        written by earlier versions, published checkpoints).
     """
     history = list(_records(provenance))
     fingerprint = store.fingerprint()
@@ -118,34 +118,34 @@ def seen_rows(provenance: Mapping[str, Any], store: Store) -> np.ndarray | None:
         if _related(store.card.name, name)
     ):
         log.warning(
-            "%s: the model was trained on a data set of this name, and it is not known on which of these structures; "
-            "errors on them may be too low",
+            "%s: the model was trained on a data set of this name, but it is unknown on which structures; errors on "
+            "them may be too low",
             store.card.name,
         )
         return None
-    found = [np.empty(0, dtype=np.int64)]
+    seen = [np.empty(0, dtype=np.int64)]
     for record in {r for _, r in history if r is not None and r.fingerprint == fingerprint}:
-        rows = record.again(store)
+        rows = record.recompute(store)
         if rows is None:
-            log.warning("%s: split %r of the model's training cannot be repeated", store.card.name, record.split)
+            log.warning("%s: split %r of the model's training cannot be reproduced", store.card.name, record.split)
             return None
-        found.append(rows)
-    return np.unique(np.concatenate(found))
+        seen.append(rows)
+    return np.unique(np.concatenate(seen))
 
 
 def merged_records(before: Mapping[str, Any], record: LearnedRows) -> list[dict[str, Any]]:
-    """`learned_rows` of a data set that a model goes on learning from.
+    """`learned_rows` of a data set after further training.
 
     Args:
-        before: the data set's entry in the earlier model's `pretrained_on`; empty for one that is new.
-        record: of the training that goes on. An earlier one without records stays unknown, by the provenance of the
-            model started from.
+        before: the data set's entry in `pretrained_on` of the model started from; empty for a new data set.
+        record: of the further training. If the model started from has no records, its rows stay unknown, since its
+            provenance is kept.
     """
     return [*(r for r in before.get("learned_rows", []) if r != record.to_dict()), record.to_dict()]
 
 
 def _records(provenance: Mapping[str, Any]) -> Iterator[tuple[str, LearnedRows | None]]:
-    """Name of the data set and record, of every training in the history of a model; None where it left none."""
+    """Data set name and record of every training in the history of a model; None for a missing record."""
     for name, entry in provenance.get("pretrained_on", {}).items():
         yield from _of_entry(name, entry)
     if "finetuned_on" in provenance:
@@ -164,7 +164,7 @@ def _of_entry(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, Learne
 
 
 def _related(one: str, other: str) -> bool:
-    """Whether two data sets are the same, or one is part of the other ("spice" and "spice:dipeptides")."""
+    """Whether two data sets are the same, or one is a subset of the other ("spice" and "spice:dipeptides")."""
     return one == other or one.partition(":")[0] == other or one == other.partition(":")[0]
 
 

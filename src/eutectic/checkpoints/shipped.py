@@ -1,4 +1,4 @@
-"""Models that come with the package, found by name wherever a model's folder is asked for."""
+"""Models in the package, which can be given by name in place of a model folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from eutectic.atoms import EutecticError, did_you_mean
 
 FOLDER = Path(__file__).parent / "weights"
 CARD = "README.md"
-"""In a model's folder: what it is, what it was made from, what it is good for, as people read it."""
+"""Model card in a model's folder: description, training data and intended use."""
 
 
 def shipped_models() -> dict[str, Path]:
@@ -17,11 +17,12 @@ def shipped_models() -> dict[str, Path]:
 
 
 def model_folder(name_or_path: str | Path) -> Path:
-    """The folder at a path, or that of the shipped model of this name; what is at the path comes first. A run's folder
-    stands for the model in it.
+    """The folder at a path if it exists, else that of the shipped model of this name.
+
+    A run's folder stands for the model in it.
 
     Raises:
-        EutecticError: neither is there.
+        EutecticError: neither exists.
     """
     path, shipped = Path(name_or_path), shipped_models()
     if path.exists():
@@ -36,6 +37,6 @@ def model_folder(name_or_path: str | Path) -> Path:
         did_you_mean(
             str(name_or_path),
             shipped,
-            "give the folder that `eutectic pretrain` or `eutectic finetune` wrote as …/model",
+            "give the folder …/model written by `eutectic pretrain` or `eutectic finetune`",
         ),
     )

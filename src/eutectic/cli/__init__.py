@@ -1,4 +1,4 @@
-"""The command line: thin, over the same typed settings as the Python API."""
+"""The command line, a thin layer over the typed settings that the Python API uses too."""
 
 from __future__ import annotations
 

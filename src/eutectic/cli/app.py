@@ -1,4 +1,4 @@
-"""The application that the commands join, and what it does with errors."""
+"""The Typer application, and how it reports errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eutectic.atoms import EutecticError, Interrupted
 from eutectic.cli.show import console, plain
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""For commands that take `--section.key value`."""
+"""Context settings of commands that take `--section.key value`."""
 
 app = typer.Typer(
     name="eutectic",
@@ -31,20 +31,20 @@ app.add_typer(data_app, name="data")
 
 
 def main() -> None:
-    """Entry point: errors a user can put right are printed in four parts, without a traceback."""
+    """Entry point. Errors that a user can fix are printed in four parts, without a traceback."""
     try:
         app()
     except EutecticError as error:
         fail(error)
     except OSError as error:
-        # A full or read-only disk can strike at any write; finished work is on disk and resumes.
+        # Any write can fail on a full or read-only disk; finished work is on disk and can be resumed.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         fail(
             EutecticError(
                 str(error.filename or "a file"),
                 f"{error.strerror}",
-                "a place with room, and the right to read and write there",
+                "a disk with free space, and permission to read and write",
                 "free some space or choose another --out, then run the same command again: finished work is kept",
             )
         )
@@ -55,18 +55,18 @@ def main() -> None:
 
 def fail(error: EutecticError, status: int = 1) -> NoReturn:
     out = Console(stderr=True)
-    # A path stays in one piece, for copying.
+    # Soft wrap keeps paths in one piece for copying.
     out.print(f"[bold red]error[/] in {plain(error.where)}", soft_wrap=True, highlight=False)
     for label, text in (("given", error.given), ("expected", error.expected), ("what to do", error.fix)):
         out.print(f"  [bold]{label:<11}[/]{plain(text)}", soft_wrap=True, highlight=False)
     sys.exit(status)
 
 
-def _version(asked: bool) -> bool:
-    if asked:
+def _version(requested: bool) -> bool:
+    if requested:
         console.print(eutectic.__version__)
         raise typer.Exit
-    return asked
+    return requested
 
 
 @app.callback()

@@ -18,10 +18,10 @@ from eutectic.cli.show import console, plain, show_facts
 @app.command("import-jmp")
 def import_jmp(
     checkpoint: Annotated[Path, typer.Argument(help="`jmp-s.pt`, `jmp-l.pt`, or another file of that layout.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the model to make; an older one is replaced.")],
-    raw: Annotated[bool, typer.Option("--raw", help="The weights of the last step, not their moving average.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write; an older model is replaced.")],
+    raw: Annotated[bool, typer.Option("--raw", help="Use the weights of the last step instead of the EMA.")] = False,
 ) -> None:
-    """Make a model of the original's pre-trained checkpoint; nothing in that file is run.
+    """Convert a pre-trained checkpoint of the original JMP, without executing any code in it.
 
     **Examples**
 
@@ -47,21 +47,22 @@ def predict(
     structures: Annotated[Path, typer.Argument(help="A file that ASE reads.")],
     task: Annotated[
         str | None,
-        typer.Option(help="Task of the model: decides heads, graph and level of theory. Needed if there are several."),
+        typer.Option(help="Task of the model; sets heads, graph and level of theory. Needed if there are several."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Extended xyz to write.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines, to standard output.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Extended xyz file to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     normalised: Annotated[
-        bool, typer.Option("--normalised", help="Model units, without scales and reference energies.")
+        bool, typer.Option("--normalised", help="Predict in model units, without scales and reference energies.")
     ] = False,
     conservative: Annotated[
-        bool, typer.Option("--conservative", help="Forces and stress as derivatives of the energy.")
+        bool, typer.Option("--conservative", help="Predict forces and stress as derivatives of the energy.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(help="Structures at a time.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Structures per batch.")] = 32,
 ) -> None:
-    """Energies, forces and whatever else a task has, for structures without labels.
+    """Predict energies, forces and the other properties of a task.
 
-    The written file holds what was read and, beside it, `TASK_energy`, `TASK_forces`, …: labels stay as they are.
+    The file written holds the structures as read, with the predictions added as `TASK_energy`, `TASK_forces`, …;
+    labels are kept.
 
     **Examples**
 
@@ -73,34 +74,34 @@ def predict(
     """
     from eutectic.checkpoints.model import load_model
     from eutectic.console import ProgressBar
-    from eutectic.predict import prediction as made
+    from eutectic.predict import prediction
     from eutectic.train.runtime.matmul import prefer_fast_matmul
     from eutectic.train.runtime.memory import keep_freed_memory
 
     if out is None and not as_json:
-        raise EutecticError("predict", "nowhere to put predictions", "--out FILE.xyz, --json, or both", "give one")
+        raise EutecticError("predict", "no output for the predictions", "--out FILE.xyz, --json, or both", "give one")
     trained = load_model(model)
     keep_freed_memory()
     prefer_fast_matmul(trained.module)
-    asked = made.task_of(trained, task)
-    atoms, inputs = made.read_structures(structures)
+    selected = prediction.task_of(trained, task)
+    atoms, inputs = prediction.read_structures(structures)
     with ProgressBar("predicting", len(inputs)) as bar:
-        predictions = made.predict(
+        predictions = prediction.predict(
             trained,
-            asked.name,
+            selected.name,
             inputs,
             batch_size=batch_size,
             normalised=normalised,
             conservative=conservative,
             on_done=bar.advance,
         )
-    note = None if normalised else made.relative_energies(trained, asked.name)
+    note = None if normalised else prediction.relative_energies(trained, selected.name)
     if out is not None:
-        made.write_predictions(out, atoms, predictions, asked, normalised=normalised)
+        prediction.write_predictions(out, atoms, predictions, selected, normalised=normalised)
     if as_json:
-        sys.stdout.write(made.as_json(predictions, asked, normalised=normalised, note=note) + "\n")
+        sys.stdout.write(prediction.as_json(predictions, selected, normalised=normalised, note=note) + "\n")
     else:
-        console.print(f"{len(predictions)} structures, task {asked.name} ({plain(asked.level_of_theory)}): {out}")
+        console.print(f"{len(predictions)} structures, task {selected.name} ({plain(selected.level_of_theory)}): {out}")
         if note is not None:
             console.print(f"[yellow]energies are[/] {plain(note)}")
 
@@ -108,11 +109,11 @@ def predict(
 @app.command()
 def models(
     model: Annotated[
-        Path | None, typer.Argument(help="Name or folder of one; all that are shipped if not given.")
+        Path | None, typer.Argument(help="Name or folder of a model; lists the shipped models if not given.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines: everything, weights aside.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: everything but the weights.")] = False,
 ) -> None:
-    """Models that come with the package; or what one is, was trained on, and can predict.
+    """List the models in the package, or show a model's tasks, training data and settings.
 
     **Examples**
 
@@ -130,21 +131,21 @@ def models(
         if as_json:
             sys.stdout.write(json.dumps(every, indent=1, ensure_ascii=False) + "\n")
             return
-        for name, told in every.items():
-            tasks = ", ".join(cast("dict[str, Any]", told["tasks"]))
-            console.print(f"[bold]{plain(name)}[/]  {told['backbone']}, {told['parameters']:,} parameters: {tasks}")
-        console.print("More of one: eutectic models NAME; fine-tune from it: eutectic finetune … --model NAME")
+        for name, facts in every.items():
+            tasks = ", ".join(cast("dict[str, Any]", facts["tasks"]))
+            console.print(f"[bold]{plain(name)}[/]  {facts['backbone']}, {facts['parameters']:,} parameters: {tasks}")
+        console.print("Details: eutectic models NAME; fine-tune from it: eutectic finetune … --model NAME")
         return
     folder = model_folder(model)
-    told = describe_model(load_model(folder))
+    description = describe_model(load_model(folder))
     if as_json:
-        sys.stdout.write(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
         return
-    show_facts({key: value for key, value in told.items() if key not in ("settings", "provenance", "tasks")})
+    show_facts({key: value for key, value in description.items() if key not in ("settings", "provenance", "tasks")})
     table = Table(box=None, pad_edge=False)
     for heading in ("task", "predicts", "level of theory"):
         table.add_column(heading)
-    for name, task in cast("dict[str, Any]", told["tasks"]).items():
+    for name, task in cast("dict[str, Any]", description["tasks"]).items():
         predicts = ", ".join(f"{one} ({unit})" for one, unit in task["properties"].items())
         table.add_row(plain(name), predicts, plain(task["level_of_theory"]))
     console.print(table)

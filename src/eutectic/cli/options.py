@@ -1,4 +1,4 @@
-"""Options that become settings: `--section.key value`, YAML files, `name=value` pairs."""
+"""Settings from the command line: `--section.key value`, YAML files, `name=value` pairs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """`--train.steps 60 --temperature=1` → {"train": {"steps": 60}, "temperature": 1}; values are read as YAML.
 
     Raises:
-        EutecticError: an argument that is not of this form.
+        EutecticError: an argument has another form.
     """
     import yaml
 
@@ -66,7 +66,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def pretraining_settings(recipe: str, changes: dict[str, Any]) -> PretrainSettings:
-    """The settings of a recipe or a file, with changes laid over them."""
+    """The settings of a recipe or a file, updated by `changes`."""
     from eutectic.recipes import RECIPES
     from eutectic.train.settings import PretrainSettings, merged, parse
 
@@ -86,18 +86,18 @@ def pretraining_settings(recipe: str, changes: dict[str, Any]) -> PretrainSettin
 
 
 def _without_other_backbone(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Another backbone by name leaves behind the settings of the one it replaces, and says so."""
-    here, there = values.get("backbone"), changes.get("backbone")
-    if not isinstance(here, dict) or not isinstance(there, dict):
+    """Drop the backbone's settings, with a message, where `changes` names another backbone."""
+    old, new = values.get("backbone"), changes.get("backbone")
+    if not isinstance(old, dict) or not isinstance(new, dict):
         return values
-    name = here.get("name", "gemnet_oc")
-    if there.get("name", name) == name or not here.get("settings"):
+    name = old.get("name", "gemnet_oc")
+    if new.get("name", name) == name or not old.get("settings"):
         return values
     from rich.console import Console
 
     # Not on stdout, which may be a file of settings.
     Console(stderr=True).print(
-        f"backbone {there['name']} in place of {name}: the settings of {name} are dropped", highlight=False
+        f"backbone {new['name']} in place of {name}: the settings of {name} are dropped", highlight=False
     )
     return {**values, "backbone": {"name": name}}
 
@@ -107,14 +107,14 @@ def pairs(pairs: Sequence[str] | None, option: str = "--key", example: str = "en
     for pair in pairs or []:
         prop, equals, named = pair.partition("=")
         if not equals:
-            what = option.removeprefix("--")
-            raise EutecticError(option, repr(pair), f"property={what}, e.g. {example}", "correct the option")
+            value = option.removeprefix("--")
+            raise EutecticError(option, repr(pair), f"property={value}, e.g. {example}", "correct the option")
         keys[prop] = named
     return keys or None
 
 
 def print_settings(settings: BaseModel) -> None:
-    """Resolved settings as YAML, on standard output."""
+    """Print resolved settings as YAML on standard output."""
     import yaml
 
     sys.stdout.write(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))

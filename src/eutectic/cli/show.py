@@ -1,4 +1,4 @@
-"""What the commands print: facts and tables on the terminal."""
+"""Terminal output of the commands: facts and tables."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def cell(value: Any) -> str:
 
 
 def shared(values: Sequence[str], what: str) -> str:
-    """What all have, or the two that there are; of addresses, the folder that they share."""
+    """One or two distinct values, or "… differs"; for several addresses, their common folder."""
     distinct = list(dict.fromkeys(values))
     folders = {value.rpartition("/")[0] for value in distinct}
     if len(distinct) > 1 and len(folders) == 1 and "/" in distinct[0]:
@@ -62,7 +62,7 @@ def show_report(report: Report) -> None:
             for name, n in report.labels.items()
         ),
         "elements": ", ".join(f"{symbol} {n['structures']}" for symbol, n in report.elements.items()),
-        "energies": f"{units.energy or 'unit not told'}, {units.regime} (confidence {units.confidence})"
+        "energies": f"{units.energy or 'unit unknown'}, {units.regime} (confidence {units.confidence})"
         if units.energy_per_atom is not None
         else "none",
         "forces": report.force_test.verdict,
@@ -72,7 +72,7 @@ def show_report(report: Report) -> None:
 
 
 def show_finetuning(result: FinetuneResult) -> None:
-    """Test errors (validation errors without a test) of a fine-tuning by property, beside the baseline."""
+    """Print the test errors of a fine-tuning by property, with baselines (validation errors if there is no test)."""
     from eutectic.report.formatting import significant
 
     tested = bool(result.test_errors)

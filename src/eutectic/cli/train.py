@@ -22,22 +22,22 @@ from eutectic.cli.show import console, plain, show_finetuning
 def pretrain(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="Name of a recipe (`demo`), or a YAML file of settings.")],
-    out: Annotated[Path, typer.Option(help="The run's folder. One that holds this run unfinished is resumed.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run in it is resumed.")],
     show_settings: Annotated[
         bool, typer.Option("--show-settings", help="Print the resolved settings and stop.")
     ] = False,
     start: Annotated[
         Path | None,
-        typer.Option(help="Folder of a finished model to add the recipe's sets to; its own sets are watched."),
+        typer.Option(help="Folder of a trained model to add the recipe's data sets to; its own are validated on."),
     ] = None,
     loggers: Annotated[
         list[str] | None,
-        typer.Option("--loggers", help="csv, tensorboard, wandb; repeat. csv and tensorboard if not given."),
+        typer.Option("--loggers", help="csv, tensorboard or wandb; repeat. Default: csv and tensorboard."),
     ] = None,
 ) -> None:
     """Train one backbone on several data sets at once.
 
-    Any setting is changed by `--section.key value`. While it runs, `report.html` in its folder shows it.
+    Any setting can be changed by `--section.key value`. `report.html` in the run's folder shows the progress.
 
     **Examples**
 
@@ -72,24 +72,24 @@ def pretrain(
 def plan(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file of settings.")],
-    gpus: Annotated[int, typer.Option(help="GPUs that share each step.")] = 8,
-    peak_tflops: Annotated[float, typer.Option(help="Of a GPU, at the precision of the matrix products.")] = 312.0,
-    efficiency: Annotated[float, typer.Option(help="Part of that peak that training reaches.")] = 0.05,
-    launch_ms: Annotated[float, typer.Option(help="What a step takes at least, to launch its kernels.")] = 30.0,
-    memory_gb: Annotated[float, typer.Option(help="Of a GPU.")] = 80.0,
+    gpus: Annotated[int, typer.Option(help="Number of GPUs.")] = 8,
+    peak_tflops: Annotated[float, typer.Option(help="Peak TFLOP/s per GPU, at the precision of the matmuls.")] = 312.0,
+    efficiency: Annotated[float, typer.Option(help="Fraction of the peak that training reaches.")] = 0.05,
+    launch_ms: Annotated[float, typer.Option(help="Shortest time of a step, for kernel launches, ms.")] = 30.0,
+    memory_gb: Annotated[float, typer.Option(help="Memory per GPU, GB.")] = 80.0,
     link_gb_s: Annotated[float, typer.Option(help="Bandwidth of each GPU to the others, GB/s.")] = 25.0,
-    strategy: Annotated[str | None, typer.Option(help="`ddp` or `fsdp`; as in train.strategy if not given.")] = None,
-    price: Annotated[float, typer.Option(help="Of a GPU-hour, $.")] = 2.0,
+    strategy: Annotated[str | None, typer.Option(help="`ddp` or `fsdp`; default: as in train.strategy.")] = None,
+    price: Annotated[float, typer.Option(help="Price of a GPU-hour, $.")] = 2.0,
     size: Annotated[
         list[str] | None,
-        typer.Option("--size", help="A set that is not here, as name=structures,mean atoms; repeat."),
+        typer.Option("--size", help="Size of a data set without a store, as name=structures,mean atoms; repeat."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What a pre-training would take, on this machine and on a cluster, without training.
+    """Estimate time, memory and cost of a pre-training, on this machine and on a cluster, without training.
 
-    The work of a step is counted on typical structures (for sets that are not here, on others in their place), and
-    everything that is assumed is said. Any setting is changed by `--section.key value`.
+    The operations of a step are counted on typical structures; similar structures stand in for data sets without a
+    store. All assumptions are listed. Any setting can be changed by `--section.key value`.
 
     **Examples**
 
@@ -109,16 +109,16 @@ def plan(
     given["strategy"] = strategy or ("fsdp" if settings.train.strategy == "fsdp" else "ddp")
     cluster = parse(Cluster, given, "plan")
     with ProgressBar("counting", len(settings.sets) + 1, unit="data sets") as bar:
-        made = plan_cluster(
+        result = plan_cluster(
             settings,
             cluster,
             sizes=known_sizes(size or ()),
             progress=lambda what: bar.advance(note=what),
         )
     if as_json:
-        sys.stdout.write(json.dumps(made.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
     else:
-        made.show(console)
+        result.show(console)
 
 
 @app.command()
@@ -127,7 +127,7 @@ def report(
         Path, typer.Argument(help="Folder of a pre-training (running, killed or finished), a fine-tuning or a study.")
     ],
 ) -> None:
-    """Write a run's report again from what is in its folder.
+    """Regenerate a run's report from its folder.
 
     **Example:** `eutectic report runs/demo`
     """
@@ -136,29 +136,29 @@ def report(
     console.print(f"report: {write_report(folder)}", highlight=False)
 
 
-Data = Annotated[str, typer.Argument(help="Name of a data set, a store, or a file of structures that ASE reads.")]
+Data = Annotated[str, typer.Argument(help="Name of a data set, path of a store, or a file that ASE reads.")]
 Properties = Annotated[
     list[str],
-    typer.Option("--property", "-p", help="Property to learn; repeat. The forces, else the first, are judged."),
+    typer.Option(
+        "--property", "-p", help="Property to learn; repeat. Forces, else the first one, select the best step."
+    ),
 ]
-Model = Annotated[Path, typer.Option(help="Pre-trained model: name of a shipped one, or its folder.")]
-HeadFrom = Annotated[str | None, typer.Option(help="Task of the model whose heads are kept where they fit.")]
+Model = Annotated[Path, typer.Option(help="Pre-trained model: a shipped model's name, or a folder.")]
+HeadFrom = Annotated[str | None, typer.Option(help="Task of the model whose heads are reused where they fit.")]
 Forces = Annotated[str, typer.Option(help="`direct`, or `gradient` of the energy (conservative).")]
-Split = Annotated[str | None, typer.Option(help="Name of the split; the data set's default if not given.")]
+Split = Annotated[str | None, typer.Option(help="Name of the split; default: the data set's.")]
 Training = Annotated[
-    int | None, typer.Option("--n-train", "--train", help="Training structures; all of the split's if not given.")
+    int | None, typer.Option("--n-train", "--train", help="Training structures; default: all of the split's.")
 ]
 Validation = Annotated[int | None, typer.Option("--n-validation", "--validation", help="Validation structures.")]
 Test = Annotated[int | None, typer.Option("--n-test", "--test", help="Test structures.")]
-Steps = Annotated[int | None, typer.Option(help="Updates of the weights [default: 500].")]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps [default: 500].")]
 BatchSize = Annotated[int | None, typer.Option(help="Structures per batch [default: 16].")]
-Key = Annotated[
-    list[str] | None, typer.Option(help="For a file: entry that holds a property, as property=entry; repeat.")
-]
+Key = Annotated[list[str] | None, typer.Option(help="For a file: key of a property, as property=key; repeat.")]
 Unit = Annotated[list[str] | None, typer.Option(help="For a file: unit of a property, as energy=kcal/mol; repeat.")]
 Define = Annotated[
     list[str] | None,
-    typer.Option(help="Property of your own, as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; repeat."),
+    typer.Option(help="New property, as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; repeat."),
 ]
 LevelOfTheory = Annotated[str | None, typer.Option(help="For a file: level of theory of its labels.")]
 
@@ -168,7 +168,7 @@ def finetune(
     context: typer.Context,
     data: Data,
     property: Properties,
-    out: Annotated[Path, typer.Option(help="The run's folder. One that holds this run unfinished is resumed.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run in it is resumed.")],
     model: Model = Path("eutectic-small"),
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Start from random weights, with the architecture of --model.")
@@ -196,7 +196,7 @@ def finetune(
     """Fine-tune a pre-trained model to properties of your data.
 
     Writes `model/`, `result.json` and `report.html` into the run's folder. A file of structures is prepared and
-    checked on the way. Any other setting is changed by `--section.key value`, e.g. `--train.precision bf16-mixed`.
+    checked first. Any other setting can be changed by `--section.key value`, e.g. `--train.precision bf16-mixed`.
 
     **Examples**
 
@@ -246,7 +246,7 @@ def finetune(
     show_finetuning(result)
     console.print(
         f"model: {out / 'model'}\nreport: {out / 'report.html'}\n"
-        f"use it: eutectic predict {out / 'model'} FILE -o predicted.xyz",
+        f"predict: eutectic predict {out / 'model'} FILE -o predicted.xyz",
         highlight=False,
     )
 
@@ -256,7 +256,7 @@ def compare(
     context: typer.Context,
     data: Data,
     property: Properties,
-    out: Annotated[Path, typer.Option(help="The study's folder. An unfinished study is resumed.")],
+    out: Annotated[Path, typer.Option(help="Folder of the study; an unfinished study is resumed.")],
     model: Model = Path("eutectic-small"),
     starts: Annotated[str, typer.Option("--start", "--starts", help="`pretrained`, `scratch`, or `both`.")] = "both",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each start.")] = 3,
@@ -280,14 +280,12 @@ def compare(
     unit: Unit = None,
     define: Define = None,
     level_of_theory: LevelOfTheory = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs beside each other; one for each core if not given.")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: one per core.")] = None,
 ) -> None:
     """Compare fine-tuning from a pre-trained model with training from scratch, over several seeds.
 
-    Every run is a fine-tuning of its own in `runs/`; one table and one report for all. With several learning rates or
-    weight decays, those of each start are chosen on validation data.
+    Each run is a separate fine-tuning in `runs/`; one table and one report cover all. With several learning rates or
+    weight decays, the best of each start is chosen on validation data.
 
     **Examples**
 
@@ -338,17 +336,17 @@ def compare(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the demonstration; an interrupted one goes on.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the demonstration; an interrupted one is resumed.")] = Path(
         "demo-output"
     ),
-    steps: Annotated[int | None, typer.Option(help="Pre-training steps; the recipe's if not given.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Pre-training steps; default: the recipe's.")] = None,
     finetune_steps: Annotated[
-        int | None, typer.Option(help="Fine-tuning steps of every run; the recipe's if not given.")
+        int | None, typer.Option(help="Fine-tuning steps of every run; default: the recipe's.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each start.")] = 3,
     workers: Annotated[int, typer.Option(help="Processes for pre-training and for fine-tuning.")] = 2,
 ) -> None:
-    """Four domains, one backbone, five tasks it never saw: pre-trained against from scratch, in about ten minutes.
+    """Pre-train on four domains and fine-tune to five unseen tasks, against training from scratch, in ten minutes.
 
     Writes `results.json` and `report.html`.
 
@@ -378,13 +376,13 @@ def demo(
 
 @app.command()
 def replay(
-    folder: Annotated[Path, typer.Argument(help="A step that was kept: RUN/nonfinite-steps/step-000123.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For machines, to standard output.")] = False,
+    folder: Annotated[Path, typer.Argument(help="A saved step: RUN/nonfinite-steps/step-000123.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     rows: Annotated[int, typer.Option(help="Structures to show.")] = 10,
 ) -> None:
-    """Compute a step again that had no finite loss or gradient: which structure was it, and where in the model.
+    """Replay a step with a non-finite loss or gradient, by structure and by module.
 
-    Such steps are skipped, and the first few of a run are kept whole.
+    Training skips such steps and saves the first few.
 
     **Examples**
 
@@ -396,25 +394,26 @@ def replay(
     from eutectic.train.nonfinite import replay as compute
 
     with ProgressBar("replaying") as bar:
-        found = compute(folder, progress=lambda done, n: bar.update(done, total=n))
+        result = compute(folder, progress=lambda done, n: bar.update(done, total=n))
     if as_json:
-        sys.stdout.write(json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
         return
     console.print(
-        f"step {found.step}: loss {found.loss:.6g} (then: {found.recorded_loss:.6g}), "
-        f"norm of the gradient {found.gradient_norm:.4g}",
+        f"step {result.step}: loss {result.loss:.6g} (in the run: {result.recorded_loss:.6g}), "
+        f"gradient norm {result.gradient_norm:.4g}",
         highlight=False,
     )
     table = Table(title="structures, suspicious ones first", title_justify="left", box=None, pad_edge=False)
-    for heading in ("set", "id", "formula", "atoms", "loss", "gradient", "what is wrong"):
+    for heading in ("set", "id", "formula", "atoms", "loss", "gradient", "problem"):
         table.add_column(heading, justify="right" if heading in ("atoms", "loss", "gradient") else "left")
-    for row in found.structures[:rows]:
-        numbers = (f"{row.n_atoms}", f"{row.loss:.4g}", f"{row.gradient_norm:.4g}")
-        table.add_row(row.task, plain(row.id), row.formula, *numbers, plain("; ".join(row.problems)))
+    for structure in result.structures[:rows]:
+        numbers = (f"{structure.n_atoms}", f"{structure.loss:.4g}", f"{structure.gradient_norm:.4g}")
+        problems = plain("; ".join(structure.problems))
+        table.add_row(structure.task, plain(structure.id), structure.formula, *numbers, problems)
     console.print(table)
-    table = Table(title="norm of the gradient by module", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="gradient norm by module", title_justify="left", box=None, pad_edge=False)
     table.add_column("module")
     table.add_column("norm", justify="right")
-    for name, norm in found.gradient_norms.items():
+    for name, norm in result.gradient_norms.items():
         table.add_row(name, f"{norm:.4g}")
     console.print(table)

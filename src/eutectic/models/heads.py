@@ -30,16 +30,18 @@ class HeadSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: str | None = Field(default=None, description="a kind of `HEADS`; the property's own if not given")
+    kind: str | None = Field(
+        default=None, description="type of head, e.g. gradient_forces; default: the one for the property"
+    )
     pooling: Pooling | None = Field(
         default=None,
-        description="how atoms become a structure; if not given, sum for extensive properties and mean for others",
+        description="pooling of atoms to a structure; default: sum for extensive properties, mean for others",
     )
     layers: int = Field(default=1, ge=0, description="hidden layers; 4 in JMP")
     n_classes: int | None = Field(
         default=None,
         ge=2,
-        description="for 'class': how many; counted in the training labels if not given, and at least 2",
+        description="for classes: their number; default: counted in the training labels, at least 2",
     )
 
     @property

@@ -1,7 +1,6 @@
-"""What a pre-training will take, before it begins: here, from a short calibration; on a cluster, from counted work.
+"""Time, memory and cost of a pre-training: on this machine from a short calibration, on a cluster from counted work.
 
-Nothing here is hidden in a constant of the code: what is assumed is a field of `Cluster`, is shown with the plan, and
-can be changed.
+All assumptions are fields of `Cluster`, are shown with the plan, and can be changed.
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ from eutectic.train.cost import Calibration, SizeModel, Work, calibrate, count_w
 from eutectic.train.loop import checkpoint_activations
 from eutectic.train.settings import PretrainSettings, Settings
 
-EVALUATION = 1 / 3
-"""A structure's forward pass alone, as a part of its training step: the backward pass is two of the forward pass."""
+FORWARD_FRACTION = 1 / 3
+"""Cost of a forward pass relative to a training step: the backward pass costs two forward passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetPlan:
-    """What is done with one data set.
+    """The plan for one data set.
 
     Attributes:
-        structures: that can be learned from.
-        share: of what is drawn.
-        drawn, epochs: structures seen, repeats counted, and that as passes over the set.
-        atoms, edges: of a structure, on average.
-        source: where size and typical structures come from.
-        gflops: of one structure's training step; 0 where it was not counted.
-        gigabytes: of the whole set as a store.
+        structures: number of training structures.
+        share: fraction of the draws.
+        drawn, epochs: number of structures drawn, repeats counted, and the same as passes over the set.
+        atoms, edges: mean per structure.
+        source: origin of the size and the typical structures.
+        gflops: GFLOP of one structure's training step; 0 where not counted.
+        gigabytes: size of the store.
     """
 
     name: str
@@ -68,11 +67,11 @@ class Estimate:
     """Time and memory of a run.
 
     Attributes:
-        where: in words.
-        step_seconds: of one step: `compute_seconds`, `data_seconds` and `communication_seconds`.
+        where: description of the machine.
+        step_seconds: of one step: sum of `compute_seconds`, `data_seconds` and `communication_seconds`.
         hours: of the run, validations included.
-        memory_gigabytes: of each process.
-        gpu_hours, price: over all GPUs; None without.
+        memory_gigabytes: per process.
+        gpu_hours, price: over all GPUs; None without GPUs.
         details: other figures, name → value.
     """
 
@@ -90,14 +89,14 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run before it begins.
+    """The plan of a run.
 
     Attributes:
-        sets: what is learned from.
-        epoch: structures of one pass over the mixture.
-        batch_size: structures of a step, on average.
-        estimates: here, or elsewhere.
-        assumptions: sentences.
+        sets: the data sets trained on.
+        epoch: structures in one pass over the mixture.
+        batch_size: mean number of structures per step.
+        estimates: for this machine or another.
+        assumptions: one sentence each.
     """
 
     sets: tuple[SetPlan, ...]
@@ -110,28 +109,28 @@ class Plan:
 
     @property
     def structures(self) -> int:
-        """Seen in the whole run."""
+        """Number of structures drawn in the run."""
         return self.steps * self.batch_size
 
     @property
     def atoms(self) -> float:
-        """Seen in the whole run."""
+        """Number of atoms drawn in the run."""
         return sum(s.drawn * s.atoms for s in self.sets)
 
     @property
     def edges(self) -> float:
-        """Seen in the whole run."""
+        """Number of edges drawn in the run."""
         return sum(s.drawn * s.edges for s in self.sets)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, what follows from the rest included."""
+        """Plain JSON, derived values included."""
         seen = {"structures": self.structures, "atoms": self.atoms, "edges": self.edges}
         return {**asdict(self), "seen": seen, "epochs": self.structures / self.epoch}
 
     def show(self, console: Console) -> None:
-        """As a table and a few lines."""
-        table = Table(title="The plan", title_justify="left", box=None, pad_edge=False)
-        for heading in ("set", "structures", "drawn", "epochs", "atoms each", "edges each", "seen atoms"):
+        """Print as a table and a few lines."""
+        table = Table(title="Plan", title_justify="left", box=None, pad_edge=False)
+        for heading in ("set", "structures", "drawn", "epochs", "atoms each", "edges each", "atoms drawn"):
             table.add_column(heading, justify="left" if heading == "set" else "right")
         counted = any(s.gflops for s in self.sets)
         if counted:
@@ -154,8 +153,8 @@ class Plan:
             if e.communication_seconds:
                 parts += f", communication {_time(e.communication_seconds)}"
             line = (
-                f"[bold]{e.where}[/]: {_time(e.step_seconds)} a step ({parts}), {_time(3600 * e.hours)} in all, "
-                f"{_bytes(1e9 * e.memory_gigabytes)} of memory for each process"
+                f"[bold]{e.where}[/]: {_time(e.step_seconds)} per step ({parts}), {_time(3600 * e.hours)} in total, "
+                f"{_bytes(1e9 * e.memory_gigabytes)} of memory per process"
             )
             if e.gpu_hours is not None:
                 line += f"; {e.gpu_hours:,.0f} GPU-hours" + ("" if e.price is None else f", {e.price:,.0f} $")
@@ -169,7 +168,7 @@ class Plan:
 
 
 def _short(value: int | float) -> str:
-    """For a column: 1,748, 100 M, 14.6 G."""
+    """Short number for a column: 1,748, 100 M, 14.6 G."""
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= size:
             return f"{value / size:.3g} {prefix}"
@@ -206,19 +205,20 @@ def plan_run(
     processes: int,
     workers: int,
     parameters: int,
-    held_out: int,
+    n_validation: int,
 ) -> Plan:
-    """A run on this machine, from what was measured on it.
+    """Plan a run on this machine from measurements.
 
     Args:
         settings: of the run.
         source: its batches.
-        sizes: of each set in `source`.
-        calibration: on one of its processes, in the run's precision.
-        processes: that share a batch.
-        workers: that make batches ahead for each of them, on cores of their own: 0 on a CPU, whose time they share.
-        parameters: of the model.
-        held_out: structures of a validation.
+        sizes: size model of each set in `source`.
+        calibration: on one process, in the run's precision.
+        processes: number of processes that share a batch.
+        workers: background processes per process that prepare batches on cores of their own; 0 on a CPU, where they
+            share the cores.
+        parameters: number of parameters of the model.
+        n_validation: number of structures in a validation.
     """
     mixture, steps, accumulated = source.mixture, settings.train.steps, settings.train.accumulate
     size = accumulated * source.batch_size
@@ -227,9 +227,9 @@ def plan_run(
     compute = accumulated * float(calibration.seconds.of(batch))
     data = calibration.data_seconds * size / processes
     if workers:
-        data = max(0.0, data / workers - compute)  # while a step is computed, the next ones are made
+        data = max(0.0, data / workers - compute)  # batches are prepared during the computation
     each = (float(calibration.seconds.of(batch)) - calibration.seconds.constant) * processes / source.batch_size
-    validations = (steps // settings.train.evaluate_every + 1) * EVALUATION * each * held_out / processes
+    validations = (steps // settings.train.evaluate_every + 1) * FORWARD_FRACTION * each * n_validation / processes
     sets = [
         SetPlan(
             name=name,
@@ -243,7 +243,7 @@ def plan_run(
         )
         for name, share, n in zip(mixture.names, shares, counts, strict=True)
     ]
-    here = Estimate(
+    estimate = Estimate(
         where=f"here, {processes} process{'es' * (processes > 1)} on {calibration.device}",
         step_seconds=compute + data,
         compute_seconds=compute,
@@ -257,61 +257,63 @@ def plan_run(
     )
     assumptions = []
     if processes > 1:
-        assumptions.append("sending gradients from process to process takes no time")
+        assumptions.append("communication of gradients takes no time")
     if settings.train.compile:
-        assumptions.append("a compiled model is as fast as the one that was timed, which was not compiled")
+        assumptions.append("the compiled model is as fast as the uncompiled model that was timed")
     return Plan(
         sets=tuple(sets),
         steps=steps,
         batch_size=size,
         epoch=mixture.length,
         parameters=parameters,
-        estimates=(here,),
+        estimates=(estimate,),
         assumptions=tuple(assumptions),
     )
 
 
 STATE_BYTES = 20
-"""Of a parameter during training at 32 bits: itself, its gradient, two moments of Adam, its moving average."""
+"""Bytes per parameter during training at 32 bits: weight, gradient, two moments of Adam, EMA."""
 
 CHECKPOINT_BYTES = 16
-"""Of a parameter in a checkpoint: all of these but the gradient."""
+"""Bytes per parameter in a checkpoint: all of these but the gradient."""
 
 
 def _state_bytes(settings: PretrainSettings, processes: int, strategy: str) -> float:
-    """Of a parameter in each process."""
+    """Bytes per parameter in each process."""
     wide = 2 if settings.train.precision == "64-true" else 1
     return STATE_BYTES * wide / (processes if strategy == "fsdp" else 1)
 
 
 class Cluster(Settings):
-    """A machine that is not this one. All of it is assumed; defaults are an NVIDIA A100 of 80 GB in a good network."""
+    """Assumptions about a cluster; defaults are for NVIDIA A100 GPUs (80 GB) with a fast network."""
 
-    gpus: int = Field(default=8, ge=1, description="GPUs that share each step")
-    peak_tflops: float = Field(default=312.0, gt=0, description="of a GPU, at the precision of the matrix products")
+    gpus: int = Field(default=8, ge=1, description="number of GPUs")
+    peak_tflops: float = Field(default=312.0, gt=0, description="peak TFLOP/s per GPU, at the precision of the matmuls")
     efficiency: float = Field(
         default=0.05,
         gt=0,
         le=1,
-        description="part of that peak that training reaches; the 34,400 GPU-hours told of the published JMP-L are "
-        "6 TFLOP/s of a GPU, counted as here",
+        description="fraction of the peak that training reaches; the 34,400 GPU-hours reported for JMP-L correspond to "
+        "6 TFLOP/s per GPU, with operations counted as here",
     )
     launch_ms: float = Field(
-        default=30.0, ge=0, description="what a step takes at least: thousands of kernels are launched, however small"
+        default=30.0, ge=0, description="shortest time of a step, ms, for launching its thousands of kernels"
     )
-    memory_gb: float = Field(default=80.0, gt=0, description="of a GPU")
+    memory_gb: float = Field(default=80.0, gt=0, description="memory per GPU, GB")
     link_gb_s: float = Field(default=25.0, gt=0, description="bandwidth of each GPU to the others, GB/s")
-    strategy: Literal["ddp", "fsdp"] = Field(default="ddp", description="copies of the weights, or parts of them")
-    price: float = Field(default=2.0, ge=0, description="of a GPU-hour, $")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        default="ddp", description="replicate the model on each GPU (ddp) or shard it over them (fsdp)"
+    )
+    price: float = Field(default=2.0, ge=0, description="price of a GPU-hour, $")
 
 
 @dataclass(frozen=True)
 class Published:
-    """A data set that need not be here to be planned with.
+    """Size of a data set, for planning without a store.
 
     Attributes:
-        structures, atoms: how many, and of how many atoms on average (Shoghi et al., ICLR 2024).
-        like: the embedded set that stands in for its structures.
+        structures, atoms: number of structures, and mean number of atoms (Shoghi et al., ICLR 2024).
+        like: embedded data set whose structures stand in for its own.
     """
 
     structures: int
@@ -328,10 +330,10 @@ PUBLISHED = {
 
 
 def known_sizes(given: Sequence[str] = ()) -> dict[str, Published]:
-    """What is known of data sets that are not here; `name=structures,atoms` adds to it or corrects it.
+    """Sizes of data sets without a store; `name=structures,atoms` adds or replaces one.
 
     Raises:
-        EutecticError: not of that form.
+        EutecticError: an argument has another form.
     """
     table = dict(PUBLISHED)
     for text in given:
@@ -351,7 +353,7 @@ def known_sizes(given: Sequence[str] = ()) -> dict[str, Published]:
 
 @dataclass(frozen=True)
 class _Typical:
-    """A data set as a plan sees it: some structures, whether its own or others in their place."""
+    """Size of a data set and some typical structures, its own or stand-ins."""
 
     structures: int
     atoms: float
@@ -361,14 +363,14 @@ class _Typical:
     source: str
 
 
-def _typical(name: str, store_name: str, table: Mapping[str, Published], held_out: int, count: int = 4) -> _Typical:
+def _typical(name: str, store_name: str, table: Mapping[str, Published], n_validation: int, count: int = 4) -> _Typical:
     family = store_name.partition(":")[0]
     if store_name in embedded() or is_store(Path(store_name)):
         store = open_store(store_name)
         sizes = store.column("n_atoms")
         rows = [r.structure for r in _spread(store, count)]
         return _Typical(
-            structures=max(1, len(store) - held_out),
+            structures=max(1, len(store) - n_validation),
             atoms=float(sizes.mean()),
             rows=rows,
             scale=float(sizes.mean() * len(rows) / sum(len(r) for r in rows)),
@@ -378,36 +380,36 @@ def _typical(name: str, store_name: str, table: Mapping[str, Published], held_ou
     if family not in table:
         raise EutecticError(
             f"sets.{name}.store",
-            f"{store_name!r}, which is not here",
+            f"{store_name!r}, which has no store here",
             f"a store, or a data set of known size ({', '.join(table)})",
-            f"say how large it is: --size {family}=STRUCTURES,ATOMS",
+            f"give its size: --size {family}=STRUCTURES,ATOMS",
         )
     known = table[family]
     stand_in = open_store(known.like)
     rows = [_enlarged(r, known.atoms) for r in _spread(stand_in, count)]
-    have = sum(len(r) for r in rows) / len(rows)
+    mean_atoms = sum(len(r) for r in rows) / len(rows)
     per_atom = stand_in.bytes() / float(stand_in.column("n_atoms").sum())
-    said = f"{known.structures:,} structures of {known.atoms:g} atoms on average; {known.like} stand in for its own"
-    if have > 1.5 * float(stand_in.column("n_atoms").mean()):
-        said += f", repeated to {have:.0f} atoms and scaled"
+    source = f"{known.structures:,} structures of {known.atoms:g} atoms on average; {known.like} stand in for its own"
+    if mean_atoms > 1.5 * float(stand_in.column("n_atoms").mean()):
+        source += f", repeated to {mean_atoms:.0f} atoms and scaled"
     return _Typical(
         structures=known.structures,
         atoms=known.atoms,
         rows=rows,
-        scale=known.atoms / have,
+        scale=known.atoms / mean_atoms,
         bytes=known.structures * known.atoms * per_atom,
-        source=said,
+        source=source,
     )
 
 
 def _spread(store: Store, count: int) -> list[LabelledStructure]:
-    """The middle of each of `count` equal parts by size: neither the smallest nor the largest stands for any."""
+    """The median structure by size of each of `count` equal parts, which avoids the smallest and largest."""
     order = np.argsort(store.column("n_atoms"), kind="stable")
     return [store[int(order[int((i + 0.5) * len(order) / count)])] for i in range(count)]
 
 
 def _enlarged(row: LabelledStructure, atoms: float) -> Structure:
-    """A periodic structure repeated along its two shortest lattice vectors until it has about so many atoms."""
+    """A periodic structure repeated along its two shortest lattice vectors to about `atoms` atoms."""
     structure = row.structure
     if not structure.pbc.any():
         return structure
@@ -415,7 +417,7 @@ def _enlarged(row: LabelledStructure, atoms: float) -> Structure:
     repeats = np.ones(3, dtype=int)
     along = np.argsort(lengths)[: min(2, int(structure.pbc.sum()))]
     while len(structure) * repeats.prod() < 0.8 * atoms:
-        # The shorter side first, so that the cell stays as square as it can.
+        # The shorter side first, to keep the cell as square as possible.
         repeats[along[int(np.argmin((lengths * repeats)[along]))]] += 1
     shifts = np.array(list(np.ndindex(*repeats))) @ structure.cell
     n = len(shifts)
@@ -435,21 +437,21 @@ def plan_cluster(
     *,
     sizes: Mapping[str, Published] = PUBLISHED,
     patience: float = 20.0,
-    progress: Callable[[str], None] = lambda what: None,
+    progress: Callable[[str], None] = lambda name: None,
 ) -> Plan:
-    """A run on a machine that is not this one, with sets that need not be here.
+    """Plan a run on a cluster; data sets need no store.
 
-    The work of a step is counted on typical structures; it is timed here as well where one step is short enough.
+    The work of a step is counted on typical structures, and also timed on this machine if a step is short enough.
 
     Args:
         settings: of the run; `train.batch_size` is shared by all GPUs.
-        cluster: what is assumed.
-        sizes: of sets that are not here.
-        patience: seconds that timing a step here may take at most, at 10 GFLOP/s on a CPU.
-        progress: told what is counted next: each set, then the mixture.
+        cluster: assumptions.
+        sizes: of data sets without a store.
+        patience: longest time to spend on timing a step here, in seconds, assuming 10 GFLOP/s on a CPU.
+        progress: called with the name of what is counted next: each set, then the mixture.
 
     Raises:
-        EutecticError: a set that is not here and of which nothing is known.
+        EutecticError: a data set without a store and without a known size.
     """
     names = list(settings.sets)
     typical = {n: _typical(n, s.store, sizes, s.validation) for n, s in settings.sets.items()}
@@ -466,13 +468,13 @@ def plan_cluster(
         for i, n in enumerate(names)
     }
     work = {}
-    again = settings.train.activation_checkpointing
+    checkpointing = settings.train.activation_checkpointing
     for n in names:
         progress(n)
-        work[n] = count_work(settings.backbone, tasks, items[n], checkpointing=again)
+        work[n] = count_work(settings.backbone, tasks, items[n], checkpointing=checkpointing)
     progress("the mixture")
     mixed = _mixed(items, mixture)
-    together = count_work(settings.backbone, tasks, mixed, checkpointing=again)
+    together = count_work(settings.backbone, tasks, mixed, checkpointing=checkpointing)
     apart = sum(work[names[item.task]].flops / len(items[names[item.task]]) for item in mixed)
     padding = together.flops / apart
     parameters = together.parameters
@@ -502,24 +504,22 @@ def plan_cluster(
         )
     bits = {"32-true": 32, "64-true": 64}.get(settings.train.precision, 16)
     saved *= bits / 32
-    there = _there(cluster, settings, flops, saved, parameters)
-    here, note = _here(settings, tasks, items, work, flops, saved, patience)
-    total = sum(p.gigabytes for p in plans)
-    there = replace(
-        there, details={**there.details, "data, GB": total, "a checkpoint, GB": CHECKPOINT_BYTES * parameters / 1e9}
-    )
+    on_cluster = _on_cluster(cluster, settings, flops, saved, parameters)
+    local, note = _on_this_machine(settings, tasks, items, work, flops, saved, patience)
+    details = {"data, GB": sum(p.gigabytes for p in plans), "a checkpoint, GB": CHECKPOINT_BYTES * parameters / 1e9}
+    on_cluster = replace(on_cluster, details={**on_cluster.details, **details})
     assumptions = [f"{p.name}: {p.source}" for p in plans if p.source != "store"] + [
         f"a GPU reaches {100 * cluster.efficiency:g} % of {cluster.peak_tflops:g} TFLOP/s "
-        "(--efficiency, --peak-tflops); only matrix products are counted as work",
-        f"a step takes {cluster.launch_ms:g} ms at least, for launching its kernels (--launch-ms)",
-        f"mixing sets in a batch pads tables of neighbours: {padding:.2f} times the work of sets alone, counted",
-        f"{cluster.link_gb_s:g} GB/s between GPUs (--link-gb-s), none of it hidden behind computing",
-        "data is read and made into graphs by other processes while a step is computed",
-        f"{_state_bytes(settings, 1, 'ddp'):.0f} bytes of weights, gradients and optimiser for a parameter"
+        "(--efficiency, --peak-tflops); only matmuls are counted",
+        f"a step takes at least {cluster.launch_ms:g} ms, for launching its kernels (--launch-ms)",
+        f"mixing sets in a batch pads neighbour tables: {padding:.2f} times the work of separate sets, counted",
+        f"{cluster.link_gb_s:g} GB/s between GPUs (--link-gb-s), not overlapped with computation",
+        "data is read and graphs are built by other processes during a step",
+        f"{_state_bytes(settings, 1, 'ddp'):.0f} bytes per parameter for weights, gradients and optimiser"
         + (", divided over all GPUs" if cluster.strategy == "fsdp" else "")
         + f"; activations at {bits} bits, of average structures",
-        f"{cluster.price:g} $ a GPU-hour (--price)",
-        "validation: a forward pass of the held-out structures every train.evaluate_every steps",
+        f"{cluster.price:g} $ per GPU-hour (--price)",
+        "validation: a forward pass of the validation structures every train.evaluate_every steps",
         *([note] if note else []),
     ]
     return Plan(
@@ -528,7 +528,7 @@ def plan_cluster(
         batch_size=size,
         epoch=mixture.length,
         parameters=parameters,
-        estimates=(there, *([here] if here else [])),
+        estimates=(on_cluster, *([local] if local else [])),
         assumptions=tuple(assumptions),
     )
 
@@ -539,7 +539,7 @@ def _graph(structure: Structure, task: Task, edge_dropout: float) -> StructureGr
 
 
 def _task(name: str, settings: PretrainSettings) -> Task:
-    """A task for counting: heads and graph, no references."""
+    """A task for counting work, with heads and graph but no references."""
     chosen = settings.sets[name]
     plain = Normaliser(references=None, mean=0.0, scale=1.0)
     targets = {prop: Target(t, plain, t.weight) for prop, t in chosen.targets.items()}
@@ -547,7 +547,7 @@ def _task(name: str, settings: PretrainSettings) -> Task:
 
 
 def _mixed(items: Mapping[str, Sequence[Sample]], mixture: Mixture, size: int = 12) -> list[Sample]:
-    """A small batch with each set's share of places, one at least."""
+    """A small batch in the proportions of the mixture, with at least one structure of each set."""
     batch: list[Sample] = []
     for name in mixture.names:
         count = max(1, round(size * mixture.places[name] / mixture.length))
@@ -555,19 +555,19 @@ def _mixed(items: Mapping[str, Sequence[Sample]], mixture: Mixture, size: int = 
     return batch
 
 
-def _there(cluster: Cluster, settings: PretrainSettings, flops: float, saved: float, parameters: int) -> Estimate:
+def _on_cluster(cluster: Cluster, settings: PretrainSettings, flops: float, saved: float, parameters: int) -> Estimate:
     g, size, steps = cluster.gpus, settings.train.batch_size, settings.train.steps
     batches = settings.train.accumulate
     each = size / g
     one = max(flops * each / (1e12 * cluster.peak_tflops * cluster.efficiency), 1e-3 * cluster.launch_ms)
     compute = batches * one
-    # Ring algorithms: an all-reduce moves each byte twice past every GPU, an all-gather and a reduce-scatter once.
-    # Gradients are sent once a step; whoever has only a share of the parameters gathers them twice for each batch.
+    # Ring algorithms: an all-reduce sends each byte twice through every GPU, an all-gather and a reduce-scatter once.
+    # Gradients are sent once per step; with FSDP the parameters are gathered twice per batch.
     times = 2 if cluster.strategy == "ddp" else 2 * batches + 1
     message = times * 4 * parameters * (g - 1) / g
     communication = message / (1e9 * cluster.link_gb_s)
-    held_out = sum(chosen.validation for chosen in (*settings.sets.values(), *settings.watch.values()))
-    validations = (steps // settings.train.evaluate_every + 1) * EVALUATION * held_out / size * one
+    n_validation = sum(chosen.validation for chosen in (*settings.sets.values(), *settings.watch.values()))
+    validations = (steps // settings.train.evaluate_every + 1) * FORWARD_FRACTION * n_validation / size * one
     hours = (steps * (compute + communication) + validations) / 3600
     state = _state_bytes(settings, g, cluster.strategy) * parameters
     memory = state + saved * math.ceil(each)
@@ -583,7 +583,7 @@ def _there(cluster: Cluster, settings: PretrainSettings, flops: float, saved: fl
     if memory > 1e9 * cluster.memory_gb:
         details["does not fit"] = (
             f"{cluster.memory_gb:g} GB hold {max(0, math.floor(fits))} structures per GPU, not {math.ceil(each)}: "
-            "more GPUs, a smaller train.batch_size with train.accumulate, or --strategy fsdp"
+            "use more GPUs, a smaller train.batch_size with train.accumulate, or --strategy fsdp"
         )
     else:
         details["structures that fit a GPU"] = math.floor(fits)
@@ -601,7 +601,7 @@ def _there(cluster: Cluster, settings: PretrainSettings, flops: float, saved: fl
     )
 
 
-def _here(
+def _on_this_machine(
     settings: PretrainSettings,
     tasks: Sequence[Task],
     items: Mapping[str, Sequence[Sample]],
@@ -610,12 +610,13 @@ def _here(
     saved: float,
     patience: float,
 ) -> tuple[Estimate | None, str]:
-    """One process of this machine, timed on the lightest typical structures; why not, where that would take long."""
+    """Estimate for one process on this machine, timed on the cheapest typical structures; None, with the reason, if
+    that would take too long."""
     cuda = torch.cuda.is_available() and settings.train.accelerator != "cpu"
     lightest = min(work, key=lambda n: work[n].flops)
     guess = 4 * work[lightest].flops / (1e10 if not cuda else 1e13)
     if guess > patience:
-        return None, f"this machine was not timed: a few steps would take about {_time(guess)} on it"
+        return None, f"this machine was not timed: a few steps would take about {_time(guess)}"
     device = torch.device("cuda" if cuda else "cpu")
     backbone, _ = build_backbone(settings.backbone.name, settings.backbone.settings, settings.graphs)
     model = MultitaskModel(backbone, {task.name: task.heads for task in tasks})

@@ -18,11 +18,11 @@ Input = Atoms | Structure
 
 
 def load(name_or_path: str | Path, *, device: str | torch.device = "auto") -> Model:
-    """The model of this name that comes with the package, or the one in a folder.
+    """Load a model from the package or from a folder.
 
     Args:
         name_or_path: "eutectic-small", or the `model` folder of a run (or the run's folder itself).
-        device: "cpu", "cuda", …; "auto" is a GPU where there is one.
+        device: "cpu", "cuda", …; "auto": a GPU if there is one.
 
     Raises:
         EutecticError: no such model, or a damaged one.
@@ -35,11 +35,11 @@ def load(name_or_path: str | Path, *, device: str | torch.device = "auto") -> Mo
 
 
 class Model:
-    """Predicts the properties of structures. Made by `load`.
+    """A trained model that predicts properties of structures; see `load`.
 
     Args:
         trained: weights, tasks and provenance.
-        name: what it was loaded by.
+        name: name or path that it was loaded from.
     """
 
     def __init__(self, trained: TrainedModel, name: str = "") -> None:
@@ -53,17 +53,17 @@ class Model:
 
     @property
     def elements(self) -> list[str]:
-        """Symbols of the elements in its training structures; empty where its provenance does not say."""
+        """Symbols of the elements in its training structures; empty if unknown."""
         return [chemical_symbols[z] for z in sorted(elements_seen(self.trained))]
 
     @property
     def n_parameters(self) -> int:
-        """Weights of the backbone and all heads."""
+        """Number of parameters of the backbone and all heads."""
         return sum(p.numel() for p in self.trained.module.parameters())
 
     @property
     def device(self) -> torch.device:
-        """Where it predicts."""
+        """Device of the weights, on which predictions run."""
         return next(self.trained.module.parameters()).device
 
     @overload
@@ -88,16 +88,16 @@ class Model:
 
         Args:
             structures: `ase.Atoms` or `eutectic.Structure`, one or a sequence.
-            task: decides heads, graph, references and level of theory; needed where the model has several.
-            batch_size: structures at a time.
-            conservative: forces and, of periodic structures, stress as derivatives of the energy.
+            task: sets heads, graph, references and level of theory; required if the model has several tasks.
+            batch_size: structures per batch.
+            conservative: predict forces and, for periodic structures, stress as derivatives of the energy.
 
         Returns:
             Property → NumPy array in the property's unit: energy () eV, forces (n_atoms, 3) eV/Å, …; a list of these
             for a sequence.
 
         Raises:
-            EutecticError: several tasks and none named; no such task; a structure that cannot be used.
+            EutecticError: several tasks and none given; no such task; an invalid structure.
         """
         single = isinstance(structures, Atoms | Structure)
         given = [cast(Input, structures)] if single else list(cast(Sequence[Input], structures))

@@ -18,14 +18,14 @@ from eutectic.graph import build_graph
 from eutectic.tasks import Sample, Task, make_batch
 
 Prediction = dict[str, np.ndarray]
-"""Property → value in the property's own shape, or the probabilities of its classes; float64."""
+"""Property → value in the property's shape, or class probabilities; float64."""
 
 
 def task_of(model: TrainedModel, name: str | None, where: str = "task") -> Task:
     """The task of that name, or the only one.
 
     Raises:
-        EutecticError: there is none of that name (the nearest is in the error), or several and none is named.
+        EutecticError: no task of that name (suggests the nearest), or several tasks and no name.
     """
     if name is not None:
         return task_named(model.tasks, name, where)
@@ -50,39 +50,39 @@ def predict(
     conservative: bool = False,
     on_done: Callable[[int], None] = lambda structures: None,
 ) -> list[Prediction]:
-    """What one task's heads say of each structure.
+    """Predict the properties of one task for each structure.
 
-    Runs where the model's weights are, in their precision.
+    Runs on the device and in the precision of the model's weights.
 
     Args:
-        model: in any mode; left in it.
-        task_name: decides heads, graph, references and scales.
+        model: its mode is restored afterwards.
+        task_name: sets heads, graph, references and scales.
         structures: of any sizes.
-        batch_size: structures at a time.
-        normalised: leave values in model units, without scale and references; of classes, logits.
-        conservative: forces and, of periodic structures, stress as derivatives of the energy head; they replace a
-            force head's.
-        on_done: told how many structures have been predicted since it was last called.
+        batch_size: structures per batch.
+        normalised: return model units, without scale and references; for classes, logits.
+        conservative: predict forces and, for periodic structures, stress as derivatives of the energy head; they
+            replace those of a force head.
+        on_done: called with the number of structures predicted since the last call.
 
     Returns:
-        One for each structure, in their order: property → value in the property's unit (energy eV, forces
-        (n_atoms, 3) eV/Å, …), or probabilities (n_classes,) where its values are classes.
+        For each structure, in order: property → value in the property's unit (energy eV, forces (n_atoms, 3) eV/Å, …),
+        or probabilities (n_classes,) for classes.
 
     Raises:
-        EutecticError: no such task; a structure that cannot be used, or with an element that has no reference;
-            derivatives of a task without an energy head.
+        EutecticError: no such task; an invalid structure, or one with an element that has no reference; derivatives
+            from a task without an energy head.
     """
     task = task_of(model, task_name)
     if conservative and task.heads.get("energy") is None:
         raise EutecticError(
             f"task {task.name}",
-            f"derivatives of the energy asked for; heads there: {', '.join(task.heads)}",
+            f"derivatives of the energy requested; its heads: {', '.join(task.heads)}",
             "a task with an energy head",
-            "name another task, or leave --conservative out",
+            "choose another task, or leave out --conservative",
         )
     weight = next(model.module.parameters())
     predictions: list[Prediction] = [{} for _ in structures]
-    # Like sizes together: no batch is much larger than the others.
+    # Similar sizes together, so that no batch is much larger than the others.
     order = sorted(range(len(structures)), key=lambda i: len(structures[i]))
     training = model.module.training
     model.module.eval()
@@ -94,7 +94,7 @@ def predict(
                 structures[i].check(f"structure {i}")
                 graph = build_graph(structures[i], task.graph, lists=model.module.backbone.edge_lists)
                 items.append(Sample(0, graph, {}))
-            # The model has other tasks as well; this batch has one part, so only its heads run.
+            # The batch has a slice of this task only, so the heads of other tasks do not run.
             batch = make_batch(items, [task], weight.dtype).to(weight.device)
             with torch.no_grad():
                 values = model.module(batch.graph, batch.parts, conservative=conservative)[task.name]
@@ -132,7 +132,7 @@ def _denormalised(
 
 
 def relative_energies(model: TrainedModel, task_name: str) -> str | None:
-    """Why energies of a task are no total energies, in words; None where they have their references."""
+    """A note if the energies of a task are not total energies; None if they include references."""
     target = task_of(model, task_name).targets.get("energy")
     if target is None or target.normaliser.references is not None:
         return None
@@ -143,7 +143,7 @@ def relative_energies(model: TrainedModel, task_name: str) -> str | None:
 
 
 def read_structures(source: Path) -> tuple[list[Atoms], list[Structure]]:
-    """Every structure of a file, as ASE has it, with all that stands beside it, and as a model takes it.
+    """All structures of a file: as ASE objects with all their data, and as `Structure`.
 
     Raises:
         EutecticError: as `eutectic.data.datasets.ase_files.read`; or a folder.
@@ -153,7 +153,7 @@ def read_structures(source: Path) -> tuple[list[Atoms], list[Structure]]:
     if Path(source).is_dir():
         raise EutecticError(str(source), "a folder", "one file of structures", "predict its files one by one")
     structures = []
-    # This comes first: it refuses formats whose reading would run code.
+    # First, since it rejects formats whose reading would run code.
     for where, row in ase_files.rows(source):
         row.structure.check(where)
         structures.append(row.structure)
@@ -161,7 +161,7 @@ def read_structures(source: Path) -> tuple[list[Atoms], list[Structure]]:
 
 
 def key_of(task_name: str, property_name: str) -> str:
-    """What a prediction is called in a file: "oc20_energy". Never a name under which labels are read."""
+    """Key of a prediction in a file, e.g. "oc20_energy". Never a key from which labels are read."""
     prefix = f"{task_name}_"
     return f"{'predicted_' if prefix in ase_files.PREFIXES else ''}{prefix}{property_name}"
 
@@ -169,7 +169,7 @@ def key_of(task_name: str, property_name: str) -> str:
 def write_predictions(
     path: Path, atoms: Sequence[Atoms], predictions: Sequence[Prediction], task: Task, *, normalised: bool = False
 ) -> None:
-    """Extended xyz: what was read, and beside it the predictions (see `key_of`); labels stay as they are."""
+    """Write extended xyz: the structures as read, labels included, with the predictions added (see `key_of`)."""
     from ase.io import write
 
     written = []
@@ -187,9 +187,9 @@ def write_predictions(
 
 
 def as_json(predictions: Sequence[Prediction], task: Task, *, normalised: bool = False, note: str | None = None) -> str:
-    """For machines: task, units and one object for each structure, in their order."""
-    found = dict.fromkeys(name for prediction in predictions for name in prediction)
-    units: Mapping[str, str] = {name: "normalised" if normalised else _unit(task, name) for name in found}
+    """JSON with task, units and one object per structure, in order."""
+    names = dict.fromkeys(name for prediction in predictions for name in prediction)
+    units: Mapping[str, str] = {name: "normalised" if normalised else _unit(task, name) for name in names}
     content: dict[str, Any] = {"task": task.name, "level_of_theory": task.level_of_theory, "units": units}
     if note is not None:
         content["energies"] = note
@@ -198,6 +198,6 @@ def as_json(predictions: Sequence[Prediction], task: Task, *, normalised: bool =
 
 
 def _unit(task: Task, name: str) -> str:
-    # Forces and stress may be predicted by a task that has no target for them.
+    # Conservative forces and stress need no target of the task.
     target = task.targets.get(name)
     return "probability of each class" if target is not None and target.categorical else PROPERTIES[name].unit

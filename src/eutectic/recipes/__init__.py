@@ -1,4 +1,4 @@
-"""Recipes: functions that return the settings of a whole run."""
+"""Recipes: functions that return the complete settings of a run."""
 
 from __future__ import annotations
 

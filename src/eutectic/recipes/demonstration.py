@@ -1,4 +1,4 @@
-"""The demonstration: four domains, one backbone, five tasks it never saw, each from two starts.
+"""The demonstration: pre-train on four domains, fine-tune to five unseen tasks, and compare with training from scratch.
 
     eutectic demo --out demo-output
 
@@ -43,7 +43,7 @@ def demo(*, steps: int = 2300, processes: int = 2, seed: int = 0) -> PretrainSet
     """Joint pre-training of a small GemNet-OC (0.4M parameters) on the four embedded domains.
 
     Command: `eutectic pretrain demo --out runs/demo`. Two CPU cores: four and a half minutes, 270 structures per
-    second. Held-out force errors to expect, against predicting no force, in meV/Å: metal slabs 214/646, oxide
+    second. Expected validation errors of forces / baseline (zero forces), in meV/Å: metal slabs 214/646, oxide
     slabs 297/782, molecules 103/1266, reactions 157/517.
     """
     return PretrainSettings(
@@ -67,15 +67,15 @@ def demo(*, steps: int = 2300, processes: int = 2, seed: int = 0) -> PretrainSet
 
 @dataclass(frozen=True, kw_only=True)
 class DemoTask:
-    """One fine-tuning task of the demonstration. The list was fixed before any of its results was seen.
+    """One fine-tuning task of the demonstration. The list was fixed before any results were known.
 
     Attributes:
         name, title: for tables.
-        store: an embedded set that pre-training never sees.
-        property: what is learned and judged.
-        train, validation, test: structures.
+        store: an embedded data set that is not used in pre-training.
+        property: the target.
+        train, validation, test: numbers of structures.
         steps, batch_size: the budget, the same for both starts.
-        choices: start → learning rate and weight decay, chosen beforehand on validation data, the same grid for
+        choices: start → learning rate and weight decay, chosen beforehand on validation data from the same grid for
             both starts (`docs/results/demo-choices.json`).
     """
 
@@ -177,13 +177,13 @@ def finetuning(task: DemoTask) -> FinetuneSettings:
         data=DataSettings(store=task.store, train=task.train, validation=task.validation, test=task.test),
         targets=targets_of([task.property]),
         start="scratch",
-        # Runs go side by side, each on one thread.
+        # Runs go in parallel, each on one thread.
         train=FinetuneTrainSettings(steps=task.steps, batch_size=task.batch_size, threads=1, accelerator="cpu"),
     )
 
 
 def pretraining_summary(settings: PretrainSettings, result: PretrainResult) -> PretrainingSummary:
-    """A pre-training as the report shows it."""
+    """Summary of a pre-training for the report."""
     journal = [json.loads(line) for line in (result.folder / "journal.jsonl").read_text().splitlines()]
     every = max(1, len(journal) // 200)
     summary = result.summary
@@ -207,7 +207,7 @@ def run_demo(
     workers: int | None,
     console: Console,
 ) -> StudyResults:
-    """Pre-train, fine-tune, compare. Interrupted, the same call goes on where it stopped."""
+    """Pre-train, fine-tune, compare. After an interruption, the same call resumes."""
     began = time.monotonic()
     pretrained = pretrain(settings, out / "pretrain", console=console, planner=plan_run)
     middle = time.monotonic()

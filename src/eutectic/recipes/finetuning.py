@@ -1,4 +1,4 @@
-"""The settings of a fine-tuning, from the few choices that matter."""
+"""Settings of a fine-tuning from its most important options."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def finetuning(
     level_of_theory: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> FinetuneSettings:
-    """Settings of one fine-tuning; what is not given has its default in `FinetuneSettings`.
+    """Settings of one fine-tuning; defaults are those of `FinetuneSettings`.
 
     Args:
         data: name of a data set, path of a store, or a file that ASE reads.
-        properties: to learn; the best step is chosen by the forces where they are learned, else by the first.
-        model: pre-trained model to start from; with `from_scratch` its architecture is taken.
+        properties: to learn; forces, else the first one, select the best step.
+        model: pre-trained model to start from; with `from_scratch` only its architecture is used.
         from_scratch: start from random weights.
-        head_from: task of the model whose heads are kept where they fit.
+        head_from: task of the model whose heads are reused where they fit.
         forces: predicted directly, or as the gradient of the energy (conservative).
         split: name of the split.
         n_train, n_validation, n_test: numbers of structures.
         steps, batch_size, learning_rate, weight_decay, seed: of the training.
         keys, units, level_of_theory: how to read a file.
-        define: properties of your own, as NAME=UNIT[,atom][,vector|tensor|class][,extensive].
+        define: new properties, as NAME=UNIT[,atom][,vector|tensor|class][,extensive].
         settings: any other setting, section by section, e.g. {"train": {"precision": "bf16-mixed"}}.
 
     Raises:

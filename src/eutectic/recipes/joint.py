@@ -18,12 +18,12 @@ FORCE_WEIGHTS = {
 """Weight of the force loss of each set: its mean number of atoms, as published."""
 
 STORES = {"oc20": "oc20:total", "oc22": "oc22", "ani1x": "ani1x", "transition1x": "transition1x"}
-"""What `eutectic data prepare` calls the four sets."""
+"""Names of the four data sets in `eutectic data prepare`."""
 
 PERIODIC = GraphSettings(cutoff=12.0, max_neighbours=30, symmetry="lower_source")
 MOLECULAR = GraphSettings(cutoff=8.0, max_neighbours=30, symmetry="lower_source")
 GRAPHS = {"oc20": PERIODIC, "oc22": PERIODIC, "ani1x": MOLECULAR, "transition1x": MOLECULAR}
-"""Published cutoffs, caps and rule for the main graph; the rule is what published weights were trained on."""
+"""Published cutoffs, neighbour caps and symmetry rule of the main graph, as the published weights were trained."""
 
 
 def jmp_s() -> PretrainSettings:
@@ -31,12 +31,12 @@ def jmp_s() -> PretrainSettings:
 
     Command: prepare the four sets (`eutectic data prepare oc20:total`, …), then `torchrun --nproc-per-node 8 …
     eutectic pretrain jmp_s --out runs/jmp-s`; on a smaller machine `--train.batch_size` and `--train.accumulate`.
-    What it takes anywhere: `eutectic plan jmp_s --gpus 64`. Hardware and metric: two epochs of 120 million structures
-    were trained by its authors, not with this program; trained here were only runs of a few steps.
+    Estimate time and memory with `eutectic plan jmp_s --gpus 64`. Hardware and metric: the authors trained for two
+    epochs of 120 million structures, not with this program; with it only runs of a few steps were made.
 
-    As published: sizes, graphs, temperature 2, loss weights, AdamW, warm-up and cosine, clipping, averaging, edge
-    dropout, division of shared gradients. Ours: the global batch (the published one is not known), bfloat16 in
-    place of float16, scales and references fitted to the prepared stores.
+    As published: sizes, graphs, temperature 2, loss weights, AdamW, warm-up and cosine, clipping, EMA, edge
+    dropout, division of shared gradients. Different here: the global batch (the published one is not known), bfloat16
+    in place of float16, scales and references fitted to the prepared stores.
     """
     return _jmp(GemNetOCSettings.small())
 
@@ -78,7 +78,7 @@ def _jmp(backbone: GemNetOCSettings) -> PretrainSettings:
             ema_decay=0.99,
             scale_shared_gradients=True,
         ),
-        # Two epochs of the mixture, whose length at temperature 2 is 174 million draws.
+        # Two epochs of the mixture, each of 174 million draws at temperature 2.
         train=TrainSettings(
             steps=340_000, batch_size=1024, evaluate_every=5000, checkpoint_every=600.0, precision="bf16-mixed"
         ),

@@ -1,4 +1,4 @@
-"""`eutectic-small`: the backbone that comes with the package, and the one it is compared with.
+"""Recipes of `eutectic-small`, the model in the package, and of the molecular model it is compared with.
 
 eutectic data generate molecules --scale 8 --out generated
 eutectic data generate reactions --scale 3.5 --out generated
@@ -33,14 +33,14 @@ GRAPH = GraphSettings(cutoff=6.0, max_neighbours=8)
 def eutectic_small() -> PretrainSettings:
     """Joint pre-training of GemNet-OC (0.87 million parameters) on the five generated sets.
 
-    Command: see the top of this file; the sets lie in `generated`, in the folder where the command is given. Hardware,
-    time and metric: see the card of the shipped model, `eutectic models eutectic-small`.
+    Command: see the top of this file; data sets are read from `generated` in the current folder. Hardware, time and
+    metric: see the card of the shipped model, `eutectic models eutectic-small`.
     """
     return _small((*MATERIALS, *MOLECULAR))
 
 
 def eutectic_small_molecules() -> PretrainSettings:
-    """The same model, trained for as many steps on the two molecular sets alone: what the other domains add.
+    """The same model, trained for as many steps on the two molecular sets only, to measure what other domains add.
 
     Command: `eutectic pretrain eutectic_small_molecules --out runs/eutectic-small-molecules`.
     """

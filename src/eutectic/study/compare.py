@@ -1,4 +1,4 @@
-"""A study: one fine-tuning from several starts and seeds, rates chosen on validation data, in one table."""
+"""Studies: compare fine-tuning from several starts and seeds, with learning rates chosen on validation data."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from eutectic.train.settings import FinetuneSettings, parse
 
 STARTS: tuple[Start, Start] = ("scratch", "pretrained")
 SWEEP_SEED = 1000
-"""Learning rates are chosen with a seed that no reported run uses."""
+"""Seed for choosing learning rates, which no reported run uses."""
 
 Choice = Mapping[str, float]
-"""Settings of the optimiser that are chosen for each start: `learning_rate`, and `weight_decay` if swept."""
+"""Optimiser settings chosen for a start: `learning_rate`, and `weight_decay` if swept."""
 
 
 def variant(base: FinetuneSettings, start: str, model: Path | None, *, seed: int, choice: Choice) -> FinetuneSettings:
-    """One run of a study: all starts share everything but the first weights and what `choice` says.
+    """Settings of one run of a study: starts differ only in their initial weights and in `choice`.
 
     Args:
-        base: everything else.
+        base: all other settings.
         start: 'pretrained' or 'scratch'.
-        model: the pre-trained model, which also gives the architecture of a start from scratch.
+        model: the pre-trained model, whose architecture a start from scratch uses too.
         seed: of the run.
-        choice: settings of the optimiser, chosen for this start on validation data.
+        choice: optimiser settings, chosen for this start on validation data.
     """
     given = None if model is None else str(model)
     values = base.model_dump(mode="json")
@@ -61,28 +61,28 @@ def run_study(
     workers: int | None = None,
     console: Console,
 ) -> StudyResults:
-    """Starts × seeds, after a sweep over learning rates and weight decays where several are given.
+    """Run all starts and seeds, after a sweep over learning rates and weight decays if several are given.
 
-    Writes `out/runs/TASK/START-SEED/` (each a fine-tuning of its own), `out/choices/` (the sweep) and
-    `out/results.json`. Interrupted, the same call goes on where it stopped.
+    Writes `out/runs/TASK/START-SEED/` (each a separate fine-tuning), `out/choices/` (the sweep) and
+    `out/results.json`. After an interruption, the same call resumes.
 
     Args:
-        base: settings of every run; start, seed, and what is swept are set by the study. Runs go side by side, with
-            one thread each unless `train.threads` is given.
+        base: settings of every run; the study sets start, seed, and the swept settings. Runs go in parallel, with one
+            thread each unless `train.threads` is given.
         out: folder of the study.
-        model: what a pre-trained start begins with, and what gives a start from scratch its architecture.
+        model: pre-trained model to start from; a start from scratch uses its architecture.
         starts: 'scratch', 'pretrained', or both.
         seeds: runs of each start, seeds 0, 1, …
-        learning_rates, weight_decays: several are swept for each start, judged on validation data.
+        learning_rates, weight_decays: if several are given, the best for each start are chosen on validation data.
         title: of the report.
-        workers: processes; one for each core if not given.
+        workers: number of processes; default: one per core.
 
     Raises:
-        EutecticError: data, model or settings that cannot be used; no test structures.
+        EutecticError: invalid data, model or settings; no test structures.
         Interrupted: resumable.
     """
     if base.data.test == 0:
-        raise EutecticError("data.test", "0 structures", "test structures to compare starts by", "leave it out")
+        raise EutecticError("data.test", "0 structures", "test structures to compare starts", "leave it out")
     if model is None and "pretrained" in starts:
         raise EutecticError(
             "--model", "none", "a pre-trained model", "pass --model eutectic-small, or a model of your own"
@@ -136,7 +136,7 @@ def sweep(
     workers: int | None,
     console: Console,
 ) -> dict[str, list[Trial]]:
-    """Every start with every choice, the same for all starts, judged on validation data alone; task → trials."""
+    """Run every start with every choice, the same for all starts; task → trials with their validation errors."""
     plan = [(base, start, choice) for base in bases for start in starts for choice in choices]
     results = run_all(
         [
@@ -177,12 +177,12 @@ def compare(
     workers: int | None,
     console: Console,
 ) -> list[TaskComparison]:
-    """Every task from every start over all seeds, in parallel; finished runs are read back.
+    """Run every task from every start with all seeds, in parallel; finished runs are read back.
 
     Args:
         bases: settings and title of each task.
-        choices: task → start → what was chosen for it.
-        trials: those that led to the choices, for the record.
+        choices: task → start → optimiser settings chosen for it.
+        trials: the sweep that led to the choices, for the results.
     """
     plan = [(base, start, seed) for base, _ in bases for start in starts for seed in seeds]
     results = run_all(
@@ -201,10 +201,10 @@ def compare(
 
 
 def comparison(results: Sequence[FinetuneResult], title: str, trials: Sequence[Trial] = ()) -> TaskComparison:
-    """The runs of one task, gathered."""
+    """Collect the runs of one task."""
     first = results[0]
     if first.test_error is None:
-        raise EutecticError(first.name, "no test structures", "some to compare starts by", "leave data.test out")
+        raise EutecticError(first.name, "no test structures", "some to compare starts", "leave out data.test")
     return TaskComparison(
         name=first.name,
         title=title,
@@ -237,7 +237,7 @@ def comparison(results: Sequence[FinetuneResult], title: str, trials: Sequence[T
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware, for the foot of a report."""
+    """Versions and hardware, for the footer of a report."""
     return {
         "eutectic": eutectic.__version__,
         "python": platform.python_version(),

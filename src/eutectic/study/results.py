@@ -1,7 +1,7 @@
-"""What a comparison of two starts is: the numbers behind `results.json`, the report and the terminal's table.
+"""Results of a study: the data behind `results.json`, the report and the table on the terminal.
 
-Everything here is plain data that survives a round trip through JSON; nothing here needs torch. "Error" is
-always in the task's physical unit, "step" is one update of the weights.
+Everything is plain data that survives a round trip through JSON, and needs no torch. Errors are in the task's physical
+unit; a step is one update of the weights.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ class Run:
     """One fine-tuning run.
 
     Attributes:
-        start: the weights it started from.
-        seed: of everything random in it; two starts with one seed are a pair.
-        learning_rate: the peak.
+        start: initial weights.
+        seed: random seed; runs from two starts with the same seed are a pair.
+        learning_rate: peak learning rate.
         weight_decay: of AdamW.
-        curve: validation error along the way.
+        curve: validation error during training.
         test_error: in the task's unit, of the weights chosen on validation data.
         truth, prediction: at most 500 test points, in the task's unit, for a parity plot.
         seconds: wall time.
@@ -133,7 +133,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Trial:
-    """One run made only to choose the learning rate and weight decay of a start, on validation data."""
+    """A run of the sweep that chooses the learning rate and weight decay of a start on validation data."""
 
     start: Start
     learning_rate: float
@@ -156,15 +156,15 @@ class TaskComparison:
     """One property of one data set, learned from scratch, from pre-trained weights, or both.
 
     Attributes:
-        name: what the command line calls the task.
-        title: one line for people.
-        dataset, property, symbol, unit, level_of_theory: what is predicted, and how the labels were made.
-        n_train, n_validation, n_test: structures.
-        steps: the budget of every run.
-        runs: all runs that count, any order.
-        trials: runs made to choose the learning rates, if any.
-        metric: what the errors are.
-        examples: a few structures of the data, to draw.
+        name: of the task on the command line.
+        title: heading for reports.
+        dataset, property, symbol, unit, level_of_theory: the predicted property and its labels.
+        n_train, n_validation, n_test: numbers of structures.
+        steps: budget of every run.
+        runs: all reported runs, in any order.
+        trials: runs of the sweep, if any.
+        metric: name of the error measure.
+        examples: a few structures of the data, for pictures.
     """
 
     name: str
@@ -190,7 +190,7 @@ class TaskComparison:
         return sorted((r for r in self.runs if r.start == start), key=lambda r: r.seed)
 
     def starts(self) -> tuple[Start, ...]:
-        """The starts that have runs, scratch first."""
+        """Starts that have runs, scratch first."""
         return tuple(s for s in STARTS if self.of(s))
 
     def seeds(self) -> list[int]:
@@ -222,7 +222,7 @@ class TaskComparison:
         return _improvement(self.scratch, self.pretrained)
 
     def improvement_by_seed(self) -> dict[int, float]:
-        """The same for each seed that both starts have: a pair shares everything but its first weights."""
+        """The same for each seed that both starts have; the runs of a pair differ only in their initial weights."""
         scratch = {r.seed: r.test_error for r in self.of("scratch")}
         pairs = {r.seed: _improvement(scratch.get(r.seed), r.test_error) for r in self.of("pretrained")}
         return {seed: value for seed, value in pairs.items() if value is not None}
@@ -233,8 +233,7 @@ class TaskComparison:
         return _spread(list(self.improvement_by_seed().values()))
 
     def mean_curve(self, start: Start) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and validation error, mean over seeds, on every step that all seeds cover (linear "
-        "between)."""
+        """Steps and validation error, mean over seeds, at every step that all seeds cover (interpolated)."""
         curves = [r.curve for r in self.of(start)]
         first, last = max(c.steps[0] for c in curves), min(c.steps[-1] for c in curves)
         grid = np.array(sorted({s for c in curves for s in c.steps if first <= s <= last}), dtype=float)
@@ -243,8 +242,8 @@ class TaskComparison:
     def crossing(self) -> tuple[Start, float, float] | None:
         """Where the better start reaches the other's final validation error: (start, step, error).
 
-        "Reaches" is the first time at or below, linear between evaluations. A curve that begins at or below
-        counts as there at its first evaluation after step 0: what happened before was not measured.
+        "Reaches" is the first point at or below, with linear interpolation between evaluations. A curve that begins at
+        or below counts from its first evaluation after step 0, since nothing was measured before.
         """
         if len(self.starts()) < 2:
             return None
@@ -258,13 +257,12 @@ class TaskComparison:
 
     @builtins.property
     def speedup(self) -> float | None:
-        """How many times fewer steps pre-training needs for what the start from scratch reaches in the end.
+        """Factor by which pre-training reduces the steps to the final validation error from scratch.
 
         The budget `steps` divided by the first step at which the seed-mean validation curve of the
         pre-trained start reaches the final value of the seed-mean curve from scratch (see `crossing`). Where
-        it never does, the question is turned round: the first step at which the curve from scratch reaches
-        the pre-trained final value, divided by the budget, which is at most 1. None without both starts, or
-        where a curve ends in no number.
+        it never does, the first step at which the curve from scratch reaches the pre-trained final value,
+        divided by the budget, which is at most 1. None without both starts, or where a curve ends in NaN.
         """
         crossing = self.crossing()
         if crossing is None:
@@ -273,7 +271,7 @@ class TaskComparison:
         return self.steps / step if start == "pretrained" else step / self.steps
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, what follows from the runs included."""
+        """Plain JSON, values derived from the runs included."""
         return {
             "name": self.name,
             "title": self.title,
@@ -302,7 +300,7 @@ class TaskComparison:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TaskComparison:
-        """The inverse of `to_dict`; what follows from the runs is computed anew."""
+        """The inverse of `to_dict`; derived values are recomputed."""
         plain = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         plain["runs"] = [Run.from_dict(r) for r in values["runs"]]
         plain["trials"] = [Trial.from_dict(t) for t in values.get("trials", [])]
@@ -311,15 +309,15 @@ class TaskComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class SetSummary:
-    """One pre-training set at a glance.
+    """Summary of a pre-training data set.
 
     Attributes:
-        card: what the set says of itself.
+        card: of the data set.
         n_structures, n_groups, n_atoms: sizes; a group is never split between training and testing.
-        elements: atomic number → atoms in the whole set.
-        sizes: number of atoms → structures of that size.
+        elements: atomic number → number of atoms in the data set.
+        sizes: number of atoms → number of structures of that size.
         n_drawn: structures drawn from it during training, repeats counted.
-        examples: up to six structures chosen for variety, as `structure_to_dict` writes them.
+        examples: up to six structures chosen for variety, in the format of `structure_to_dict`.
     """
 
     card: Card
@@ -333,7 +331,7 @@ class SetSummary:
 
     @builtins.property
     def name(self) -> str:
-        """What the command line calls the set."""
+        """Name of the data set on the command line."""
         return self.card.name
 
     def to_dict(self) -> dict[str, Any]:
@@ -354,10 +352,10 @@ class SetSummary:
 
 
 def summarise(store: Store, n_drawn: int) -> SetSummary:
-    """A store at a glance.
+    """Summary of a store.
 
     Args:
-        store: read through once by column; a few hundred rows are looked at for the examples.
+        store: read once by column; a few hundred rows are read for the examples.
         n_drawn: structures drawn from it during training.
     """
     n_atoms = store.column("n_atoms")
@@ -376,18 +374,18 @@ def summarise(store: Store, n_drawn: int) -> SetSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingSummary:
-    """What pre-training saw and how it went.
+    """Summary of a pre-training.
 
     Attributes:
         sets: the data sets.
-        journal: `{step, seconds, loss, learning_rate, loss_by_set: {set: loss}}` for each time it was noted.
+        journal: `{step, seconds, loss, learning_rate, loss_by_set: {set: loss}}` of the recorded steps.
         validation: `{step, seconds, by_set: {set: {energy_mae (meV/atom), forces_mae (meV/Å),
             energy_baseline, forces_baseline}}}`; the baselines are the errors of predicting the reference
             energy and zero force.
         drawn: set → structures drawn, repeats counted.
         seconds: wall time.
-        n_parameters: of the whole model.
-        backbone: what the command line calls it.
+        n_parameters: of the full model.
+        backbone: its name on the command line.
     """
 
     sets: list[SetSummary]
@@ -412,13 +410,13 @@ class PretrainingSummary:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class StudyResults:
-    """A whole demonstration: pre-training once, then every task from both starts.
+    """Results of a study: optionally a pre-training, and every task from its starts.
 
     Attributes:
         tasks: the comparisons.
-        pretraining: what the pre-trained start had learned from; None where the weights came from elsewhere.
+        pretraining: of the pre-trained start; None if it is not part of the study.
         settings: the resolved settings of the run, plain JSON.
-        times: part of the work → seconds.
+        times: stage → seconds.
         environment: versions and hardware, plain JSON.
     """
 
@@ -444,7 +442,7 @@ class StudyResults:
 
     @builtins.property
     def mean_speedup(self) -> float | None:
-        """Geometric mean of the tasks' speed-ups: they are ratios, and 2× with ½× is no gain."""
+        """Geometric mean of the tasks' speed-ups, which are ratios: 2× and ½× average to 1×."""
         known = [s for s in (t.speedup for t in self.tasks) if s is not None]
         return float(np.exp(np.mean(np.log(known)))) if known else None
 
@@ -460,7 +458,7 @@ class StudyResults:
         return sorted({s for t in self.tasks for s in t.seeds()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON: what `results.json` holds."""
+        """Plain JSON, the contents of `results.json`."""
         return {
             "mean_improvement_percent": self.mean_improvement_percent,
             "mean_improvement_spread_percent": self.mean_improvement_spread,
@@ -476,7 +474,7 @@ class StudyResults:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StudyResults:
-        """The inverse of `to_dict`; means are computed anew."""
+        """The inverse of `to_dict`; means are recomputed."""
         pretraining = values.get("pretraining")
         return cls(
             tasks=[TaskComparison.from_dict(t) for t in values["tasks"]],
@@ -487,18 +485,18 @@ class StudyResults:
         )
 
     def write(self, path: Path) -> None:
-        """Write `results.json`, whole or not at all."""
+        """Write `results.json` atomically."""
         text = json.dumps(_plain(self.to_dict()), indent=1, ensure_ascii=False, allow_nan=False)
-        # A list of numbers reads better, and is smaller, on one line.
+        # Lists of numbers on one line are easier to read, and smaller.
         text = re.sub(r"\[\n([^\[\]{}\"]*)\]", lambda m: "[" + " ".join(m[1].split()) + "]", text)
         write_atomically(path, text + "\n")
 
     @classmethod
     def read(cls, path: Path) -> StudyResults:
-        """Read what `write` wrote.
+        """Read a file written by `write`.
 
         Raises:
-            EutecticError: not there, not JSON, or not such a file.
+            EutecticError: missing, not JSON, or with other contents.
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
@@ -537,7 +535,7 @@ def _spread(values: Sequence[float]) -> float | None:
 
 
 def _float(value: float | None) -> float:
-    """JSON has no NaN: a run that diverged is null there."""
+    """JSON has no NaN: the error of a diverged run is null."""
     return math.nan if value is None else float(value)
 
 
@@ -546,7 +544,7 @@ def _floats(values: Sequence[float | None]) -> list[float]:
 
 
 def _plain(value: Any) -> Any:
-    """The same with plain Python numbers, and null for what is not finite."""
+    """Convert to plain Python values, with None for non-finite numbers."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,4 +1,4 @@
-"""What is asked of a model: tasks, normalisers, losses, metrics."""
+"""Tasks, normalisers, losses and metrics."""
 
 from eutectic.tasks.batch import Batch, Sample, labelled_structures, make_batch
 from eutectic.tasks.fit import fit_task

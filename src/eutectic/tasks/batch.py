@@ -1,4 +1,4 @@
-"""Structures and their labels, side by side but apart: the graph goes to the model, the labels to the loss."""
+"""Batches: a graph for the model, and labels for the loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Sample:
     Attributes:
         task: index of its task.
         graph: built with that task's settings.
-        labels: property → normalised value; absent where not known.
+        labels: property → normalised value; missing labels are left out.
     """
 
     task: int
@@ -35,10 +35,10 @@ class Batch:
     """A batch ordered by task.
 
     Attributes:
-        graph: what the model sees.
-        parts: one for each task of the model, in the model's order.
-        labels: task → property → values in normalised units, NaN where not known.
-        n_structures: of this process; the loss divides by the number of the whole batch.
+        graph: input of the model.
+        parts: slice of each task of the model, in the model's order.
+        labels: task → property → values in normalised units, NaN where missing.
+        n_structures: on this process; the loss is divided by the number over all processes.
     """
 
     graph: Graph
@@ -47,7 +47,7 @@ class Batch:
     n_structures: int
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch elsewhere."""
+        """Copy to a device."""
         labels = {
             task: {k: v.to(device, non_blocking=True) for k, v in values.items()}
             for task, values in self.labels.items()
@@ -56,7 +56,7 @@ class Batch:
 
 
 def make_batch(items: Sequence[Sample], tasks: Sequence[Task], dtype: torch.dtype = torch.float32) -> Batch:
-    """Order items by task, join their graphs, and lay their labels beside them.
+    """Order items by task and collate their graphs and labels.
 
     Args:
         items: in any order; at least one.
@@ -68,17 +68,17 @@ def make_batch(items: Sequence[Sample], tasks: Sequence[Task], dtype: torch.dtyp
     parts, labels = [], {}
     s = a = e = 0
     for index, task in enumerate(tasks):
-        mine = [item for item in ordered if item.task == index]
-        n_atoms = sum(len(item.graph.structure) for item in mine)
-        n_edges = sum(len(item.graph.main) for item in mine)
-        parts.append(TaskSlice(task.name, (s, s + len(mine)), (a, a + n_atoms), (e, e + n_edges)))
-        s, a, e = s + len(mine), a + n_atoms, e + n_edges
-        labels[task.name] = {name: _column(mine, name, dtype) for name in task.targets}
+        of_task = [item for item in ordered if item.task == index]
+        n_atoms = sum(len(item.graph.structure) for item in of_task)
+        n_edges = sum(len(item.graph.main) for item in of_task)
+        parts.append(TaskSlice(task.name, (s, s + len(of_task)), (a, a + n_atoms), (e, e + n_edges)))
+        s, a, e = s + len(of_task), a + n_atoms, e + n_edges
+        labels[task.name] = {name: _column(of_task, name, dtype) for name in task.targets}
     return Batch(graph, tuple(parts), labels, len(items))
 
 
 def labelled_structures(batch: Batch, tasks: Sequence[Task]) -> list[dict[str, int]]:
-    """For each task: property → structures that carry its label. For a batch on the CPU: it reads the labels."""
+    """For each task: property → number of structures with its label. The batch must be on the CPU."""
     counts = []
     for part, task in zip(batch.parts, tasks, strict=True):
         first, last = part.structures
@@ -87,7 +87,7 @@ def labelled_structures(batch: Batch, tasks: Sequence[Task]) -> list[dict[str, i
         by_property = {}
         for name in task.targets:
             truth = batch.labels[task.name][name]
-            # NaN stands for a label that is not there: all numbers of a structure are NaN then, or none is.
+            # NaN marks a missing label: either all values of a structure are NaN, or none is.
             one_each = truth if PROPERTIES[name].level == "structure" else truth[first_atoms]
             missing = torch.isnan(one_each).flatten(1).any(1) if one_each.ndim > 1 else torch.isnan(one_each)
             by_property[name] = int((~missing).sum())
@@ -101,11 +101,11 @@ def _column(items: Sequence[Sample], name: str, dtype: torch.dtype) -> Tensor:
     values = [np.zeros((0, *one))]
     known = [np.zeros(0, dtype=bool)]
     for item in items:
-        there = name in item.labels
-        value = item.labels[name] if there else np.full(prop.shape(len(item.graph.structure)), np.nan)
+        labelled = name in item.labels
+        value = item.labels[name] if labelled else np.full(prop.shape(len(item.graph.structure)), np.nan)
         values.append(value.reshape(-1, *one))
-        known.append(np.full(len(values[-1]), there))
+        known.append(np.full(len(values[-1]), labelled))
     column = np.concatenate(values)
-    # NaN stands for "not known"; a label that is there and no number must not hide behind it.
+    # NaN marks a missing label; a label that is itself NaN becomes infinite, so that it is not taken for missing.
     column[np.isnan(column) & np.concatenate(known).reshape(-1, *[1] * len(one))] = np.inf
     return torch.from_numpy(column).to(dtype)

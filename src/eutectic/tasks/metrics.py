@@ -1,4 +1,4 @@
-"""Errors in physical units, summed so that they can be added over batches and processes."""
+"""Running sums of errors in physical units, additive over batches and processes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class ErrorSum:
 
     Attributes:
         absolute: Σ |prediction − label| over components, in the property's unit.
-        baseline: the same for the prediction that knows nothing: the reference and mean alone, or no force.
-        count: components seen.
-        truth, prediction: every value, kept only where asked for.
-        metric: what `mae` is called.
+        baseline: the same for the baseline: references and mean alone, or zero forces.
+        count: number of components.
+        truth, prediction: all values, kept only on request.
+        metric: name of `mae`.
     """
 
     absolute: float = 0.0
@@ -43,24 +43,24 @@ class ErrorSum:
 
     @property
     def mae(self) -> float:
-        """Mean error by which a model is judged; NaN where nothing was seen."""
+        """Mean absolute error; NaN without values."""
         return self.absolute / self.count if self.count else float("nan")
 
     @property
     def baseline_mae(self) -> float:
-        """The same of the prediction that knows nothing."""
+        """Mean absolute error of the baseline."""
         return self.baseline / self.count if self.count else float("nan")
 
 
 @dataclass
 class ClassErrorSum(ErrorSum):
     """Running sums for a property whose values are classes: the error of a structure is 1 where the likeliest class is
-    wrong, and `mae` the share of those.
+    wrong, and `mae` is the error rate.
 
     Attributes:
-        baseline: structures that are not of the largest class.
+        baseline: number of structures outside the largest class.
         truth, prediction: class, and probability of class 1 where there are two, else the likeliest class; always kept.
-        sizes: class → structures.
+        sizes: class → number of structures.
     """
 
     sizes: Counter[int] = field(default_factory=Counter)
@@ -79,12 +79,12 @@ class ClassErrorSum(ErrorSum):
 
     @property
     def accuracy(self) -> float:
-        """Share of structures whose likeliest class is right."""
+        """Fraction of structures whose likeliest class is right."""
         return 1 - self.mae
 
     @property
     def roc_auc(self) -> float:
-        """Area under the ROC curve of two classes (0.5: knows nothing); NaN unless structures of both were seen."""
+        """Area under the ROC curve of two classes (0.5: chance); NaN unless both classes occur."""
         if set(self.sizes) != {0, 1}:
             return float("nan")
         return roc_auc(np.concatenate(self.truth) == 1, np.concatenate(self.prediction))
@@ -94,7 +94,7 @@ def roc_auc(positive: np.ndarray, score: np.ndarray) -> float:
     """Probability that a positive scores higher than a negative, ties counting half (Mann and Whitney 1947).
 
     Args:
-        positive: (n,) bool, some of each.
+        positive: (n,) bool, with both values present.
         score: (n,) higher where positive is likelier.
     """
     n, m = int(positive.sum()), int((~positive).sum())
@@ -102,11 +102,11 @@ def roc_auc(positive: np.ndarray, score: np.ndarray) -> float:
 
 
 def shown(property_name: str, error: float) -> tuple[float, str]:
-    """An error in the unit it is shown in, e.g. (23.1, 'meV/Å')."""
+    """An error in its display unit, e.g. (23.1, 'meV/Å')."""
     prop = PROPERTIES[property_name]
     return error * prop.display_factor, prop.display_unit
 
 
 def primary(targets: Sequence[str]) -> str:
-    """The property by which a run is judged: forces where they are learned, else the first target."""
+    """The property whose validation error selects the best step: forces if they are a target, else the first target."""
     return "forces" if "forces" in targets else next(iter(targets))

@@ -1,7 +1,7 @@
-"""What is fitted to training labels before training: energies of elements, and the scale of what they leave.
+"""Per-element references and scales, fitted to training labels before training.
 
-Everything is float64 and streamed: a total energy in float32 is already off by more than models are, and a
-data set need not fit in memory.
+Everything is float64, since rounding a total energy to float32 exceeds the error of models, and streamed, since a data
+set need not fit in memory.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from eutectic.data.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """One value per element; summed over atoms, they are what composition alone explains.
+    """One value per element; their sum over atoms is the part of a property that depends on composition alone.
 
     Attributes:
-        property: what was fitted ("energy", "u0", …).
+        property: name of the fitted property ("energy", "u0", …).
         values: atomic number → value in the property's unit, for the elements of the training structures.
     """
 
@@ -90,7 +90,7 @@ class References:
             raise EutecticError(
                 f"reference values of {self.property}",
                 f"element {symbols} has no reference: absent from training",
-                f"only {', '.join(chemical_symbols[z] for z in sorted(self.values))}",
+                f"only elements {', '.join(chemical_symbols[z] for z in sorted(self.values))}",
                 "leave these structures out, or train on structures with this element",
             )
         return counts @ self._filled
@@ -98,11 +98,11 @@ class References:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """What turns a label into a number near one: (label − mean) / std.
+    """Mean and standard deviation of labels, which are normalised as (label − mean) / std.
 
     Attributes:
-        mean: in the property's unit; 0 for vectors and tensors, whose mean direction means nothing.
-        std: the spread around `mean` (population), in the property's unit; 1 where labels do not differ.
+        mean: in the property's unit; 0 for vectors and tensors, whose mean direction has no meaning.
+        std: population standard deviation around `mean`, in the property's unit; 1 where all labels are equal.
     """
 
     mean: float
@@ -121,13 +121,13 @@ class Scale:
 def fit_references(store: Store, indices: Int[np.ndarray, " n"], property: str = "energy") -> References:
     """Least squares, without an intercept, of a property on the numbers of atoms of each element.
 
-    As JMP, and before it OC20, fit their linear references. Where the training structures cannot tell
-    elements apart (one molecule only: just the sum is known), the shares are those of least norm, and sums
-    over any structure of the same kind are exact all the same.
+    As for the linear references of JMP and OC20. Where the training structures do not determine every element (one
+    molecule only determines the sum), the solution of least norm is taken; sums over structures of the same
+    composition are exact all the same.
 
     Args:
-        store: where the labels are.
-        indices: (n,) training rows; rows without the label are passed over.
+        store: data set with the labels.
+        indices: (n,) training rows; rows without the label are skipped.
         property: an extensive property of structures.
 
     Raises:
@@ -137,22 +137,22 @@ def fit_references(store: Store, indices: Int[np.ndarray, " n"], property: str =
     if not prop.extensive or prop.level != "structure" or prop.rank > 0:
         raise EutecticError(
             f"references of {property}",
-            f"{property} does not add up over atoms",
+            f"{property} is not extensive",
             f"one of {', '.join(p.name for p in PROPERTIES.values() if p.extensive)}",
-            "fit its mean and spread alone",
+            "fit only its mean and standard deviation",
         )
     normal, right = np.zeros((MAX_ATOMIC_NUMBER + 1, MAX_ATOMIC_NUMBER + 1)), np.zeros(MAX_ATOMIC_NUMBER + 1)
     for counts, values in _with_compositions(store, indices, property):
-        here = np.flatnonzero(counts.any(axis=0))
-        some = counts[:, here]
-        # Sums of products of whole numbers: exact in float64 up to 2^53. The matrices are small, and einsum
-        # starts no threads for them (on a busy machine those made this forty times slower).
-        normal[np.ix_(here, here)] += np.einsum("ni,nj->ij", some, some)
-        right[here] += np.einsum("ni,n->i", some, values)
+        present = np.flatnonzero(counts.any(axis=0))
+        some = counts[:, present]
+        # Sums of products of integers: exact in float64 up to 2^53. The matrices are small, and einsum
+        # starts no threads for them (on a busy machine threads were forty times slower).
+        normal[np.ix_(present, present)] += np.einsum("ni,nj->ij", some, some)
+        right[present] += np.einsum("ni,n->i", some, values)
     seen = np.flatnonzero(normal.diagonal())
     if not len(seen):
         raise _no_label(store, property)
-    # Columns of unit length, so that an element seen once in a million is not taken for a null direction.
+    # Columns scaled to unit length, so that a rare element is not taken for a null direction.
     length = np.sqrt(normal[seen, seen])
     eigenvalues, vectors = np.linalg.eigh(normal[np.ix_(seen, seen)] / np.outer(length, length))
     known = eigenvalues > 1e-10 * eigenvalues[-1]
@@ -167,9 +167,9 @@ def fit_scale(
     """Mean and population standard deviation of a property over training rows.
 
     Args:
-        store: where the labels are.
-        indices: (n,) training rows; rows without the label are passed over.
-        property: for vectors and tensors the root mean square of components, with mean 0.
+        store: data set with the labels.
+        indices: (n,) training rows; rows without the label are skipped.
+        property: for vectors and tensors the result is the root mean square of components, with mean 0.
         references: subtracted first.
 
     Raises:
@@ -180,7 +180,7 @@ def fit_scale(
     for values in _residuals(store, indices, prop, references):
         if not values.size:
             continue
-        # Parts of a sum of squares about a mean, joined as in Chan, Golub and LeVeque (1983).
+        # Sums of squares about a mean, combined as in Chan, Golub and LeVeque (1983).
         part_mean = float(values.mean()) if prop.rank == 0 else 0.0
         part_squares = float(((values - part_mean) ** 2).sum())
         total = count + values.size
@@ -190,7 +190,7 @@ def fit_scale(
     if not count:
         raise _no_label(store, property)
     std = math.sqrt(squares / count)
-    # Labels that are all alike, but for rounding, have no scale of their own.
+    # Labels that are equal up to rounding have no scale.
     return Scale(mean=mean, std=std if std > 1e-12 * max(1.0, abs(mean)) else 1.0)
 
 
@@ -220,7 +220,7 @@ def _residuals(
 def _with_compositions(
     store: Store, indices: np.ndarray, name: str
 ) -> Iterator[tuple[Float[np.ndarray, "n 119"], Float[np.ndarray, " n"]]]:
-    """Atoms of each element, and the label, of the rows that have it."""
+    """Number of atoms of each element, and the label, of the rows that have the label."""
     for batch in store.take(indices, "numbers", name):
         rows = batch.filter(batch.column(name).is_valid())
         numbers = rows.column("numbers")
@@ -237,7 +237,7 @@ def _known(store: Store, property: str) -> Property:
             str(store.path),
             f"property {property!r}",
             f"one of {', '.join(store.card.properties)}",
-            "name one",
+            "choose one of these",
         )
     return PROPERTIES[property]
 
@@ -247,5 +247,5 @@ def _no_label(store: Store, property: str) -> EutecticError:
         str(store.path),
         f"no training structure has {property}",
         "at least one",
-        "check the split, or name a property that is there (`eutectic data info`)",
+        "check the split, or choose a property that the data set has (`eutectic data info`)",
     )

@@ -1,4 +1,4 @@
-"""Targets checked against the table of properties, before anything is read or trained."""
+"""Validation of targets against the property definitions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from eutectic.tasks.task import TargetSettings
 
 
 def check_targets(targets: Mapping[str, TargetSettings], *, add_energy: bool = False) -> dict[str, TargetSettings]:
-    """Targets with their settings resolved: kind of head, pooling and loss follow from the property.
+    """Targets with their settings resolved: default head, pooling and loss depend on the property.
 
     Args:
         targets: property → settings.
-        add_energy: learn the energy too where a target is its derivative and it is not among the targets.
+        add_energy: add the energy where a target is its derivative and the energy is not a target.
 
     Raises:
         EutecticError: an unknown property, a head or loss that does not fit its property, forces or stress as
@@ -26,7 +26,7 @@ def check_targets(targets: Mapping[str, TargetSettings], *, add_energy: bool = F
     resolved: dict[str, TargetSettings] = {}
     for name, target in targets.items():
         if name not in PROPERTIES:
-            otherwise = f"name one of these, or define your own: --define {name}=UNIT"
+            otherwise = f"choose one of these, or define a new one: --define {name}=UNIT"
             raise EutecticError(
                 f"target {name!r}",
                 "an unknown property",
@@ -47,7 +47,7 @@ def check_targets(targets: Mapping[str, TargetSettings], *, add_energy: bool = F
 
 
 Targets = Annotated[dict[str, TargetSettings], AfterValidator(check_targets)]
-"""A field of settings: property → target, checked and resolved."""
+"""Type of a settings field: property → target, checked and resolved."""
 
 
 def _check_loss(name: str, target: TargetSettings) -> None:
@@ -55,7 +55,7 @@ def _check_loss(name: str, target: TargetSettings) -> None:
     if (target.loss == "cross_entropy") != classes:
         raise EutecticError(
             f"target {name!r}",
-            f"loss {target.loss!r} for {'classes' if classes else 'values that are no classes'}",
+            f"loss {target.loss!r} for {'classes' if classes else 'values that are not classes'}",
             "cross_entropy" if classes else "mae, mse or huber",
-            "leave `loss` out: it follows from the property",
+            "leave out `loss`: the default depends on the property",
         )

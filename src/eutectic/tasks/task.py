@@ -1,4 +1,4 @@
-"""What is asked of a model: a task is one data set's properties, each with a head, a loss and a normaliser."""
+"""Tasks: the properties of one data set, each with a head, a loss and a normaliser."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ Loss = Literal["mae", "mse", "huber", "cross_entropy"]
 
 
 class TargetSettings(BaseModel):
-    """One property to learn. What is not given follows from the property (see `resolve`)."""
+    """One property to learn. Defaults depend on the property (see `resolve`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    head: HeadSettings = HeadSettings()
-    weight: float = Field(default=1.0, ge=0, description="of this property in the loss")
+    head: HeadSettings = Field(default=HeadSettings(), description="head that predicts the property")
+    weight: float = Field(default=1.0, ge=0, description="weight of this property in the loss")
     weight_by_size: bool = Field(
         default=False,
         description="multiply the weight by the mean number of atoms of a training structure (JMP's force weight)",
     )
     loss: Loss | None = Field(
         default=None,
-        description="mae, mse or huber of normalised values (see tasks/loss.py); cross_entropy, and only that, for "
-        "classes. If not given: mae, or cross_entropy",
+        description="mae, mse or huber of normalised values (see tasks/loss.py), or cross_entropy, the only one for "
+        "classes. Default: mae; for classes cross_entropy",
     )
 
     def resolve(self, prop: Property) -> TargetSettings:
-        """These settings with nothing left open but a number of classes."""
+        """These settings with all defaults filled in, except a number of classes."""
         head = resolve(self.head, prop)
         loss: Loss = self.loss or ("cross_entropy" if head.entry.categorical else "mae")
         return self.model_copy(update={"head": head, "loss": loss})
@@ -48,7 +48,7 @@ class Normaliser:
 
     Attributes:
         references: per-element energies, or None for a property without any.
-        mean, scale: in the property's unit.
+        mean, scale: shift and divisor, in the property's unit.
     """
 
     references: References | None
@@ -103,13 +103,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Task:
-    """One data set as a model sees it.
+    """A data set's targets and graph settings.
 
     Attributes:
-        name: names its heads.
+        name: also that of its heads.
         level_of_theory: level of theory of the labels.
         targets: property name → target; its settings are resolved.
-        graph: how this task's structures become graphs.
+        graph: graph settings of this task's structures.
     """
 
     name: str
@@ -132,24 +132,24 @@ class Task:
         return any(head.entry.derivative for head in self.heads.values())
 
     def property(self, name: str) -> Property:
-        """The physical quantity behind a target."""
+        """The definition of a target's property."""
         return PROPERTIES[name]
 
-    def normalised_labels(self, row: LabelledStructure) -> dict[str, np.ndarray]:
-        """The labels this task learns, in model units; those the row lacks are absent.
+    def normalised_labels(self, labelled: LabelledStructure) -> dict[str, np.ndarray]:
+        """The labels of this task's targets, in model units; missing labels are left out.
 
         Raises:
             EutecticError: an element that was absent when the references were fitted.
         """
-        numbers = row.structure.numbers
+        numbers = labelled.structure.numbers
         try:
             return {
-                name: target.normaliser.normalise(row.labels[name], numbers)
+                name: target.normaliser.normalise(labelled.labels[name], numbers)
                 for name, target in self.targets.items()
-                if name in row.labels
+                if name in labelled.labels
             }
         except EutecticError as error:
-            raise EutecticError(f"{self.name}, {row.id}", error.given, error.expected, error.fix) from error
+            raise EutecticError(f"{self.name}, {labelled.id}", error.given, error.expected, error.fix) from error
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON."""
@@ -174,7 +174,7 @@ class Task:
         """The inverse of `to_dict`; defines the properties that are not built in.
 
         Raises:
-            EutecticError: a target's unit, or its definition, is not the one that this process knows.
+            EutecticError: a target's unit or definition differs from that in this process.
         """
         targets: Mapping[str, Mapping[str, object]] = values["targets"]  # type: ignore[assignment]
         for name, target in targets.items():
@@ -195,7 +195,7 @@ class Task:
 
 
 def _check_property(where: str, name: str, target: Mapping[str, Any]) -> None:
-    """Refuse a target that was learned in another unit, or as another kind of quantity, than a process knows it."""
+    """Reject a target that was learned in another unit or with another definition than in this process."""
     if "property" in target:
         define(Property.from_dict(target["property"], where), where)
     if name not in PROPERTIES:
@@ -205,7 +205,7 @@ def _check_property(where: str, name: str, target: Mapping[str, Any]) -> None:
             f"its definition in the model, or one of {', '.join(PROPERTIES)}",
             "define it first: eutectic.atoms.define",
         )
-    # Models of older versions say no more than the unit.
+    # Models of older versions record only the unit.
     if target.get("unit", PROPERTIES[name].unit) != PROPERTIES[name].unit:
         raise EutecticError(
             where,

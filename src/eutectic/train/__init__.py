@@ -1,1 +1,1 @@
-"""How a model is learned: batches, optimisation, one straight loop, checkpoints, pre-training, fine-tuning."""
+"""Training: batches, optimisation, the training loop, checkpoints, pre-training, fine-tuning."""

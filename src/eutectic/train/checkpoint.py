@@ -1,6 +1,7 @@
-"""Checkpoints for resuming: written beside the old one and renamed, read without unpickling objects.
+"""Checkpoints for resuming: written atomically, read without unpickling objects.
 
-A run keeps its last two checkpoints: if a crash or a bad disk damages the last, the run resumes from the other.
+A run keeps its last two checkpoints: if the last one is damaged by a crash or a faulty disk, the run resumes from the
+other.
 """
 
 from __future__ import annotations
@@ -31,25 +32,25 @@ def previous(path: Path) -> Path:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replace the checkpoint at `path` by `state` and keep the old one; at every moment a complete one is there.
+    """Write a checkpoint to `path` and keep the old one; a complete checkpoint exists at every moment.
 
     Raises:
-        EutecticError: the disk is full; the last checkpoint stays.
+        EutecticError: the disk is full; the last checkpoint is kept.
     """
     with replacing(path, sync=False, sole_writer=True, errors=(OSError, RuntimeError), fix=FIX) as half:
         with half.open("wb") as file:
             torch.save(state, file)
             file.flush()
-            os.fsync(file.fileno())  # before the old one is moved away
+            os.fsync(file.fileno())  # before the old checkpoint is renamed
         with suppress(FileNotFoundError):
             os.replace(path, previous(path))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state at `path`, on the CPU; the previous one if that is damaged; None if there is neither.
+    """Read the checkpoint at `path` to the CPU, or the previous one if it is damaged; None if there is none.
 
     Raises:
-        EutecticError: no checkpoint is undamaged and free of objects other than tensors and plain values.
+        EutecticError: every checkpoint is damaged or holds objects other than tensors and plain values.
     """
     damaged: EutecticError | None = None
     for candidate in (path, previous(path)):
@@ -61,7 +62,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
             damaged = damaged or error
             continue
         if damaged is not None:
-            log.warning("%s: %s; resuming from the checkpoint before it, %s", path, damaged.given, candidate.name)
+            log.warning("%s: %s; resuming from the previous checkpoint, %s", path, damaged.given, candidate.name)
         return state
     if damaged is not None:
         raise damaged
@@ -70,17 +71,17 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        # torch.load does not compare the checksums that torch.save writes.
+        # torch.load does not verify the checksums that torch.save writes.
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is not None:
-            raise ValueError(f"{broken} does not match its checksum")
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} does not match its checksum")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or hostile file
         raise EutecticError(
             str(path),
             f"not a readable checkpoint ({str(error)[:200]})",
-            "a checkpoint this program wrote",
+            "a checkpoint written by eutectic",
             "delete the file to start again from the beginning",
         ) from error
     return state
@@ -97,7 +98,7 @@ def full_state(value: Any, *, keep: bool = True) -> Any:
 
     Args:
         value: tensors in dicts and lists.
-        keep: False for a process that helps to gather and does not need the result.
+        keep: False for a process that takes part in gathering but does not need the result.
     """
     if isinstance(value, DTensor):
         gathered = value.full_tensor().detach()
@@ -112,13 +113,13 @@ def full_state(value: Any, *, keep: bool = True) -> Any:
 
 
 def load_weights(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Load full tensors into a module; where its parameters are sharded, this process's shards of them."""
-    mine = module.state_dict()
-    module.load_state_dict({name: local_shard(mine[name], value) for name, value in state.items()})
+    """Load full tensors into a module; where its parameters are sharded, only this process's shards."""
+    current = module.state_dict()
+    module.load_state_dict({name: local_shard(current[name], value) for name, value in state.items()})
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """The same for an optimiser: what has its parameter's shape (moments) is sharded as the parameter is."""
+    """Load a full state into an optimiser; tensors of a parameter's shape (moments) are sharded like the parameter."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
 
     def shard(index: int, value: Any) -> Any:
@@ -130,9 +131,9 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> N
     optimiser.load_state_dict({"state": sharded, "param_groups": groups})
 
 
-def local_shard(mine: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """This process's shard of a full tensor, sharded as `mine` is."""
-    if not isinstance(mine, DTensor):
+def local_shard(like: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """This process's shard of a full tensor, sharded like `like`."""
+    if not isinstance(like, DTensor):
         return value
-    # Every process has read the file: nothing is sent.
-    return distribute_tensor(value.to(mine.device), mine.device_mesh, mine.placements, src_data_rank=None)
+    # Every process has read the file, so nothing is sent.
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -1,9 +1,9 @@
 """The cost of a batch: measured on real batches on this device, or counted without running the model.
 
 A step's time and memory are each modelled as constant + a·atoms + e·edges + t·triplets + q·quadruplets with
-coefficients that are not negative, fitted to real steps. How many edges, triplets and quadruplets a structure has is
-predicted from its number of atoms, for each data set on its own (`SizeModel`): that number is a column of the store,
-and a graph is not.
+non-negative coefficients, fitted to real steps. The numbers of edges, triplets and quadruplets of a structure are
+predicted from its number of atoms, for each data set separately (`SizeModel`), since a store has a column for the
+number of atoms but no graphs.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from eutectic.train.loop import checkpoint_activations
 from eutectic.train.settings import BackboneChoice, Coefficients
 
 SAMPLED = 48
-"""Structures of a set whose graphs are built to fit its `SizeModel`."""
+"""Number of structures of a set whose graphs are built to fit its `SizeModel`."""
 
 PATIENCE = 4.0
-"""Seconds after which a calibration does not try a larger batch."""
+"""Seconds after which a calibration tries no larger batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """constant + atoms · atom + edges · edge + …, in seconds or bytes; `constant` is of a step, not a structure."""
+    """constant + atoms · atom + edges · edge + …, in seconds or bytes; `constant` is per step, not per structure."""
 
     constant: float
     atom: float
@@ -54,7 +54,7 @@ class CostModel:
 
     @property
     def coefficients(self) -> Coefficients:
-        """What decides where steps are cut, to two digits: it is to be written down and read again."""
+        """The coefficients for cutting batches, rounded to two digits so that they can be written and read exactly."""
         values = {k: float(f"{v:.2g}") for k, v in asdict(self).items() if k != "constant"}
         return Coefficients(**values) if any(values.values()) else Coefficients(atom=1.0)
 
@@ -95,7 +95,7 @@ class SizeModel:
 
     @classmethod
     def fit(cls, counts: Sequence[Counts], neighbours: int) -> SizeModel:
-        """From structures whose graphs were built."""
+        """Fit to the counts of built graphs."""
         table = np.array(counts, dtype=np.float64)
         features = cls._features(table[:, 0], neighbours)
         return cls(neighbours, np.stack([nnls(features, table[:, i])[0] for i in (1, 2, 3)]))
@@ -118,18 +118,18 @@ def spread_rows(rows: TaskDataset, count: int) -> np.ndarray:
 
 
 def size_model(rows: TaskDataset, count: int = SAMPLED) -> SizeModel:
-    """Fitted to a few structures of one set, always the same ones, as training sees them."""
-    counts = [_seen(rows, int(i)).graph.counts for i in spread_rows(rows, count)]
+    """Fit a `SizeModel` to a few structures of one set, always the same ones, with edge dropout as in training."""
+    counts = [_training_sample(rows, int(i)).graph.counts for i in spread_rows(rows, count)]
     return SizeModel.fit(counts, rows.task.graph.max_neighbours)
 
 
-def _seen(rows: TaskDataset, position: int) -> Sample:
-    """A structure as training sees it: where edges are dropped, without some."""
+def _training_sample(rows: TaskDataset, position: int) -> Sample:
+    """A structure with edge dropout as in training."""
     return rows.item(position, (0, 0, position))
 
 
 def costs_by_size(rows: TaskDataset, sizes: SizeModel, coefficients: Coefficients) -> Float[np.ndarray, " most_atoms"]:
-    """What `BatchSampler` takes: the cost of a structure by its number of atoms, (most atoms + 1,), positive."""
+    """Cost of a structure by its number of atoms, (largest number of atoms + 1,), positive; for `BatchSampler`."""
     c = coefficients
     counts = sizes.counts(np.arange(int(rows.sizes().max()) + 1))
     cost = counts @ np.array([c.atom, c.edge, c.triplet, c.quadruplet])
@@ -137,31 +137,31 @@ def costs_by_size(rows: TaskDataset, sizes: SizeModel, coefficients: Coefficient
 
 
 def mean_counts(source: BatchSampler, sizes: Sequence[SizeModel]) -> np.ndarray:
-    """(4,) atoms, edges, triplets, quadruplets of a structure as the mixture draws them."""
+    """(4,) mean atoms, edges, triplets, quadruplets of a structure drawn from the mixture."""
     return mixture_shares(source.mixture) @ counts_by_set(source, sizes)
 
 
 def counts_by_set(source: BatchSampler, sizes: Sequence[SizeModel]) -> np.ndarray:
-    """(n_sets, 4) the same of each set."""
+    """(n_sets, 4) mean atoms, edges, triplets, quadruplets of a structure of each set."""
     return np.stack([size.counts(r.sizes()).mean(0) for r, size in zip(source.sets, sizes, strict=True)])
 
 
 def mixture_shares(mixture: Mixture) -> np.ndarray:
-    """(n_sets,) of the draws of one epoch, each set's."""
+    """(n_sets,) fraction of the draws of one epoch from each set."""
     return np.array([mixture.places[name] / mixture.length for name in mixture.names])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Cost of steps on this device.
+    """Measured cost of steps on this device.
 
     Attributes:
-        seconds: of forward, backward and loss.
-        bytes: peak of intermediate results.
-        data_seconds: of reading a structure and building its graph.
+        seconds: time of forward pass, backward pass and loss.
+        bytes: peak memory of intermediate results.
+        data_seconds: time to read a structure and build its graph.
         error: relative root mean square error of the fit of seconds.
-        batches: what was measured: structures, atoms, edges, triplets, quadruplets, seconds, bytes.
-        device: in words.
+        batches: measurements: structures, atoms, edges, triplets, quadruplets, seconds, bytes.
+        device: description of the device.
     """
 
     seconds: CostModel
@@ -192,13 +192,14 @@ def calibrate(
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     patience: float = PATIENCE,
 ) -> Calibration:
-    """Time forward and backward of real batches. The weights stay as they are.
+    """Time forward and backward passes on real batches. The weights do not change.
 
     Args:
-        model: anywhere; left on `device`, without gradients.
+        model: on any device; moved to `device`, without gradients.
         tasks: all tasks of the model.
-        trials: batches, the smallest first, made while they are asked for (see `trials_of`).
-        patience: seconds after which no larger batch is tried, nor is one where the memory did not hold the last.
+        trials: batches, smallest first, built lazily (see `trials_of`). The first that does not fit into memory is the
+            last one tried.
+        patience: seconds after which no larger batch is tried.
     """
     device = torch.device(device)
     model = model.to(device, dtype)
@@ -219,7 +220,7 @@ def calibrate(
         batch = batch.to(device)
         work = functools.partial(step, batch)
         if not records:
-            # Loads and prepares what later passes find ready.
+            # Warm-up pass.
             work()
             began = time.perf_counter()
         try:
@@ -255,20 +256,20 @@ def calibrate(
 
 
 def trials_of(source: BatchSampler, processes: int = 1) -> Iterator[list[Sample]]:
-    """Of a process's share of a batch (64 structures at most): an eighth and a quarter of each set, then a half and
-    all of the mixture.
+    """Trial batches: an eighth and a quarter of a process's share of a batch (64 structures at most) from each set,
+    then a half and all of it from the mixture.
 
     Args:
         source: the batches.
-        processes: that share each.
+        processes: number of processes that share a batch.
     """
-    whole = max(2, min(source.batch_size // processes, 64))
-    for size in sorted({max(1, whole // 8), max(1, whole // 4)}):
+    largest = max(2, min(source.batch_size // processes, 64))
+    for size in sorted({max(1, largest // 8), max(1, largest // 4)}):
         for rows in source.sets:
-            yield [_seen(rows, int(i)) for i in spread_rows(rows, size)]
-    which, row = (x[:whole] for x in source.chosen(0))
-    mixed = [_seen(source.sets[w], int(r)) for w, r in zip(which, row, strict=True)]
-    yield mixed[: whole // 2]
+            yield [_training_sample(rows, int(i)) for i in spread_rows(rows, size)]
+    which, row = (x[:largest] for x in source.chosen(0))
+    mixed = [_training_sample(source.sets[w], int(r)) for w, r in zip(which, row, strict=True)]
+    yield mixed[: largest // 2]
     yield mixed
 
 
@@ -283,7 +284,7 @@ def _seconds(work: Callable[[], None], device: torch.device) -> float:
 
 
 def _memory(work: Callable[[], None], device: torch.device) -> int:
-    """Bytes a step needs beside weights at its worst: the allocator's on a GPU, of all tensors made on a CPU."""
+    """Peak bytes of a step besides the weights: from the allocator on a GPU, from all tensors created on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -297,10 +298,10 @@ def _memory(work: Callable[[], None], device: torch.device) -> int:
 
 
 class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made while it is entered; as an allocator would, on any device.
+    """Counts the bytes of the tensors created while it is active, like an allocator, on any device.
 
     Attributes:
-        most: of them alive at any one time. What a kernel uses while it runs is not seen.
+        most: peak of the bytes alive. Workspace inside a kernel is not counted.
     """
 
     def __init__(self) -> None:
@@ -312,16 +313,16 @@ class PeakBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         given = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        for tensor in tree_leaves(made):
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and (key := _storage(tensor)) not in given and key not in self._alive:
                 storage = tensor.untyped_storage()
                 self._alive[key] = storage.nbytes()
                 self._sum += storage.nbytes()
                 weakref.finalize(storage, self._forget, key)
         self.most = max(self.most, self._sum)
-        return made
+        return result
 
     def _forget(self, key: int) -> None:
         self._sum -= self._alive.pop(key)
@@ -333,13 +334,12 @@ def _storage(tensor: torch.Tensor) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Size of a step.
+    """Operations and memory of a step.
 
     Attributes:
-        flops: floating-point operations of the matrix products of forward and backward pass; a product and a sum
-            are two.
-        bytes: peak of intermediate results, at 32 bits.
-        parameters: of the model.
+        flops: floating-point operations of the matmuls of forward and backward pass; a multiply-add counts as two.
+        bytes: peak memory of intermediate results, at 32 bits.
+        parameters: number of parameters of the model.
     """
 
     flops: int
@@ -352,14 +352,14 @@ def count_work(
 ) -> Work:
     """Count the work of a training step of a model of any size, without its weights and without running it.
 
-    Weights, positions and everything computed from them are on the meta device: shapes without numbers. Indices and
+    Weights, positions and everything computed from them are on the meta device: shapes without values. Indices and
     masks are real, since shapes depend on them (docs/decisions/0007-counting-work-without-doing-it.md).
 
     Args:
         choice: the backbone.
         tasks: all tasks of the model.
         items: the batch.
-        checkpointing: blocks are computed again in the backward pass.
+        checkpointing: blocks are recomputed in the backward pass.
     """
     batch = make_batch(items, tasks)
     graph = batch.graph.with_positions(batch.graph.positions.to("meta"), batch.graph.cell.to("meta"))
@@ -368,7 +368,7 @@ def count_work(
         model = MultitaskModel(backbone, {task.name: task.heads for task in tasks}).train()
     if checkpointing:
         checkpoint_activations(model)
-    with PeakBytes() as peak, _Shapes(), _Products() as products:
+    with PeakBytes() as peak, _ToMeta(), _MatmulFlops() as products:
         predictions = model(graph, batch.parts)
         torch.stack([value.sum() for by_name in predictions.values() for value in by_name.values()]).sum().backward()
     return Work(
@@ -378,10 +378,10 @@ def count_work(
     )
 
 
-class _Products(TorchDispatchMode):
-    """Adds up the operations of matrix products.
+class _MatmulFlops(TorchDispatchMode):
+    """Counts the floating-point operations of matmuls.
 
-    (What PyTorch's `FlopCounterMode` says, which holds on to tensors that checkpointed blocks have let go.)
+    (As PyTorch's `FlopCounterMode`, which keeps tensors alive that checkpointed blocks have freed.)
     """
 
     def __init__(self) -> None:
@@ -391,14 +391,14 @@ class _Products(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=made)
-        return made
+            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
 
 
-class _Shapes(TorchDispatchMode):
-    """Lets real tensors meet those of the meta device: they become shapes as soon as they do."""
+class _ToMeta(TorchDispatchMode):
+    """Moves real tensors to the meta device when an operation combines them with meta tensors."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -411,6 +411,6 @@ class _Shapes(TorchDispatchMode):
     def _shape(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_meta:
             return tensor
-        # A tensor that was there already is no new one to whoever counts bytes.
+        # Outside the modes, so that an existing tensor is not counted as a new one.
         with _disable_current_modes():
             return tensor.to("meta")

@@ -1,4 +1,4 @@
-"""Errors of a model on held-out structures, in physical units."""
+"""Validation and test errors of a model, in physical units."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     seen: Callable[[str, str, Sample, np.ndarray], None] | None = None,
 ) -> Errors:
-    """Predict every labelled value of every item and compare.
+    """Predict every labelled value and compare it with its label.
 
     Args:
         model: a `MultitaskModel`; its mode is restored afterwards.
         tasks: all tasks of the model.
         items: in any order.
-        keep: hold truth and prediction of every value.
+        keep: keep truth and prediction of every value.
         per_atom: divide extensive properties by the number of atoms before comparing.
         progress: called with the number of structures done so far.
-        seen: called with task, property, item and the absolute error of every value compared.
+        seen: called with task, property, item and the absolute errors of its values.
 
     Returns:
-        Task → property → errors; their `metric` names what is compared.
+        Task → property → errors.
     """
     errors: Errors = {
         task.name: {name: ClassErrorSum() if t.categorical else ErrorSum() for name, t in task.targets.items()}
@@ -51,7 +51,7 @@ def evaluate(
     training, dtype = model.training, next(model.parameters()).dtype
     model.eval()
     try:
-        # Like sizes together: no batch is much larger than the others.
+        # Similar sizes together, so that no batch is much larger than the others.
         ordered = sorted(items, key=lambda item: len(item.graph.structure))
         for first in range(0, len(ordered), batch_size):
             chunk = sorted(ordered[first : first + batch_size], key=lambda item: item.task)
@@ -59,9 +59,9 @@ def evaluate(
             with torch.no_grad():
                 predictions = model(batch.graph, batch.parts)
             for index, task in enumerate(tasks):
-                mine = [item for item in chunk if item.task == index]
-                if mine:
-                    _compare(errors[task.name], task, mine, predictions[task.name], keep, per_atom, seen)
+                of_task = [item for item in chunk if item.task == index]
+                if of_task:
+                    _compare(errors[task.name], task, of_task, predictions[task.name], keep, per_atom, seen)
             if progress is not None:
                 progress(min(first + batch_size, len(ordered)))
     finally:
@@ -94,33 +94,30 @@ def _compare(
                 continue
             if isinstance(error, ClassErrorSum):
                 probabilities = target.physical(value, structure.numbers)
-                found = np.asarray(error.add_class(int(item.labels[name]), probabilities))
+                absolute = np.asarray(error.add_class(int(item.labels[name]), probabilities))
             else:
-                judged = _judged(name, structure)
+                compared = _compared(name, structure)
                 size = len(structure) if per_atom and prop.extensive else 1
-                truth, guess, baseline = (
-                    np.asarray(target.normaliser.denormalise(v, structure.numbers)[judged] / size)
+                truth, prediction, baseline = (
+                    np.asarray(target.normaliser.denormalise(v, structure.numbers)[compared] / size)
                     for v in (item.labels[name], value, np.zeros_like(item.labels[name]))
                 )
-                error.add(truth, guess, baseline, keep=keep)
-                found = np.asarray(np.abs(guess - truth))
+                error.add(truth, prediction, baseline, keep=keep)
+                absolute = np.asarray(np.abs(prediction - truth))
             if seen is not None:
-                seen(task.name, name, item, found)
+                seen(task.name, name, item, absolute)
 
 
-def _judged(name: str, structure: Structure) -> Any:
-    """The atoms, or all values, by which a model is judged.
-
-    OC20's convention, and the only fair one: an atom held fixed has no force to be judged by.
-    """
+def _compared(name: str, structure: Structure) -> Any:
+    """Index of the values that are compared: all, but forces only of free atoms (OC20's convention)."""
     return ~structure.fixed if name == "forces" else ...
 
 
 class Breakdown:
-    """Errors by the size of a structure, and by element where a property is an atom's; sums that can be added.
+    """Errors by structure size, and by element for per-atom properties, as additive sums.
 
     Args:
-        names: task and property of each row.
+        names: task and property of each row of the sums.
 
     Attributes:
         sizes: (n_names, 20, 2) sum and count of structures of 2^i to 2^(i+1) − 1 atoms.
@@ -134,24 +131,24 @@ class Breakdown:
         self.elements = torch.zeros(len(self.names), MAX_ATOMIC_NUMBER + 1, 2, dtype=torch.float64)
 
     def add(self, task: str, name: str, item: Sample, error: np.ndarray) -> None:
-        """What `evaluate` calls `seen` with."""
+        """Add errors; the `seen` callback of `evaluate`."""
         structure, row = item.graph.structure, self._row[task, name]
         self.sizes[row, len(structure).bit_length() - 1] += torch.tensor([error.sum(), error.size])
         if PROPERTIES[name].level == "atom":
-            numbers = structure.numbers[_judged(name, structure)]
+            numbers = structure.numbers[_compared(name, structure)]
             by_atom = error.reshape(len(numbers), -1)
             for column, values in enumerate((by_atom.sum(1), np.full(len(numbers), by_atom.shape[1]))):
                 sums = np.bincount(numbers, values, minlength=MAX_ATOMIC_NUMBER + 1)
                 self.elements[row, :, column] += torch.from_numpy(sums)
 
     def table(self) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-        """ "size" or "element" → task → property → "8–15" or "C" → mean absolute error in the unit it is quoted in."""
+        """ "size" or "element" → task → property → "8–15" or "C" → mean absolute error in the display unit."""
         sizes = {i: f"{2**i}–{2 ** (i + 1) - 1}" if i else "1" for i in range(20)}
         symbols = dict(enumerate(chemical_symbols))
         result: dict[str, dict[str, dict[str, dict[str, float]]]] = {"size": {}, "element": {}}
         for kind, sums, labels in (("size", self.sizes, sizes), ("element", self.elements, symbols)):
             for (task, name), rows in zip(self.names, sums.tolist(), strict=True):
-                found = {labels[i]: shown(name, total / count)[0] for i, (total, count) in enumerate(rows) if count}
-                if found:
-                    result[kind].setdefault(task, {})[name] = found
+                means = {labels[i]: shown(name, total / count)[0] for i, (total, count) in enumerate(rows) if count}
+                if means:
+                    result[kind].setdefault(task, {})[name] = means
         return result

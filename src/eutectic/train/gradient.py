@@ -1,4 +1,4 @@
-"""The gradient of one step: batches added up, halved where they do not fit, summed over processes."""
+"""The gradient of one step: accumulated over batches, halved if they do not fit, and summed over processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BUCKET = 64 * 2**20
 
 
 def out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether an error means that the memory of the device, or of the machine, is full."""
+    """Whether an error means that the device or the machine is out of memory."""
     words = str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         w in words for w in ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -32,12 +32,12 @@ def out_of_memory(error: RuntimeError | MemoryError) -> bool:
 
 
 class GradientSum:
-    """Adds up the gradient of a step in the parameters' `grad`.
+    """Accumulates the gradient of a step in the parameters' `grad`.
 
-    A batch that does not fit into the memory is halved, and the halves again, until they fit. The sum of the halves'
-    gradients is the batch's: the loss is a sum over structures divided by the number of all of them. Each process
-    halves on its own, since gradients are summed over processes only after the last pass. Where they are summed while
-    they are computed (`overlap`; always with FSDP) this is not possible, and the run stops.
+    A batch that does not fit into memory is halved repeatedly until its parts fit. The sum of the parts' gradients is
+    that of the batch, since the loss is a sum over structures divided by the number of all of them. Each process can
+    halve independently, since gradients are summed over processes only after the last pass. Where they are summed
+    while they are computed (`overlap`; always with FSDP), halving is not possible, and the run stops.
 
     Args:
         fabric, model: `model` as set up by `fabric`.
@@ -64,17 +64,17 @@ class GradientSum:
         self.overlap = overlap and fabric.world_size > 1
         self.split = split
         self.limit = float("inf")
-        """Size of the smallest batch that did not fit: one like it is halved before it is tried."""
+        """Size of the smallest batch that did not fit; batches of this size are halved before they are tried."""
 
     def compute(self, batches: Sequence[RankBatch], structures: int) -> RankStatistics:
-        """Gradient of the mean loss over the whole step, the same in every process.
+        """Gradient of the mean loss over the full step, the same in every process.
 
         Args:
-            batches: this process's shares of them.
-            structures: in the step, over all batches and processes; the mean is over these.
+            batches: this process's shares of the batches.
+            structures: number of structures in the step, over all batches and processes, by which the loss is divided.
 
         Raises:
-            EutecticError: a single structure does not fit into the memory, or nothing may be halved.
+            EutecticError: a structure does not fit into memory, or a batch does not and halving is off.
         """
         pieces: list[tuple[int, Batch | list[Sample]]] = [(b.index, b.batch) for b in batches]
         while True:
@@ -94,23 +94,24 @@ class GradientSum:
         return failed
 
     def _try(self, pieces: Sequence[tuple[int, Batch | list[Sample]]], structures: int) -> RankStatistics | int:
-        """The statistics, or which piece did not fit. (By value: an exception's traceback would hold on to the memory.)
+        """The statistics, or the index of the piece that did not fit (not an exception, whose traceback would keep the
+        memory alive).
 
-        Nothing here waits for the device, except to be told that its memory is full.
+        Does not wait for the device, except for an out-of-memory error.
         """
         device = self.fabric.device
         losses = torch.zeros(len(self.tasks), device=device, dtype=self.dtype)
         by_target = torch.zeros(len(self.targets), device=device, dtype=self.dtype)
         counts, labelled = [0] * len(self.tasks), [0] * len(self.targets)
         atoms = edges = 0
-        # Fabric's strategies average over processes where they send gradients; the mean over structures is wanted.
+        # Fabric's strategies average over processes when they send gradients; this gives the mean over structures.
         share = (self.fabric.world_size if self.overlap else 1) / structures
         for position, (_, piece) in enumerate(pieces):
             try:
                 batch = piece if isinstance(piece, Batch) else make_batch(piece, self.tasks, self.dtype)
-                here = labelled_structures(batch, self.tasks)
+                labels = labelled_structures(batch, self.tasks)
                 batch = batch.to(device)
-                with self._silent(last=position == len(pieces) - 1):
+                with self._without_sync(last=position == len(pieces) - 1):
                     errors = target_losses(self.model(batch.graph, batch.parts), batch, self.tasks)
                     parts = weighted_sums(errors, batch, self.tasks)
                     self.fabric.backward(torch.cat(parts).sum() * share)
@@ -121,7 +122,7 @@ class GradientSum:
                     raise
                 return position
             counts = [n + len(part) for n, part in zip(counts, parts, strict=True)]
-            labelled = [n + here[i][name] for n, (i, name) in zip(labelled, self.targets, strict=True)]
+            labelled = [n + labels[i][name] for n, (i, name) in zip(labelled, self.targets, strict=True)]
             atoms += len(batch.graph.numbers)
             edges += len(batch.graph.main)
         return RankStatistics(
@@ -134,7 +135,7 @@ class GradientSum:
             passes=len(pieces),
         )
 
-    def _silent(self, last: bool) -> contextlib.AbstractContextManager[object]:
+    def _without_sync(self, last: bool) -> contextlib.AbstractContextManager[object]:
         if self.fabric.world_size == 1 or (self.overlap and last):
             return contextlib.nullcontext()
         return self.fabric.no_backward_sync(self.model)
@@ -175,7 +176,7 @@ class GradientSum:
             "a batch that fits",
             "turn on train.activation_checkpointing, use bf16-mixed precision, or lower "
             + ("graph.max_neighbours or graph.cutoff" if len(items) == 1 else "train.batch_size")
-            + ("" if len(items) == 1 else "; train.out_of_memory 'split' halves batches by itself (ddp only)"),
+            + ("" if len(items) == 1 else "; train.out_of_memory 'split' halves batches automatically (ddp only)"),
         )
 
 
@@ -185,7 +186,7 @@ def _size(batch: Batch) -> int:
 
 
 def _halves(items: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Two lists of about the same cost."""
+    """Split into two lists of about equal cost."""
     ordered = sorted(items, key=lambda item: -sum(item.graph.counts))
     return ordered[::2], ordered[1::2]
 
@@ -193,7 +194,7 @@ def _halves(items: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
 def sum_over_processes(parameters: Sequence[nn.Parameter]) -> None:
     """Replace every process's gradients by their sum over all processes, a bucket at a time."""
     for parameter in parameters:
-        if parameter.grad is None:  # a head whose data set has no structure in this process's share
+        if parameter.grad is None:  # a head without structures in this process's share
             parameter.grad = torch.zeros_like(parameter)
     bucket: list[Tensor] = []
     for parameter in parameters:

@@ -1,9 +1,9 @@
-"""The training loop, top to bottom. Pre-training and fine-tuning both run through it.
+"""The training loop of pre-training and fine-tuning.
 
-Nothing in a step waits for a GPU. Whether loss and gradient are finite is decided on the device: optimiser and EMA skip
-a non-finite step by themselves. Step statistics are copied back asynchronously and read while the next gradient is
-computed, but before that is applied: weights, optimiser and EMA are then still those after the step they belong to, and
-so checkpoints, validations and saved non-finite steps are exact.
+No step waits for a GPU. Whether loss and gradient are finite is decided on the device, where optimiser and EMA skip
+non-finite steps. Step statistics are copied back asynchronously and read after the next gradient has been computed but
+before it is applied: weights, optimiser and EMA still belong to the step of the statistics, so that checkpoints,
+validations and saved non-finite steps are exact.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from eutectic.atoms import EutecticError, Interrupted
 from eutectic.checkpoints.model import TrainedModel
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task
-from eutectic.train.batches.loader import default_workers, feed
+from eutectic.train.batches.loader import default_workers, load_batches
 from eutectic.train.batches.sampler import BatchSampler, check_shares
 from eutectic.train.checkpoint import full_state
 from eutectic.train.gradient import GradientSum
@@ -49,7 +49,7 @@ from eutectic.train.statistics import PendingStatistics, StepStatistics
 
 
 def total(fabric: lf.Fabric, values: torch.Tensor) -> torch.Tensor:
-    """The sum over processes."""
+    """Sum over processes."""
     return cast(torch.Tensor, fabric.all_reduce(values, reduce_op="sum")) if fabric.world_size > 1 else values
 
 
@@ -58,7 +58,7 @@ DTYPES = {"64-true": torch.float64}
 
 @dataclass
 class Trained:
-    """The result of a loop: the averaged weights, the raw ones, the journal, and the training time."""
+    """The result of training: EMA and raw weights, the journal, and the training time in seconds."""
 
     averaged: MultitaskModel
     raw: dict[str, torch.Tensor]
@@ -85,20 +85,20 @@ def train(
     """Train for `settings.steps` steps, resuming from `folder` if it holds a checkpoint.
 
     Args:
-        fabric: launched already; every process calls this.
-        model: initialised alike in every process, scale factors fitted.
+        fabric: launched; every process calls this.
+        model: initialised identically in every process, scale factors fitted.
         source: the batches; a step takes `settings.accumulate` of them.
         folder: for `checkpoint.pt` and `journal.jsonl`; None writes nothing and cannot be resumed.
-        validate: called with the averaged model every `evaluate_every` steps and at both ends.
-        extra_state, restore_extra: what the caller wants kept in the checkpoint.
+        validate: called with the EMA model every `evaluate_every` steps and at the start and end.
+        extra_state, restore_extra: write and read the caller's own state in the checkpoint.
         on_step: called in the first process with each journal entry.
-        describe: turns the model into one that can be saved; without it non-finite steps are not saved for replaying.
-        stop: one that is listening already, if the caller wants signals noted before the first step.
+        describe: converts the model to one that can be saved; if None, non-finite steps are not saved for replay.
+        stop: a flag that is listening already, to catch signals before the first step.
 
     Raises:
-        Interrupted: a signal came; everything up to the last step is in the checkpoint.
-        EutecticError: more processes than structures in a batch; the loss or its gradient was not finite too often; a
-            structure does not fit into the memory.
+        Interrupted: stopped by a signal; the checkpoint includes the last step.
+        EutecticError: more processes than structures in a batch; too many non-finite steps; a structure does not fit
+            into memory.
     """
     first, world, device = fabric.global_rank == 0, fabric.world_size, fabric.device
     dtype = DTYPES.get(settings.precision, torch.float32)
@@ -119,14 +119,14 @@ def train(
     overlap, split = settings.strategy == "fsdp" or settings.out_of_memory == "stop", settings.out_of_memory == "split"
     gradient = GradientSum(fabric, wrapped, tasks, source, dtype, overlap=overlap, split=split)
 
-    # The state that a run resumes from, and the batches from there on
+    # The state to resume from, and the remaining batches
     run = RunState(fabric, model, ema, optimiser, scaler, folder, extra_state, restore_extra)
     run.restore()
     accumulate, structures, seconds = settings.accumulate, settings.accumulate * source.batch_size, run.seconds
     workers = default_workers(device, world, source.sets) if settings.workers is None else settings.workers
     remaining = range(run.step * accumulate, settings.steps * accumulate)
     on_gpu = device.type == "cuda"
-    loader = feed(
+    loader = load_batches(
         source, tasks, remaining, rank=fabric.global_rank, world=world, dtype=dtype, workers=workers, pin=on_gpu
     )
     stop = StopFlag() if stop is None else stop
@@ -144,7 +144,7 @@ def train(
                 rank_statistics = gradient.compute(batches.take(accumulate), structures)
                 step_seconds = time.monotonic() - began
 
-            # Meanwhile: the statistics of the step before, which decide what is done once in a while
+            # Meanwhile: the statistics of the previous step, and actions that depend on them
             if pending is not None:
                 statistics = pending.read()
                 entry = pending.journal_entry(
@@ -153,8 +153,8 @@ def train(
                 run.record(entry, pending.seconds)
                 if first:
                     on_step(entry)
-                # once in a while: a non-finite step, which was skipped (a gradient scaler finds its scale by
-                # going too far: that is no trouble unless the scale ends below 1)
+                # a non-finite step, which was skipped (a gradient scaler overflows while it searches for its scale,
+                # which is harmless unless the scale falls below 1)
                 overflow = scaler is not None and math.isfinite(statistics.loss) and statistics.scale >= 1
                 if not statistics.finite and not overflow:
                     run.nonfinite_steps += 1
@@ -165,21 +165,21 @@ def train(
                     ):
                         plain = run.plain_model()  # the weights before the step, since it was skipped
                         if plain is not None:
-                            these = range((run.step - 1) * accumulate, run.step * accumulate)
+                            step_batches = range((run.step - 1) * accumulate, run.step * accumulate)
                             save_nonfinite_step(
-                                folder, entry, these, source, describe(plain), settings, optimiser_settings
+                                folder, entry, step_batches, source, describe(plain), settings, optimiser_settings
                             )
                 if run.nonfinite_steps > settings.max_nonfinite_steps:
                     run.save()
                     raise _too_many_nonfinite_steps(run, settings)
-                # once in a while: validate
+                # validate
                 if run.step % settings.evaluate_every == 0 or finished:
                     validate(ema.refresh(), run.step, run.seconds)
-                # once in a while: save, and stop if a signal came
+                # save, and stop if there was a signal
                 if statistics.stop_requests > 0 or statistics.checkpoint_due > 0:
                     run.save()
                 if statistics.stop_requests > 0:
-                    where = "" if folder is None else f"; the same command goes on from step {run.step} in {folder}"
+                    where = "" if folder is None else f"; the same command resumes at step {run.step} in {folder}"
                     raise Interrupted(f"stopped after step {run.step} of {settings.steps}{where}")
             if finished:
                 break
@@ -225,7 +225,7 @@ def train(
 def _prepare_process(
     model: MultitaskModel, tasks: Sequence[Task], settings: TrainSettings, device: torch.device, world: int
 ) -> None:
-    """Settings of the process and the model that change how a step is computed, not its result."""
+    """Apply settings of process and model that change how a step is computed, but not its result."""
     if device.type == "cpu":
         keep_freed_memory()
         if settings.precision == "32-true":
@@ -240,9 +240,9 @@ def _too_many_nonfinite_steps(run: RunState, settings: TrainSettings) -> Eutecti
     saved = "" if run.folder is None else f", or see `eutectic replay {run.folder / 'nonfinite-steps'}/step-…`"
     return EutecticError(
         f"step {run.step}",
-        f"{run.nonfinite_steps} steps had a loss or gradient that is not finite",
+        f"{run.nonfinite_steps} steps had a non-finite loss or gradient",
         f"at most {settings.max_nonfinite_steps}",
-        f"lower optimiser.learning_rate, use precision 32-true, look for outliers in the labels{saved}",
+        f"lower optimiser.learning_rate, use precision 32-true, check the labels for outliers{saved}",
     )
 
 
@@ -257,7 +257,7 @@ def checkpoint_activations(model: MultitaskModel) -> None:
             "train.activation_checkpointing",
             f"on, for the backbone {type(model.backbone).__name__}",
             "a backbone that can recompute its blocks (`Backbone.recomputes`), like gemnet_oc",
-            "leave it off",
+            "turn it off",
         )
     model.backbone.checkpoint_blocks = True
 
@@ -268,10 +268,10 @@ def _compile(model: MultitaskModel, tasks: Sequence[Task]) -> None:
             f"train.compile, task {task.name}",
             "on, with forces or stress that are derivatives of an energy",
             "direct forces: PyTorch cannot differentiate compiled code twice",
-            "leave it off, or use direct_forces heads",
+            "turn it off, or use direct_forces heads",
         )
-    # What cannot be compiled runs uncompiled, with a warning from torch. The EMA's module, which validates, was copied
-    # before and is not compiled.
+    # Parts that cannot be compiled run uncompiled, with a warning from torch. The EMA's module, used for
+    # validation, was copied before and is not compiled.
     torch._dynamo.config.suppress_errors = True
     model.compile_parts()
 

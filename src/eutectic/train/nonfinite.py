@@ -1,8 +1,8 @@
 """Save training steps with a non-finite loss or gradient, and replay them.
 
 `FOLDER/nonfinite-steps/step-000123/` holds `model/` (the weights before the step, a model folder like any other),
-`structures.safetensors` (the step's structures and labels, in the library's units) and `step.json` (which draws
-they were, and all settings).
+`structures.safetensors` (the step's structures and labels, in the library's units) and `step.json` (their draws, and
+all settings).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from eutectic.train.settings import OptimiserSettings, TrainSettings
 log = logging.getLogger(__name__)
 
 OUTLIER = 10.0
-"""A label further from zero than this, in units of its task's scale, is reported."""
+"""Labels further from zero than this, in units of their scale, are reported."""
 
 ARRAYS = ("numbers", "positions", "cell", "pbc", "tags", "fixed")
 
@@ -53,7 +53,7 @@ def save_nonfinite_step(
     Args:
         folder: the run's.
         entry: the step's line in the journal.
-        batches: those of the step, in `source`.
+        batches: indices of the step's batches in `source`.
         model: with the weights before the step.
         settings, optimiser_settings: the run's.
     """
@@ -61,37 +61,37 @@ def save_nonfinite_step(
     try:
         with replacing(place, folder=True, errors=()) as half:
             arrays: dict[str, np.ndarray] = {}
-            listed: list[dict[str, Any]] = []
+            records: list[dict[str, Any]] = []
             for batch in batches:
                 for which, position, draw in zip(*source.chosen(batch), source.draws(batch), strict=True):
-                    rows = source.sets[which]
-                    row = rows.store[int(rows.rows[position])]
-                    prefix = str(len(listed))
-                    arrays |= {f"{prefix}.{name}": np.asarray(getattr(row.structure, name)) for name in ARRAYS}
-                    arrays |= {f"{prefix}.labels.{name}": np.asarray(label) for name, label in row.labels.items()}
-                    listed.append(
+                    data = source.sets[which]
+                    labelled = data.store[int(data.rows[position])]
+                    prefix = str(len(records))
+                    arrays |= {f"{prefix}.{name}": np.asarray(getattr(labelled.structure, name)) for name in ARRAYS}
+                    arrays |= {f"{prefix}.labels.{name}": np.asarray(label) for name, label in labelled.labels.items()}
+                    records.append(
                         {
-                            "task": rows.task.name,
-                            "id": row.id,
-                            "group": row.group,
+                            "task": data.task.name,
+                            "id": labelled.id,
+                            "group": labelled.group,
                             "draw": list(draw),
-                            "edge_dropout": rows.edge_dropout,
+                            "edge_dropout": data.edge_dropout,
                         }
                     )
             save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, half / "structures.safetensors")
             save_model(half / "model", model)
-            described = {
+            description = {
                 "eutectic": eutectic.__version__,
                 "entry": dict(entry),
                 "batches": list(batches),
                 "divided_by": len(batches) * source.batch_size,
                 "train": settings.model_dump(mode="json"),
                 "optimiser": optimiser_settings.model_dump(mode="json"),
-                "structures": listed,
+                "structures": records,
             }
-            (half / "step.json").write_text(json.dumps(described, indent=1, ensure_ascii=False), encoding="utf-8")
+            (half / "step.json").write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
         log.warning(
-            "step %s had a non-finite loss or gradient; look at it with `eutectic replay %s`", entry["step"], place
+            "step %s had a non-finite loss or gradient; replay it with `eutectic replay %s`", entry["step"], place
         )
     except (OSError, SafetensorError, EutecticError) as error:
         log.warning("step %s had a non-finite loss or gradient, and could not be saved: %s", entry["step"], error)
@@ -99,14 +99,14 @@ def save_nonfinite_step(
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayedStructure:
-    """One structure of a step.
+    """One structure of a replayed step.
 
     Attributes:
-        task, id: which.
-        formula, n_atoms: of what.
-        loss: as in training; NaN or infinite where that is what it was.
+        task, id: identify the structure.
+        formula, n_atoms: its composition and size.
+        loss: as in training; can be NaN or infinite.
         gradient_norm: of this structure's loss alone.
-        problems: labels that are not finite or far out, and whatever else is wrong with it.
+        problems: non-finite labels, outliers, and other problems.
     """
 
     task: str
@@ -123,10 +123,10 @@ class Replay:
     """A replayed step.
 
     Attributes:
-        step: which.
-        recorded_loss, loss: the mean over structures, in the run and in the replay.
+        step: its number.
+        recorded_loss, loss: mean over structures, in the run and in the replay.
         gradient_norm: of the step, before clipping.
-        gradient_norms: module → its share.
+        gradient_norms: module → norm of its gradient.
         structures: those with problems first, then by loss.
     """
 
@@ -147,58 +147,59 @@ def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, 
 
     Args:
         folder: one of a run's `nonfinite-steps`.
-        progress: called with the number of structures done, of how many.
+        progress: called with the number of structures done and their total.
 
     Raises:
         EutecticError: the folder does not hold a saved step.
     """
     folder = Path(folder)
-    described, rows = _read(folder)
+    description, structures = _read(folder)
     model = load_model(folder / "model")
     tasks = model.tasks
     index = {task.name: i for i, task in enumerate(tasks)}
-    settings = TrainSettings.model_validate(described["train"])
+    settings = TrainSettings.model_validate(description["train"])
     fabric = make_fabric(settings, alone=True)
     dtype = torch.float64 if settings.precision == "64-true" else torch.float32
     module = model.module.to(fabric.device, dtype).train()
-    # Loaded again, in the run's precision: `load_model` loads single precision.
+    # Loaded again in the run's precision, since `load_model` loads single precision.
     module.load_state_dict(load_weights(folder / "model" / "model.safetensors"))
     wrapped = fabric.setup_module(module)
 
-    def item(row: LabelledStructure, listed: Mapping[str, Any]) -> Sample:
-        task = tasks[index[listed["task"]]]
-        share = float(listed["edge_dropout"])
-        draw: SampleKey = tuple(listed["draw"])
-        rng = np.random.default_rng(draw) if share else None
-        graph = build_graph(row.structure, task.graph, lists=module.backbone.edge_lists, edge_dropout=share, rng=rng)
-        return Sample(task=index[task.name], graph=graph, labels=task.normalised_labels(row))
+    def make_sample(labelled: LabelledStructure, record: Mapping[str, Any]) -> Sample:
+        task = tasks[index[record["task"]]]
+        dropout = float(record["edge_dropout"])
+        draw: SampleKey = tuple(record["draw"])
+        rng = np.random.default_rng(draw) if dropout else None
+        lists = module.backbone.edge_lists
+        graph = build_graph(labelled.structure, task.graph, lists=lists, edge_dropout=dropout, rng=rng)
+        return Sample(task=index[task.name], graph=graph, labels=task.normalised_labels(labelled))
 
     parameters = dict(module.named_parameters())
     summed = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    found: list[ReplayedStructure] = []
-    n = len(rows)
-    # Where batches are cut by cost, the gradient is divided by the average number of structures of a step.
-    divided_by = described.get("divided_by", n)
-    for done, (row, listed) in enumerate(zip(rows, described["structures"], strict=True), 1):
+    replayed: list[ReplayedStructure] = []
+    n = len(structures)
+    # Where batches are cut by cost, the gradient is divided by the mean number of structures of a step.
+    divided_by = description.get("divided_by", n)
+    for done, (labelled, record) in enumerate(zip(structures, description["structures"], strict=True), 1):
         module.zero_grad(set_to_none=True)
-        made = item(row, listed)
-        batch = make_batch([made], tasks, dtype).to(fabric.device)
+        sample = make_sample(labelled, record)
+        batch = make_batch([sample], tasks, dtype).to(fabric.device)
         loss = torch.cat(structure_losses(wrapped(batch.graph, batch.parts), batch, tasks)).sum()
         loss.backward()
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
         for name, value in gradients.items():
             summed[name] += value / divided_by
         norm = torch.stack([value.norm() for value in gradients.values()]).norm()
-        task = tasks[index[listed["task"]]]
-        found.append(
+        task = tasks[index[record["task"]]]
+        replayed.append(
             ReplayedStructure(
                 task=task.name,
-                id=row.id,
-                formula=row.structure.to_ase().get_chemical_formula(),
-                n_atoms=len(row.structure),
+                id=labelled.id,
+                formula=labelled.structure.to_ase().get_chemical_formula(),
+                n_atoms=len(labelled.structure),
                 loss=float(loss.detach()),
                 gradient_norm=float(norm),
-                problems=_problems(row, made, float(loss.detach()), float(norm)),
+                problems=_problems(labelled, sample, float(loss.detach()), float(norm)),
             )
         )
         progress(done, n)
@@ -206,55 +207,55 @@ def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, 
     for name, value in summed.items():
         norms.setdefault(_module_of(name), []).append(value.norm())
     by_module = {name: float(torch.stack(values).norm()) for name, values in norms.items()}
-    recorded = described["entry"]["loss"]
+    recorded = description["entry"]["loss"]
     return Replay(
-        step=int(described["entry"]["step"]),
+        step=int(description["entry"]["step"]),
         recorded_loss=float("nan") if recorded is None else float(recorded),
-        loss=sum(s.loss for s in found) / n,
+        loss=sum(s.loss for s in replayed) / n,
         gradient_norm=float(torch.tensor(list(by_module.values()), dtype=torch.float64).norm()),
         gradient_norms=by_module,
-        structures=sorted(found, key=lambda s: (not s.problems, -np.nan_to_num(s.loss, nan=np.inf))),
+        structures=sorted(replayed, key=lambda s: (not s.problems, -np.nan_to_num(s.loss, nan=np.inf))),
     )
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], list[LabelledStructure]]:
     try:
-        described = json.loads((folder / "step.json").read_text())
+        description = json.loads((folder / "step.json").read_text())
         arrays = load_file(folder / "structures.safetensors")
-        rows = []
-        for number, listed in enumerate(described["structures"]):
+        structures = []
+        for number, record in enumerate(description["structures"]):
             prefix = f"{number}.labels."
-            rows.append(
+            structures.append(
                 LabelledStructure(
                     structure=Structure(**{name: arrays[f"{number}.{name}"] for name in ARRAYS}),
                     labels={k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)},
-                    id=listed["id"],
-                    group=listed["group"],
+                    id=record["id"],
+                    group=record["group"],
                 )
             )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise EutecticError(
             str(folder),
             f"not a saved step ({type(error).__name__}: {error})",
-            "a folder step-… in a run's nonfinite-steps",
-            "look into the run's folder for nonfinite-steps",
+            "a folder nonfinite-steps/step-… of a run",
+            "choose one in the nonfinite-steps folder of the run",
         ) from error
-    return described, rows
+    return description, structures
 
 
 def _module_of(parameter: str) -> str:
-    """The module a parameter is reported under: a block, a basis, a head."""
+    """The module under which a parameter is reported: a block, a basis or a head."""
     parts = parameter.split(".")
     return ".".join(parts[:3] if len(parts) > 3 and (parts[0] == "heads" or parts[2].isdigit()) else parts[:2])
 
 
-def _problems(row: LabelledStructure, item: Sample, loss: float, norm: float) -> list[str]:
+def _problems(labelled: LabelledStructure, sample: Sample, loss: float, norm: float) -> list[str]:
     problems = []
-    numbers = row.structure.numbers
-    for name, value in item.labels.items():
+    numbers = labelled.structure.numbers
+    for name, value in sample.labels.items():
         unit = PROPERTIES[name].unit
         value = np.atleast_1d(np.asarray(value, dtype=np.float64))
-        raw = np.atleast_1d(np.asarray(row.labels[name], dtype=np.float64))
+        raw = np.atleast_1d(np.asarray(labelled.labels[name], dtype=np.float64))
         of_atoms = PROPERTIES[name].level == "atom"
         each = np.abs(value).reshape(len(value), -1).max(1) if of_atoms else np.abs(value).max()[None]
         original = np.abs(raw).reshape(len(raw), -1).max(1) if of_atoms else np.abs(raw).max()[None]
@@ -264,14 +265,14 @@ def _problems(row: LabelledStructure, item: Sample, loss: float, norm: float) ->
             problems.append(f"label {name}{where} is not finite")
         elif each[worst] > OUTLIER:
             problems.append(f"label {name}{where} is {original[worst]:.6g} {unit}, {each[worst]:.0f} times its scale")
-    if not np.isfinite(row.structure.positions).all():
+    if not np.isfinite(labelled.structure.positions).all():
         problems.append("positions are not finite")
-    elif len(item.graph.main) == 0 and len(numbers) > 1:
-        problems.append("no atom sees another")
-    elif len(numbers) > 1 and (closest := float(item.graph.main.distance.min())) < 0.5:
+    elif len(sample.graph.main) == 0 and len(numbers) > 1:
+        problems.append("no two atoms are within the cutoff")
+    elif len(numbers) > 1 and (closest := float(sample.graph.main.distance.min())) < 0.5:
         problems.append(f"two atoms are {closest:.3f} Å apart")
     if not problems and not np.isfinite(loss):
-        problems.append("its loss is not finite, its labels are")
+        problems.append("the loss is not finite, but the labels are")
     elif not problems and not np.isfinite(norm):
-        problems.append("its gradient is not finite, its loss is")
+        problems.append("the gradient is not finite, but the loss is")
     return problems

@@ -18,7 +18,7 @@ from eutectic.train.settings import OptimiserSettings
 
 
 def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
-    """Linear warm-up from `warmup_lr_ratio`, then a cosine down to `final_lr_ratio` at the end (JMP, section 4.2).
+    """Linear warm-up from `warmup_lr_ratio`, then cosine decay to `final_lr_ratio` (JMP, section 4.2).
 
     Args:
         step: 0 … steps − 1.
@@ -36,11 +36,11 @@ def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
 
 
 def make_optimiser(model: MultitaskModel, settings: OptimiserSettings) -> torch.optim.Optimizer:
-    """AdamW over all parameters, updated in one fused kernel; `set_learning_rate` gives backbone and heads their rates.
+    """Fused AdamW over all parameters; `set_learning_rate` sets the learning rates of backbone and heads.
 
-    Another optimiser takes its place here and nowhere else. It needs parameter groups with the key "relative", and a
-    state of tensors and plain values (`state_dict`). One that understands `found_inf`, as torch's fused ones do, skips
-    a non-finite step on the device; with any other the loop waits for the device once a step (`apply_gradient`).
+    To use another optimiser, change only this function. It needs parameter groups with the key "relative", and a
+    `state_dict` of tensors and plain values. One that supports `found_inf`, like torch's fused optimisers, skips a
+    non-finite step on the device; with any other the loop waits for the device once per step (`apply_gradient`).
     """
     heads = {id(parameter) for parameter in model.heads.parameters()}
     groups = [
@@ -64,11 +64,11 @@ def apply_gradient(optimiser: _FabricOptimizer, finite: Tensor, scaler: torch.am
     Args:
         optimiser: as set up by Fabric.
         finite: () 1 or 0, on the device.
-        scaler: the precision's; it decides for itself.
+        scaler: the precision's, if any; it checks for non-finite gradients itself.
     """
     inner: Any = optimiser.optimizer
     if scaler is None and getattr(inner, "_step_supports_amp_scaling", False):
-        # The flags of a gradient scaler: a fused step leaves parameters and moments as they are where this is 1.
+        # The flags of a gradient scaler: a fused step does not change parameters and moments where found_inf is 1.
         inner.found_inf, inner.grad_scale = 1.0 - finite, None
         optimiser.step()
     elif scaler is not None or bool(finite):
@@ -77,10 +77,10 @@ def apply_gradient(optimiser: _FabricOptimizer, finite: Tensor, scaler: torch.am
 
 
 def shared_gradients(model: MultitaskModel) -> list[tuple[nn.Parameter, int]]:
-    """The parameters that every block uses, and how often: JMP divides their gradients by it.
+    """The parameters shared by all blocks, and their numbers of uses, by which JMP divides their gradients.
 
     Raises:
-        EutecticError: a backbone without such parameters.
+        EutecticError: a backbone without shared parameters.
     """
     backbone = model.backbone
     shared = backbone.shared_parameters()
@@ -89,15 +89,15 @@ def shared_gradients(model: MultitaskModel) -> list[tuple[nn.Parameter, int]]:
             "optimiser.scale_shared_gradients",
             f"on, for the backbone {type(backbone).__name__}",
             "a backbone whose blocks share parameters (`Backbone.shared_parameters`), like gemnet_oc",
-            "leave it off",
+            "turn it off",
         )
     return [(backbone.get_parameter(name), uses) for name, uses in shared.items()]
 
 
 class EMA:
-    """The exponential moving average of a model's weights, updated without waiting for the device.
+    """The exponential moving average (EMA) of a model's weights, updated without waiting for the device.
 
-    Where parameters are sharded, so is their average.
+    The EMA of sharded parameters is sharded too.
 
     Args:
         model: on its device, not yet sharded.
@@ -106,7 +106,7 @@ class EMA:
 
     def __init__(self, model: MultitaskModel, decay: float) -> None:
         self.module = copy.deepcopy(model)
-        """The whole model with averaged weights, for predictions; see `refresh`."""
+        """The full model with EMA weights, for predictions; see `refresh`."""
         self.decay = decay
         device = next(self.module.parameters()).device
         self.updates = torch.zeros((), device=device)
@@ -114,7 +114,7 @@ class EMA:
         self._weights: list[Tensor] = []
 
     def follow(self, model: MultitaskModel) -> None:
-        """Average the weights of this model from now on: the same model, ready for training (compiled, sharded)."""
+        """Average the weights of this model from now on: the same model, set up for training (compiled, sharded)."""
         self._weights = list(model.parameters())
         if any(isinstance(p, DTensor) for p in self._weights):
             self._means = [p.detach().clone() for p in self._weights]
@@ -124,9 +124,9 @@ class EMA:
         """Add the weights after a step.
 
         Args:
-            finite: () 1, or 0 for a step that the optimiser skipped, which changes nothing.
+            finite: () 1, or 0 for a step that the optimiser skipped, which leaves the EMA unchanged.
         """
-        # The first step is taken as it is: before it there is nothing to average.
+        # The first step sets the average.
         share = torch.where(self.updates == 0, 1.0, 1.0 - self.decay) * finite
         means = [_local(m) for m in self._means]
         difference = torch._foreach_sub([_local(w) for w in self._weights], means)
@@ -136,7 +136,7 @@ class EMA:
 
     @torch.no_grad()
     def refresh(self) -> MultitaskModel:
-        """`module` with the averaged weights. Every process calls this, since sharded tensors are gathered."""
+        """`module` with the EMA weights. Every process calls this, since sharded tensors are gathered."""
         for parameter, mean in zip(self.module.parameters(), self._means, strict=True):
             if isinstance(mean, DTensor):
                 parameter.copy_(mean.full_tensor())

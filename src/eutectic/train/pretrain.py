@@ -1,4 +1,4 @@
-"""Joint pre-training: read, fit, say what will be done, train, save."""
+"""Joint pre-training: read data, fit references, plan, train, save."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ from eutectic.train.settings import BackboneChoice, Coefficients, PretrainSettin
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What a pre-training leaves in its folder, and a summary of it.
+    """Folder and summary of a finished pre-training.
 
     Attributes:
-        folder: the run's; `folder / "model"` is what fine-tuning starts from.
+        folder: of the run; fine-tuning starts from `folder / "model"`.
         summary: see `summary.json`.
     """
 
@@ -62,7 +62,7 @@ class PretrainResult:
 
 @dataclass(frozen=True)
 class _Set:
-    """A data set that is learned from (with a record of its rows), or only watched. Test rows are left alone."""
+    """A data set that is trained on (with a record of its rows) or only validated on. Its test rows are not used."""
 
     index: int
     task: Task
@@ -79,20 +79,20 @@ class _Set:
         rows, lists = self.split.train, self.edge_lists
         return TaskDataset(self.index, self.task, self.store, rows, edge_dropout=edge_dropout, edge_lists=lists)
 
-    def held_out(self) -> TaskDataset:
+    def validation(self) -> TaskDataset:
         return TaskDataset(self.index, self.task, self.store, self.split.validation, edge_lists=self.edge_lists)
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The parts of a run that every process needs. A model that is started from can have tasks without a set."""
+    """The parts of a run that every process needs. With `start`, tasks of the model can be without a data set."""
 
     tasks: tuple[Task, ...]
     sets: tuple[_Set, ...]
     backbone: BackboneChoice
     graph: GraphSettings
     loggers: Mapping[str, Factory]
-    fresh: tuple[str, ...] = ()
+    new_tasks: tuple[str, ...] = ()
 
     @property
     def learned(self) -> list[_Set]:
@@ -100,12 +100,12 @@ class _Prepared:
 
 
 Page = Callable[[Path], object]
-"""Draws a run from what is in its folder."""
+"""Writes a report from a run's folder."""
 
 
 @runtime_checkable
 class RunPlan(Protocol):
-    """What a run will take."""
+    """Estimated time and memory of a run."""
 
     def to_dict(self) -> dict[str, Any]: ...
 
@@ -114,7 +114,7 @@ class RunPlan(Protocol):
 
 @runtime_checkable
 class Planner(Protocol):
-    """Says what a run will take from what was measured of its batches, as `eutectic.plan.plan_run` does."""
+    """Estimates time and memory of a run from measured batches, like `eutectic.plan.plan_run`."""
 
     def __call__(
         self,
@@ -126,7 +126,7 @@ class Planner(Protocol):
         processes: int,
         workers: int,
         parameters: int,
-        held_out: int,
+        n_validation: int,
     ) -> RunPlan: ...
 
 
@@ -138,23 +138,23 @@ def pretrain(
     page: Page | None = None,
     planner: Planner | None = None,
 ) -> PretrainResult:
-    """Run, or resume, or return at once what is finished already.
+    """Run or resume a pre-training; a finished one is returned at once.
 
     Args:
-        settings: the whole run.
-        folder: made if absent. One that holds an unfinished run with the same settings is resumed.
-        console: where to report; silent without.
-        page: called with `folder` after each validation (less often where it would take more than 2 % of the
-            run). A function of a module, since it travels to other processes.
-        planner: says before the first step what the run will take; a function of a module, too.
+        settings: of the run.
+        folder: created if absent. An unfinished run with the same settings in it is resumed.
+        console: for progress; None prints nothing.
+        page: called with `folder` after each validation (less often if it took more than 2 % of the run's time). A
+            module-level function, since it is pickled.
+        planner: estimates time and memory before the first step; a module-level function, too.
 
     Raises:
-        EutecticError: the folder holds something else; data or settings that cannot be used.
-        Interrupted: stopped by a signal, resumable.
+        EutecticError: the folder is used for something else; invalid data or settings.
+        Interrupted: stopped by a signal; resumable.
     """
     folder = Path(folder)
     if launched_outside():
-        # Every process comes here: the first one of them prepares, within the run.
+        # Every process gets here; the first one prepares, within the run.
         outside = functools.partial(
             _outside, settings=settings, folder=folder, console=console, page=page, planner=planner
         )
@@ -179,11 +179,11 @@ def pretrain(
 
 
 def _begin(settings: PretrainSettings, folder: Path, console: Console | None) -> _Prepared | None:
-    """Claim the folder and fit what has to be fitted; None where the run is finished already."""
+    """Claim the folder and fit references and scales; None if the run is finished."""
     claim_folder(folder, settings, "pretrain")
     if (folder / "summary.json").exists():
         if console is not None:
-            console.print(f"{folder} holds this run, finished; nothing to do.")
+            console.print(f"the run in {folder} is finished; nothing to do.")
         return None
     with stopping_at_once("stopped before the first step; the same command starts again"):
         prepared = _prepare(settings)
@@ -205,7 +205,7 @@ def _prepare(settings: PretrainSettings) -> _Prepared:
             raise EutecticError(
                 "backbone",
                 f"settings that are not those of {settings.start}",
-                "the backbone of the model that is started from",
+                "the backbone of the model in `start`",
                 "drop `backbone`: it is read from the model",
             )
         backbone, tasks = given, list(start.tasks)
@@ -232,23 +232,23 @@ def _prepare(settings: PretrainSettings) -> _Prepared:
 
 
 def _watched(settings: PretrainSettings, known: Sequence[str]) -> dict[str, SetSettings]:
-    """The sets of the model started from that are validated on but not learned from.
+    """Data sets of the model in `start` that are validated on but not trained on.
 
     Raises:
-        EutecticError: a set is to be watched for which the model has no heads.
+        EutecticError: the model has no heads for a set in `watch`.
     """
     for name in settings.watch:
         if name not in known:
             raise EutecticError(
                 "watch",
-                f"{name!r}, for which {settings.start or 'a fresh model'} has no heads",
-                f"one of {', '.join(known)}" if known else "`start`, the folder of a finished model",
-                "name a set of that model, or move it to `sets` to learn from it",
+                f"{name!r}, for which {settings.start or 'a new model'} has no heads",
+                f"one of {', '.join(known)}" if known else "`start`, the folder of a trained model",
+                "choose a data set of that model, or move it to `sets` to train on it",
             )
     watch = dict(settings.watch)
-    theirs = None if settings.start is None else model_folder(settings.start).parent / "settings.json"
-    if theirs is not None and not watch and theirs.is_file():
-        values = json.loads(theirs.read_text())
+    start_settings = None if settings.start is None else model_folder(settings.start).parent / "settings.json"
+    if start_settings is not None and not watch and start_settings.is_file():
+        values = json.loads(start_settings.read_text())
         if values.get("command") == "pretrain":
             every = {**values["watch"], **values["sets"]} if "watch" in values else values["sets"]
             watch = {name: SetSettings.model_validate(v) for name, v in every.items() if name in known}
@@ -265,9 +265,9 @@ def make_sampler(
 
     Args:
         settings: of the run.
-        rows: of each set that is learned.
-        coefficients: cut by cost, now that it is known; by count without.
-        sizes: of each set, with `coefficients`.
+        rows: the data sets trained on.
+        coefficients: of the cost by which batches are cut; None cuts by count.
+        sizes: size model of each set, with `coefficients`.
     """
     sets = [settings.sets[r.task.name] for r in rows]
     named = [(r.task.name, chosen) for r, chosen in zip(rows, sets, strict=True)]
@@ -284,11 +284,11 @@ def make_sampler(
     if coefficients is None:
         return source(batch_size=settings.train.batch_size)
     costs = [costs_by_size(r, size, coefficients) for r, size in zip(rows, sizes, strict=True)]
-    made = source(batch_size=settings.train.batch_size, costs=costs, window=window)
+    sampler = source(batch_size=settings.train.batch_size, costs=costs, window=window)
     budgets = {"atoms": batching.atoms, "edges": batching.edges}
     if not any(budgets.values()):
-        return made
-    mean = mean_counts(made, sizes)
+        return sampler
+    mean = mean_counts(sampler, sizes)
     allowed = [given / mean[i] for i, given in enumerate(budgets.values()) if given is not None]
     return source(batch_size=max(1, int(min(allowed))), costs=costs, window=window)
 
@@ -297,13 +297,13 @@ def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared)
     from rich.table import Table
 
     source = make_sampler(settings, [s.train() for s in prepared.learned])
-    table = Table(title="What is learned from", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="Data sets", title_justify="left", box=None, pad_edge=False)
     for heading in (
         "set",
         "level of theory",
         "training",
         "validation",
-        "test (left out)",
+        "test (unused)",
         "epochs",
         "σ energy",
         "σ force",
@@ -322,15 +322,15 @@ def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared)
             f"{structures:,}" if one.learned else "–",
             f"{len(one.split.validation):,}",
             f"{len(one.split.test):,}",
-            f"{drawn * share / structures:.1f}" if one.learned else "watched",
+            f"{drawn * share / structures:.1f}" if one.learned else "validation only",
             f"{scale['energy']:.2f} eV" if "energy" in scale else "–",
             f"{scale['forces']:.2f} eV/Å" if "forces" in scale else "–",
         )
     console.print(table)
     if settings.start is not None:
         console.print(
-            f"started from {settings.start}: its backbone, heads, references and scales stay; "
-            f"new heads, references and scales for {', '.join(prepared.fresh) or 'no set'}",
+            f"started from {settings.start}: keeps its backbone, heads, references and scales; "
+            f"new heads, references and scales for {', '.join(prepared.new_tasks) or 'no data set'}",
             highlight=False,
         )
 
@@ -338,7 +338,7 @@ def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared)
 def initial_model(
     name: str, backbone_settings: Mapping[str, Any], tasks: tuple[Task, ...], source: BatchSampler, seed: int
 ) -> MultitaskModel:
-    """A fresh model, the same in every process: seeded, scale factors fitted on the first batch."""
+    """A new model, the same in every process: seeded, with scale factors fitted on the first batch."""
     torch.manual_seed(seed)
     backbone, _ = build_backbone(name, backbone_settings, [task.graph for task in tasks])
     model = MultitaskModel(backbone, {task.name: task.heads for task in tasks})
@@ -349,22 +349,22 @@ def initial_model(
 def model_started_from(
     start: Path, backbone: BackboneChoice, tasks: Sequence[Task], learned: Sequence[str], seed: int
 ) -> MultitaskModel:
-    """The model in `start` with fresh heads for the tasks it has none for, the same in every process.
+    """The model in `start` with new heads for new tasks, the same in every process.
 
-    Heads of tasks that are not learned are frozen: with no gradient of their own, weight decay would wear them off.
+    Heads of tasks that are not trained on are frozen: without a gradient, weight decay would shrink them.
 
     Args:
         start: a model folder.
-        backbone: the model's, as it is trained (see `BackboneSettings.in_training`).
-        tasks: the model's first, then those that are new.
-        learned: names of tasks.
-        seed: of the fresh heads.
+        backbone: the model's, with its settings in training (see `BackboneSettings.in_training`).
+        tasks: those of the model first, then the new ones.
+        learned: names of the tasks that are trained on.
+        seed: of the new heads.
     """
     old = load_model(start)
     torch.manual_seed(seed)
-    made, _ = build_backbone(backbone.name, backbone.settings)
-    cast(nn.Module, made).load_state_dict(cast(nn.Module, old.module.backbone).state_dict())
-    model = MultitaskModel(made, {task.name: task.heads for task in tasks})
+    new, _ = build_backbone(backbone.name, backbone.settings)
+    cast(nn.Module, new).load_state_dict(cast(nn.Module, old.module.backbone).state_dict())
+    model = MultitaskModel(new, {task.name: task.heads for task in tasks})
     for task in old.tasks:
         model.heads[task.name].load_state_dict(old.module.heads[task.name].state_dict())
         model.heads[task.name].requires_grad_(task.name in learned)
@@ -380,11 +380,11 @@ def _outside(
     page: Page | None,
     planner: Planner | None,
 ) -> None:
-    """One process of a run whose processes torchrun or srun has started."""
+    """One process of a run whose processes were started by torchrun or srun."""
     prepared = once(fabric, functools.partial(_begin, settings, folder, console))
     if prepared is not None:
         _worker(fabric, stop, settings, folder, prepared, console is None, page, planner)
-    fabric.barrier()  # no process is done before the model is there
+    fabric.barrier()  # no process returns before the model is written
 
 
 def _worker(
@@ -403,7 +403,8 @@ def _worker(
     first = fabric.global_rank == 0
     quiet = quiet or not first
     rows = [s.train(settings.edge_dropout) for s in prepared.learned]
-    held_out = [item for s in prepared.sets for item in s.held_out().items()][fabric.global_rank :: fabric.world_size]
+    validated = [item for s in prepared.sets for item in s.validation().items()]
+    validated = validated[fabric.global_rank :: fabric.world_size]
     seed = settings.train.seed
     source = make_sampler(settings, rows)
     backbone = prepared.backbone.in_training(settings.edge_dropout)
@@ -415,11 +416,11 @@ def _worker(
     validation: list[dict[str, Any]] = []
     names = [(s.task.name, prop) for s in prepared.sets for prop in s.task.targets]
     log = Loggers(prepared.loggers if first else {}, folder, [r.task.name for r in rows])
-    drawing = _Drawing(page if first else None, folder)
+    reporting = _Reporting(page if first else None, folder)
 
     def validate(averaged: MultitaskModel, step: int, seconds: float) -> None:
         breakdown = Breakdown(names)
-        errors = evaluate(averaged, tasks, held_out, device=fabric.device, per_atom=True, seen=breakdown.add)
+        errors = evaluate(averaged, tasks, validated, device=fabric.device, per_atom=True, seen=breakdown.add)
         sums = torch.tensor(
             [[errors[t][p].absolute, errors[t][p].baseline, errors[t][p].count] for t, p in names],
             dtype=torch.float64,
@@ -438,13 +439,13 @@ def _worker(
         if first:
             log.validated(step, by_set)
             _write_json(folder / "validation.json", {"validation": validation, "errors": breakdown.table()})
-            drawing.renew()
+            reporting.update()
 
     def stepped(entry: dict[str, Any]) -> None:
         display.stepped(entry)
         log.stepped(entry)
 
-    # Only the first process shows anything.
+    # Only the first process shows progress.
     with Display("pre-training", settings.train.steps, hidden=quiet) as display:
         try:
             trained = train(
@@ -468,20 +469,20 @@ def _worker(
         _finish(settings, folder, prepared, source, trained.averaged, trained.raw, validation, trained.seconds)
 
 
-class _Drawing:
-    """Calls `page` as often as it can in 2 % of the time."""
+class _Reporting:
+    """Calls `page` as often as possible within 2 % of the time."""
 
     SHARE = 0.02
 
     def __init__(self, page: Page | None, folder: Path) -> None:
         self.page, self.folder, self._not_before = page, folder, 0.0
 
-    def renew(self) -> None:
+    def update(self) -> None:
         began = time.monotonic()
         if self.page is not None and began >= self._not_before:
             self.page(self.folder)
-            took = time.monotonic() - began
-            self._not_before = began + took / self.SHARE
+            duration = time.monotonic() - began
+            self._not_before = began + duration / self.SHARE
 
 
 def _costed(
@@ -494,16 +495,16 @@ def _costed(
     quiet: bool,
     planner: Planner | None,
 ) -> BatchSampler:
-    """The batches of the run: cut by cost if so asked. Says what the run will take.
+    """The batches of the run, cut by cost if the settings say so; also shows the plan of the run.
 
-    What was measured is kept in the run's folder: a resumed run is cut where it was.
+    Measurements are saved in the run's folder, so that a resumed run has the same batches.
     """
     batching = settings.batching
     measured = batching.by == "cost" and batching.coefficients is None
     calibration = None
-    # Every process goes the same way here, whether or not it is the one that shows something.
+    # Every process takes the same branch, whether or not it shows anything.
     if fabric.broadcast(measured or (planner is not None and not quiet)):
-        with Console(quiet=quiet).status("measuring what batches cost"):
+        with Console(quiet=quiet).status("measuring the cost of batches"):
             work = functools.partial(_calibration, fabric, settings, folder, prepared, source, model)
             calibration = Calibration.from_dict(once(fabric, work))
     elif batching.by == "count":
@@ -529,7 +530,7 @@ def _costed(
             processes=fabric.world_size,
             workers=workers,
             parameters=sum(p.numel() for p in model.parameters()),
-            held_out=sum(len(s.split.validation) for s in prepared.sets),
+            n_validation=sum(len(s.split.validation) for s in prepared.sets),
         )
         _write_json(folder / "plan.json", plan.to_dict())
         if not quiet:

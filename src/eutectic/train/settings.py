@@ -1,4 +1,4 @@
-"""Everything a run can be told, validated whole before anything starts."""
+"""Settings of training runs, validated before a run starts."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from eutectic.tasks import Targets, TargetSettings
 
 
 class Settings(BaseModel):
-    """Unknown keys are refused; values cannot change after validation."""
+    """Base of all settings: unknown keys are errors, and values are frozen after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Defining(Settings):
-    """Settings that may define properties of the user's own, before anything else in them is looked at."""
+    """Settings that can define new properties, before the other fields are validated."""
 
     define: tuple[str, ...] = Field(
         default=(),
-        description="properties of your own, each as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; stores and "
-        "models that have such properties define them by themselves",
+        description="new properties, each as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; those of stores and "
+        "models need no definition here",
     )
 
     @model_validator(mode="before")
@@ -47,10 +47,12 @@ class Defining(Settings):
 
 
 class BackboneChoice(Settings):
-    """A backbone and its own settings, which are checked at once; those not given get their defaults."""
+    """A backbone and its settings, validated at once; missing ones get their defaults."""
 
-    name: str = Field(default="gemnet_oc", description="gemnet_oc, painn, or a registered one")
-    settings: dict[str, Any] = Field(default_factory=dict, description="see the backbone's settings class")
+    name: str = Field(default="gemnet_oc", description="backbone: gemnet_oc, painn, or a registered one")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="settings of the backbone; see its settings class"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +75,7 @@ class BackboneChoice(Settings):
             if unknown and unknown <= entry.settings.model_fields.keys():
                 raise EutecticError(
                     "backbone.settings",
-                    f"{', '.join(sorted(unknown))}, known to {other} and not to {name}",
+                    f"{', '.join(sorted(unknown))}: settings of {other}, not of {name}",
                     f"settings of {name}: {', '.join(kind.model_fields)}",
                     f"leave them out, or set backbone.name to {other}",
                 )
@@ -84,11 +86,11 @@ class BackboneChoice(Settings):
         return BACKBONES[self.name].settings.model_validate(self.settings)
 
     def for_graphs(self, graphs: Iterable[GraphSettings]) -> BackboneChoice:
-        """The same with the cutoff of the graphs where it has none of its own; see `BackboneSettings.for_graphs`."""
+        """A copy that takes the cutoff of the graphs if it has none; see `BackboneSettings.for_graphs`."""
         return self._with(self.of_backbone().for_graphs(graphs))
 
     def in_training(self, edge_dropout: float) -> BackboneChoice:
-        """The same as it is trained; see `BackboneSettings.in_training`."""
+        """A copy with the settings used in training; see `BackboneSettings.in_training`."""
         return self._with(self.of_backbone().in_training(edge_dropout))
 
     def _with(self, settings: BackboneSettings) -> BackboneChoice:
@@ -96,103 +98,121 @@ class BackboneChoice(Settings):
 
 
 class OptimiserSettings(Settings):
-    """AdamW with warm-up and cosine; defaults are JMP's for pre-training (Shoghi et al. 2024)."""
+    """AdamW with linear warm-up and cosine decay; defaults are JMP's for pre-training (Shoghi et al. 2024)."""
 
-    learning_rate: float = Field(default=3e-4, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0, description="peak learning rate")
     backbone_lr_scale: float = Field(
         default=1.0, gt=0, description="learning rate of the backbone, relative to that of the heads"
     )
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(default=0.1, ge=0, description="on all parameters, the embedding included")
-    warmup_steps: int = Field(default=2000, ge=0)
-    warmup_lr_ratio: float = Field(default=0.2, gt=0, le=1, description="first learning rate, relative")
-    final_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="last learning rate of the cosine, relative")
-    clip_norm: float = Field(default=1.0, gt=0, description="global norm of the gradient")
-    ema_decay: float = Field(default=0.99, ge=0, lt=1, description="exponential moving average of the weights")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW's β₁ and β₂")
+    weight_decay: float = Field(default=0.1, ge=0, description="AdamW's weight decay, on all parameters")
+    warmup_steps: int = Field(default=2000, ge=0, description="steps of linear warm-up")
+    warmup_lr_ratio: float = Field(
+        default=0.2, gt=0, le=1, description="learning rate at the start of warm-up, relative to the peak"
+    )
+    final_lr_ratio: float = Field(
+        default=0.1, ge=0, le=1, description="learning rate at the end of the cosine decay, relative to the peak"
+    )
+    clip_norm: float = Field(default=1.0, gt=0, description="gradient clipping: largest global norm")
+    ema_decay: float = Field(
+        default=0.99, ge=0, lt=1, description="decay of the exponential moving average (EMA) of the weights"
+    )
     scale_shared_gradients: bool = Field(
         default=False,
-        description="divide the gradient of parameters that every block uses by the number of uses, as JMP does "
+        description="divide the gradient of parameters shared by all blocks by the number of uses, as in JMP "
         "(GemNet-OC only)",
     )
 
 
 class TrainSettings(Settings):
-    """How long, how much at a time, on what."""
+    """Length of the training, batch size, and use of the hardware."""
 
-    steps: int = Field(default=1000, ge=1)
+    steps: int = Field(default=1000, ge=1, description="optimiser steps")
     batch_size: int = Field(default=32, ge=1, description="structures per batch, over all processes")
     evaluate_every: int = Field(default=200, ge=1, description="steps between validations")
     checkpoint_every: float = Field(default=60.0, ge=0, description="seconds between checkpoints for resuming")
-    seed: int = 0
-    processes: int = Field(default=1, ge=1, description="on this machine; on a CPU two processes beat two threads")
-    threads: int | None = Field(default=None, description="per process; the cores shared out if not given")
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
-    max_nonfinite_steps: int = Field(default=20, ge=0, description="steps with a non-finite gradient before giving up")
+    seed: int = Field(default=0, description="random seed")
+    processes: int = Field(
+        default=1, ge=1, description="training processes on this machine; on a CPU two processes beat two threads"
+    )
+    threads: int | None = Field(
+        default=None, description="CPU threads per process; default: the cores divided by the processes"
+    )
+    accelerator: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="device to train on; auto: a GPU if there is one"
+    )
+    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = Field(
+        default="32-true", description="single or double precision, or mixed precision with bfloat16 or float16"
+    )
+    max_nonfinite_steps: int = Field(
+        default=20, ge=0, description="stop the run after more steps than this with a non-finite loss or gradient"
+    )
     keep_nonfinite_steps: int = Field(
-        default=3, ge=0, description="of those, how many are kept whole in the run's folder for `eutectic replay`"
+        default=3, ge=0, description="how many of them to save in the run's folder for `eutectic replay`"
     )
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         default="auto",
-        description="several processes: each with the whole model (ddp, also auto), or each with a share of it (fsdp)",
+        description="with several processes: replicate the model in each (ddp; also auto) or shard it over them (fsdp)",
     )
     accumulate: int = Field(
-        default=1, ge=1, description="batches added up to one step; the same step as with one batch as large as all"
+        default=1, ge=1, description="batches per optimiser step (gradient accumulation); equals one larger batch"
     )
     activation_checkpointing: bool = Field(
         default=False,
-        description="compute the inside of blocks twice instead of keeping it: less memory, a third slower",
+        description="recompute activations inside blocks in the backward pass: less memory, a third slower",
     )
     compile: bool = Field(
         default=False,
-        description="torch.compile (a minute or more; little is gained on a CPU; direct forces only); what it cannot "
-        "compile runs as ever",
+        description="use torch.compile (takes a minute or more; gains little on a CPU; direct forces only); parts that "
+        "cannot be compiled run uncompiled",
     )
     out_of_memory: Literal["split", "stop"] = Field(
         default="split",
-        description="a batch too large for the memory is halved until it fits, the step staying the same; or the run "
-        "stops. 'stop' sends gradients while they are computed, which with several processes saves a little time "
-        "(fsdp always does)",
+        description="split: halve a batch that does not fit into memory until it does, with the same gradient. stop: "
+        "end the run; gradients are then sent while they are computed, which saves a little time with several "
+        "processes (fsdp always does so)",
     )
     workers: int | None = Field(
         default=None,
         ge=0,
-        description="processes beside each training process that make batches ahead; 0 makes them in line. If not "
-        "given: one on a CPU, which takes only time that nobody else wants, up to eight with a GPU; none where less "
-        "than 1 GiB of shared memory is free",
+        description="background processes per training process that prepare batches; 0: none. Default: one of low "
+        "priority on a CPU, up to eight with a GPU, none where less than 1 GiB of shared memory is free",
     )
 
 
 class Coefficients(Settings):
-    """What one structure adds to the cost of a batch; only ratios matter to where batches are cut."""
+    """Cost of a structure, per atom, edge, triplet and quadruplet; only ratios matter."""
 
-    atom: float = Field(default=0.0, ge=0)
-    edge: float = Field(default=0.0, ge=0)
-    triplet: float = Field(default=0.0, ge=0)
-    quadruplet: float = Field(default=0.0, ge=0)
+    atom: float = Field(default=0.0, ge=0, description="cost per atom")
+    edge: float = Field(default=0.0, ge=0, description="cost per edge")
+    triplet: float = Field(default=0.0, ge=0, description="cost per triplet")
+    quadruplet: float = Field(default=0.0, ge=0, description="cost per quadruplet")
 
     @model_validator(mode="after")
     def _some(self) -> Coefficients:
         if not any(self.model_dump().values()):
-            raise ValueError("all are zero, so that no structure costs anything; give at least one")
+            raise ValueError("all are zero; give at least one")
         return self
 
 
 class BatchingSettings(Settings):
-    """Where the sequence of structures is cut into batches (docs/decisions/0006-batches-by-cost.md)."""
+    """How structures are grouped into batches (docs/decisions/0006-batches-by-cost.md)."""
 
     by: Literal["count", "cost"] = Field(
-        default="count", description="batches of equally many structures, or of equal cost and `batch_size` on average"
+        default="count",
+        description="count: batches of `batch_size` structures; cost: batches of equal cost, `batch_size` on average",
     )
     atoms: int | None = Field(
-        default=None, ge=1, description="with 'cost': budget of a batch on average; replaces batch_size"
+        default=None, ge=1, description="with cost: mean number of atoms per batch; replaces batch_size"
     )
     edges: int | None = Field(
-        default=None, ge=1, description="with 'cost': budget of a batch on average; the tighter of the two counts"
+        default=None,
+        ge=1,
+        description="with cost: mean number of edges per batch; with `atoms` too, the tighter of the two applies",
     )
-    window: int = Field(default=16, ge=1, description="with 'cost': batches that are cut together")
+    window: int = Field(default=16, ge=1, description="with cost: number of batches cut from the sequence together")
     coefficients: Coefficients | None = Field(
-        default=None, description="with 'cost': measured on the device at the first start if not given"
+        default=None, description="with cost: cost model of a structure; default: measured when the run first starts"
     )
 
     @model_validator(mode="after")
@@ -205,16 +225,21 @@ class BatchingSettings(Settings):
 class SetSettings(Defining):
     """One data set of a pre-training."""
 
-    store: str = Field(description="name of an embedded set, or path of a store")
+    store: str = Field(description="name of an embedded data set, or path of a store")
     targets: Targets = Field(
         default_factory=lambda: {"energy": TargetSettings(), "forces": TargetSettings(weight_by_size=True)},
         validate_default=True,
+        description="properties to learn: property → head, loss and weight",
     )
-    graph: GraphSettings | None = Field(default=None, description="this set's own; the run's if not given")
-    split: str | None = Field(default=None, description="the data set's default if not given")
-    validation: int = Field(default=200, ge=1, description="structures used to watch the training")
-    cap: int | None = Field(default=None, ge=1, description="use at most so many structures, always the same")
-    max_share: float | None = Field(default=None, gt=0, le=1, description="at most this part of what is drawn")
+    graph: GraphSettings | None = Field(
+        default=None, description="graph settings of this data set; default: those of the run"
+    )
+    split: str | None = Field(default=None, description="name of the split; default: the data set's")
+    validation: int = Field(default=200, ge=1, description="number of validation structures")
+    cap: int | None = Field(default=None, ge=1, description="largest number of structures to use, always the same ones")
+    max_share: float | None = Field(
+        default=None, gt=0, le=1, description="largest fraction of the training structures drawn from this data set"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -227,33 +252,40 @@ class SetSettings(Defining):
 class PretrainSettings(Defining):
     """A joint pre-training."""
 
-    sets: dict[str, SetSettings] = Field(min_length=1)
-    backbone: BackboneChoice = Field(default_factory=BackboneChoice)
-    graph: GraphSettings = GraphSettings()
-    temperature: float = Field(default=2.0, gt=0, description="p_i ∝ n_i^(1/T)")
+    sets: dict[str, SetSettings] = Field(min_length=1, description="data sets to train on: name → settings")
+    backbone: BackboneChoice = Field(default_factory=BackboneChoice, description="backbone and its settings")
+    graph: GraphSettings = Field(
+        default=GraphSettings(), description="graph settings of the data sets that have none of their own"
+    )
+    temperature: float = Field(
+        default=2.0, gt=0, description="T of temperature sampling: data set i is drawn with p_i ∝ n_i^(1/T)"
+    )
     weights: dict[str, float] | None = Field(
-        default=None, description="set → share of what is drawn, instead of the temperature"
+        default=None, description="sampling weights instead of the temperature: data set → relative share"
     )
     edge_dropout: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="share of the edges left out at random, anew each time (JMP: 0.1); GemNet-OC makes up for it",
+        description="fraction of edges dropped at random from each structure each time (JMP: 0.1); GemNet-OC "
+        "rescales its outputs accordingly",
     )
-    batching: BatchingSettings = BatchingSettings()
-    optimiser: OptimiserSettings = OptimiserSettings()
-    train: TrainSettings = TrainSettings()
+    batching: BatchingSettings = Field(
+        default=BatchingSettings(), description="how structures are grouped into batches"
+    )
+    optimiser: OptimiserSettings = Field(default=OptimiserSettings(), description="optimiser and its schedule")
+    train: TrainSettings = Field(default=TrainSettings(), description="length of the training, and use of the hardware")
     start: str | None = Field(
         default=None,
-        description="folder of a finished model to add sets to: its backbone, graphs, heads and references stay; "
-        "a new set may have a graph of its own",
+        description="folder of a trained model to add data sets to; keeps its backbone, graphs, heads and references. "
+        "A new data set may have its own graph settings",
     )
     watch: dict[str, SetSettings] = Field(
         default_factory=dict,
-        description="sets of `start` that are not learned from but validated on; those of its run if not given",
+        description="data sets of `start` to validate on without training; default: those of its run",
     )
     loggers: tuple[str, ...] | None = Field(
-        default=None, description="csv, tensorboard, wandb; csv and, where it is installed, tensorboard if not given"
+        default=None, description="csv, tensorboard, wandb; default: csv, and tensorboard if it is installed"
     )
 
     @model_validator(mode="after")
@@ -265,7 +297,7 @@ class PretrainSettings(Defining):
 
     @property
     def graphs(self) -> list[GraphSettings]:
-        """Of each set."""
+        """Graph settings of each data set."""
         return [chosen.graph or self.graph for chosen in self.sets.values()]
 
 
@@ -273,19 +305,19 @@ class DataSettings(Defining):
     """The data of a fine-tuning."""
 
     store: str = Field(description="name of a data set, path of a store, or a file that ASE reads")
-    split: str | None = Field(default=None, description="name of the split; the data set's default if not given")
+    split: str | None = Field(default=None, description="name of the split; default: the data set's")
     split_seed: int = Field(default=0, description="seed of the splits `group` and `random`")
-    train: int | None = Field(default=None, ge=1, description="training structures; all of the split's if not given")
+    train: int | None = Field(
+        default=None, ge=1, description="number of training structures; default: all of the split's"
+    )
     validation: int | None = Field(
-        default=None, ge=1, description="validation structures; a tenth of the data if not given"
+        default=None, ge=1, description="number of validation structures; default: a tenth of the data"
     )
     test: int | None = Field(
-        default=None, ge=0, description="test structures; a tenth of the data if not given, 0 for no test"
+        default=None, ge=0, description="number of test structures, 0 for no test; default: a tenth of the data"
     )
-    keys: dict[str, str] = Field(
-        default_factory=dict, description="for a file: property → name of the entry that holds it"
-    )
-    units: dict[str, str] = Field(default_factory=dict, description="for a file: property → its unit there")
+    keys: dict[str, str] = Field(default_factory=dict, description="for a file: property → key of its entry")
+    units: dict[str, str] = Field(default_factory=dict, description="for a file: property → its unit in the file")
     level_of_theory: str = Field(default="not stated", description="for a file: level of theory of its labels")
 
 
@@ -293,19 +325,21 @@ class FinetuneOptimiserSettings(OptimiserSettings):
     """AdamW for runs of a few hundred steps: a short EMA, which does not lag behind (see docs/log.md)."""
 
     learning_rate: float = Field(default=2e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(default=0.01, ge=0, description="on all parameters, the embedding included")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay, on all parameters")
     warmup_steps: int = Field(default=20, ge=0, description="steps of linear warm-up")
-    clip_norm: float = Field(default=5.0, gt=0, description="largest global norm of the gradient")
-    ema_decay: float = Field(default=0.9, ge=0, lt=1, description="decay of the exponential moving average (EMA)")
+    clip_norm: float = Field(default=5.0, gt=0, description="gradient clipping: largest global norm")
+    ema_decay: float = Field(
+        default=0.9, ge=0, lt=1, description="decay of the exponential moving average (EMA) of the weights"
+    )
 
 
 class FinetuneTrainSettings(TrainSettings):
-    """Length of a fine-tuning, and how it uses the machine."""
+    """Length of a fine-tuning, batch size, and use of the hardware."""
 
-    steps: int = Field(default=500, ge=1, description="updates of the weights")
+    steps: int = Field(default=500, ge=1, description="optimiser steps")
     batch_size: int = Field(default=16, ge=1, description="structures per batch, over all processes")
     evaluate_every: int = Field(
-        default=50, ge=1, description="steps between validations; a tenth of the steps if not given"
+        default=50, ge=1, description="steps between validations; default: a tenth of the steps"
     )
 
     @model_validator(mode="before")
@@ -320,27 +354,34 @@ class FinetuneTrainSettings(TrainSettings):
 class FinetuneSettings(Defining):
     """One fine-tuning. These are the only defaults, for the command line and for Python alike."""
 
-    data: DataSettings
+    data: DataSettings = Field(description="data set, split, and how to read a file")
     targets: Targets = Field(
-        min_length=1, description="property → head, loss and weight; a list of properties takes the defaults of each"
+        min_length=1,
+        description="properties to learn: property → head, loss and weight; or a list of properties, with defaults",
     )
-    start: str = Field(default="eutectic-small", description="'scratch', or the name or folder of a pre-trained model")
+    start: str = Field(default="eutectic-small", description="name or folder of a pre-trained model, or 'scratch'")
     architecture_from: str | None = Field(
-        default=None,
-        description="for a start from scratch: a model whose backbone and graph settings are taken",
+        default=None, description="from scratch: a model whose backbone and graph settings are used"
     )
     backbone: BackboneChoice | None = Field(
-        default=None, description="for a start from scratch without `architecture_from`"
+        default=None, description="from scratch, without `architecture_from`: backbone and its settings"
     )
-    graph: GraphSettings | None = Field(default=None, description="the start's if not given")
+    graph: GraphSettings | None = Field(default=None, description="graph settings; default: those of the start")
     head_from: str | None = Field(
         default=None,
-        description="task of the start whose heads are kept, so that a run begins with its forces; fresh if none",
+        description="task of the pre-trained model whose heads are reused, so that a run starts from its predictions; "
+        "default: new heads",
     )
-    name: str = Field(default="", description="name of the task in the model; the data's if not given")
-    batching: BatchingSettings = BatchingSettings()
-    optimiser: FinetuneOptimiserSettings = FinetuneOptimiserSettings()
-    train: FinetuneTrainSettings = FinetuneTrainSettings()
+    name: str = Field(default="", description="name of the task in the model; default: that of the data")
+    batching: BatchingSettings = Field(
+        default=BatchingSettings(), description="how structures are grouped into batches"
+    )
+    optimiser: FinetuneOptimiserSettings = Field(
+        default=FinetuneOptimiserSettings(), description="optimiser and its schedule"
+    )
+    train: FinetuneTrainSettings = Field(
+        default=FinetuneTrainSettings(), description="length of the training, and use of the hardware"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -375,18 +416,18 @@ class FinetuneSettings(Defining):
 
 
 def task_name(store: str) -> str:
-    """A data set's name as a task's: the last part of a path without its ending, fit for the name of a module."""
+    """The name of a task from that of its data: the stem of a path, with only characters that a module name allows."""
     return re.sub(r"\W+", "_", Path(store).stem if Path(store).is_file() else Path(store).name) or "finetuned"
 
 
 def targets_of(
     properties: Sequence[str], *, forces: Literal["direct", "gradient"] = "direct"
 ) -> dict[str, TargetSettings]:
-    """Properties, each with the head that follows from it.
+    """Targets with the default head of each property.
 
     Args:
         properties: names.
-        forces: predicted directly, or as the gradient of the energy (which is then learned too).
+        forces: predicted directly, or as the gradient of the energy (which then becomes a target too).
     """
     names = list(dict.fromkeys(properties))
     gradient = forces == "gradient" and "forces" in names
@@ -400,10 +441,10 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def define_of_store(targets: Any, store: Any) -> None:
-    """Learn the definitions of properties that a store brings along, where a target is not known yet."""
+    """Register the property definitions of a store if a target is not defined yet."""
     if isinstance(targets, Iterable) and any(name not in PROPERTIES for name in targets):
-        # A target that the store does not define either is refused when the targets are checked; a store that
-        # cannot be opened, when it is used.
+        # Targets that are still undefined are rejected when the targets are checked; a store that cannot be opened,
+        # when it is used.
         with suppress(EutecticError):
             open_store(str(store))
 
@@ -428,10 +469,10 @@ def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:
                 fixes.append(did_you_mean(str(item["loc"][-1]), known, f"known here: {', '.join(known)}"))
             else:
                 # A rule about several settings has no single value to show.
-                whole = item["type"] in ("missing", "value_error") and isinstance(item.get("input"), Mapping)
-                given = "" if whole or item["type"] == "missing" else f" (given {item.get('input')!r})"
-                said = item["msg"].removeprefix("Value error, ")
-                problems.append(f"{path}: {said}{given}" if path else f"{said}{given}")
+                several = item["type"] in ("missing", "value_error") and isinstance(item.get("input"), Mapping)
+                given = "" if several or item["type"] == "missing" else f" (given {item.get('input')!r})"
+                message = item["msg"].removeprefix("Value error, ")
+                problems.append(f"{path}: {message}{given}" if path else f"{message}{given}")
         raise EutecticError(
             where,
             "; ".join(problems),
@@ -441,7 +482,7 @@ def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`changes` laid over `values`, section by section."""
+    """`values` updated by `changes`, section by section."""
     result = dict(values)
     for key, change in changes.items():
         if isinstance(change, dict) and isinstance(result.get(key), dict):
@@ -453,16 +494,16 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def _keys_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """Names of the settings at a place in a tree of settings."""
-    here: Any = kind
+    node: Any = kind
     for step in path:
-        if isinstance(here, type) and issubclass(here, BaseModel):
-            field = here.model_fields.get(str(step))
-            here = field.annotation if field else None
+        if isinstance(node, type) and issubclass(node, BaseModel):
+            field = node.model_fields.get(str(step))
+            node = field.annotation if field else None
         else:
-            # A dict of settings or an optional one: what stands last or first among its arguments.
-            inner = [a for a in getattr(here, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
-            here = inner[-1] if inner else None
-        options = [a for a in getattr(here, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
-        if getattr(here, "__origin__", None) is not dict and options:
-            here = options[0]
-    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+            # A dict of settings or an optional one: the last or first of its type arguments.
+            inner = [a for a in getattr(node, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+            node = inner[-1] if inner else None
+        options = [a for a in getattr(node, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if getattr(node, "__origin__", None) is not dict and options:
+            node = options[0]
+    return list(node.model_fields) if isinstance(node, type) and issubclass(node, BaseModel) else []

@@ -1,4 +1,4 @@
-"""The state of a run: what it resumes from, and where that is kept."""
+"""The state of a run: everything it resumes from."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from eutectic.train.runtime.journal import Journal
 
 
 class RunState:
-    """Everything a run resumes from: weights, EMA, optimiser, gradient scaler, journal, counts and the caller's own.
+    """Everything a run resumes from: weights, EMA, optimiser, gradient scaler, journal, counters, and the caller's own.
 
-    All processes hold one and call its methods together; the first one writes.
+    Every process has one, and all call its methods together; the first process writes.
 
     Args:
         fabric: launched.
-        model: as trained, perhaps sharded.
+        model: as trained, possibly sharded.
         ema: of `model`.
-        optimiser: not Fabric's wrapper.
-        scaler: where the precision has one.
+        optimiser: without Fabric's wrapper.
+        scaler: the precision's gradient scaler, if any.
         folder: for `checkpoint.pt` and `journal.jsonl`; None writes nothing.
-        extra_state, restore_extra: what the caller keeps in the checkpoint, and how it takes it back.
+        extra_state, restore_extra: write and read the caller's own state in the checkpoint.
 
     Attributes:
-        step: the last step that the journal holds.
+        step: the last step in the journal.
         seconds: training time up to that step.
         nonfinite_steps: so far.
         saved_at: monotonic time of the last checkpoint, or of the start.
@@ -59,10 +59,10 @@ class RunState:
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
-        """Take everything from the folder's checkpoint, if there is one.
+        """Restore everything from the folder's checkpoint, if there is one.
 
         Raises:
-            EutecticError: a damaged checkpoint; processes that see different ones.
+            EutecticError: a damaged checkpoint; processes read different checkpoints.
         """
         state = None if self.checkpoint is None else load_checkpoint(self.checkpoint)
         self._check_same_step(0 if state is None else state["step"])
@@ -78,7 +78,7 @@ class RunState:
         self.restore_extra(state["extra"])
 
     def record(self, entry: dict[str, Any], seconds: float) -> None:
-        """Add a step to the journal; `seconds` is the training time up to it."""
+        """Add a step to the journal; `seconds` is the training time so far."""
         self.journal.add(entry)
         self.step, self.seconds = entry["step"], seconds
 
@@ -91,7 +91,7 @@ class RunState:
         self.journal.flush()
         if self.checkpoint is None:
             return
-        # Every process helps to gather sharded tensors.
+        # Every process takes part in gathering sharded tensors.
         gathered = {
             "model": full_state(self.model.state_dict(), keep=self.first),
             "averaged": full_state(self.ema.state_dict(), keep=self.first),
@@ -109,7 +109,7 @@ class RunState:
         self.saved_at = time.monotonic()
 
     def plain_model(self) -> MultitaskModel | None:
-        """In the first process a copy of the model with its present weights, neither compiled nor sharded."""
+        """In the first process a copy of the model with its current weights, neither compiled nor sharded."""
         weights = full_state(self.model.state_dict(), keep=self.first)
         if not self.first:
             return None
@@ -124,7 +124,7 @@ class RunState:
         if first != step:
             raise EutecticError(
                 f"{self.folder}, process {self.fabric.global_rank}",
-                f"a checkpoint of step {step}, where the first process has one of step {first}",
-                "a folder that every process sees",
+                f"a checkpoint of step {step}, but the first process has one of step {first}",
+                "a folder shared by all processes",
                 "choose an --out on a file system that all nodes share",
             )

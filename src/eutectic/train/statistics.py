@@ -1,7 +1,6 @@
 """Statistics of a training step: packed into one vector, summed over processes in one all-reduce, read by name.
 
-On a GPU the vector is copied back asynchronously. Whoever reads it waits for the copy alone, not for the kernels queued
-behind it.
+On a GPU the vector is copied back asynchronously. Reading it waits for the copy only, not for kernels queued after it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from eutectic.tasks import Task
 
 
 def targets_of(tasks: Sequence[Task]) -> list[tuple[int, str]]:
-    """Index of the task, and property, of every target with a weight: the order of `target_losses` everywhere."""
+    """Task index and property of every target with a non-zero weight, in the order of `target_losses`."""
     return [(i, name) for i, task in enumerate(tasks) for name, target in task.targets.items() if target.weight != 0]
 
 
@@ -28,11 +27,11 @@ class RankStatistics:
 
     Attributes:
         losses: (n_tasks,) sum of the structures' losses; on the device.
-        target_losses: (n_targets,) sum of the structures' losses in each target, without its weight; on the device.
-        structures: (n_tasks,)
-        labelled: (n_targets,) structures that carry the target's label.
-        atoms, edges: of all structures.
-        passes: forward passes.
+        target_losses: (n_targets,) sum of the structures' losses in each target, unweighted; on the device.
+        structures: (n_tasks,) number of structures.
+        labelled: (n_targets,) number of structures with the target's label.
+        atoms, edges: numbers over all structures.
+        passes: number of forward passes.
     """
 
     losses: Tensor
@@ -46,13 +45,13 @@ class RankStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class StepStatistics:
-    """A whole step, over all processes. The fields are in the order of the vector.
+    """A step over all processes. The fields are in the order of the vector.
 
     Attributes:
         losses, target_losses, structures, labelled, atoms, edges, passes: as in `RankStatistics`.
-        data_seconds: waiting for batches, summed over processes.
-        stop_requests: processes that have received a signal.
-        checkpoint_due: 1 where it is time to save.
+        data_seconds: time spent waiting for batches, summed over processes.
+        stop_requests: number of processes that have received a signal.
+        checkpoint_due: 1 if a checkpoint is due.
         gradient_norm: before clipping.
         scale: of the gradient scaler; 1 without.
     """
@@ -72,10 +71,10 @@ class StepStatistics:
 
     @staticmethod
     def pack(rank: RankStatistics, *, data_seconds: float, stop_requested: bool, checkpoint_due: bool) -> Tensor:
-        """What one process adds to the sum: all fields but `gradient_norm` and `scale`, which are the same everywhere.
+        """One process's contribution to the sum: all fields but `gradient_norm` and `scale`, which all processes share.
 
         Returns:
-            On the device, which is not waited for.
+            A vector on the device; does not wait for it.
         """
         scalars = (rank.atoms, rank.edges, rank.passes, data_seconds, stop_requested, checkpoint_due)
         on_host = torch.tensor([*rank.structures, *rank.labelled, *map(float, scalars)], dtype=rank.losses.dtype)
@@ -85,13 +84,13 @@ class StepStatistics:
 
     @staticmethod
     def finite_on_device(values: Tensor, gradient_norm: Tensor, tasks: Sequence[Task]) -> Tensor:
-        """() 1 where the losses in the sum of what `pack` returns, and the norm, are all finite; 0 otherwise."""
+        """() 1 if the gradient norm and all losses in the summed vector of `pack` are finite; 0 otherwise."""
         losses = values[: len(tasks)]
         return (torch.isfinite(gradient_norm) & torch.isfinite(losses).all()).to(torch.float32)
 
     @classmethod
     def unpack(cls, values: Sequence[float], tasks: Sequence[Task]) -> StepStatistics:
-        """From the sum of what `pack` returns, followed by `gradient_norm` and `scale`."""
+        """From the summed vector of `pack`, followed by `gradient_norm` and `scale`."""
         n, m = len(tasks), len(targets_of(tasks))
         ends = (n, n + m, 2 * n + m, 2 * (n + m))
         losses, target_losses, structures, labelled = (
@@ -120,22 +119,22 @@ class StepStatistics:
 
     @property
     def finite(self) -> bool:
-        """Whether the optimiser took the step."""
+        """Whether loss and gradient are finite, so that the optimiser did the step."""
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 @dataclass(frozen=True)
 class PendingStatistics:
-    """Statistics of a step on their way from the device.
+    """Statistics of a step while they are copied from the device.
 
     Attributes:
-        step: number of steps with this one.
+        step: number of steps up to and including this one.
         seconds: training time so far.
-        step_seconds: of this step.
+        step_seconds: time of this step.
         learning_rate: of the heads.
         tasks: of the model.
-        values: on the CPU; not to be looked at before `arrived`.
-        arrived: None where they were on the CPU all along.
+        values: on the CPU; valid only after `arrived`.
+        arrived: end of the copy; None where nothing is copied.
     """
 
     step: int
@@ -150,10 +149,10 @@ class PendingStatistics:
     def start_copy(
         cls, values: Tensor, gradient_norm: Tensor, scaler: torch.amp.GradScaler | None, **known: Any
     ) -> PendingStatistics:
-        """Begin to copy from the device, without waiting.
+        """Start the copy from the device, without waiting.
 
         Args:
-            values: the sum of what `StepStatistics.pack` returns.
+            values: the summed vector of `StepStatistics.pack`.
             gradient_norm: ()
             scaler: its scale is that of the next step.
             known: the other attributes.
@@ -163,14 +162,14 @@ class PendingStatistics:
         values = torch.cat([values, both.to(values.dtype)])
         if values.device.type != "cuda":
             return cls(values=values, arrived=None, **known)
-        landing = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        landing.copy_(values, non_blocking=True)
+        on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        on_host.copy_(values, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        return cls(values=landing, arrived=arrived, **known)
+        return cls(values=on_host, arrived=arrived, **known)
 
     def read(self) -> StepStatistics:
-        """Wait until they have arrived."""
+        """Wait for the copy and return the statistics."""
         if self.arrived is not None:
             self.arrived.synchronize()
         return StepStatistics.unpack(self.values.tolist(), self.tasks)
@@ -180,9 +179,9 @@ class PendingStatistics:
 
         Args:
             statistics: what `read` returned.
-            processes: that took part.
-            passes: forward passes where every batch fits; `passes` is noted if there were more.
-            scaled: whether there is a gradient scaler, whose scale is noted.
+            processes: number of processes.
+            passes: number of forward passes if every batch fits; the entry has `passes` if there were more.
+            scaled: whether there is a gradient scaler; the entry then has its scale.
         """
         s, names = statistics, [task.name for task in self.tasks]
         by_property: dict[str, dict[str, float]] = {}

@@ -10,7 +10,7 @@ from eutectic.atoms import EutecticError
 from eutectic.data.store import Store
 from eutectic.graph import GraphSettings
 from eutectic.tasks import TargetSettings, fit_task
-from eutectic.train.batches.loader import default_workers, feed
+from eutectic.train.batches.loader import default_workers, load_batches
 from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 
 
@@ -32,7 +32,7 @@ def test_the_batch_that_cannot_be_made_is_the_one_that_fails(molecules: Store, m
 
     monkeypatch.setattr(Store, "__getitem__", refusing)
     for workers in (0, 1):
-        made = feed(
+        made = load_batches(
             source, [source.sets[0].task], range(6), rank=0, world=1, dtype=torch.float32, workers=workers, pin=False
         )
         with made as batches:

@@ -1,1 +1,1 @@
-"""Which structures make up each batch, and the loading of batches in the background."""
+"""Sampling of batches, and loading them in the background."""

@@ -1,4 +1,4 @@
-"""Batches made ahead of the step that wants them, in the order of the steps."""
+"""Batch loading: worker processes prepare batches ahead of the training steps, in order."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from eutectic.tasks import Batch, Task, make_batch
 from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 
 TOGETHER = 64
-"""Structures that are made in one go, where a process's share of a batch is smaller."""
+"""Number of structures prepared together where a process's share of a batch is smaller."""
 
 SHARED_MEMORY = 2**30
-"""Free bytes of it without which batches are made in line (a container of Docker's has 64 MiB)."""
+"""Free bytes of shared memory required for worker processes (a Docker container has 64 MiB)."""
 
 
 @dataclass(frozen=True)
@@ -35,25 +35,25 @@ class RankBatch:
 
     Attributes:
         index: of the batch, from the start of the run.
-        batch: with a structure at least (see `check_shares`).
+        batch: has at least one structure (see `check_shares`).
     """
 
     index: int
     batch: Batch
 
 
-_Made = list[RankBatch | EutecticError]
+_Loaded = list[RankBatch | EutecticError]
 
 
 @dataclass(frozen=True)
 class _PackedBatches:
-    """What a worker process made, its many tensors laid into one for each type: sending each by itself takes longer
-    than making it.
+    """Batches from a worker process, with their tensors concatenated by dtype: sending each tensor by itself takes
+    longer than preparing it.
 
     Attributes:
         outline: everything but the tensors, pickled.
-        contents: type → all tensors of that type, one behind the other.
-        places: of each tensor: type, beginning, shape.
+        contents: dtype → all tensors of that dtype, concatenated.
+        places: dtype, offset and shape of each tensor.
     """
 
     outline: bytes
@@ -71,18 +71,18 @@ class _PackedBatches:
         for tensor in packer.tensors:
             kind, begin = tensor.dtype, ends.get(tensor.dtype, 0)
             places.append((kind, begin, tensor.shape))
-            # Every tensor begins at a multiple of 16 elements, as kernels like it.
+            # Every tensor begins at a multiple of 16 elements, for aligned access.
             room = -(-tensor.numel() // 16) * 16
             parts.setdefault(kind, []).append(torch.nn.functional.pad(tensor.reshape(-1), (0, room - tensor.numel())))
             ends[kind] = begin + room
         return cls(file.getvalue(), {kind: torch.cat(p) for kind, p in parts.items()}, places)
 
     def pin_memory(self) -> _PackedBatches:
-        """In memory that a GPU copies from while the CPU goes on (the data loader calls this)."""
+        """A copy in pinned memory, for asynchronous transfer to a GPU (the data loader calls this)."""
         return replace(self, contents={kind: value.pin_memory() for kind, value in self.contents.items()})
 
     def unpacked(self) -> Any:
-        """The value, its tensors views of `contents`."""
+        """The original value, with tensors that are views of `contents`."""
         tensors = [self.contents[kind][a : a + shape.numel()].view(shape) for kind, a, shape in self.places]
         unpacker = pickle.Unpickler(io.BytesIO(self.outline))
         unpacker.persistent_load = tensors.__getitem__  # type: ignore[method-assign]
@@ -108,17 +108,17 @@ class _Batches(Dataset[Any]):
         self.source, self.tasks, self.rank, self.world, self.dtype = source, tasks, rank, world, dtype
         self.pack = pack
 
-    def __getitems__(self, indices: Sequence[int]) -> _Made | _PackedBatches:
-        made = self._made(indices)
-        return _PackedBatches.of(made) if self.pack else made
+    def __getitems__(self, indices: Sequence[int]) -> _Loaded | _PackedBatches:
+        loaded = self._load(indices)
+        return _PackedBatches.of(loaded) if self.pack else loaded
 
-    def _made(self, indices: Sequence[int]) -> _Made:
+    def _load(self, indices: Sequence[int]) -> _Loaded:
         try:
             shares = self.source.shares(indices, self.rank, self.world)
         except EutecticError as error:
-            if len(indices) > 1:  # which of them cannot be made?
-                return [made for index in indices for made in self._made([index])]
-            return [error]  # raised in a worker process it would come back without its four parts
+            if len(indices) > 1:  # find the batch that fails
+                return [loaded for index in indices for loaded in self._load([index])]
+            return [error]  # an exception raised in a worker process would lose its four parts
         return [
             RankBatch(index, make_batch(items, self.tasks, self.dtype))
             for index, items in zip(indices, shares, strict=True)
@@ -126,41 +126,40 @@ class _Batches(Dataset[Any]):
 
 
 class BatchLoader:
-    """An iterator of batches that knows how long it was waited for.
+    """An iterator of batches that measures the time spent waiting for them.
 
     Attributes:
-        waited: seconds, since this was last set to zero.
+        waited: seconds since this was last set to zero.
     """
 
-    def __init__(self, batches: Iterator[_Made | _PackedBatches]) -> None:
-        several = (made.unpacked() if isinstance(made, _PackedBatches) else made for made in batches)
+    def __init__(self, batches: Iterator[_Loaded | _PackedBatches]) -> None:
+        several = (loaded.unpacked() if isinstance(loaded, _PackedBatches) else loaded for loaded in batches)
         self._batches: Iterator[RankBatch | EutecticError] = chain.from_iterable(several)
         self.waited = 0.0
 
     def take(self, count: int) -> list[RankBatch]:
-        """The next few batches.
+        """The next `count` batches.
 
         Raises:
-            EutecticError: a structure that cannot be used.
+            EutecticError: an invalid structure.
         """
         began = time.monotonic()
         taken = []
         for _ in range(count):
-            fed = next(self._batches)
-            if isinstance(fed, EutecticError):
-                raise fed
-            taken.append(fed)
+            batch = next(self._batches)
+            if isinstance(batch, EutecticError):
+                raise batch
+            taken.append(batch)
         self.waited += time.monotonic() - began
         return taken
 
 
 def default_workers(device: torch.device, processes: int, sets: Sequence[TaskDataset]) -> int:
-    """Processes that make batches ahead, if nobody says how many.
+    """Default number of worker processes that prepare batches.
 
-    On a CPU one, which works while the cores that train wait for each other (see `_politely`); with a GPU the cores are
-    free, up to eight. None where graphs are kept in memory once built, and none where batches cannot be handed over:
-    that takes processes that fork safely (macOS's do not), and shared memory, of which a container may have next to
-    nothing.
+    On a CPU one, which runs while training processes wait for each other (see `_lower_priority`); with a GPU, where the
+    cores are free, up to eight. None where built graphs are kept in memory, and none where workers cannot hand over
+    batches: that needs safe forking (not on macOS) and shared memory, of which a container may have very little.
     """
     if all(s.keep and not s.edge_dropout for s in sets) or sys.platform != "linux" or _shared_memory() < SHARED_MEMORY:
         return 0
@@ -170,25 +169,25 @@ def default_workers(device: torch.device, processes: int, sets: Sequence[TaskDat
 
 
 def _shared_memory() -> float:
-    """Free bytes."""
+    """Free bytes of shared memory."""
     try:
-        room = os.statvfs("/dev/shm")
+        status = os.statvfs("/dev/shm")
     except OSError:
         return 0.0
-    return float(room.f_bavail * room.f_frsize)
+    return float(status.f_bavail * status.f_frsize)
 
 
-def _politely(worker: int) -> None:
-    """A worker on a CPU takes a core only when nobody else wants it.
+def _lower_priority(worker: int) -> None:
+    """Run a worker on a CPU at the lowest priority, so that it uses only idle cores.
 
-    That is often enough: processes that share a batch wait for the slowest of them after every step. And when a step
-    waits for its batch, its core is free.
+    Cores are idle often enough: processes that share a batch wait for the slowest one after every step, and a step
+    that waits for its batch leaves its core free.
     """
     os.nice(19)
 
 
 @contextmanager
-def feed(
+def load_batches(
     source: BatchSampler,
     tasks: Sequence[Task],
     batches: range,
@@ -199,42 +198,42 @@ def feed(
     workers: int,
     pin: bool,
 ) -> Iterator[BatchLoader]:
-    """This process's share of each batch of a range.
+    """Load this process's share of each batch of a range.
 
     Args:
         source, tasks: as in the loop.
-        batches: which, in order.
-        rank, world: this process among all.
+        batches: indices of the batches, in order.
+        rank, world: rank of this process, and number of processes.
         dtype: of geometry and labels.
-        workers: processes that make batches ahead; 0 makes them when they are asked for, a few at a time.
-        pin: for a GPU.
+        workers: processes that prepare batches ahead; 0 prepares them on demand, a few at a time.
+        pin: pin memory, for a GPU.
     """
     together = max(1, min(8, TOGETHER * world // source.batch_size))
     forks = workers > 0 and "fork" in multiprocessing.get_all_start_methods()
     loader = DataLoader(
         _Batches(source, tasks, rank, world, dtype, pack=workers > 0 or pin),
-        # Here a "batch" is several: making them together costs less than one after the other.
+        # A "batch" of the data loader is several batches: preparing them together costs less.
         batch_size=together,
         sampler=batches,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         pin_memory=pin,
         prefetch_factor=max(2, 4 // together) if workers else None,
-        # Forked workers are there at once, share the memory of the stores, and never touch the device.
+        # Forked workers start at once, share the memory of the stores, and never use the device.
         multiprocessing_context="fork" if forks else None,
-        # Of its own, so that the global one is not drawn from.
+        # A separate generator, so that the global one is not advanced.
         generator=torch.Generator(),
-        worker_init_fn=None if pin else _politely,
+        worker_init_fn=None if pin else _lower_priority,
     )
     iterator = iter(loader)
     try:
         yield BatchLoader(iterator)
     finally:
-        # Ends the workers now and not whenever the garbage is collected.
+        # Ends the workers now instead of at garbage collection.
         shutdown = getattr(iterator, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()
 
 
-def _as_it_is(value: Any) -> Any:
+def _identity(value: Any) -> Any:
     return value

@@ -1,12 +1,12 @@
-"""Mixing data sets of very different sizes: the order of an epoch as a function, never as a list.
+"""Temperature sampling of data sets of very different sizes, in constant memory.
 
-Temperature sampling as in JMP (Shoghi et al., ICLR 2024, arXiv:2310.16802): data set i has a share
-∝ n_i^(1/T) of an epoch. It is exact, not drawn: set i has ceil(n_i f_i) places, with f_i such that the least
-repeated set is seen once. Every place is visited once, in a pseudo-random order computed from (seed, epoch,
-position) in constant memory, so that a run resumes anywhere, on any number of processes.
+As in JMP (Shoghi et al., ICLR 2024, arXiv:2310.16802), data set i has a share ∝ n_i^(1/T) of an epoch. The shares are
+exact, not random: set i has ceil(n_i f_i) places, with f_i such that the least repeated set is seen once. Every place
+is visited once, in a pseudo-random order computed from (seed, epoch, position) in constant memory, so that a run can
+resume anywhere, on any number of processes.
 
-A set can be held back in two ways: `caps` makes it smaller (so many of its structures, always the same ones, chosen
-evenly over it), `max_shares` makes it rarer (at most such a part of the epoch; the others share the rest as before).
+Two options limit a set: `caps`, the number of its structures that are used (always the same ones, spread evenly over
+it), and `max_shares`, its share of the epoch (the ratios of the other sets are kept).
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ ROUNDS = 6
 
 
 class Mixture:
-    """How often, and in which order, an epoch visits the rows of several data sets.
+    """The order in which an epoch visits the rows of several data sets.
 
     Args:
         sizes: data set → number of training rows n_i.
         temperature: T of p_i ∝ n_i^(1/T): 1 is proportional, 2 is JMP's, infinity is uniform over data sets.
         weights: data set → relative share of the epoch, instead of the temperature.
-        caps: data set → at most so many of its structures are ever used.
-        max_shares: data set → at most this part of an epoch, in (0, 1].
+        caps: data set → largest number of its structures that are used.
+        max_shares: data set → its largest share of an epoch, in (0, 1].
 
     Attributes:
-        names: the data sets, in the order of `sizes`; `at` answers with positions in it.
-        sizes: data set → structures that are used.
+        names: the data sets, in the order of `sizes`; `at` returns positions in it.
+        sizes: data set → number of structures used.
         places: data set → places in one epoch, ceil(n_i f_i) ≥ n_i.
         length: places in one epoch.
 
@@ -86,7 +86,7 @@ class Mixture:
     def at(
         self, seed: int, epoch: int, positions: Int[np.ndarray, " n"]
     ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-        """What stands at some positions of an epoch.
+        """Data sets and rows at some positions of an epoch.
 
         Args:
             seed: of the run.
@@ -95,7 +95,7 @@ class Mixture:
 
         Returns:
             (n,) data set, as a position in `names`, and (n,) row of it. A set with more places than rows
-            repeats its rows in turn: no row is seen twice more often than another.
+            cycles through its rows: the numbers of visits of two rows differ by at most one.
 
         Raises:
             IndexError: a position outside the epoch.
@@ -108,9 +108,9 @@ class Mixture:
         offset = place - (self._ends[which] - np.array(list(self.places.values()))[which])
         row = offset % self._rows[which]
         for i, size in self._capped:
-            # Which structures are used does not depend on the seed: a capped set is a data set of its own.
-            mine = np.flatnonzero(which == i)
-            row[mine] = _permute(row[mine], size, f"cap/{self.names[i]}")
+            # The structures used do not depend on the seed: a capped set is a fixed data set.
+            of_set = np.flatnonzero(which == i)
+            row[of_set] = _permute(row[of_set], size, f"cap/{self.names[i]}")
         return which.astype(np.int64), row
 
 
@@ -143,19 +143,19 @@ def _check(sizes: Mapping[str, int], temperature: float | int, weights: Mapping[
 
 
 def _check_limits(sizes: Mapping[str, int], caps: Mapping[str, int], max_shares: Mapping[str, float | int]) -> None:
-    for what, limits in (("cap", caps), ("share", max_shares)):
+    for kind, limits in (("cap", caps), ("share", max_shares)):
         for name, value in limits.items():
             if name not in sizes:
                 raise EutecticError(
-                    "mixture", f"a {what} for {name!r}", f"one of {', '.join(sizes)}", "name a set of the mixture"
+                    "mixture", f"a {kind} for {name!r}", f"one of {', '.join(sizes)}", "choose a set of the mixture"
                 )
-            if not (1 <= value < math.inf if what == "cap" else 0 < value <= 1):
-                wanted = "at least one structure" if what == "cap" else "a part of an epoch, above 0 and at most 1"
-                raise EutecticError(f"mixture, {name}", f"{what} {value}", wanted, "leave the data set out instead")
+            if not (1 <= value < math.inf if kind == "cap" else 0 < value <= 1):
+                expected = "at least one structure" if kind == "cap" else "a share above 0 and at most 1"
+                raise EutecticError(f"mixture, {name}", f"{kind} {value}", expected, "leave out the data set instead")
 
 
 def _limited(shares: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Shares of sum 1, none above its limit; those below theirs keep their ratios to each other.
+    """Normalised shares, none above its limit; those below their limits keep their ratios to each other.
 
     Raises:
         EutecticError: the limits add up to less than an epoch.
@@ -165,7 +165,7 @@ def _limited(shares: np.ndarray, limits: np.ndarray) -> np.ndarray:
             "mixture",
             f"largest shares that add up to {limits.sum():.3g}",
             "at least 1, or an epoch cannot be filled",
-            "raise max_share of a set, or leave it out for one of them",
+            "raise max_share of a data set, or leave it out for one of them",
         )
     shares = shares / shares.sum()
     held = np.zeros(len(shares), dtype=bool)
@@ -181,9 +181,9 @@ def _limited(shares: np.ndarray, limits: np.ndarray) -> np.ndarray:
 def _permute(values: np.ndarray, length: int, key: str) -> np.ndarray:
     """A keyed permutation of [0, length).
 
-    A Feistel network permutes the 2^(2h) ≥ length numbers of 2h bits, whatever its round function; values
-    that land outside [0, length) are sent through again until they are inside ("cycle walking"; Black and
-    Rogaway, CT-RSA 2002), which keeps it a permutation. Fewer than four passes are needed on average.
+    A Feistel network permutes the 2^(2h) ≥ length numbers of 2h bits for any round function; values outside
+    [0, length) are permuted again until they are inside ("cycle walking"; Black and Rogaway, CT-RSA 2002), which keeps
+    it a permutation. Fewer than four passes are needed on average.
     """
     half = np.uint64(max(1, math.ceil((length - 1).bit_length() / 2)))
     mask = np.uint64((1 << int(half)) - 1)

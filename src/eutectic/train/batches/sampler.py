@@ -1,9 +1,9 @@
-"""Which structures make up which batch: a function of the seed and the batch's number alone.
+"""Batch sampling: the structures of a batch are a function of the seed and the batch's index alone.
 
-The order of structures is the mixture's. Where it is cut into batches is decided by count (every batch has
-`batch_size`), or by cost: windows of `window · batch_size` structures are each cut into `window` batches of nearly
-equal cost, so that a batch's structures follow from its own window, whatever came before. A step of the optimiser
-takes one batch, or as many as are accumulated.
+The order of structures is that of the mixture. It is cut into batches by count (`batch_size` structures each), or by
+cost: each window of `window · batch_size` structures is cut into `window` batches of nearly equal cost, so that the
+structures of a batch depend on its own window only. A step of the optimiser uses one batch, or several with gradient
+accumulation.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from eutectic.tasks import Sample, Task
 from eutectic.train.batches.mixture import Mixture
 
 SampleKey = tuple[int, int, int]
-"""Seed, epoch and position: which of a run's draws a structure is, and the seed of all that is random about it."""
+"""Seed, epoch and position of a drawn structure; also the seed of its edge dropout."""
 
 SMALLEST = 4
-"""A batch cut by cost has at least a fourth of the structures that it has on average."""
+"""A batch cut by cost has at least a fourth of the mean number of structures."""
 
 
 @dataclass
 class TaskDataset:
-    """One task's structures, ready to be turned into items.
+    """The structures of one task, from which samples are built.
 
     Attributes:
         index: of the task in the model.
-        store, rows: which structures.
-        keep: hold graphs in memory once built (for sets seen many times); not where edges are dropped anew.
-        edge_dropout: share of the edges that a structure drawn for training loses.
-        edge_lists: the lists that the backbone reads (`Backbone.edge_lists`); graphs have no others.
-        kept: position → what is held in memory so far.
+        store, rows: the structures.
+        keep: keep built graphs in memory (for sets seen many times); not with edge dropout.
+        edge_dropout: fraction of edges dropped from a structure drawn for training.
+        edge_lists: the edge lists that the backbone reads (`Backbone.edge_lists`); no others are built.
+        kept: position → sample kept in memory.
     """
 
     index: int
@@ -66,57 +66,57 @@ class TaskDataset:
 
         Args:
             position: 0 … len − 1.
-            draw: for training: decides which edges it loses.
+            draw: for training: seeds the edge dropout.
         """
         return make_samples([(self, position, draw)])[0]
 
     def items(self) -> list[Sample]:
-        """All of them, in order."""
+        """All structures, in order."""
         return make_samples([(self, position, None) for position in range(len(self))])
 
 
-def make_samples(wanted: Sequence[tuple[TaskDataset, int, SampleKey | None]]) -> list[Sample]:
-    """Structures ready to be batched. Those that become graphs in the same way do so together, which costs less.
+def make_samples(keys: Sequence[tuple[TaskDataset, int, SampleKey | None]]) -> list[Sample]:
+    """Build samples for batches. Graphs with the same settings are built together, which costs less.
 
     Args:
-        wanted: of each the set, the position in it, and the draw if it is one.
+        keys: data set, position in it, and draw (None outside training) of each structure.
     """
-    found: list[Sample | None] = [rows.kept.get(position) for rows, position, _ in wanted]
-    alike: dict[tuple[GraphSettings, tuple[str, ...], float], list[int]] = defaultdict(list)
-    for k, (rows, _, draw) in enumerate(wanted):
-        if found[k] is None:
-            alike[rows.task.graph, rows.edge_lists, 0.0 if draw is None else rows.edge_dropout].append(k)
-    for (settings, lists, dropout), these in alike.items():
-        read = [rows.store[int(rows.rows[position])] for rows, position, _ in (wanted[k] for k in these)]
+    samples: list[Sample | None] = [data.kept.get(position) for data, position, _ in keys]
+    by_settings: dict[tuple[GraphSettings, tuple[str, ...], float], list[int]] = defaultdict(list)
+    for k, (data, _, draw) in enumerate(keys):
+        if samples[k] is None:
+            by_settings[data.task.graph, data.edge_lists, 0.0 if draw is None else data.edge_dropout].append(k)
+    for (settings, lists, dropout), indices in by_settings.items():
+        read = [data.store[int(data.rows[position])] for data, position, _ in (keys[k] for k in indices)]
         graphs = build_graphs(
-            [row.structure for row in read],
+            [labelled.structure for labelled in read],
             settings,
             lists=lists,
             edge_dropout=dropout,
-            rngs=[np.random.default_rng(wanted[k][2]) for k in these] if dropout else None,
+            rngs=[np.random.default_rng(keys[k][2]) for k in indices] if dropout else None,
         )
-        for k, row, graph in zip(these, read, graphs, strict=True):
-            rows, position, _ = wanted[k]
-            item = found[k] = Sample(task=rows.index, graph=graph, labels=rows.task.normalised_labels(row))
-            if rows.keep and not dropout:
-                rows.kept[position] = item
-    return cast(list[Sample], found)
+        for k, labelled, graph in zip(indices, read, graphs, strict=True):
+            data, position, _ = keys[k]
+            sample = samples[k] = Sample(task=data.index, graph=graph, labels=data.task.normalised_labels(labelled))
+            if data.keep and not dropout:
+                data.kept[position] = sample
+    return cast(list[Sample], samples)
 
 
 class BatchSampler:
     """The batches of a run.
 
     Args:
-        sets: one for each task that is learned.
-        batch_size: structures per batch over all processes; their average where batches are cut by cost. The sum of
-            a step's losses is divided by this average: a structure weighs the same in whichever batch it falls.
+        sets: one data set per task trained on.
+        batch_size: structures per batch over all processes; their mean where batches are cut by cost. The sum of a
+            step's losses is divided by this mean, so that every structure has the same weight in any batch.
         temperature: of the mixture; irrelevant with one set.
         seed: of the order.
         weights: task → share of the mixture, instead of the temperature.
         caps, max_shares: see `Mixture`.
-        costs: for each set, the cost of a structure by its number of atoms, (most atoms + 1,); cut by count
-            without.
-        window: batches that are cut together.
+        costs: for each set, the cost of a structure by its number of atoms, (largest number of atoms + 1,); None cuts
+            by count.
+        window: number of batches that are cut together.
     """
 
     def __init__(
@@ -150,11 +150,11 @@ class BatchSampler:
 
     @property
     def smallest(self) -> int:
-        """The fewest structures a batch can have, and so the most processes that can share one."""
+        """Smallest number of structures in a batch, and so the largest number of processes that can share one."""
         return max(1, self.batch_size // SMALLEST) if self.by_cost else self.batch_size
 
     def span(self, batch: int) -> tuple[int, int]:
-        """Where a batch begins and ends in the run's whole sequence of structures."""
+        """First and last (exclusive) position of a batch in the run's sequence of structures."""
         if not self.by_cost:
             return batch * self.batch_size, (batch + 1) * self.batch_size
         window, within = divmod(batch, self.window)
@@ -167,7 +167,7 @@ class BatchSampler:
         return self._at(*self.span(batch))
 
     def draws(self, batch: int) -> list[SampleKey]:
-        """Of every structure of a batch, as `chosen` orders them."""
+        """Key of every structure of a batch, in the order of `chosen`."""
         return [(self.seed % 2**63, *divmod(place, self.mixture.length)) for place in range(*self.span(batch))]
 
     def items(self, batch: int, rank: int, world: int) -> list[Sample]:
@@ -176,18 +176,18 @@ class BatchSampler:
         return self.shares([batch], rank, world)[0]
 
     def shares(self, batches: Sequence[int], rank: int, world: int) -> list[list[Sample]]:
-        """This process's share of each of some batches; making several at once costs less."""
-        wanted: list[tuple[TaskDataset, int, SampleKey]] = []
+        """This process's share of each of some batches; building several at once costs less."""
+        keys: list[tuple[TaskDataset, int, SampleKey]] = []
         ends = [0]
         for batch in batches:
             which, row = self.chosen(batch)
             draws = self.draws(batch)
-            mine = np.arange(len(which))
+            share = np.arange(len(which))
             if world > 1:
-                mine = balanced(self._cost(which, row), world)[rank]
-            wanted += [(self.sets[which[i]], int(row[i]), draws[i]) for i in mine.tolist()]
-            ends.append(len(wanted))
-        items = make_samples(wanted)
+                share = balanced(self._cost(which, row), world)[rank]
+            keys += [(self.sets[which[i]], int(row[i]), draws[i]) for i in share.tolist()]
+            ends.append(len(keys))
+        items = make_samples(keys)
         return [items[a:b] for a, b in pairwise(ends)]
 
     def drawn(self, batches: int) -> np.ndarray:
@@ -216,7 +216,7 @@ class BatchSampler:
         return np.array([self._costs[w][n] for w, n in zip(which, atoms, strict=True)])
 
     def _cut(self, window: int) -> np.ndarray:
-        """(window + 1,) where the batches of a window begin and end, counted from its first structure."""
+        """(window + 1,) boundaries of the batches of a window, counted from its first structure."""
         if self._last_cut is None or self._last_cut[0] != window:
             n = self.window * self.batch_size
             costs = self._cost(*self._at(window * n, (window + 1) * n))
@@ -229,27 +229,27 @@ def cuts(costs: np.ndarray, parts: int, smallest: int) -> np.ndarray:
 
     Args:
         costs: (n,) positive; n ≥ parts · smallest.
-        parts: how many.
-        smallest: the fewest elements of a part.
+        parts: number of parts.
+        smallest: smallest number of elements in a part.
 
     Returns:
-        (parts + 1,) boundaries, 0 and n included. Each stands as near as it can to its share of the total: where
-        `smallest` does not bite, a part is off the mean by at most its two boundary elements' cost.
+        (parts + 1,) boundaries, 0 and n included, each as near as possible to its fraction of the total. Where
+        `smallest` does not bind, a part differs from the mean by at most the cost of its two boundary elements.
     """
     total = np.concatenate([[0.0], np.cumsum(costs)])
-    wanted = total[-1] * np.arange(1, parts) / parts
-    above = np.searchsorted(total, wanted)
-    inner = np.where(total[above] - wanted <= wanted - total[above - 1], above, above - 1)
+    target = total[-1] * np.arange(1, parts) / parts
+    above = np.searchsorted(total, target)
+    inner = np.where(total[above] - target <= target - total[above - 1], above, above - 1)
     result = np.concatenate([[0], inner, [len(costs)]])
     k = np.arange(parts + 1)
-    # Forwards, then backwards: no part smaller than allowed, and boundaries moved no further than needed.
+    # Forwards, then backwards: no part is smaller than allowed, and boundaries move no further than necessary.
     result = np.maximum.accumulate(result - smallest * k) + smallest * k
     last = len(costs) - smallest * (parts - k)
     return np.minimum(result, last)
 
 
 def balanced(sizes: np.ndarray, bins: int) -> list[np.ndarray]:
-    """Indices shared out to bins of nearly equal total size: largest first, each to the lightest bin.
+    """Distribute indices over bins of nearly equal total size: largest first, each to the lightest bin.
 
     With as many structures as bins or more, no bin is empty.
     """
@@ -263,7 +263,7 @@ def balanced(sizes: np.ndarray, bins: int) -> list[np.ndarray]:
 
 
 def check_shares(source: BatchSampler, processes: int) -> None:
-    """Refuse batches that are too small for every process to have a structure.
+    """Check that batches are large enough for every process to get a structure.
 
     Raises:
         EutecticError: more processes than structures.

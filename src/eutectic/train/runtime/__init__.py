@@ -1,1 +1,1 @@
-"""Processes, devices, signals, memory, the journal and loggers of a run."""
+"""Processes, devices, signals, memory, journal and loggers of a run."""

@@ -13,11 +13,11 @@ from eutectic.console import progress_bar as progress_bar
 
 
 class Display:
-    """Shows one run.
+    """Progress display of one run.
 
     Args:
-        title: what is running.
-        steps: how many steps it has.
+        title: kind of run.
+        steps: total number of steps.
         hidden: show nothing (other processes, quiet runs).
     """
 
@@ -43,9 +43,9 @@ class Display:
     def stepped(self, entry: Mapping[str, Any]) -> None:
         """Show one step, an entry of the journal."""
         rate = entry["structures"] / max(entry["step_seconds"], 1e-9)
-        # Over the last twenty steps or so.
+        # Moving average over about twenty steps.
         self._rate = rate if not self._rate else 0.95 * self._rate + 0.05 * rate
-        # A step may have no structure of a rare set, which then keeps its last loss.
+        # A step may have no structure of a rare set, whose last loss is then kept.
         self._losses.update(entry["loss_by_set"])
         for name, losses in entry["loss_by_property"].items():
             for prop, loss in losses.items():

@@ -10,22 +10,22 @@ from eutectic.files import write_atomically, writing_to
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:
-    """The complete entries of the journal in a run's folder, be the run running, killed or finished; perhaps none."""
+    """The complete entries of the journal in a run's folder, if any; the run can be running, killed or finished."""
     path = Path(folder) / "journal.jsonl"
     entries: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError:
-            break  # a killed writer's last line
+            break  # last line of a killed process
     return entries
 
 
 class Journal:
-    """Append-only, except that a resumed run drops the entries after its checkpoint.
+    """Append-only journal, except that a resumed run drops the entries after its checkpoint.
 
     Args:
-        path: the file; None keeps the journal in memory alone.
+        path: the file; None keeps the journal only in memory.
     """
 
     def __init__(self, path: Path | None) -> None:

@@ -37,15 +37,15 @@ from eutectic.train.settings import TrainSettings
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 Work = Callable[[lf.Fabric, StopFlag], None]
-"""What every process of a run executes."""
+"""Function that every process of a run executes."""
 
 T = TypeVar("T")
 
 
 class _UnconvertedInputs:
-    """Positions enter the model unconverted: in half precision they would be off by hundredths of an ångström.
+    """Pass positions to the model unconverted: in half precision they would be off by hundredths of an ångström.
 
-    (Fabric converts all inputs otherwise, and cannot convert frozen dataclasses.)
+    (Fabric would convert all inputs, and cannot convert frozen dataclasses.)
     """
 
     def convert_input(self, data: Any) -> Any:
@@ -53,7 +53,7 @@ class _UnconvertedInputs:
 
 
 class _Mixed(_UnconvertedInputs, MixedPrecision):
-    """Autocast; in half precision with a gradient scaler."""
+    """Autocast; for float16 with a gradient scaler."""
 
 
 class _Double(_UnconvertedInputs, DoublePrecision):
@@ -61,7 +61,7 @@ class _Double(_UnconvertedInputs, DoublePrecision):
 
 
 def launched_outside() -> bool:
-    """Whether torchrun or srun has started the processes of this run already."""
+    """Whether torchrun or srun started the processes of this run."""
     return TorchElasticEnvironment.detect() or _under_srun()
 
 
@@ -71,14 +71,14 @@ def _under_srun() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process is the first one, which reports. Can be called before anything is launched."""
+    """Whether this is the first process, which reports. Can be called before the launch."""
     if not launched_outside():
         return True
     return int(os.environ["RANK"] if TorchElasticEnvironment.detect() else os.environ["SLURM_PROCID"]) == 0
 
 
 def accelerator_of(settings: TrainSettings) -> Literal["cpu", "cuda"]:
-    """The device that the settings select on this machine."""
+    """The type of device that the settings select on this machine."""
     if settings.accelerator != "auto":
         return settings.accelerator
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -89,10 +89,10 @@ def make_fabric(settings: TrainSettings, *, alone: bool = False) -> lf.Fabric:
 
     Args:
         settings: of the run.
-        alone: one process, whatever the settings and the environment are.
+        alone: use one process, regardless of settings and environment.
 
     Raises:
-        EutecticError: FSDP with one process, where there is nothing to shard.
+        EutecticError: FSDP with one process, which cannot shard.
     """
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning_fabric.*")
     accelerator = accelerator_of(settings)
@@ -135,8 +135,8 @@ def _slurm() -> SLURMEnvironment:
 def _strategy(settings: TrainSettings, world: int) -> Strategy:
     if settings.strategy == "fsdp":
         return ModelParallelStrategy(_shard, data_parallel_size=world, tensor_parallel_size=1)
-    # Buffers are constants, the same in every process. A forward pass must not communicate: processes can differ in
-    # their number of passes. (The option changed its name in PyTorch 2.13.)
+    # Buffers are constants, the same in every process. A forward pass must not communicate, since processes can have
+    # different numbers of passes. (The option was renamed in PyTorch 2.13.)
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {option: False}
@@ -144,13 +144,13 @@ def _strategy(settings: TrainSettings, world: int) -> Strategy:
 
 
 def _shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """FSDP: every process keeps its share of each parameter; a backbone's repeated blocks are gathered one by one."""
+    """FSDP: every process keeps its shard of each parameter; a backbone's repeated blocks are gathered one by one."""
     from torch.distributed.fsdp import fully_shard
 
-    share = mesh["data_parallel"]
+    data_parallel = mesh["data_parallel"]
     for block in cast(Backbone, model.backbone).repeated:
-        fully_shard(block, mesh=share)
-    fully_shard(model, mesh=share)
+        fully_shard(block, mesh=data_parallel)
+    fully_shard(model, mesh=data_parallel)
     return model
 
 
@@ -168,7 +168,7 @@ def share_threads(settings: TrainSettings, processes: int) -> None:
 
 
 def once(fabric: lf.Fabric, work: Callable[[], T]) -> T:
-    """Run something in the first process only and send every process the result. An error is reported once.
+    """Call `work` in the first process only and send the result to every process. An error is reported once.
 
     Args:
         fabric: launched.
@@ -194,8 +194,8 @@ def once(fabric: lf.Fabric, work: Callable[[], T]) -> T:
 def launch(settings: TrainSettings, work: Work) -> None:
     """Call `work` in every process of the run.
 
-    One process runs in this one. Under torchrun and srun this is one of the processes already started. Otherwise
-    `settings.processes` are spawned, and an exception in one of them is raised here.
+    A run with one process runs in this process. Under torchrun and srun, this process is one of those of the run.
+    Otherwise `settings.processes` are spawned, and an exception in one of them is raised here.
 
     Args:
         settings: of the run.
@@ -229,25 +229,25 @@ def launch(settings: TrainSettings, work: Work) -> None:
             ended = _first_outcome(children, outcomes)
         finally:
             for child in children:
-                child.kill()  # those still running wait for one that has ended
+                child.kill()  # those still running wait for a process that has ended
                 child.join()
     if isinstance(ended, Exception):
         raise ended
 
 
 def _first_outcome(children: Sequence[BaseProcess], outcomes: Any) -> Exception | None:
-    """The exception that ended the run; None where the first process finished, which it cannot without the others."""
+    """The exception that ended the run; None if the first process finished, which needs all the others."""
     running: dict[Any, BaseProcess] = {child.sentinel: child for child in children}
     while running:
         for sentinel in wait(list(running)):
             child = running.pop(sentinel)
             child.join()
-            waited = time.monotonic() + (2.0 if child.exitcode else 0.0)
-            while outcomes.empty() and time.monotonic() < waited:
+            deadline = time.monotonic() + (2.0 if child.exitcode else 0.0)
+            while outcomes.empty() and time.monotonic() < deadline:
                 time.sleep(0.02)  # a process can fail because another has ended, before that one has reported why
             if not outcomes.empty():
-                # A process that has reported its outcome may still be killed by its own libraries while exiting
-                # (gloo's threads can do that): nothing is lost.
+                # A process that has reported its outcome may still crash while exiting (in gloo's threads), which is
+                # harmless.
                 ended: Exception | None = outcomes.get()
                 if not isinstance(ended, EutecticError):
                     for other in running.values():
@@ -266,9 +266,9 @@ def _first_outcome(children: Sequence[BaseProcess], outcomes: Any) -> Exception 
 
 @contextmanager
 def _signals_blocked() -> Any:
-    """Start processes in this block with the signals blocked that only the parent handles.
+    """Block signals, also in processes started in this block; only the parent handles them.
 
-    Blocked signals stay blocked when another program is started; here they stay pending, and are handled afterwards.
+    Child processes inherit the blocked signals; in this process they stay pending and are handled after the block.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     # The resource tracker is a process too, and its first use unblocks two of the signals.
@@ -288,7 +288,7 @@ def _free_port() -> int:
 
 def _child(rank: int, world: int, port: int, settings: TrainSettings, work: Work, outcomes: Any, shared: Any) -> None:
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the parent handles them, and passes them on through `shared`
+        signal.signal(number, signal.SIG_IGN)  # the parent handles them and forwards them through `shared`
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.environ.update(
@@ -318,7 +318,7 @@ def _within_group(fabric: lf.Fabric, stop: StopFlag, work: Work) -> None:
         work(fabric, stop)
     finally:
         if torch.distributed.is_initialized():
-            # At the interpreter's exit this would race with gloo's threads.
+            # At interpreter exit this would race with gloo's threads.
             torch.distributed.destroy_process_group()
 
 

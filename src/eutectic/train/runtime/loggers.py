@@ -1,8 +1,8 @@
-"""Loggers of a run, by name: Fabric's loggers, which write its numbers besides the journal.
+"""Loggers of a run: Fabric's loggers, in addition to the journal.
 
 `csv` writes metrics.csv and `tensorboard` the folder tensorboard/, both in the run's folder; `wandb` sends to Weights &
-Biases (offline with WANDB_MODE=offline). An installed package adds others under the entry point group
-`eutectic.loggers`: a function of the run's folder and of the step it goes on from, which returns a
+Biases (offline with WANDB_MODE=offline). Installed packages can add others under the entry point group
+`eutectic.loggers`: a function of the run's folder and the step it resumes from, which returns a
 `lightning_fabric.loggers.Logger`.
 """
 
@@ -35,52 +35,52 @@ def _tensorboard(folder: Path, step: int) -> Logger:
 
 
 class WandbLogger(Logger):
-    """A run in Weights & Biases, under its folder's name; resumed, it goes on where it was.
+    """A run in Weights & Biases, named after its folder; a resumed run is continued.
 
-    (The logger that comes with wandb needs the whole of PyTorch Lightning, which nothing else here does.)
+    (wandb's own logger needs PyTorch Lightning, which nothing else here needs.)
 
     Args:
-        folder: the run's. Its settings become the configuration, and it keeps the identifier, by which a resumed run
-            is found again, in `wandb-id`.
+        folder: the run's. Its settings become the configuration; its file `wandb-id` holds the identifier by which a
+            run is resumed.
     """
 
     def __init__(self, folder: Path) -> None:
         import wandb
 
-        kept = folder / "wandb-id"
-        if not kept.exists():
-            kept.write_text(secrets.token_hex(4))
+        identifier = folder / "wandb-id"
+        if not identifier.exists():
+            identifier.write_text(secrets.token_hex(4))
         self.run: Any = wandb.init(
             project="eutectic",
             name=folder.name,
-            id=kept.read_text().strip(),
+            id=identifier.read_text().strip(),
             dir=str(folder),
             resume="allow",
             config=json.loads((folder / "settings.json").read_text()),
         )
-        # Validations come beside steps, and a step may be told of twice.
+        # Validations are logged separately from steps, so a step may be logged twice.
         self.run.define_metric("*", step_metric="step")
 
     @property
     def name(self) -> str:
-        """The project's."""
+        """Name of the project."""
         return "eutectic"
 
     @property
     def version(self) -> str:
-        """The run's identifier."""
+        """Identifier of the run."""
         return str(self.run.id)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """What is known of a step, as far as it is a number."""
+        """Log the finite metrics of a step."""
         self.run.log({"step": step, **{k: v for k, v in metrics.items() if math.isfinite(v)}})
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Settings beside those of the folder."""
+        """Log further settings."""
         self.run.config.update(dict(params))
 
     def finalize(self, status: str) -> None:
-        """Send what is waiting."""
+        """Send pending data and end the run."""
         self.run.finish(exit_code=0 if status == "success" else 1)
 
 
@@ -93,7 +93,7 @@ KNOWN: Mapping[str, tuple[Factory, str]] = {
     "tensorboard": (_tensorboard, "tensorboard"),
     "wandb": (_wandb, "wandb"),
 }
-"""Name → what makes it, and the package it needs."""
+"""Name → factory, and the package it needs."""
 
 
 def installed(package: str) -> bool:
@@ -102,7 +102,7 @@ def installed(package: str) -> bool:
 
 
 def chosen(names: Sequence[str] | None) -> dict[str, Factory]:
-    """The loggers of a run; csv, and tensorboard where it is installed, if none is named.
+    """The loggers of a run; by default csv, and tensorboard if it is installed.
 
     Raises:
         EutecticError: no logger of that name, or its package is not installed.
@@ -135,7 +135,7 @@ class Loggers:
     Args:
         factories: see `chosen`.
         folder: the run's.
-        sets: names of the data sets: columns are the same from the first row to the last.
+        sets: names of the data sets, so that all rows of a table have the same columns.
     """
 
     def __init__(self, factories: Mapping[str, Factory], folder: Path, sets: Iterable[str]) -> None:
@@ -143,14 +143,14 @@ class Loggers:
         self._loggers: list[Logger] | None = None
 
     def stepped(self, entry: Mapping[str, Any]) -> None:
-        """One entry of the journal."""
+        """Log a step, an entry of the journal."""
         self._begin(entry["step"])
         row = self._row(entry)
         for logger in self._loggers or ():
             logger.log_metrics(row, entry["step"])
 
     def validated(self, step: int, by_set: Mapping[str, Mapping[str, float]]) -> None:
-        """Errors on held-out structures, in physical units. Not to a table, which has one row for each step."""
+        """Log validation errors, in physical units. The csv logger skips them, since it has one row per step."""
         self._begin(step)
         row = {f"validation/{name}/{key}": v for name, errors in by_set.items() for key, v in errors.items()}
         for logger in self._loggers or ():
@@ -158,18 +158,18 @@ class Loggers:
                 logger.log_metrics(row, step)
 
     def close(self) -> None:
-        """Write what is waiting."""
+        """Write pending data."""
         for logger in self._loggers or ():
             logger.finalize("success")
 
     def _begin(self, step: int) -> None:
-        """At the first thing that is told: what is known of earlier steps is kept, of later ones forgotten."""
+        """Create the loggers at the first call: entries of earlier steps are kept, those of later ones dropped."""
         if self._loggers is not None:
             return
         self._loggers = []
         for make in self._factories.values():
             with warnings.catch_warnings():
-                # The run's folder is not empty, and the table in it is about to be made again: that is meant.
+                # Expected: the run's folder is not empty, and the table in it is rewritten.
                 warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
                 logger = make(self._folder, step)
                 if isinstance(logger, CSVLogger):

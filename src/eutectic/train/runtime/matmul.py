@@ -12,24 +12,24 @@ WIDE = 256
 """Layers at least as wide gain from oneDNN; narrow ones lose (128: half as fast again)."""
 
 EXACT = 1e-5
-"""Relative error under which a product counts as one in single precision (bfloat16's is 3e-3)."""
+"""Largest relative error of a matmul in single precision (bfloat16's is 3e-3)."""
 
 ZEN_5 = 26
-"""Family of AMD's first processors whose units take 512 bits at once; before, MKL is as fast."""
+"""CPU family of AMD's first processors with full 512-bit units; on earlier ones MKL is as fast."""
 
 
 def prefer_fast_matmul(model: nn.Module) -> bool:
-    """Use oneDNN for single-precision products on AMD's Zen 5 and later: twice as fast as MKL, and as exact.
+    """Use oneDNN for single-precision matmuls on AMD's Zen 5 and later: twice as fast as MKL, and as accurate.
 
-    PyTorch sends them to MKL unless oneDNN may lower their precision (`fp32_precision`); there oneDNN does not lower
-    it, which is checked here on one product. Decided by processor, widths and error, never by the clock: a run that is
-    resumed decides as before. Holds for the whole process; changes nothing for GPUs and for other precisions.
+    PyTorch uses MKL unless oneDNN may lower the precision (`fp32_precision`); on these processors oneDNN does not lower
+    it, which is checked here on one matmul. The choice depends on processor, layer widths and error, not on timing, so
+    that a resumed run makes the same choice. It applies to the whole process, and not to GPUs or other precisions.
 
-    Earlier processors stay with MKL. On Zen 4 oneDNN's products take 7 % less, but it compiles kernels for every new
-    shape, and each batch brings new ones: that takes as much again, and a gigabyte to keep them.
+    Earlier processors use MKL. On Zen 4 oneDNN's matmuls take 7 % less time, but it compiles kernels for every new
+    shape, which each batch has: that takes as much time again, and a gigabyte of memory.
 
     Args:
-        model: what will be run. Only one with layers of `WIDE` features and more gains.
+        model: the model to run. Only models with layers of at least `WIDE` features benefit.
 
     Returns:
         Whether oneDNN is used from now on.
@@ -52,8 +52,8 @@ def prefer_fast_matmul(model: nn.Module) -> bool:
 
 def _has_wide_units() -> bool:
     try:
-        described = Path("/proc/cpuinfo").read_text()
+        cpuinfo = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-    family = re.search(r"^cpu family\s*:\s*(\d+)$", described, re.MULTILINE)
-    return "AuthenticAMD" in described and family is not None and int(family[1]) >= ZEN_5
+    family = re.search(r"^cpu family\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
+    return "AuthenticAMD" in cpuinfo and family is not None and int(family[1]) >= ZEN_5

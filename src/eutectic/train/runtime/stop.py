@@ -1,4 +1,4 @@
-"""Signals that stop a run between two steps: Ctrl-C, SIGTERM, a closed terminal, a cluster's warning."""
+"""Signals that stop a run between two steps: Ctrl-C, SIGTERM, a closed terminal, a cluster's warning signal."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopFlag:
-    """Set by the first signal; another one, two seconds later or more, terminates the process.
+    """Set by the first signal; another one at least two seconds later terminates the process.
 
     (A terminal's Ctrl-C and a scheduler's signal may reach one process several times.)
 
     Args:
         shared: a byte in memory shared by the processes of a run (`multiprocessing.Value("b", lock=False)`): a signal
-            to the one that listens stops them all.
+            to the listening process stops them all.
     """
 
     PATIENCE = 2.0
@@ -34,14 +34,14 @@ class StopFlag:
 
     @property
     def raised(self) -> bool:
-        """Whether a signal has come, to this process or to one that shares the flag."""
+        """Whether this process, or one that shares the flag, has received a signal."""
         return self._raised or (self._shared is not None and bool(self._shared.value))
 
     def __bool__(self) -> bool:
         return self.raised
 
     def listen(self) -> dict[signal.Signals, Any]:
-        """Catch the signals from now on (in the main thread; elsewhere none); returns the handlers before."""
+        """Catch the signals from now on (only in the main thread); returns the previous handlers."""
 
         def note(number: int, frame: FrameType | None) -> None:
             if self._raised and time.monotonic() - self._when > self.PATIENCE:
@@ -56,7 +56,7 @@ class StopFlag:
 
     @contextmanager
     def listening(self) -> Iterator[StopFlag]:
-        """`listen`, for as long as the block runs."""
+        """`listen` while the block runs."""
         before = self.listen()
         try:
             yield self
@@ -66,7 +66,7 @@ class StopFlag:
 
 @contextmanager
 def stopping_at_once(message: str) -> Iterator[None]:
-    """Raise at once when a signal comes: for work that is simply repeated.
+    """Raise at once on a signal, for work that is simply repeated.
 
     Raises:
         Interrupted: with `message`.
@@ -85,7 +85,7 @@ def stopping_at_once(message: str) -> Iterator[None]:
 def _install(handler: Any) -> dict[signal.Signals, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
-    # Under nohup a closed terminal is ignored, and that must stay so.
+    # Under nohup SIGHUP is ignored, and must stay so.
     caught = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in caught}
 
