@@ -1,4 +1,4 @@
-"""A training step of GemNet-OC here and in fairchem-core 1.10 (MIT licence), in turn in one process.
+"""Compare a training step of GemNet-OC with fairchem-core 1.10 (MIT licence), alternating in one process.
 
     python -m venv other && other/bin/pip install torch==2.13.0 setuptools wheel && other/bin/pip install .
     other/bin/pip install --no-deps fairchem-core==1.10.0
@@ -8,15 +8,15 @@
     other/bin/python benchmarks/against_fairchem.py                # float32, all cases, about six minutes
     other/bin/python benchmarks/against_fairchem.py --precision bf16 --json FILE
 
-fairchem's is the published GemNet-OC; JMP's is a variant of it. Both models get the sizes of JMP-S, the same weights,
-one energy and one direct force output of one layer each, and the same structures with the same neighbours. Graphs are
-built beforehand, with the index sets of triplets and quadruplets. The heads of four tasks, which JMP's own code runs on
-every row, are in neither. Where times are compared both run with freed memory kept (`models.memory`).
+fairchem has the published GemNet-OC, of which JMP's is a variant. Both models have the sizes of JMP-S, the same
+weights, one energy and one direct force output of one layer each, and the same structures with the same neighbours.
+Graphs are built beforehand, with the index sets of triplets and quadruplets. Neither model includes the heads of four tasks, which
+JMP's own code runs on every row. Timings of both keep freed memory (`models.memory`).
 
-Precision is ours alone: fairchem's step is float32 throughout. `times_faster` is the median over steps that follow each
-other. `difference` is the largest between the two models' energies and forces, over the largest value; where neighbours
-tie at a cap (an atom's own images in a slab) fairchem drops some and we keep them all, which makes 2e-3 to 1e-2. Memory
-is the largest resident set of a process that runs three steps of one of the two and nothing else.
+`--precision` applies to our step only; fairchem's is float32 throughout. `times_faster` is the median over consecutive
+steps. `difference` is the largest difference between the two models' energies and forces, over the largest value; if
+neighbours tie at a cap (an atom's own images in a slab), fairchem drops some and we keep all, which gives 2e-3 to 1e-2.
+Memory is the peak resident set of a process that runs only three steps of one of the two.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""What the store costs and gives, on real files: preparing, random reads, bytes on disk, opening large stores.
+"""Benchmark stores on real files: preparing, random reads, bytes on disk, opening large stores.
 
     python benchmarks/data.py --shared ../shared/data
     python benchmarks/data.py --json > data.json
     python benchmarks/data.py --table > docs/results/data-sets.md
 
-The last prepares every data set of `tests/helpers/shared_sets.py`, checks it, trains two steps on it, and makes a page.
+The last command prepares every data set of `tests/helpers/shared_sets.py`, checks it, trains two steps on it, and
+writes a page.
 Random reads are compared on the same structures with (a) the LMDB of pickled graphs that OC20 is published in and
-JMP trains from, read as its data loader reads it (a transaction, `pickle.loads`, tensors rebuilt; here restricted, so
-that nothing of the file is run), and (b) structures as ASE database rows in JSON in an LMDB, the layout of `.aselmdb`.
-What is not there is skipped, saying so.
+JMP trains from, read as its data loader does (a transaction, `pickle.loads`, tensors rebuilt; here restricted, so that
+no code from the file is run), and (b) structures as ASE database rows in JSON in an LMDB, the layout of `.aselmdb`.
+Missing data are skipped with a message.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""Small golden cases of GemNet-OC, computed by fairchem-core 1.10 (MIT licence).
+"""Generate small golden test cases of GemNet-OC with fairchem-core 1.10 (MIT licence).
 
     other/bin/python benchmarks/golden.py    # seconds
 
-in the environment that `against_fairchem.py --help` sets up. torch-scatter and torch-sparse, which take long to
-compile, may be left out: fairchem then gets sums and sparse rows from here (`stand_in`).
+in the environment described in `against_fairchem.py --help`. torch-scatter and torch-sparse, which take long to
+compile, may be omitted: replacements for their sums and sparse rows are defined here (`stand_in`).
 
-Writes `tests/models/gemnet_oc/golden/`, which `test_golden.py` compares our model with. Each file of weights holds a
-small random model of fairchem's under the published names (`eutectic.models.gemnet_oc.published`), in float32. Each
-case holds structures, the four graphs, and what fairchem makes of them in float64 with these very weights: bases,
-features after the embedding, inside the first block and after every block, outputs, energies, direct forces, gradients.
+Writes `tests/models/gemnet_oc/golden/`, which `test_golden.py` compares our model with. Each weight file contains a
+small random fairchem model under the published names (`eutectic.models.gemnet_oc.published`), in float32. Each case
+contains structures, the four graphs, and fairchem's float64 results with exactly these weights: bases, features after
+the embedding, inside the first block and after every block, outputs, energies, direct forces, gradients.
 
-fairchem names single precision in two places whatever its model has: where it counts periodic images, and before its
-last layers. Here both are double (`double_precision`). Nothing else of it is changed.
+fairchem hard-codes single precision in two places: when counting periodic images, and before its last layers. Here both
+are double (`double_precision`). Nothing else is changed.
 
-Where the nearest neighbours of an atom tie at a cap, fairchem keeps some of them, at random. No case has such a tie,
-which is checked.
+If the nearest neighbours of an atom tie at a cap, fairchem keeps some of them at random. No case has such a tie, which
+is checked.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Speed of pre-training, end to end and in parts; batches by cost against by count; many sets against one.
+"""Benchmark pre-training: total speed and its parts, batches by cost or by count, and the number of data sets.
 
     python benchmarks/pretrain.py
     python benchmarks/pretrain.py --full --json > pretrain.json
 
-About four minutes on two CPU cores, on the embedded mixture with the demonstration's model; on a GPU where there is
-one. Published data in ../shared/data, if it is there, is read through the reader of ASE's files and mixed in as well:
-its structures differ in size by a factor of ten, which the embedded ones do not. Whatever is compared is measured in
-turns in one process, and ratios are of medians.
+About four minutes on two CPU cores, on the embedded mixture with the demonstration's model; uses a GPU if available.
+Published data in ../shared/data, if present, is read as ASE files and added to the mixture: its structures differ in
+size by a factor of ten, unlike the embedded ones. Comparisons alternate in one process, and ratios are of medians.
 """
 
 from __future__ import annotations
@@ -46,11 +45,11 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SETTINGS = demo()
 WARM_UP = 5
-"""Steps at the beginning of a run that are not counted."""
+"""Steps at the beginning of a run that are not timed."""
 
 
 def now() -> float:
-    """Seconds, once the device has done all it was told."""
+    """Time in seconds, after synchronising with the device."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

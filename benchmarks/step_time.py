@@ -1,32 +1,30 @@
-"""Time, work and memory of one training step of GemNet-OC at the published sizes.
+"""Benchmark time, FLOP and memory of a training step of GemNet-OC at the published sizes.
 
     python benchmarks/step_time.py                      # JMP-S, float32, all cases, about four minutes
     python benchmarks/step_time.py --precision bf16     # matrix products in bfloat16
-    python benchmarks/step_time.py --plain              # PyTorch as it is, without what training sets on a CPU
-    python benchmarks/step_time.py --compile --json -   # torch.compile; figures for machines
+    python benchmarks/step_time.py --plain              # unmodified PyTorch, without training's CPU setup
+    python benchmarks/step_time.py --compile --json -   # torch.compile; print JSON
     python benchmarks/step_time.py --error              # bfloat16 and float32 against float64, no timing
-    python benchmarks/step_time.py --profile            # and which kernels the time goes to
+    python benchmarks/step_time.py --profile            # also list the most expensive kernels
 
-On a GPU the same commands, with two cases that fill it; `waits` are the times a step waits for the device, and
-`busy` is the share of a step in which the device computes.
+The same commands run on a GPU, with two additional cases that fill it; `waits` is the number of synchronisations per
+step, and `busy` is the fraction of a step in which the device computes.
 
-A step is forward, loss and backward on graphs that are built beforehand, four tasks with an energy and a direct
-force head each. Every case runs in a process of its own, whose largest resident set is its peak memory (on a GPU:
-the allocator's peak).
+A step is forward, loss and backward on prebuilt graphs, with four tasks that have an energy and a direct force head
+each. Every case runs in its own process, whose peak resident set is the peak memory (on a GPU: the allocator's peak).
 
-A CPU is set up as training does it (`models.memory`, `models.products`): freed memory is kept, and on AMD's Zen 5 and
-later oneDNN does float32 products.
+A CPU is set up as in training (`models.memory`, `models.products`): freed memory is kept, and oneDNN computes float32
+products on AMD's Zen 5 and later.
 
-The *floor* of a step is the time its matrix products would take if all ran at the rate of one large product (float32,
-or bfloat16 where that is asked for), which is measured between the steps of the case: machines are noisy, ratios
-within a case are not. `times_floor` counts our own products, by the library that does them in the step.
-`published_gflop` counts those of the published implementation on the same graphs from the sizes of its layers, all
-four heads on every row as it runs them. How much of its time is theirs depends on the machine, so times are compared
-in `against_fairchem.py`, in one process.
+The roofline of a step (`floor` in the output) is the time its matrix products would take at the rate of one large
+product (float32, or bfloat16 with `--precision bf16`), measured between the steps of the case, because machines are
+noisy but ratios within a case are not. `times_floor` counts our own products, with the library that the step uses.
+`published_gflop` counts those of the published implementation on the same graphs from the sizes of its layers, with all
+four heads on every row. The fraction of its time spent on products depends on the machine, so times are compared in
+`against_fairchem.py`, in one process.
 
-`products` (CPU) is the time of the very products of a step, one after the other on random numbers that are not in the
-cache, again over the floor: smaller ones than the large one run at a lower rate, and nothing else a step does can bring
-it below this.
+`products` (CPU) is the time of exactly the products of a step, run one after the other on uncached random numbers,
+relative to the roofline: small products run at a lower rate than the large one, so a step cannot be faster than this.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""What a pre-trained backbone is worth: fine-tuning from it, from another one and from scratch.
+"""Benchmark fine-tuning from a joint backbone, a molecular backbone and from scratch.
 
     eutectic data prepare rmd17:ethanol            # rmd17:malonaldehyde, rmd17:toluene, matbench:jdft2d
     eutectic data prepare oc20:free_energy --source DIRECTORY-OF-OC20-TRAJECTORIES
     python benchmarks/transfer.py --joint eutectic-small --molecules runs/eutectic-small-molecules/model --out study
-    python benchmarks/transfer.py … --only scratch   # a part of the runs, before a backbone is finished
+    python benchmarks/transfer.py … --only scratch   # only some of the runs, before a backbone is trained
 
-Tasks, rates and budgets below were fixed before any pre-trained start was tested. Three starts (scratch, the joint
-backbone, one trained for as many steps on molecules alone) share model size, data, batches and number of steps. The
-learning rate of each start is chosen from three or four on validation data, with a seed that no reported run uses;
-rMD17's are chosen at 200 structures for all three sizes, QM9's on the gap for all three properties, jdft2d's on fold 0.
-Writes `results.json`, `table.md` and `report.html`. Interrupted, it goes on where it stopped. About 250 runs; an hour
-of two CPU cores.
+Tasks, learning rates and budgets were fixed before any pre-trained start was tested. Three starts (scratch, the joint
+backbone, and one trained for as many steps on molecules only) share model size, data, batches and number of steps. The
+learning rate of each start is chosen from three or four on validation data, with a seed that no reported run uses:
+for rMD17 at 200 structures for all three sizes, for QM9 on the gap for all three properties, for jdft2d on fold 0.
+Writes `results.json`, `table.md` and `report.html`. Can be resumed after an interruption. About 250 runs; one hour on
+two CPU cores.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from eutectic.train.settings import DataSettings, FinetuneSettings, FinetuneTrai
 
 SCRATCH_RATES = (1.2e-3, 2.5e-3, 6e-3, 1e-2, 1.6e-2)
 PRETRAINED_RATES = (3e-4, 6e-4, 1.2e-3, 2.5e-3, 6e-3)
-"""The three in the middle are around what each start chose in the demonstration (`docs/results/demo-choices.json`) and
-in trials on validation data; the first and the last are tried where the best of the three stands beside them."""
+"""The middle three bracket the choices of each start in the demonstration (`docs/results/demo-choices.json`) and in
+trials on validation data; the first and the last are tried only if the best of the three is next to them."""
 SEEDS = (0, 1, 2)
 STARTS = ("scratch", "joint", "molecules")
 
