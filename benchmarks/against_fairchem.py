@@ -10,8 +10,8 @@
 
 fairchem has the published GemNet-OC, of which JMP's is a variant. Both models have the sizes of JMP-S, the same
 weights, one energy and one direct force output of one layer each, and the same structures with the same neighbours.
-Graphs are built beforehand, with the index sets of triplets and quadruplets. Neither model includes the heads of four tasks, which
-JMP's own code runs on every row. Timings of both keep freed memory (`models.memory`).
+Graphs are built beforehand, with the index sets of triplets and quadruplets. Neither model includes the heads of four
+tasks, which JMP's own code runs on every row. Timings of both keep freed memory (`models.memory`).
 
 `--precision` applies to our step only; fairchem's is float32 throughout. `times_faster` is the median over consecutive
 steps. `difference` is the largest difference between the two models' energies and forces, over the largest value; if
@@ -238,9 +238,9 @@ def compare(case: str, precision: str) -> dict[str, object]:
 def main() -> None:
     """Each case in processes of its own, and a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our steps")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of our steps")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--json", metavar="FILE", help="also write the results to this file")
     parser.add_argument("--one", choices=("both", "ours", "theirs"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     absent = [name for name in ("fairchem", "torch_geometric", "torch_scatter", "torch_sparse") if not find_spec(name)]

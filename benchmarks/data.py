@@ -404,17 +404,16 @@ def opening(say: Callable[[str], None]) -> list[object]:
 
 # --- the page of data sets ---------------------------------------------------------------------------
 
-PAGE = """# Every data set, through everything
+PAGE = """# All data sets: preparation, check and training
 
     python benchmarks/data.py --table > docs/results/data-sets.md
 
-Real files, not all of them the publisher's own (stand-ins are read as `ase`, or under the name whose layout they
-have): each was prepared by one process, counted, checked by `eutectic data check`, and put through two steps of
-training. The same is tested in `tests/data/test_shared_data.py`. Structures per second are those of a whole
-preparation (look into the files, read, check, write) on one core of a machine shared with others; below a few hundred
-structures they are mostly the cost of starting. `records` are files of no layout of their own, whose fields and units
-were stated by hand (the options are in `tests/helpers/shared_sets.py`). The verdict is the check's, with its warnings,
-without its notes.
+Each set was prepared by one process, counted, checked by `eutectic data check`, and trained on for two steps. The files
+are real, but not all are the publisher's own (substitutes are read as `ase`, or under the name of the layout they have).
+`tests/data/test_shared_data.py` tests the same. Structures per second are for a complete preparation (scan the files,
+read, check, write) on one core of a shared machine; below a few hundred structures they mostly measure the start-up time.
+`records` are files without a standard layout, with fields and units given by hand (the options are in
+`tests/helpers/shared_sets.py`). The verdict is that of the check, with its warnings but without its notes.
 
 | set | files | kind | structures | atoms | elements | structures/s | verdict |
 |---|---|---|---:|---:|---:|---:|---|
@@ -459,17 +458,19 @@ def table(shared: Path, say: Callable[[str], None], only: str) -> str:
                 f"{time.perf_counter() - start:.1f} s in all, losses {out.losses}, {sorted(codes)}; {verdict}"
             )
     rest = "".join(f"* {which.place}: {which.why}\n" for which in NOT_SETS)
-    return PAGE + "\n".join(lines) + f"\nFiles that are no set by themselves, which `prepare` says:\n\n{rest}"
+    return PAGE + "\n".join(lines) + f"\nFiles that are not data sets by themselves, which `prepare` reports:\n\n{rest}"
 
 
 def main() -> None:
-    """Run all of it."""
+    """Run the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the published files")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each timing of random reads")
-    parser.add_argument("--json", action="store_true", help="for machines, to standard output")
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of each timing of random reads, s")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--only", nargs="*", choices=["preparing", "scaling", "reads", "sizes", "opening"])
-    parser.add_argument("--table", nargs="?", const="", metavar="WORD", help="the page of data sets (with this word)")
+    parser.add_argument(
+        "--table", nargs="?", const="", metavar="WORD", help="write the data-set page (only sets with WORD)"
+    )
     given = parser.parse_args()
 
     def say(line: str) -> None:

@@ -409,7 +409,7 @@ def compact(value: Tensor) -> np.ndarray:
 def main() -> None:
     """All files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="write there (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="output folder (default: %(default)s)")
     folder: Path = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     logging.disable()

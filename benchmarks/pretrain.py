@@ -272,9 +272,9 @@ def published(folder: Path) -> dict[str, Store]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="for machines")
-    parser.add_argument("--full", action="store_true", help="five times longer, for steadier figures")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--full", action="store_true", help="run five times longer, for less noise")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     more = 5 if given.full else 1

@@ -277,7 +277,7 @@ def against_large(
 
 
 def on_device(run: Callable[[], object], show: bool) -> dict[str, float]:
-    """How often a step waits for a GPU, and the share of its time in which the GPU computes."""
+    """GPU synchronisations per step, and the fraction of its time in which the GPU computes."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -420,14 +420,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("small", "large"), default="small", help="JMP-S or JMP-L")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--compile", action="store_true", help="torch.compile")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile")
     plain = "PyTorch as it is: freed memory given back, products by its default library"
     parser.add_argument("--plain", action="store_true", help=plain)
-    parser.add_argument("--error", action="store_true", help="precision instead of time")
-    parser.add_argument("--profile", action="store_true", help="which kernels a step's time goes to (GPU)")
-    parser.add_argument("--cases", nargs="+", choices=[*CASES, *ON_GPU], help="all that suit the device if not given")
+    parser.add_argument("--error", action="store_true", help="measure rounding errors instead of time")
+    parser.add_argument("--profile", action="store_true", help="list the most expensive kernels (GPU)")
+    parser.add_argument("--cases", nargs="+", choices=[*CASES, *ON_GPU], help="all for the device if not given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=None, help="of the CPU; all if not given")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads; all if not given")
     parser.add_argument(
         "--json", metavar="FILE", help="write the figures there; - for the screen, instead of the table"
     )

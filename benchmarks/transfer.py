@@ -347,10 +347,10 @@ def main() -> None:
     """Run what is asked for, and write the tables once scratch and a backbone are there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--joint", default="eutectic-small", help="model, by name or folder")
-    parser.add_argument("--molecules", help="model trained on molecules alone")
-    parser.add_argument("--only", nargs="+", choices=STARTS, help="starts to run now")
+    parser.add_argument("--molecules", help="model trained on molecules only")
+    parser.add_argument("--only", nargs="+", choices=STARTS, help="starts to run")
     parser.add_argument("--tasks", nargs="+", choices=[t.name for t in TASKS])
-    parser.add_argument("--stores", type=Path, help="folder of stores; its subfolders are named as the sets are")
+    parser.add_argument("--stores", type=Path, help="folder of stores; with subfolders named after the data sets")
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--workers", type=int)
     given = parser.parse_args()
