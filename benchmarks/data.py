@@ -408,11 +408,11 @@ PAGE = """# All data sets: preparation, check and training
 
     python benchmarks/data.py --table > docs/results/data-sets.md
 
-Each set was prepared by one process, counted, checked by `eutectic data check`, and trained on for two steps. The files
-are real, but not all are the publisher's own (substitutes are read as `ase`, or under the name of the layout they have).
-`tests/data/test_shared_data.py` tests the same. Structures per second are for a complete preparation (scan the files,
-read, check, write) on one core of a shared machine; below a few hundred structures they mostly measure the start-up time.
-`records` are files without a standard layout, with fields and units given by hand (the options are in
+Each set was prepared by one process, counted, checked by `eutectic data check`, and trained on for two steps. The
+files are real, but not all are the publisher's own (substitutes are read as `ase`, or under the name of the layout they
+have). `tests/data/test_shared_data.py` tests the same. Structures per second are for a complete preparation (scan the
+files, read, check, write) on one core of a shared machine; below a few hundred structures they mostly measure the
+start-up time. `records` are files without a standard layout, with fields and units given by hand (the options are in
 `tests/helpers/shared_sets.py`). The verdict is that of the check, with its warnings but without its notes.
 
 | set | files | kind | structures | atoms | elements | structures/s | verdict |
