@@ -11,7 +11,7 @@
 fairchem has the published GemNet-OC, of which JMP's is a variant. Both models have the sizes of JMP-S, the same
 weights, one energy and one direct force output of one layer each, and the same structures with the same neighbours.
 Graphs are built beforehand, with the index sets of triplets and quadruplets. Neither model includes the heads of four
-tasks, which JMP's own code runs on every row. Timings of both keep freed memory (`models.memory`).
+tasks, which JMP's own code runs on every row. Timings of both keep freed memory (`train.runtime.memory`).
 
 `--precision` applies to our step only; fairchem's is float32 throughout. `times_faster` is the median over consecutive
 steps. `difference` is the largest difference between the two models' energies and forces, over the largest value; if
@@ -52,7 +52,7 @@ from eutectic.train.runtime.memory import keep_freed_memory
 from step_time import CASES, MOLECULE, PERIODIC, mixed_precision, product_rate
 
 SECONDS = 30.0
-"""For each case, about."""
+"""Approximate seconds per case."""
 
 
 class Runnable(NamedTuple):
@@ -72,12 +72,12 @@ class Runnable(NamedTuple):
 
 
 def loss_of(energy: Tensor, forces: Tensor) -> Tensor:
-    """Some loss that reaches everything."""
+    """A loss that depends on all outputs."""
     return energy.square().mean() + forces.square().sum(1).mean()
 
 
 def theirs(structures: Sequence[Structure], graph: GraphSettings, settings: GemNetOCSettings) -> Runnable:
-    """fairchem's model, and a step of it."""
+    """fairchem's model with a batch."""
     from fairchem.core.models.gemnet_oc.gemnet_oc import GemNetOC as Theirs
     from torch_geometric.data import Batch as Collated
     from torch_geometric.data import Data
@@ -104,7 +104,7 @@ def theirs(structures: Sequence[Structure], graph: GraphSettings, settings: GemN
         [
             Data(
                 pos=torch.as_tensor(s.positions, dtype=torch.float32),
-                # A molecule is put into a cell that is too large to be noticed.
+                # A molecule gets a cell large enough to have no effect.
                 cell=torch.as_tensor(s.cell if s.pbc.any() else 1000.0 * torch.eye(3), dtype=torch.float32)[None],
                 atomic_numbers=torch.as_tensor(s.numbers, dtype=torch.float32),
                 tags=torch.as_tensor(s.tags),
@@ -127,7 +127,7 @@ def theirs(structures: Sequence[Structure], graph: GraphSettings, settings: GemN
 
 
 def ours(structures: Sequence[Structure], graph: GraphSettings, settings: GemNetOCSettings, precision: str) -> Runnable:
-    """Our model, and a step of it."""
+    """Our model with a batch."""
     plain = Normaliser(references=None, mean=0.0, scale=1.0)
     heads = {"energy": HeadSettings(layers=0), "forces": HeadSettings(kind="direct_forces", layers=0)}
     targets = {p: Target(TargetSettings(head=head), plain, 1.0) for p, head in heads.items()}
@@ -153,7 +153,7 @@ def ours(structures: Sequence[Structure], graph: GraphSettings, settings: GemNet
 
 
 def published_state(state: Mapping[str, Tensor], settings: GemNetOCSettings) -> dict[str, Tensor]:
-    """fairchem's weights under the published names; those names are JMP's, which are almost the same."""
+    """fairchem's weights under the published names of JMP, which are almost the same as fairchem's."""
     renamed = {
         "backbone.bases." + name: value for name, value in state.items() if name.startswith(("mlp_", "edge_emb"))
     }
@@ -172,7 +172,7 @@ def published_state(state: Mapping[str, Tensor], settings: GemNetOCSettings) -> 
 
 
 def same_weights(mine: MultitaskModel, state: Mapping[str, Tensor], settings: GemNetOCSettings) -> None:
-    """Give our model the weights of fairchem's."""
+    """Copy fairchem's weights to our model."""
     mine.backbone.load_state_dict(from_published(published_state(state, settings), settings))
     heads: Any = mine.heads["all"]
     heads["energy"].perceptron[0].load_state_dict({"weight": state["out_energy.linear.weight"]})
@@ -180,7 +180,7 @@ def same_weights(mine: MultitaskModel, state: Mapping[str, Tensor], settings: Ge
 
 
 def inputs(case: str) -> tuple[list[Structure], GraphSettings, GemNetOCSettings]:
-    """What both are given; fairchem's radial basis ends where its graph does."""
+    """Inputs of both models; fairchem's radial basis has the cutoff of its graph."""
     structures = [structure for _, structure in CASES[case]()]
     graph = PERIODIC if structures[0].pbc.any() else MOLECULE
     return structures, graph, GemNetOCSettings(radial_cutoff=graph.cutoff)
@@ -195,7 +195,7 @@ def peak(case: str, who: str, precision: str) -> float:
 
 
 def compare(case: str, precision: str) -> dict[str, object]:
-    """Times of steps, in turn."""
+    """Times of alternating steps."""
     structures, graph, settings = inputs(case)
     runs = {"ours": ours(structures, graph, settings, precision), "theirs": theirs(structures, graph, settings)}
     same_weights(runs["ours"].model, runs["theirs"].model.state_dict(), settings)
@@ -230,13 +230,13 @@ def compare(case: str, precision: str) -> dict[str, object]:
         "gflop": gflop,
         "gemm_gflops": rate,
         "times_floor": {who: milliseconds[who] * 1e-3 * rate / gflop[who] for who in runs},
-        # Of steps that follow each other, so that a slow minute is in both.
+        # Ratios of consecutive steps, so that a slow period affects both.
         "times_faster": statistics.median(b / a for a, b in zip(steps["ours"], steps["theirs"], strict=True)),
     }
 
 
 def main() -> None:
-    """Each case in processes of its own, and a table."""
+    """Run each case in its own processes and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of our steps")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))

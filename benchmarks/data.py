@@ -76,7 +76,7 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def preparing(shared: Path, say: Callable[[str], None]) -> dict[str, object]:
-    """Structures per second of every family, with one process and with two."""
+    """Structures per second for each file format, with one process and two."""
     modules = {name: module for module in published() for name in module.names()}
     found: dict[str, object] = {}
     jobs: list[tuple[str, Path, Callable[[], Dataset]]] = []
@@ -113,7 +113,7 @@ def preparing(shared: Path, say: Callable[[str], None]) -> dict[str, object]:
 
 
 def scaling(say: Callable[[str], None], count: int = 120_000) -> dict[str, object]:
-    """One process against two, on made-up frames of 21 atoms in extended xyz, long enough to matter."""
+    """Compare one process with two on random frames of 21 atoms in extended xyz, enough of them for a stable timing."""
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
@@ -153,7 +153,7 @@ def _cpu_seconds() -> float:
 
 
 class _Graph:
-    """What a pickled graph becomes: its attributes, in either layout of the library that wrote it."""
+    """Attributes of a pickled graph, in either layout of the library that wrote it."""
 
     def __setstate__(self, state: Any) -> None:
         self.__dict__.update(state if isinstance(state, dict) else {})
@@ -172,7 +172,7 @@ class _Nested(pickle.Unpickler):
 
 
 class _Pickling:
-    """What `torch.load` asks of a module of pickles."""
+    """The interface that `torch.load` requires of a pickle module."""
 
     Unpickler = _Nested
 
@@ -188,7 +188,7 @@ def _storage(raw: bytes) -> Any:
 
 
 class _Restricted(pickle.Unpickler):
-    """Rebuilds graphs and tensors, and refuses whatever else a file may ask for."""
+    """Unpickler that rebuilds graphs and tensors only; everything else is an error."""
 
     def find_class(self, module: str, name: str) -> Any:
         import torch
@@ -254,7 +254,7 @@ CARD = Card(
 
 
 def _write_ase_lmdb(path: Path, rows: list[LabelledStructure]) -> None:
-    """Rows of an ASE database as JSON in an LMDB, one for each number, deflated as `.aselmdb` has them."""
+    """Rows of an ASE database as JSON in an LMDB, one per key, deflated as in `.aselmdb`."""
     import zlib
 
     environment = lmdb.open(str(path), subdir=False, map_size=1 << 30)
@@ -332,7 +332,7 @@ def _per_second(read: Callable[[int], object], n: int, seconds: float) -> float:
 
 
 def sizes(say: Callable[[str], None]) -> dict[str, object]:
-    """Bytes of the embedded stores against their raw numbers (element 1 byte, float32; labels as stored)."""
+    """Bytes of the embedded stores relative to their raw numbers (element 1 byte, float32; labels as stored)."""
     found: dict[str, object] = {}
     for path in sorted(p for p in embedded_folder().iterdir() if p.is_dir()):
         store = Store(path)
@@ -377,7 +377,7 @@ def _frames(n: int) -> Iterator[LabelledStructure]:
 
 
 def opening(say: Callable[[str], None]) -> list[object]:
-    """Time and memory of opening 1, 10 and 100 million structures: one shard of 100 000 under many names."""
+    """Time and memory to open stores of 1, 10 and 100 million structures: one shard of 100 000 under many names."""
     if not Path("/proc/self/statm").exists():
         say("opening: skipped, this system does not tell a process's memory in /proc")
         return []
@@ -421,7 +421,7 @@ start-up time. `records` are files without a standard layout, with fields and un
 
 
 def table(shared: Path, say: Callable[[str], None], only: str) -> str:
-    """A page with one line for each real data set."""
+    """Markdown page with one row per real data set."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
     from shared_sets import NOT_SETS, SETS, go_through
 

@@ -78,7 +78,7 @@ def step(model: MultitaskModel, batch: Batch, tasks: Sequence[Task]) -> None:
 
 
 def parts(rows: Sequence[TaskDataset], steps: int) -> dict[str, Any]:
-    """Where the time of a step goes, and what comes out per second."""
+    """Time of each part of a step, and structures per second."""
     source = BatchSampler(rows, SETTINGS.train.batch_size, 2.0, 0)
     model, tasks = model_of(rows, source), [r.task for r in rows]
     optimiser = make_optimiser(model, OptimiserSettings())
@@ -126,7 +126,7 @@ def parts(rows: Sequence[TaskDataset], steps: int) -> dict[str, Any]:
 
 
 def waiting(steps: int) -> dict[str, Any]:
-    """Whole runs of the demonstration as its command makes them, in turns: batches made in line, and by one worker."""
+    """Complete demonstration runs, alternating between no worker and one worker."""
     records: dict[int, list[dict[str, Any]]] = {0: [], 1: []}
     with tempfile.TemporaryDirectory() as name:
         for turn in range(4):
@@ -147,13 +147,13 @@ def waiting(steps: int) -> dict[str, Any]:
 
 
 def padding(batch: Batch) -> float:
-    """Part of the places in tables of triplets that are empty."""
+    """Fraction of padding in the triplet tables."""
     degree = torch.bincount(batch.graph.main.target, minlength=len(batch.graph.numbers)).double()
     return 1.0 - float((degree**2).sum() / (len(degree) * degree.max() ** 2))
 
 
 def cost_against_count(rows: Sequence[TaskDataset], windows: int) -> dict[str, Any]:
-    """The same structures in the same order, cut both ways."""
+    """Compare batching by cost and by count on the same structures in the same order."""
     size = SETTINGS.train.batch_size
     by_count = BatchSampler(rows, size, 2.0, 0)
     model, tasks = model_of(rows, by_count), [r.task for r in rows]
@@ -222,7 +222,7 @@ def heads(rows: Sequence[TaskDataset], repeats: int) -> dict[str, Any]:
 
 
 def in_turns(calls: dict[int, Callable[[], None]], repeats: int) -> dict[int, float]:
-    """Median seconds of each, measured one after the other again and again."""
+    """Median seconds of each, measured alternately."""
     for call in calls.values():
         call()
     times: dict[int, list[float]] = {n: [] for n in calls}
@@ -235,7 +235,7 @@ def in_turns(calls: dict[int, Callable[[], None]], repeats: int) -> dict[int, fl
 
 
 def order(batch_size: int = 32) -> dict[str, Any]:
-    """Time and memory of the order of four sets, of a thousand or of a billion structures each."""
+    """Time and memory of sampling from four sets of a thousand or a billion structures each."""
     result: dict[str, Any] = {}
     for size in (10**3, 10**9):
         mixture = Mixture(dict.fromkeys("abcd", size))
@@ -255,7 +255,7 @@ def order(batch_size: int = 32) -> dict[str, Any]:
 
 
 def published(folder: Path) -> dict[str, Store]:
-    """Published files, read by the `ase` and `rmd17` readers; none where they are not beside the project."""
+    """Published files, read by the `ase` and `rmd17` readers; empty if they are not available."""
     stores = {}
     for name, reader, source, more in (
         ("oc20_relaxations", "ase", SHARED / "oc20" / "trajs_small", {}),
@@ -264,7 +264,7 @@ def published(folder: Path) -> dict[str, Store]:
         if source.exists():
             try:
                 stores[name] = Store(prepare(reader, source, folder / name, progress=False, **more))  # type: ignore[arg-type]
-            except Exception as error:  # one set that cannot be read is said, and no reason to measure nothing
+            except Exception as error:  # an unreadable set is reported, and the others are still measured
                 print(f"{name}: left out ({error})", file=sys.stderr)
     return stores
 

@@ -13,7 +13,7 @@ step, and `busy` is the fraction of a step in which the device computes.
 A step is forward, loss and backward on prebuilt graphs, with four tasks that have an energy and a direct force head
 each. Every case runs in its own process, whose peak resident set is the peak memory (on a GPU: the allocator's peak).
 
-A CPU is set up as in training (`models.memory`, `models.products`): freed memory is kept, and oneDNN computes float32
+A CPU is set up as in training (`train.runtime.memory`, `train.runtime.matmul`): freed memory is kept, and oneDNN computes float32
 products on AMD's Zen 5 and later.
 
 The roofline of a step (`floor` in the output) is the time its matrix products would take at the rate of one large
@@ -66,7 +66,7 @@ MOLECULE = GraphSettings(cutoff=8, max_neighbours=30, symmetry="lower_source")
 PERIODIC = GraphSettings(cutoff=12, max_neighbours=30, symmetry="lower_source")
 TASKS = {"oc20": PERIODIC, "oc22": PERIODIC, "ani1x": MOLECULE, "transition1x": MOLECULE}
 SECONDS = {"cpu": 12.0, "cuda": 3.0}
-"""For each case, about."""
+"""Approximate seconds per case."""
 
 
 def molecules(sizes: Sequence[int]) -> list[tuple[int, Structure]]:
@@ -115,7 +115,7 @@ ON_GPU: dict[str, Callable[[], list[tuple[int, Structure]]]] = {
 
 
 def tasks() -> list[Task]:
-    """The four of pre-training; labels are given normalised, so nothing is fitted."""
+    """The four tasks of pre-training; labels are already normalised, so nothing is fitted."""
     plain = Normaliser(references=None, mean=0.0, scale=1.0)
     heads = {"energy": HeadSettings(), "forces": HeadSettings(kind="direct_forces")}
     targets = {p: Target(TargetSettings(head=head), plain, 1.0) for p, head in heads.items()}
@@ -134,7 +134,7 @@ def batch_of(case: str, dtype: torch.dtype, device: torch.device) -> tuple[Batch
 
 
 def model_of(size: str, dtype: torch.dtype, device: torch.device) -> MultitaskModel:
-    """A fresh model, built without the minutes that orthogonal matrices take."""
+    """A fresh model, without the slow orthogonal initialisation."""
     settings = getattr(GemNetOCSettings, size)()
     with torch.device("meta"):
         model = MultitaskModel(GemNetOC(settings), {t.name: t.heads for t in tasks()})
@@ -211,7 +211,7 @@ def step(model: Callable[..., Any], batch: Batch, made: Sequence[Task], mixed: A
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -229,7 +229,7 @@ def product_rate(dtype: torch.dtype, device: torch.device, size: int) -> float:
 
 
 class Products(TorchDispatchMode):
-    """Notes every matrix product that is made while it is active, without its numbers."""
+    """Record the shapes of all matrix products inside the context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def alone(self) -> Callable[[], None]:
-        """All of them again, in order, each kind on several sets of random numbers in turn."""
+        """Repeat all products in order, each kind alternating between several sets of random inputs."""
         made: dict[Any, list[torch.Tensor]] = {}
         ready = []
         for product, shapes in self.calls:
@@ -266,7 +266,7 @@ class Products(TorchDispatchMode):
 def against_large(
     products: Callable[[], None], gflop: float, dtype: torch.dtype, device: torch.device, large: int
 ) -> float:
-    """Time of some products over what it would be at the rate of a large one, measured in turn."""
+    """Time of the products over their time at the rate of a large product, measured alternately."""
     products()
     ratios = []
     for _ in range(7):
@@ -304,14 +304,14 @@ def on_device(run: Callable[[], object], show: bool) -> dict[str, float]:
 
 
 def mixed_precision(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Autocast where it is asked for."""
+    """Autocast for bf16, otherwise a null context."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def measure(
     case: str, size: str, precision: str, compiled: bool, device: torch.device, profiled: bool = False
 ) -> dict[str, object]:
-    """One case, in this process."""
+    """Run one case in this process."""
     batch, made, graphs = batch_of(case, torch.float32, device)
     model = model_of(size, torch.float32, device)
     rate_of = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -345,7 +345,7 @@ def measure(
     gpu: dict[str, float] = {}
     if device.type == "cuda":
         gpu = on_device(lambda: step(model, batch, made, mixed_precision(precision, device)), profiled)
-        # While the profiler runs a step takes longer: what the device computes, of a step without it.
+        # The profiler slows a step, so the device time is divided by the time of a step without it.
         gpu["busy"] = gpu["device_milliseconds"] / (1000 * median)
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         step(model, batch, made, nullcontext())
@@ -353,7 +353,7 @@ def measure(
     published = published_gflop(graphs, getattr(GemNetOCSettings, size)())
     floor = gflop / rate
     if device.type == "cpu":
-        # Afterwards: the memory it takes would slow the steps.
+        # Last, because the memory it takes would slow the steps.
         with Products() as noted, torch.compiler.set_stance("force_eager"):
             step(model, batch, made, mixed_precision(precision, device))
         products = against_large(noted.alone(), gflop, rate_of, device, large)
@@ -381,7 +381,7 @@ def measure(
 
 
 def graph_seconds(case: str) -> float:
-    """Neighbours, the four graphs and the tables of a batch."""
+    """Build neighbour lists, the four graphs and the padded tables of a batch."""
     made, structures = tasks(), (CASES | ON_GPU)[case]()
     best = []
     for _ in range(5):
@@ -416,12 +416,12 @@ def errors(case: str, size: str, device: torch.device) -> dict[str, object]:
 
 
 def main() -> None:
-    """Each case in a process of its own, and a table."""
+    """Run each case in its own process and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("small", "large"), default="small", help="JMP-S or JMP-L")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
-    plain = "PyTorch as it is: freed memory given back, products by its default library"
+    plain = "unmodified PyTorch: freed memory is returned, default matmul library"
     parser.add_argument("--plain", action="store_true", help=plain)
     parser.add_argument("--error", action="store_true", help="measure rounding errors instead of time")
     parser.add_argument("--profile", action="store_true", help="list the most expensive kernels (GPU)")
@@ -468,7 +468,7 @@ def main() -> None:
 
 
 def table(rows: Sequence[dict[str, Any]], error: bool) -> str:
-    """The figures to look at."""
+    """Summary of one case."""
     if error:
         names = [k for k in rows[0] if k not in ("case", "size")]
         lines = [f"{'case':12}" + "".join(f"{n:>15}" for n in names)]

@@ -325,7 +325,7 @@ def test_tolerances_are_not_loosened() -> None:
 def test_a_backbone_is_not_confused_with_the_function_that_makes_it() -> None:
     with pytest.raises(TypeError, match="'rotation' takes a backbone"):
         check_rotation(RawPositions, GRAPH)
-    with pytest.raises(TypeError, match="'state dict' takes the function"):
+    with pytest.raises(TypeError, match="'state dict' takes a function that builds a backbone"):
         BACKBONE_CHECKS["state dict"](RawPositions(), GRAPH)
 
 

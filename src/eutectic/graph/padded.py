@@ -41,11 +41,11 @@ class PaddedEdges:
     filled: Bool[Tensor, "atoms slots"]
     slot: Int[Tensor, edges]
 
-    def spread(self, x: Tensor) -> Tensor:
+    def to_padded(self, x: Tensor) -> Tensor:
         """(n_edges, …) → (n_atoms, n_slots, …). Empty slots get the values of another edge, not zeros."""
         return x.index_select(0, self.edge.reshape(-1)).reshape(*self.edge.shape, *x.shape[1:])
 
-    def collect(self, x: Tensor) -> Tensor:
+    def from_padded(self, x: Tensor) -> Tensor:
         """(n_atoms · n_slots, …) → (n_edges, …)."""
         return x.index_select(0, self.slot)
 
@@ -137,10 +137,10 @@ def layout(graph: Graph, quadruplets: bool = True) -> Layout:
     n_atoms = graph.numbers.shape[0]
     main = padded_edges(graph.main, n_atoms)
     atom_edge = padded_edges(graph.atom_edge, n_atoms)
-    image = main.spread(_image(graph.main))
+    image = main.to_padded(_image(graph.main))
     other = torch.eye(main.edge.shape[1], dtype=torch.bool, device=image.device).logical_not()
     edge_edge = main.filled[:, :, None] & main.filled[:, None, :] & other
-    atom_edge_image = atom_edge.spread(_image(graph.atom_edge))
+    atom_edge_image = atom_edge.to_padded(_image(graph.atom_edge))
     table = main.filled[:, :, None] & atom_edge.filled[:, None, :]
     return Layout(
         main=main,

@@ -189,26 +189,26 @@ class BasisProjections(nn.Module):
         weight = graph.edge_envelope("main", distance)
         basis = self._functions(distance, weight)
         radial = self._radial(basis)
-        main = layout.main.spread(direction)
+        main = layout.main.to_padded(direction)
         cosine = main @ main.mT
         # Padded before the projection, because the basis is narrower than its projection.
-        spread = layout.main.spread(basis)
-        mix = self._mix(spread, self.edge_edge_angular, cosine, layout.edge_edge)
+        padded = layout.main.to_padded(basis)
+        mix = self._mix(padded, self.edge_edge_angular, cosine, layout.edge_edge)
         edge_edge = TripletBasis(radial=radial["edge_edge"], mix=mix)
 
         atom_edge = edge_atom = None
         if s.atom_edge or s.edge_atom:
             near_distance, near_direction = graph.vectors(graph.atom_edge)
             near = self._functions(near_distance, graph.edge_envelope("atom_edge", near_distance))
-            cosine = main @ layout.atom_edge.spread(near_direction.to(dtype)).mT
+            cosine = main @ layout.atom_edge.to_padded(near_direction.to(dtype)).mT
             if s.atom_edge:
-                mix = self._mix(spread, self.atom_edge_angular, cosine, layout.atom_edge_table)
+                mix = self._mix(padded, self.atom_edge_angular, cosine, layout.atom_edge_table)
                 atom_edge = TripletBasis(radial=F.linear(near, self.atom_edge_radial), mix=mix)
             if s.edge_atom:
                 # The outputs of an atom are summed, so the sum over out edges is included here.
                 real = layout.atom_edge_table.mT.to(cosine.dtype)
                 angular = legendre(cosine.mT, real, s.num_spherical).flatten(1, 2)
-                weights = layout.atom_edge.spread(near) @ _relabelled(self.edge_atom_angular).mT.flatten(1)
+                weights = layout.atom_edge.to_padded(near) @ _relabelled(self.edge_atom_angular).mT.flatten(1)
                 weights = weights.view(*angular.shape[:2], s.circular_width)
                 edge_atom = TripletBasis(radial=radial["edge_atom"], mix=weights.mT @ angular)
 
@@ -220,7 +220,7 @@ class BasisProjections(nn.Module):
             edge_edge=edge_edge,
             atom_edge=atom_edge,
             edge_atom=edge_atom,
-            quadruplet=self._quadruplet(graph, layout, spread, radial, main) if s.quadruplet else None,
+            quadruplet=self._quadruplet(graph, layout, padded, radial, main) if s.quadruplet else None,
             atom_atom=self._atom_atom(graph, layout) if s.atom_atom else None,
         )
 
@@ -239,16 +239,16 @@ class BasisProjections(nn.Module):
         parts = F.linear(basis, weights).split(self.settings.radial_width, dim=1)
         return dict(zip(names, parts, strict=True))
 
-    def _mix(self, spread: Tensor, weight: Tensor, cosine: Tensor, real: Tensor) -> Tensor:
+    def _mix(self, padded: Tensor, weight: Tensor, cosine: Tensor, real: Tensor) -> Tensor:
         """(N, D_out · C, D_in) angular factors of pairs of edges into the same atom.
 
         Args:
-            spread: (N, D_out, K) radial basis of the out edges.
+            padded: (N, D_out, K) radial basis of the out edges.
             weight: (K, S, C).
             cosine, real: (N, D_out, D_in).
         """
         angular = legendre(cosine, real.to(cosine.dtype), self.settings.num_spherical)
-        weights = (spread @ weight.flatten(1)).view(*angular.shape[:2], *_relabelled(weight).shape[1:])
+        weights = (padded @ weight.flatten(1)).view(*angular.shape[:2], *_relabelled(weight).shape[1:])
         return (weights @ angular).flatten(1, 2)
 
     def _atom_atom(self, graph: Graph, layout: Layout) -> Tensor:
@@ -256,10 +256,10 @@ class BasisProjections(nn.Module):
         basis = self._functions(distance, graph.edge_envelope("atom_atom", distance))
         radial = F.linear(basis, self.atom_atom_radial)
         slots = layout.atom_atom
-        return (slots.spread(radial) * slots.filled[:, :, None]).mT
+        return (slots.to_padded(radial) * slots.filled[:, :, None]).mT
 
     def _quadruplet(
-        self, graph: Graph, layout: Layout, spread: Tensor, radial: dict[str, Tensor], main: Tensor
+        self, graph: Graph, layout: Layout, padded: Tensor, radial: dict[str, Tensor], main: Tensor
     ) -> QuadrupletBasis:
         s, q = self.settings, layout.quadruplets
         assert q is not None
@@ -284,7 +284,7 @@ class BasisProjections(nn.Module):
         cosine = (ca * ba).sum(-1).mT  # (centres, D, Q)
         angle = legendre(cosine, torch.ones_like(cosine), s.num_spherical).flatten(0, 1)
         weight = _relabelled(self.quadruplet_spherical)  # (K, B, S · S)
-        weights = spread.index_select(0, q.centre) @ weight.mT.flatten(1)
+        weights = padded.index_select(0, q.centre) @ weight.mT.flatten(1)
         spherical = torch.bmm(angle.mT, weights.view(len(angle), s.num_spherical, s.num_spherical * s.spherical_width))
         return QuadrupletBasis(
             radial=radial["quadruplet"],

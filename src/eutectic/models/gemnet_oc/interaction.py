@@ -87,7 +87,7 @@ class TripletMessages(Messages):
         slots = tables.layout.main
         # Project before gathering, padding included: the gathered rows are then a sixteenth as wide.
         z = self.bilinear((mix @ x).view(slots.edge.numel(), self.bilinear.weight.shape[1]))
-        return slots.collect(z)
+        return slots.from_padded(z)
 
 
 class EdgeToEdge(TripletMessages):
@@ -99,7 +99,7 @@ class EdgeToEdge(TripletMessages):
 
     def forward(self, m: Tensor, basis: TripletBasis, tables: GraphTables) -> Tensor:
         x = self.messages(m, basis.radial)
-        z = self.sums(tables.layout.main.spread(x), basis.mix, tables)
+        z = self.sums(tables.layout.main.to_padded(x), basis.mix, tables)
         return self.up(self.scale_sum(z, reference=x), tables)
 
 
@@ -112,7 +112,7 @@ class AtomToEdge(TripletMessages):
 
     def forward(self, h: Tensor, basis: TripletBasis, tables: GraphTables) -> Tensor:
         x = self.messages(h, basis.radial, tables.graph.atom_edge.source)
-        z = self.sums(tables.layout.atom_edge.spread(x), basis.mix, tables)
+        z = self.sums(tables.layout.atom_edge.to_padded(x), basis.mix, tables)
         return self.up(self.scale_sum(z, reference=x), tables)
 
 
@@ -125,7 +125,7 @@ class EdgeToAtom(TripletMessages):
 
     def forward(self, m: Tensor, basis: TripletBasis, tables: GraphTables) -> Tensor:
         x = self.messages(m, basis.radial)
-        z = (basis.mix @ tables.layout.main.spread(x)).flatten(1)
+        z = (basis.mix @ tables.layout.main.to_padded(x)).flatten(1)
         return self.up(self.scale_sum(self.bilinear(z), reference=x))
 
 
@@ -146,7 +146,7 @@ class QuadrupletInteraction(Messages):
         assert q is not None
         x = self.messages(m, basis.radial)
         # Each middle edge b→a needs all edges into b: rows of the padded table.
-        x = slots.spread(x).index_select(0, q.source.reshape(-1)).view(len(basis.circular), x.shape[1])
+        x = slots.to_padded(x).index_select(0, q.source.reshape(-1)).view(len(basis.circular), x.shape[1])
         real = q.angle_in.flatten()
         y = x * self.circular(basis.circular)
         y = self.scale_circular(y, reference=x, rows=real, reference_rows=real)
@@ -163,7 +163,7 @@ class QuadrupletInteraction(Messages):
         out = self.scale_sum(out, reference=y, rows=filled, reference_rows=real)
         rows = out.new_zeros(len(slots.edge), slots.edge.shape[1] * out.shape[1])
         rows = rows.index_copy(0, q.centre, out.view(len(q.centre), rows.shape[1]))
-        return self.up(slots.collect(rows.view(-1, out.shape[1])), tables)
+        return self.up(slots.from_padded(rows.view(-1, out.shape[1])), tables)
 
 
 class AtomToAtom(nn.Module):
@@ -180,8 +180,8 @@ class AtomToAtom(nn.Module):
     def forward(self, h: Tensor, mix: Tensor, tables: GraphTables) -> Tensor:
         x = self.down(h)
         slots = tables.layout.atom_atom
-        spread = x.index_select(0, tables.graph.atom_atom.source[slots.edge].reshape(-1))
-        z = mix @ spread.view(*slots.edge.shape, x.shape[1])
+        padded = x.index_select(0, tables.graph.atom_atom.source[slots.edge].reshape(-1))
+        z = mix @ padded.view(*slots.edge.shape, x.shape[1])
         return self.up(self.scale_sum(self.bilinear(z.flatten(1)), reference=x))
 
 
