@@ -1,4 +1,4 @@
-"""A training step of GemNet-OC here and in fairchem-core 1.10 (MIT licence), in turn in one process.
+"""Compare a training step of GemNet-OC with fairchem-core 1.10 (MIT licence), alternating in one process.
 
     python -m venv other && other/bin/pip install torch==2.13.0 setuptools wheel && other/bin/pip install .
     other/bin/pip install --no-deps fairchem-core==1.10.0
@@ -8,15 +8,15 @@
     other/bin/python benchmarks/against_fairchem.py                # float32, all cases, about six minutes
     other/bin/python benchmarks/against_fairchem.py --precision bf16 --json FILE
 
-fairchem's is the published GemNet-OC; JMP's is a variant of it. Both models get the sizes of JMP-S, the same weights,
-one energy and one direct force output of one layer each, and the same structures with the same neighbours. Graphs are
-built beforehand, with the index sets of triplets and quadruplets. The heads of four tasks, which JMP's own code runs on
-every row, are in neither. Where times are compared both run with freed memory kept (`models.memory`).
+fairchem has the published GemNet-OC, of which JMP's is a variant. Both models have the sizes of JMP-S, the same
+weights, one energy and one direct force output of one layer each, and the same structures with the same neighbours.
+Graphs are built beforehand, with the index sets of triplets and quadruplets. Neither model includes the heads of four
+tasks, which JMP's own code runs on every row. Timings of both keep freed memory (`train.runtime.memory`).
 
-Precision is ours alone: fairchem's step is float32 throughout. `times_faster` is the median over steps that follow each
-other. `difference` is the largest between the two models' energies and forces, over the largest value; where neighbours
-tie at a cap (an atom's own images in a slab) fairchem drops some and we keep them all, which makes 2e-3 to 1e-2. Memory
-is the largest resident set of a process that runs three steps of one of the two and nothing else.
+`--precision` applies to our step only; fairchem's is float32 throughout. `times_faster` is the median over consecutive
+steps. `difference` is the largest difference between the two models' energies and forces, over the largest value; if
+neighbours tie at a cap (an atom's own images in a slab), fairchem drops some and we keep all, which gives 2e-3 to 1e-2.
+Memory is the peak resident set of a process that runs only three steps of one of the two.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from eutectic.train.runtime.memory import keep_freed_memory
 from step_time import CASES, MOLECULE, PERIODIC, mixed_precision, product_rate
 
 SECONDS = 30.0
-"""For each case, about."""
+"""Approximate seconds per case."""
 
 
 class Runnable(NamedTuple):
@@ -72,12 +72,12 @@ class Runnable(NamedTuple):
 
 
 def loss_of(energy: Tensor, forces: Tensor) -> Tensor:
-    """Some loss that reaches everything."""
+    """A loss that depends on all outputs."""
     return energy.square().mean() + forces.square().sum(1).mean()
 
 
 def theirs(structures: Sequence[Structure], graph: GraphSettings, settings: GemNetOCSettings) -> Runnable:
-    """fairchem's model, and a step of it."""
+    """fairchem's model with a batch."""
     from fairchem.core.models.gemnet_oc.gemnet_oc import GemNetOC as Theirs
     from torch_geometric.data import Batch as Collated
     from torch_geometric.data import Data
@@ -104,7 +104,7 @@ def theirs(structures: Sequence[Structure], graph: GraphSettings, settings: GemN
         [
             Data(
                 pos=torch.as_tensor(s.positions, dtype=torch.float32),
-                # A molecule is put into a cell that is too large to be noticed.
+                # A molecule gets a cell large enough to have no effect.
                 cell=torch.as_tensor(s.cell if s.pbc.any() else 1000.0 * torch.eye(3), dtype=torch.float32)[None],
                 atomic_numbers=torch.as_tensor(s.numbers, dtype=torch.float32),
                 tags=torch.as_tensor(s.tags),
@@ -127,7 +127,7 @@ def theirs(structures: Sequence[Structure], graph: GraphSettings, settings: GemN
 
 
 def ours(structures: Sequence[Structure], graph: GraphSettings, settings: GemNetOCSettings, precision: str) -> Runnable:
-    """Our model, and a step of it."""
+    """Our model with a batch."""
     plain = Normaliser(references=None, mean=0.0, scale=1.0)
     heads = {"energy": HeadSettings(layers=0), "forces": HeadSettings(kind="direct_forces", layers=0)}
     targets = {p: Target(TargetSettings(head=head), plain, 1.0) for p, head in heads.items()}
@@ -153,7 +153,7 @@ def ours(structures: Sequence[Structure], graph: GraphSettings, settings: GemNet
 
 
 def published_state(state: Mapping[str, Tensor], settings: GemNetOCSettings) -> dict[str, Tensor]:
-    """fairchem's weights under the published names; those names are JMP's, which are almost the same."""
+    """fairchem's weights under the published names of JMP, which are almost the same as fairchem's."""
     renamed = {
         "backbone.bases." + name: value for name, value in state.items() if name.startswith(("mlp_", "edge_emb"))
     }
@@ -172,7 +172,7 @@ def published_state(state: Mapping[str, Tensor], settings: GemNetOCSettings) -> 
 
 
 def same_weights(mine: MultitaskModel, state: Mapping[str, Tensor], settings: GemNetOCSettings) -> None:
-    """Give our model the weights of fairchem's."""
+    """Copy fairchem's weights to our model."""
     mine.backbone.load_state_dict(from_published(published_state(state, settings), settings))
     heads: Any = mine.heads["all"]
     heads["energy"].perceptron[0].load_state_dict({"weight": state["out_energy.linear.weight"]})
@@ -180,7 +180,7 @@ def same_weights(mine: MultitaskModel, state: Mapping[str, Tensor], settings: Ge
 
 
 def inputs(case: str) -> tuple[list[Structure], GraphSettings, GemNetOCSettings]:
-    """What both are given; fairchem's radial basis ends where its graph does."""
+    """Inputs of both models; fairchem's radial basis has the cutoff of its graph."""
     structures = [structure for _, structure in CASES[case]()]
     graph = PERIODIC if structures[0].pbc.any() else MOLECULE
     return structures, graph, GemNetOCSettings(radial_cutoff=graph.cutoff)
@@ -195,7 +195,7 @@ def peak(case: str, who: str, precision: str) -> float:
 
 
 def compare(case: str, precision: str) -> dict[str, object]:
-    """Times of steps, in turn."""
+    """Times of alternating steps."""
     structures, graph, settings = inputs(case)
     runs = {"ours": ours(structures, graph, settings, precision), "theirs": theirs(structures, graph, settings)}
     same_weights(runs["ours"].model, runs["theirs"].model.state_dict(), settings)
@@ -230,17 +230,17 @@ def compare(case: str, precision: str) -> dict[str, object]:
         "gflop": gflop,
         "gemm_gflops": rate,
         "times_floor": {who: milliseconds[who] * 1e-3 * rate / gflop[who] for who in runs},
-        # Of steps that follow each other, so that a slow minute is in both.
+        # Ratios of consecutive steps, so that a slow period affects both.
         "times_faster": statistics.median(b / a for a, b in zip(steps["ours"], steps["theirs"], strict=True)),
     }
 
 
 def main() -> None:
-    """Each case in processes of its own, and a table."""
+    """Run each case in its own processes and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our steps")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="precision of our steps")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--json", metavar="FILE", help="also write the results to this file")
     parser.add_argument("--one", choices=("both", "ours", "theirs"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     absent = [name for name in ("fairchem", "torch_geometric", "torch_scatter", "torch_sparse") if not find_spec(name)]

@@ -1,14 +1,15 @@
-"""What the store costs and gives, on real files: preparing, random reads, bytes on disk, opening large stores.
+"""Benchmark stores on real files: preparing, random reads, bytes on disk, opening large stores.
 
     python benchmarks/data.py --shared ../shared/data
     python benchmarks/data.py --json > data.json
     python benchmarks/data.py --table > docs/results/data-sets.md
 
-The last prepares every data set of `tests/helpers/shared_sets.py`, checks it, trains two steps on it, and makes a page.
+The last command prepares every data set of `tests/helpers/shared_sets.py`, checks it, trains two steps on it, and
+writes a page.
 Random reads are compared on the same structures with (a) the LMDB of pickled graphs that OC20 is published in and
-JMP trains from, read as its data loader reads it (a transaction, `pickle.loads`, tensors rebuilt; here restricted, so
-that nothing of the file is run), and (b) structures as ASE database rows in JSON in an LMDB, the layout of `.aselmdb`.
-What is not there is skipped, saying so.
+JMP trains from, read as its data loader does (a transaction, `pickle.loads`, tensors rebuilt; here restricted, so that
+no code from the file is run), and (b) structures as ASE database rows in JSON in an LMDB, the layout of `.aselmdb`.
+Missing data are skipped with a message.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def preparing(shared: Path, say: Callable[[str], None]) -> dict[str, object]:
-    """Structures per second of every family, with one process and with two."""
+    """Structures per second for each file format, with one process and two."""
     modules = {name: module for module in published() for name in module.names()}
     found: dict[str, object] = {}
     jobs: list[tuple[str, Path, Callable[[], Dataset]]] = []
@@ -112,7 +113,7 @@ def preparing(shared: Path, say: Callable[[str], None]) -> dict[str, object]:
 
 
 def scaling(say: Callable[[str], None], count: int = 120_000) -> dict[str, object]:
-    """One process against two, on made-up frames of 21 atoms in extended xyz, long enough to matter."""
+    """Compare one process with two on random frames of 21 atoms in extended xyz, enough of them for a stable timing."""
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
@@ -152,7 +153,7 @@ def _cpu_seconds() -> float:
 
 
 class _Graph:
-    """What a pickled graph becomes: its attributes, in either layout of the library that wrote it."""
+    """Attributes of a pickled graph, in either layout of the library that wrote it."""
 
     def __setstate__(self, state: Any) -> None:
         self.__dict__.update(state if isinstance(state, dict) else {})
@@ -171,7 +172,7 @@ class _Nested(pickle.Unpickler):
 
 
 class _Pickling:
-    """What `torch.load` asks of a module of pickles."""
+    """The interface that `torch.load` requires of a pickle module."""
 
     Unpickler = _Nested
 
@@ -187,7 +188,7 @@ def _storage(raw: bytes) -> Any:
 
 
 class _Restricted(pickle.Unpickler):
-    """Rebuilds graphs and tensors, and refuses whatever else a file may ask for."""
+    """Unpickler that rebuilds graphs and tensors only; everything else is an error."""
 
     def find_class(self, module: str, name: str) -> Any:
         import torch
@@ -253,7 +254,7 @@ CARD = Card(
 
 
 def _write_ase_lmdb(path: Path, rows: list[LabelledStructure]) -> None:
-    """Rows of an ASE database as JSON in an LMDB, one for each number, deflated as `.aselmdb` has them."""
+    """Rows of an ASE database as JSON in an LMDB, one per key, deflated as in `.aselmdb`."""
     import zlib
 
     environment = lmdb.open(str(path), subdir=False, map_size=1 << 30)
@@ -331,7 +332,7 @@ def _per_second(read: Callable[[int], object], n: int, seconds: float) -> float:
 
 
 def sizes(say: Callable[[str], None]) -> dict[str, object]:
-    """Bytes of the embedded stores against their raw numbers (element 1 byte, float32; labels as stored)."""
+    """Bytes of the embedded stores relative to their raw numbers (element 1 byte, float32; labels as stored)."""
     found: dict[str, object] = {}
     for path in sorted(p for p in embedded_folder().iterdir() if p.is_dir()):
         store = Store(path)
@@ -376,7 +377,7 @@ def _frames(n: int) -> Iterator[LabelledStructure]:
 
 
 def opening(say: Callable[[str], None]) -> list[object]:
-    """Time and memory of opening 1, 10 and 100 million structures: one shard of 100 000 under many names."""
+    """Time and memory to open stores of 1, 10 and 100 million structures: one shard of 100 000 under many names."""
     if not Path("/proc/self/statm").exists():
         say("opening: skipped, this system does not tell a process's memory in /proc")
         return []
@@ -403,17 +404,16 @@ def opening(say: Callable[[str], None]) -> list[object]:
 
 # --- the page of data sets ---------------------------------------------------------------------------
 
-PAGE = """# Every data set, through everything
+PAGE = """# All data sets: preparation, check and training
 
     python benchmarks/data.py --table > docs/results/data-sets.md
 
-Real files, not all of them the publisher's own (stand-ins are read as `ase`, or under the name whose layout they
-have): each was prepared by one process, counted, checked by `eutectic data check`, and put through two steps of
-training. The same is tested in `tests/data/test_shared_data.py`. Structures per second are those of a whole
-preparation (look into the files, read, check, write) on one core of a machine shared with others; below a few hundred
-structures they are mostly the cost of starting. `records` are files of no layout of their own, whose fields and units
-were stated by hand (the options are in `tests/helpers/shared_sets.py`). The verdict is the check's, with its warnings,
-without its notes.
+Each set was prepared by one process, counted, checked by `eutectic data check`, and trained on for two steps. The
+files are real, but not all are the publisher's own (substitutes are read as `ase`, or under the name of the layout they
+have). `tests/data/test_shared_data.py` tests the same. Structures per second are for a complete preparation (scan the
+files, read, check, write) on one core of a shared machine; below a few hundred structures they mostly measure the
+start-up time. `records` are files without a standard layout, with fields and units given by hand (the options are in
+`tests/helpers/shared_sets.py`). The verdict is that of the check, with its warnings but without its notes.
 
 | set | files | kind | structures | atoms | elements | structures/s | verdict |
 |---|---|---|---:|---:|---:|---:|---|
@@ -421,7 +421,7 @@ without its notes.
 
 
 def table(shared: Path, say: Callable[[str], None], only: str) -> str:
-    """A page with one line for each real data set."""
+    """Markdown page with one row per real data set."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
     from shared_sets import NOT_SETS, SETS, go_through
 
@@ -458,17 +458,19 @@ def table(shared: Path, say: Callable[[str], None], only: str) -> str:
                 f"{time.perf_counter() - start:.1f} s in all, losses {out.losses}, {sorted(codes)}; {verdict}"
             )
     rest = "".join(f"* {which.place}: {which.why}\n" for which in NOT_SETS)
-    return PAGE + "\n".join(lines) + f"\nFiles that are no set by themselves, which `prepare` says:\n\n{rest}"
+    return PAGE + "\n".join(lines) + f"\nFiles that are not data sets by themselves, which `prepare` reports:\n\n{rest}"
 
 
 def main() -> None:
-    """Run all of it."""
+    """Run the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="folder of the published files")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each timing of random reads")
-    parser.add_argument("--json", action="store_true", help="for machines, to standard output")
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of each timing of random reads, s")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--only", nargs="*", choices=["preparing", "scaling", "reads", "sizes", "opening"])
-    parser.add_argument("--table", nargs="?", const="", metavar="WORD", help="the page of data sets (with this word)")
+    parser.add_argument(
+        "--table", nargs="?", const="", metavar="WORD", help="write the data-set page (only sets with WORD)"
+    )
     given = parser.parse_args()
 
     def say(line: str) -> None:

@@ -1,9 +1,9 @@
-"""Choose the demonstration's learning rates and weight decays, once, on validation data, for each task and each start.
+"""Choose the demonstration's learning rates and weight decays on validation data, for each task and start.
 
     python benchmarks/demo_choices.py demo-output/pretrain/model --out docs/results/demo-choices.json
 
-Takes the pre-trained model of a demonstration. Every trial has the length of a reported run and a seed that no
-reported run uses; the test split is not looked at when choosing. Interrupted, it goes on where it stopped.
+Requires the pre-trained model of a demonstration. Every trial has the length of a reported run and a seed that no
+reported run uses; the choice does not use the test split. Can be resumed after an interruption.
 """
 
 from __future__ import annotations

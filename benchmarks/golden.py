@@ -1,20 +1,20 @@
-"""Small golden cases of GemNet-OC, computed by fairchem-core 1.10 (MIT licence).
+"""Generate small golden test cases of GemNet-OC with fairchem-core 1.10 (MIT licence).
 
     other/bin/python benchmarks/golden.py    # seconds
 
-in the environment that `against_fairchem.py --help` sets up. torch-scatter and torch-sparse, which take long to
-compile, may be left out: fairchem then gets sums and sparse rows from here (`stand_in`).
+in the environment described in `against_fairchem.py --help`. torch-scatter and torch-sparse, which take long to
+compile, may be omitted: replacements for their sums and sparse rows are defined here (`stand_in`).
 
-Writes `tests/models/gemnet_oc/golden/`, which `test_golden.py` compares our model with. Each file of weights holds a
-small random model of fairchem's under the published names (`eutectic.models.gemnet_oc.published`), in float32. Each
-case holds structures, the four graphs, and what fairchem makes of them in float64 with these very weights: bases,
-features after the embedding, inside the first block and after every block, outputs, energies, direct forces, gradients.
+Writes `tests/models/gemnet_oc/golden/`, which `test_golden.py` compares our model with. Each weight file contains a
+small random fairchem model under the published names (`eutectic.models.gemnet_oc.published`), in float32. Each case
+contains structures, the four graphs, and fairchem's float64 results with exactly these weights: bases, features after
+the embedding, inside the first block and after every block, outputs, energies, direct forces, gradients.
 
-fairchem names single precision in two places whatever its model has: where it counts periodic images, and before its
-last layers. Here both are double (`double_precision`). Nothing else of it is changed.
+fairchem hard-codes single precision in two places: when counting periodic images, and before its last layers. Here both
+are double (`double_precision`). Nothing else is changed.
 
-Where the nearest neighbours of an atom tie at a cap, fairchem keeps some of them, at random. No case has such a tie,
-which is checked.
+If the nearest neighbours of an atom tie at a cap, fairchem keeps some of them at random. No case has such a tie, which
+is checked.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from eutectic.models.gemnet_oc.published import published_names, settings_from_p
 
 FOLDER = Path(__file__).parents[1] / "tests" / "models" / "gemnet_oc" / "golden"
 CUTOFF = 12.0
-"""Å, of all graphs; fairchem's radial bases end there too, as those of a published checkpoint do."""
+"""Å, cutoff of all graphs and of fairchem's radial bases, as in a published checkpoint."""
 
 DISTINCT: dict[str, object] = {
     "num_blocks": 2,
@@ -77,7 +77,7 @@ DISTINCT: dict[str, object] = {
     "edge_atom_interaction": True,
     "atom_interaction": True,
 }
-"""Published configuration; sizes differ, so that none can be taken for another."""
+"""Published configuration; all sizes differ, so that mixing them up is detected."""
 
 NARROW = {name: 3 for name in DISTINCT if name.startswith("emb_size")} | {
     "emb_size_atom": 8,
@@ -88,9 +88,9 @@ NARROW = {name: 3 for name in DISTINCT if name.startswith("emb_size")} | {
 }
 MODELS: dict[str, dict[str, object]] = {
     "distinct": DISTINCT,
-    # Where these sizes meet, the published model leaves layers out.
+    # For equal sizes, the published model omits layers.
     "omissions": DISTINCT | NARROW | {"num_output_afteratom": 0},
-    # Numbers of layers that may be none, and kinds of interaction that may be off.
+    # Numbers of layers that may be zero, and interactions that may be off.
     "sparse": DISTINCT
     | NARROW
     | {
@@ -120,7 +120,7 @@ PUBLISHED_CAPS = {"main": 30, "atom_edge": 20, "quadruplet": 8, "atom_atom": 100
 
 @dataclass(frozen=True)
 class Case:
-    """What is given to fairchem.
+    """Input to fairchem.
 
     Attributes:
         structures: one batch.
@@ -142,7 +142,7 @@ class Case:
 
 
 def structure(atoms: Atoms, tags: Sequence[int] | None = None) -> Structure:
-    """With the numbers that single precision has, so that whoever reads them has the same."""
+    """Round to float32, so that saved and computed values agree."""
     atoms.positions = atoms.positions.astype(np.float32)
     atoms.set_cell(atoms.cell.array.astype(np.float32))
     atoms.set_tags([2] * len(atoms) if tags is None else tags)
@@ -167,13 +167,13 @@ def slab() -> Structure:
 
 
 def crystal() -> Structure:
-    """Three atoms in a small triclinic cell: most neighbours are images, many of the atom itself."""
+    """Three atoms in a small triclinic cell: most neighbours are periodic images, many of the atom itself."""
     cell = [(3.38, -0.48, -0.25), (-0.42, 3.43, -0.41), (0.58, 0.18, 3.92)]
     positions = [(0.21, 0.39, 0.16), (1.57, 1.61, 0.53), (0.58, 2.04, 2.21)]
     return structure(Atoms("TiO2", positions=positions, cell=cell, pbc=True))
 
 
-# The scale factors of a model are fitted on the first case that it is given.
+# The scale factors of a model are fitted on its first case.
 CASES = {
     "slab": Case(lambda: [slab()], {"main": 7, "atom_edge": 5, "quadruplet": 3, "atom_atom": 36}),
     "molecule": Case(lambda: [rattled_molecule("CH3OH", 1)], PUBLISHED_CAPS),
@@ -185,7 +185,7 @@ CASES = {
 
 
 class SparseRows:
-    """What fairchem uses of `torch_sparse.SparseTensor`: entries by row, several of which may be in one place."""
+    """The part of `torch_sparse.SparseTensor` that fairchem uses: entries by row, with duplicates allowed."""
 
     def __init__(self, row: Tensor, col: Tensor, value: Tensor, sparse_sizes: tuple[int, int]) -> None:
         order = torch.argsort(row * sparse_sizes[1] + col, stable=True)
@@ -222,7 +222,7 @@ class SparseRows:
 
 
 def stand_in() -> None:
-    """torch_scatter and torch_sparse where they are not installed: what fairchem's GemNet-OC uses of them."""
+    """Replacements for torch_scatter and torch_sparse if not installed: the parts that fairchem's GemNet-OC uses."""
 
     def scatter(src: Tensor, index: Tensor, dim: int = 0, dim_size: int | None = None, reduce: str = "sum") -> Tensor:
         assert dim == 0
@@ -249,7 +249,7 @@ def stand_in() -> None:
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """Float64 throughout, where fairchem names float32 as well."""
+    """Use float64 also where fairchem hard-codes float32."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -260,7 +260,7 @@ def double_precision() -> Iterator[None]:
 
 
 def fairchem_model(config: dict[str, object], graph: GraphSettings) -> Any:
-    """fairchem's model with random weights that float32 can hold."""
+    """fairchem's model with random weights that are exact in float32."""
     from fairchem.core.models.gemnet_oc.gemnet_oc import GemNetOC
 
     torch.manual_seed(0)
@@ -286,7 +286,7 @@ def fairchem_model(config: dict[str, object], graph: GraphSettings) -> Any:
 
 
 def fit_scale_factors(model: Any, data: Any) -> None:
-    """As for training: without them quadruplets hardly count, and an error in them would hardly be seen."""
+    """Fit scale factors as for training: otherwise quadruplets contribute little and their errors would not show."""
     from fairchem.core.modules.scaling import ScaleFactor
 
     def fit(factor: Any, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
@@ -301,7 +301,7 @@ def fit_scale_factors(model: Any, data: Any) -> None:
 
 
 def fairchem_batch(structures: Sequence[Structure]) -> Any:
-    """A molecule is put into a cell that is too large to be noticed."""
+    """A molecule gets a cell large enough to have no effect."""
     from torch_geometric.data import Batch, Data
 
     return Batch.from_data_list(
@@ -319,7 +319,7 @@ def fairchem_batch(structures: Sequence[Structure]) -> Any:
 
 
 def check_no_ties(model: Any, data: Any, caps: dict[str, int]) -> None:
-    """The neighbours on both sides of a cap are not equally far."""
+    """Check that neighbours on both sides of a cap are at different distances."""
     everything = model.generate_graph_dict(data, CUTOFF, 10**6)
     for atom in range(len(data.pos)):
         distance = everything["distance"][everything["edge_index"][1] == atom].sort().values
@@ -329,13 +329,13 @@ def check_no_ties(model: Any, data: Any, caps: dict[str, int]) -> None:
 
 
 def record(model: Any, data: Any, inside: bool) -> dict[str, Tensor]:
-    """Everything worth comparing, by name; edges in fairchem's order."""
+    """All arrays to compare, by name; edges in fairchem's order."""
     seen: dict[str, Tensor] = {}
 
     def watch(module: torch.nn.Module | None, *names: str) -> None:
         def keep(_module: torch.nn.Module, _given: object, result: Any) -> None:
             results = result if isinstance(result, tuple) else (result,)
-            # As it is now: what follows may change it in place.
+            # A copy, because later operations may modify it in place.
             seen.update({name: value.detach().clone() for name, value in zip(names, results, strict=True)})
 
         if module is not None:
@@ -389,7 +389,7 @@ def record(model: Any, data: Any, inside: bool) -> dict[str, Tensor]:
 
 
 def weight_gradients(model: Any, config: dict[str, object]) -> Tensor:
-    """(parameters, 2): length of the gradient of Σ E² + Σ F², and its product with the weight; in published order."""
+    """(parameters, 2): norm of the gradient of Σ E² + Σ F², and its product with the weight; in published order."""
     settings = settings_from_published(config)
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     named = published_state(gradients, settings)
@@ -399,7 +399,7 @@ def weight_gradients(model: Any, config: dict[str, object]) -> Tensor:
 
 
 def compact(value: Tensor) -> np.ndarray:
-    """Whole numbers as narrow as they go."""
+    """Convert integers to the narrowest dtype."""
     array = value.numpy()
     if array.dtype.kind == "f":
         return array
@@ -407,9 +407,9 @@ def compact(value: Tensor) -> np.ndarray:
 
 
 def main() -> None:
-    """All files."""
+    """Write all files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="write there (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="output folder (default: %(default)s)")
     folder: Path = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     logging.disable()

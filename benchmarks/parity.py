@@ -1,10 +1,10 @@
-"""How far GemNet-OC here is from the published implementation, array by array.
+"""Compare GemNet-OC with the published implementation, array by array.
 
     python benchmarks/parity.py ../shared/fixtures/gemnet_oc
 
-Runs the golden tests with a note-taker in place of their comparison: the largest difference of every array, relative
-to its largest entry, on molecules, a slab and crystals, in double precision (arrays that the fixtures store in single
-precision: marked *).
+Runs the golden tests, but records errors instead of comparing: the largest difference of every array, relative to its
+largest entry, on molecules, a slab and crystals, in double precision (* marks arrays that the fixtures store in single
+precision).
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Speed of pre-training, end to end and in parts; batches by cost against by count; many sets against one.
+"""Benchmark pre-training: total speed and its parts, batches by cost or by count, and the number of data sets.
 
     python benchmarks/pretrain.py
     python benchmarks/pretrain.py --full --json > pretrain.json
 
-About four minutes on two CPU cores, on the embedded mixture with the demonstration's model; on a GPU where there is
-one. Published data in ../shared/data, if it is there, is read through the reader of ASE's files and mixed in as well:
-its structures differ in size by a factor of ten, which the embedded ones do not. Whatever is compared is measured in
-turns in one process, and ratios are of medians.
+About four minutes on two CPU cores, on the embedded mixture with the demonstration's model; uses a GPU if available.
+Published data in ../shared/data, if present, is read as ASE files and added to the mixture: its structures differ in
+size by a factor of ten, unlike the embedded ones. Comparisons alternate in one process, and ratios are of medians.
 """
 
 from __future__ import annotations
@@ -46,11 +45,11 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SETTINGS = demo()
 WARM_UP = 5
-"""Steps at the beginning of a run that are not counted."""
+"""Steps at the beginning of a run that are not timed."""
 
 
 def now() -> float:
-    """Seconds, once the device has done all it was told."""
+    """Time in seconds, after synchronising with the device."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -79,7 +78,7 @@ def step(model: MultitaskModel, batch: Batch, tasks: Sequence[Task]) -> None:
 
 
 def parts(rows: Sequence[TaskDataset], steps: int) -> dict[str, Any]:
-    """Where the time of a step goes, and what comes out per second."""
+    """Time of each part of a step, and structures per second."""
     source = BatchSampler(rows, SETTINGS.train.batch_size, 2.0, 0)
     model, tasks = model_of(rows, source), [r.task for r in rows]
     optimiser = make_optimiser(model, OptimiserSettings())
@@ -127,7 +126,7 @@ def parts(rows: Sequence[TaskDataset], steps: int) -> dict[str, Any]:
 
 
 def waiting(steps: int) -> dict[str, Any]:
-    """Whole runs of the demonstration as its command makes them, in turns: batches made in line, and by one worker."""
+    """Complete demonstration runs, alternating between no worker and one worker."""
     records: dict[int, list[dict[str, Any]]] = {0: [], 1: []}
     with tempfile.TemporaryDirectory() as name:
         for turn in range(4):
@@ -148,13 +147,13 @@ def waiting(steps: int) -> dict[str, Any]:
 
 
 def padding(batch: Batch) -> float:
-    """Part of the places in tables of triplets that are empty."""
+    """Fraction of padding in the triplet tables."""
     degree = torch.bincount(batch.graph.main.target, minlength=len(batch.graph.numbers)).double()
     return 1.0 - float((degree**2).sum() / (len(degree) * degree.max() ** 2))
 
 
 def cost_against_count(rows: Sequence[TaskDataset], windows: int) -> dict[str, Any]:
-    """The same structures in the same order, cut both ways."""
+    """Compare batching by cost and by count on the same structures in the same order."""
     size = SETTINGS.train.batch_size
     by_count = BatchSampler(rows, size, 2.0, 0)
     model, tasks = model_of(rows, by_count), [r.task for r in rows]
@@ -223,7 +222,7 @@ def heads(rows: Sequence[TaskDataset], repeats: int) -> dict[str, Any]:
 
 
 def in_turns(calls: dict[int, Callable[[], None]], repeats: int) -> dict[int, float]:
-    """Median seconds of each, measured one after the other again and again."""
+    """Median seconds of each, measured alternately."""
     for call in calls.values():
         call()
     times: dict[int, list[float]] = {n: [] for n in calls}
@@ -236,7 +235,7 @@ def in_turns(calls: dict[int, Callable[[], None]], repeats: int) -> dict[int, fl
 
 
 def order(batch_size: int = 32) -> dict[str, Any]:
-    """Time and memory of the order of four sets, of a thousand or of a billion structures each."""
+    """Time and memory of sampling from four sets of a thousand or a billion structures each."""
     result: dict[str, Any] = {}
     for size in (10**3, 10**9):
         mixture = Mixture(dict.fromkeys("abcd", size))
@@ -256,7 +255,7 @@ def order(batch_size: int = 32) -> dict[str, Any]:
 
 
 def published(folder: Path) -> dict[str, Store]:
-    """Published files, read by the `ase` and `rmd17` readers; none where they are not beside the project."""
+    """Published files, read by the `ase` and `rmd17` readers; empty if they are not available."""
     stores = {}
     for name, reader, source, more in (
         ("oc20_relaxations", "ase", SHARED / "oc20" / "trajs_small", {}),
@@ -265,7 +264,7 @@ def published(folder: Path) -> dict[str, Store]:
         if source.exists():
             try:
                 stores[name] = Store(prepare(reader, source, folder / name, progress=False, **more))  # type: ignore[arg-type]
-            except Exception as error:  # one set that cannot be read is said, and no reason to measure nothing
+            except Exception as error:  # an unreadable set is reported, and the others are still measured
                 print(f"{name}: left out ({error})", file=sys.stderr)
     return stores
 
@@ -273,9 +272,9 @@ def published(folder: Path) -> dict[str, Store]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="for machines")
-    parser.add_argument("--full", action="store_true", help="five times longer, for steadier figures")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--full", action="store_true", help="run five times longer, for less noise")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     more = 5 if given.full else 1

@@ -1,32 +1,30 @@
-"""Time, work and memory of one training step of GemNet-OC at the published sizes.
+"""Benchmark time, FLOP and memory of a training step of GemNet-OC at the published sizes.
 
     python benchmarks/step_time.py                      # JMP-S, float32, all cases, about four minutes
     python benchmarks/step_time.py --precision bf16     # matrix products in bfloat16
-    python benchmarks/step_time.py --plain              # PyTorch as it is, without what training sets on a CPU
-    python benchmarks/step_time.py --compile --json -   # torch.compile; figures for machines
+    python benchmarks/step_time.py --plain              # unmodified PyTorch, without training's CPU setup
+    python benchmarks/step_time.py --compile --json -   # torch.compile; print JSON
     python benchmarks/step_time.py --error              # bfloat16 and float32 against float64, no timing
-    python benchmarks/step_time.py --profile            # and which kernels the time goes to
+    python benchmarks/step_time.py --profile            # also list the most expensive kernels
 
-On a GPU the same commands, with two cases that fill it; `waits` are the times a step waits for the device, and
-`busy` is the share of a step in which the device computes.
+The same commands run on a GPU, with two additional cases that fill it; `waits` is the number of synchronisations per
+step, and `busy` is the fraction of a step in which the device computes.
 
-A step is forward, loss and backward on graphs that are built beforehand, four tasks with an energy and a direct
-force head each. Every case runs in a process of its own, whose largest resident set is its peak memory (on a GPU:
-the allocator's peak).
+A step is forward, loss and backward on prebuilt graphs, with four tasks that have an energy and a direct force head
+each. Every case runs in its own process, whose peak resident set is the peak memory (on a GPU: the allocator's peak).
 
-A CPU is set up as training does it (`models.memory`, `models.products`): freed memory is kept, and on AMD's Zen 5 and
-later oneDNN does float32 products.
+A CPU is set up as in training (`train.runtime.memory`, `train.runtime.matmul`): freed memory is kept, and oneDNN computes float32
+products on AMD's Zen 5 and later.
 
-The *floor* of a step is the time its matrix products would take if all ran at the rate of one large product (float32,
-or bfloat16 where that is asked for), which is measured between the steps of the case: machines are noisy, ratios
-within a case are not. `times_floor` counts our own products, by the library that does them in the step.
-`published_gflop` counts those of the published implementation on the same graphs from the sizes of its layers, all
-four heads on every row as it runs them. How much of its time is theirs depends on the machine, so times are compared
-in `against_fairchem.py`, in one process.
+The roofline of a step (`floor` in the output) is the time its matrix products would take at the rate of one large
+product (float32, or bfloat16 with `--precision bf16`), measured between the steps of the case, because machines are
+noisy but ratios within a case are not. `times_floor` counts our own products, with the library that the step uses.
+`published_gflop` counts those of the published implementation on the same graphs from the sizes of its layers, with all
+four heads on every row. The fraction of its time spent on products depends on the machine, so times are compared in
+`against_fairchem.py`, in one process.
 
-`products` (CPU) is the time of the very products of a step, one after the other on random numbers that are not in the
-cache, again over the floor: smaller ones than the large one run at a lower rate, and nothing else a step does can bring
-it below this.
+`products` (CPU) is the time of exactly the products of a step, run one after the other on uncached random numbers,
+relative to the roofline: small products run at a lower rate than the large one, so a step cannot be faster than this.
 """
 
 from __future__ import annotations
@@ -68,7 +66,7 @@ MOLECULE = GraphSettings(cutoff=8, max_neighbours=30, symmetry="lower_source")
 PERIODIC = GraphSettings(cutoff=12, max_neighbours=30, symmetry="lower_source")
 TASKS = {"oc20": PERIODIC, "oc22": PERIODIC, "ani1x": MOLECULE, "transition1x": MOLECULE}
 SECONDS = {"cpu": 12.0, "cuda": 3.0}
-"""For each case, about."""
+"""Approximate seconds per case."""
 
 
 def molecules(sizes: Sequence[int]) -> list[tuple[int, Structure]]:
@@ -117,7 +115,7 @@ ON_GPU: dict[str, Callable[[], list[tuple[int, Structure]]]] = {
 
 
 def tasks() -> list[Task]:
-    """The four of pre-training; labels are given normalised, so nothing is fitted."""
+    """The four tasks of pre-training; labels are already normalised, so nothing is fitted."""
     plain = Normaliser(references=None, mean=0.0, scale=1.0)
     heads = {"energy": HeadSettings(), "forces": HeadSettings(kind="direct_forces")}
     targets = {p: Target(TargetSettings(head=head), plain, 1.0) for p, head in heads.items()}
@@ -136,7 +134,7 @@ def batch_of(case: str, dtype: torch.dtype, device: torch.device) -> tuple[Batch
 
 
 def model_of(size: str, dtype: torch.dtype, device: torch.device) -> MultitaskModel:
-    """A fresh model, built without the minutes that orthogonal matrices take."""
+    """A fresh model, without the slow orthogonal initialisation."""
     settings = getattr(GemNetOCSettings, size)()
     with torch.device("meta"):
         model = MultitaskModel(GemNetOC(settings), {t.name: t.heads for t in tasks()})
@@ -213,7 +211,7 @@ def step(model: Callable[..., Any], batch: Batch, made: Sequence[Task], mixed: A
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -231,7 +229,7 @@ def product_rate(dtype: torch.dtype, device: torch.device, size: int) -> float:
 
 
 class Products(TorchDispatchMode):
-    """Notes every matrix product that is made while it is active, without its numbers."""
+    """Record the shapes of all matrix products inside the context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,7 +243,7 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def alone(self) -> Callable[[], None]:
-        """All of them again, in order, each kind on several sets of random numbers in turn."""
+        """Repeat all products in order, each kind alternating between several sets of random inputs."""
         made: dict[Any, list[torch.Tensor]] = {}
         ready = []
         for product, shapes in self.calls:
@@ -268,7 +266,7 @@ class Products(TorchDispatchMode):
 def against_large(
     products: Callable[[], None], gflop: float, dtype: torch.dtype, device: torch.device, large: int
 ) -> float:
-    """Time of some products over what it would be at the rate of a large one, measured in turn."""
+    """Time of the products over their time at the rate of a large product, measured alternately."""
     products()
     ratios = []
     for _ in range(7):
@@ -279,7 +277,7 @@ def against_large(
 
 
 def on_device(run: Callable[[], object], show: bool) -> dict[str, float]:
-    """How often a step waits for a GPU, and the share of its time in which the GPU computes."""
+    """GPU synchronisations per step, and the fraction of its time in which the GPU computes."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -306,14 +304,14 @@ def on_device(run: Callable[[], object], show: bool) -> dict[str, float]:
 
 
 def mixed_precision(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Autocast where it is asked for."""
+    """Autocast for bf16, otherwise a null context."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def measure(
     case: str, size: str, precision: str, compiled: bool, device: torch.device, profiled: bool = False
 ) -> dict[str, object]:
-    """One case, in this process."""
+    """Run one case in this process."""
     batch, made, graphs = batch_of(case, torch.float32, device)
     model = model_of(size, torch.float32, device)
     rate_of = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -347,7 +345,7 @@ def measure(
     gpu: dict[str, float] = {}
     if device.type == "cuda":
         gpu = on_device(lambda: step(model, batch, made, mixed_precision(precision, device)), profiled)
-        # While the profiler runs a step takes longer: what the device computes, of a step without it.
+        # The profiler slows a step, so the device time is divided by the time of a step without it.
         gpu["busy"] = gpu["device_milliseconds"] / (1000 * median)
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         step(model, batch, made, nullcontext())
@@ -355,7 +353,7 @@ def measure(
     published = published_gflop(graphs, getattr(GemNetOCSettings, size)())
     floor = gflop / rate
     if device.type == "cpu":
-        # Afterwards: the memory it takes would slow the steps.
+        # Last, because the memory it takes would slow the steps.
         with Products() as noted, torch.compiler.set_stance("force_eager"):
             step(model, batch, made, mixed_precision(precision, device))
         products = against_large(noted.alone(), gflop, rate_of, device, large)
@@ -383,7 +381,7 @@ def measure(
 
 
 def graph_seconds(case: str) -> float:
-    """Neighbours, the four graphs and the tables of a batch."""
+    """Build neighbour lists, the four graphs and the padded tables of a batch."""
     made, structures = tasks(), (CASES | ON_GPU)[case]()
     best = []
     for _ in range(5):
@@ -418,18 +416,18 @@ def errors(case: str, size: str, device: torch.device) -> dict[str, object]:
 
 
 def main() -> None:
-    """Each case in a process of its own, and a table."""
+    """Run each case in its own process and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("small", "large"), default="small", help="JMP-S or JMP-L")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--compile", action="store_true", help="torch.compile")
-    plain = "PyTorch as it is: freed memory given back, products by its default library"
+    parser.add_argument("--compile", action="store_true", help="use torch.compile")
+    plain = "unmodified PyTorch: freed memory is returned, default matmul library"
     parser.add_argument("--plain", action="store_true", help=plain)
-    parser.add_argument("--error", action="store_true", help="precision instead of time")
-    parser.add_argument("--profile", action="store_true", help="which kernels a step's time goes to (GPU)")
-    parser.add_argument("--cases", nargs="+", choices=[*CASES, *ON_GPU], help="all that suit the device if not given")
+    parser.add_argument("--error", action="store_true", help="measure rounding errors instead of time")
+    parser.add_argument("--profile", action="store_true", help="list the most expensive kernels (GPU)")
+    parser.add_argument("--cases", nargs="+", choices=[*CASES, *ON_GPU], help="all for the device if not given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=None, help="of the CPU; all if not given")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads; all if not given")
     parser.add_argument(
         "--json", metavar="FILE", help="write the figures there; - for the screen, instead of the table"
     )
@@ -470,7 +468,7 @@ def main() -> None:
 
 
 def table(rows: Sequence[dict[str, Any]], error: bool) -> str:
-    """The figures to look at."""
+    """Summary of one case."""
     if error:
         names = [k for k in rows[0] if k not in ("case", "size")]
         lines = [f"{'case':12}" + "".join(f"{n:>15}" for n in names)]

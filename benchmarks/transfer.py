@@ -1,16 +1,16 @@
-"""What a pre-trained backbone is worth: fine-tuning from it, from another one and from scratch.
+"""Benchmark fine-tuning from a joint backbone, a molecular backbone and from scratch.
 
     eutectic data prepare rmd17:ethanol            # rmd17:malonaldehyde, rmd17:toluene, matbench:jdft2d
     eutectic data prepare oc20:free_energy --source DIRECTORY-OF-OC20-TRAJECTORIES
     python benchmarks/transfer.py --joint eutectic-small --molecules runs/eutectic-small-molecules/model --out study
-    python benchmarks/transfer.py … --only scratch   # a part of the runs, before a backbone is finished
+    python benchmarks/transfer.py … --only scratch   # only some of the runs, before a backbone is trained
 
-Tasks, rates and budgets below were fixed before any pre-trained start was tested. Three starts (scratch, the joint
-backbone, one trained for as many steps on molecules alone) share model size, data, batches and number of steps. The
-learning rate of each start is chosen from three or four on validation data, with a seed that no reported run uses;
-rMD17's are chosen at 200 structures for all three sizes, QM9's on the gap for all three properties, jdft2d's on fold 0.
-Writes `results.json`, `table.md` and `report.html`. Interrupted, it goes on where it stopped. About 250 runs; an hour
-of two CPU cores.
+Tasks, learning rates and budgets were fixed before any pre-trained start was tested. Three starts (scratch, the joint
+backbone, and one trained for as many steps on molecules only) share model size, data, batches and number of steps. The
+learning rate of each start is chosen from three or four on validation data, with a seed that no reported run uses:
+for rMD17 at 200 structures for all three sizes, for QM9 on the gap for all three properties, for jdft2d on fold 0.
+Writes `results.json`, `table.md` and `report.html`. Can be resumed after an interruption. About 250 runs; one hour on
+two CPU cores.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from eutectic.train.settings import DataSettings, FinetuneSettings, FinetuneTrai
 
 SCRATCH_RATES = (1.2e-3, 2.5e-3, 6e-3, 1e-2, 1.6e-2)
 PRETRAINED_RATES = (3e-4, 6e-4, 1.2e-3, 2.5e-3, 6e-3)
-"""The three in the middle are around what each start chose in the demonstration (`docs/results/demo-choices.json`) and
-in trials on validation data; the first and the last are tried where the best of the three stands beside them."""
+"""The middle three bracket the choices of each start in the demonstration (`docs/results/demo-choices.json`) and in
+trials on validation data; the first and the last are tried only if the best of the three is next to them."""
 SEEDS = (0, 1, 2)
 STARTS = ("scratch", "joint", "molecules")
 
@@ -131,7 +131,7 @@ def _qm9(property: str, title: str) -> Task:
 TASKS: tuple[Task, ...] = (
     _demo("aspirin", "Aspirin MD at 500 K, 100", "md_aspirin", "forces", 100, 8),
     _demo("alanine-dipeptide", "Alanine dipeptide MD at 500 K, 100", "md_alanine_dipeptide", "forces", 100, 8),
-    # These two have the demonstration's own 180 steps of 16, and rates of their own.
+    # These two use the demonstration's 180 steps of 16, and their own learning rates.
     _demo("demo-gap", "HOMO-LUMO gap of QM9, 1000, the demonstration's steps", "qm9_sample", "gap", 1000, 16, 180),
     _demo("demo-u0", "Atomisation energy of QM9, 1000, the demonstration's steps", "qm9_sample", "u0", 1000, 16, 180),
     _demo("crystals", "Crystals, formation energy, 300", "crystals", "formation_energy", 300, 16),
@@ -165,7 +165,7 @@ TASKS: tuple[Task, ...] = (
 
 
 def settings_of(task: Task, split: str | None, stores: Mapping[str, str]) -> FinetuneSettings:
-    """What all runs of a task on one split share; the size of the model is the shipped one's for every start."""
+    """Settings shared by all runs of a task on one split; every start has the model size of `eutectic-small`."""
     return FinetuneSettings(
         name=task.name,
         data=DataSettings(
@@ -186,7 +186,7 @@ def settings_of(task: Task, split: str | None, stores: Mapping[str, str]) -> Fin
 def started(
     base: FinetuneSettings, model: str | None, head: str | None, *, seed: int, choice: Choice
 ) -> FinetuneSettings:
-    """One run: from a model's backbone, and its head if it has that one, or from scratch without a model."""
+    """One run: from a model's backbone (and its head, if it has that one), or from scratch."""
     start: dict[str, Any] = {"start": "scratch"}
     if model is not None:
         known = [task["name"] for task in json.loads((model_folder(model) / "model.json").read_text())["tasks"]]
@@ -230,7 +230,7 @@ def study(
     best = {
         (t.name, s): min(trials[t.name][s], key=lambda x: x.validation_error).learning_rate for t in own for s in starts
     }
-    # Where the best stands at an end of the three, one more is tried beyond it.
+    # If the best of the three is at an end, one more is tried beyond it.
     beyond = [
         (t, s, {rates[s][1]: rates[s][0], rates[s][-2]: rates[s][-1]}.get(best[t.name, s])) for t in own for s in starts
     ]
@@ -270,13 +270,13 @@ def study(
 def compared(
     task: Task, results: Mapping[str, list[FinetuneResult]], trials: Mapping[str, list[Trial]], start: str
 ) -> TaskComparison:
-    """One backbone against scratch."""
+    """Compare one backbone with scratch."""
     tried = [*trials.get("scratch", []), *trials.get(start, [])]
     return replace(comparison([*results["scratch"], *results[start]], task.title, tried), name=task.name)
 
 
 def row(task: Task, against: Mapping[str, TaskComparison]) -> dict[str, Any]:
-    """One line of the table, as plain JSON."""
+    """One row of the table, as JSON."""
     first = next(iter(against.values()))
     line: dict[str, Any] = {
         "task": task.name,
@@ -303,7 +303,7 @@ def row(task: Task, against: Mapping[str, TaskComparison]) -> dict[str, Any]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], starts: Sequence[str], means: Mapping[str, Any]) -> str:
-    """The table for people; at its end mean improvement and median speed-up over all tasks and over each kind."""
+    """Markdown table; ends with mean improvement and median speed-up over all tasks and each kind of task."""
     heads = [f"{s} | improvement | speed-up" for s in starts]
     lines = [
         f"| task | unit | scratch | {' | '.join(heads)} |",
@@ -331,12 +331,12 @@ def _pm(value: float, spread: float) -> str:
 
 
 def _times(speedup: float) -> str:
-    # Ten evaluations to a run: what is there at the first is not told apart.
+    # Ten evaluations per run: a target reached before the first one is reported as "> 10×".
     return "> 10×" if speedup > 10 else f"{speedup:.2g}×"
 
 
 def mean_of(tasks: Sequence[TaskComparison]) -> dict[str, float]:
-    """Arithmetic mean of improvements; median of speed-ups, of which some are only known to be large."""
+    """Arithmetic mean of improvements; median of speed-ups, some of which are only lower bounds."""
     return {
         "improvement_percent": float(np.mean([t.improvement_percent for t in tasks])),
         "speedup": float(np.median([t.speedup or math.nan for t in tasks])),
@@ -344,13 +344,13 @@ def mean_of(tasks: Sequence[TaskComparison]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run what is asked for, and write the tables once scratch and a backbone are there."""
+    """Run the selected starts, and write the tables once scratch and a backbone are finished."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--joint", default="eutectic-small", help="model, by name or folder")
-    parser.add_argument("--molecules", help="model trained on molecules alone")
-    parser.add_argument("--only", nargs="+", choices=STARTS, help="starts to run now")
+    parser.add_argument("--molecules", help="model trained on molecules only")
+    parser.add_argument("--only", nargs="+", choices=STARTS, help="starts to run")
     parser.add_argument("--tasks", nargs="+", choices=[t.name for t in TASKS])
-    parser.add_argument("--stores", type=Path, help="folder of stores; its subfolders are named as the sets are")
+    parser.add_argument("--stores", type=Path, help="folder of stores; with subfolders named after the data sets")
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--workers", type=int)
     given = parser.parse_args()

@@ -122,7 +122,7 @@ def test_labels_of_ones_own_are_checked() -> None:
     for name, value, message in (
         ("e_bind", [1, 2, 3], r"e_bind of shape \(3,\); expected shape \(\); .*--define e_bind=eV,vector,extensive"),
         ("e_bind", [1, 2], r"shape \(2,\).*--define e_bind=eV,atom\)"),
-        ("e_bind", [1, 2, 3, 4], "check that labels and atoms belong together"),
+        ("e_bind", [1, 2, 3, 4], "check that the labels belong to these atoms"),
         ("e_bind", np.nan, "not finite"),
         ("phase", 0.5, r"phase \[0.5\]; expected a class: one of the whole numbers"),
         ("phase", -1, "expected a class"),

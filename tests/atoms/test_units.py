@@ -137,7 +137,7 @@ def test_what_cannot_be_converted(stated: str, wanted: str, message: str) -> Non
 def test_units_of_the_users_own() -> None:
     assert units.conversion("µB", "µB").factor == 1
     assert units.conversion("-µB", "µB").factor == -1
-    with pytest.raises(EutecticError, match="'µB' alone"):
+    with pytest.raises(EutecticError, match="only 'µB'"):
         units.conversion("eV", "µB")
     assert (units.spelling(" µB "), units.is_known("µB"), units.usual("µB")) == ("µB", False, ())
 

@@ -516,4 +516,4 @@ def test_check_a_bad_file(tmp_path: Path) -> None:
         check(tmp_path / "absent")
 
 
-NOT_FINITE = "expected finite numbers; a label that is not known must be absent; drop the label or the structure"
+NOT_FINITE = "expected finite numbers; unknown labels must be absent; drop the label or the structure"

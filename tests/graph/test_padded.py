@@ -130,8 +130,8 @@ def test_what_is_counted_with_the_batch_is_what_is_there(graph: Graph, name: str
 def test_slots_spread_and_collect(graph: Graph) -> None:
     slots = padded_edges(graph.main, len(graph.numbers))
     x = torch.randn(len(graph.main), 3)
-    spread = slots.spread(x)
-    torch.testing.assert_close(slots.collect(spread.flatten(0, 1)), x)
+    spread = slots.to_padded(x)
+    torch.testing.assert_close(slots.from_padded(spread.flatten(0, 1)), x)
     torch.testing.assert_close(
         (spread * slots.filled[..., None]).sum(1),
         torch.zeros(len(graph.numbers), 3).index_add(0, graph.main.target, x),

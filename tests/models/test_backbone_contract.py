@@ -168,7 +168,7 @@ def test_a_module_on_the_path_is_found_by_the_processes_of_a_run(molecules: Stor
 
 def test_a_taken_name_is_refused() -> None:
     register_backbone("painn", BACKBONES["painn"])  # the same once more
-    with pytest.raises(EutecticError, match="taken"):
+    with pytest.raises(EutecticError, match="already registered"):
         register_backbone("painn", BackboneEntry(PairSumSettings, PairSum))
 
 

@@ -402,11 +402,11 @@ def test_a_property_that_no_head_predicts_is_refused() -> None:
     [
         ("charges", {"kind": "scalar"}, "charges is a scalar of the atom; expected kind 'atom_scalar'"),
         ("dipole", {"kind": "direct_forces"}, "expected kind 'vector'"),
-        ("gap", {"kind": "gradient_forces"}, "predicts forces alone"),
+        ("gap", {"kind": "gradient_forces"}, "predicts forces only"),
         ("is_metal", {"kind": "scalar"}, "expected kind 'class'"),
         ("stress", {"kind": "direct_stress"}, "did you mean 'gradient_stress'"),
         ("dipole", {"pooling": "max"}, "one of sum, mean"),
-        ("gap", {"n_classes": 3}, "'class' heads alone"),
+        ("gap", {"n_classes": 3}, "only for 'class' heads"),
     ],
 )
 def test_heads_that_do_not_fit_are_refused(name: str, head: dict[str, object], says: str) -> None:

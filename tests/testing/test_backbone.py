@@ -269,12 +269,12 @@ def test_undefined_dihedrals_are_only_advisory() -> None:
     result = check_straightening(DividesBySines(), GRAPH)
     assert result.advisory
     assert not result.passed
-    assert str(result).startswith("look at  straightening")
+    assert str(result).startswith("WARNING  straightening")
 
 
 def test_one_check_alone_says_where() -> None:
     backbone = RawPositions()
-    with pytest.raises(ConformanceError, match=r"rotation.*worst in .*atoms.*lies in space"):
+    with pytest.raises(ConformanceError, match=r"rotation.*worst in .*atoms.*orientation of the structure"):
         check_rotation(backbone, GRAPH)
     assert next(backbone.parameters()).dtype == torch.float32  # the caller's module is untouched
 
@@ -325,7 +325,7 @@ def test_tolerances_are_not_loosened() -> None:
 def test_a_backbone_is_not_confused_with_the_function_that_makes_it() -> None:
     with pytest.raises(TypeError, match="'rotation' takes a backbone"):
         check_rotation(RawPositions, GRAPH)
-    with pytest.raises(TypeError, match="'state dict' takes the function"):
+    with pytest.raises(TypeError, match="'state dict' takes a function that builds a backbone"):
         BACKBONE_CHECKS["state dict"](RawPositions(), GRAPH)
 
 
@@ -369,7 +369,7 @@ def test_one_item_per_check() -> None:
 
 
 def test_an_advisory_item_is_an_expected_failure() -> None:
-    with pytest.raises(pytest.xfail.Exception, match="look at  straightening"):
+    with pytest.raises(pytest.xfail.Exception, match="WARNING  straightening"):
         items(DividesBySines)["straightening"][0]()
 
 

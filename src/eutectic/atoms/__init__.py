@@ -1,4 +1,4 @@
-"""What a structure is: atoms, properties, units, errors."""
+"""Structures, properties, units and errors."""
 
 from eutectic.atoms.errors import EutecticError, Interrupted, did_you_mean, suggest
 from eutectic.atoms.properties import ENERGY, FORCES, PROPERTIES, STRESS, Property, define, parse_definition

@@ -1,5 +1,7 @@
-"""What can be asked of a structure. A `Property` says level, rank, unit and extensivity, so that nothing is
-ever guessed from the shape of an array."""
+"""Physical properties of structures: level, rank, unit and extensivity.
+
+They are declared explicitly, so that nothing is guessed from the shape of an array.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from eutectic.atoms.errors import EutecticError
 Level = Literal["structure", "atom"]
 
 _DISPLAYED = {"eV": "meV", "eV/Å": "meV/Å", "eV/atom": "meV/atom"}
-"""Library's unit → the one in which errors are shown; all others are shown as they are."""
+"""Library unit → unit in which errors are displayed; other units are displayed unchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +25,13 @@ class Property:
     """One physical quantity.
 
     Attributes:
-        name: ASE's word where ASE has one.
-        level: one value for the whole structure, or one for each atom.
+        name: ASE's name if it has one.
+        level: one value per structure, or one per atom.
         rank: 0 scalar, 1 vector (3,), 2 tensor (3, 3).
-        unit: the unit inside the library and inside every store.
-        extensive: whether two copies of a structure, far apart, have twice the value.
-        categorical: whether a value is one of the classes 0, 1, …; a model then learns their probabilities.
-        symbol: how a table or an axis writes it.
+        unit: unit in the library and in every store.
+        extensive: whether two distant copies of a structure have twice the value.
+        categorical: whether values are classes 0, 1, …; a model then predicts their probabilities.
+        symbol: symbol in tables and figures.
     """
 
     name: str
@@ -46,38 +48,38 @@ class Property:
 
     @property
     def display_unit(self) -> str:
-        """The unit in which errors are shown: meV for eV, meV/Å for eV/Å, meV/atom for eV/atom, others as they are."""
+        """Unit in which errors are displayed: meV for eV, meV/Å for eV/Å, meV/atom for eV/atom, otherwise `unit`."""
         return _DISPLAYED.get(self.unit, self.unit)
 
     @property
     def display_factor(self) -> float:
-        """From `unit` to `display_unit`."""
+        """Conversion factor from `unit` to `display_unit`."""
         return units.convert(self.unit, self.display_unit) if self.unit in _DISPLAYED else 1.0
 
     @property
     def display_unit_per_atom(self) -> str:
-        """The same for errors that are divided by the number of atoms, as those of extensive properties may be."""
+        """`display_unit` for errors divided by the number of atoms, if the property is extensive."""
         return f"{self.display_unit}/atom" if self.extensive and self.level == "structure" else self.display_unit
 
     @property
     def definition(self) -> str:
-        """As `parse_definition` reads it: "adsorption_energy=eV,extensive"."""
+        """The definition in the format of `parse_definition`: "adsorption_energy=eV,extensive"."""
         rank = "class" if self.categorical else ("", "vector", "tensor")[self.rank]
         options = ("atom" if self.level == "atom" else "", rank, "extensive" if self.extensive else "")
         return f"{self.name}={','.join([self.unit, *filter(None, options)])}"
 
     def conversion(self, stated: str, where: str = "") -> units.Conversion:
-        """From the unit a file has it in, with a minus in front where the sign has to be turned.
+        """Conversion from the unit in a file; a leading minus reverses the sign.
 
         Raises:
-            EutecticError: a unit of something else, or of no name known here.
+            EutecticError: an unknown unit, or a unit of another quantity.
         """
         where = where or f"--unit {self.name}={stated}"
         return units.conversion(stated, self.unit, extensive=self.extensive, where=where)
 
     def redefined(self, shape: tuple[int, ...], n_atoms: int) -> str:
-        """How to go on with a value of another shape than `shape(n_atoms)`: which definition of a property of the
-        user's own it would fit. Empty where there is none."""
+        """Suggest a definition that fits a value whose shape is not `shape(n_atoms)`; empty for built-in properties and
+        if no definition fits."""
         if self.name in BUILT_IN:
             return ""
         for level in get_args(Level):
@@ -85,11 +87,11 @@ class Property:
                 extensive = self.extensive and level == "structure"
                 other = replace(self, level=level, rank=rank, categorical=False, extensive=extensive)
                 if other.shape(n_atoms) == shape:
-                    return f"define it as what it is (--define {other.definition}), or name another entry with --key"
+                    return f"define it with this shape (--define {other.definition}), or name another entry with --key"
         return ""
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON, as stores and models carry it."""
+        """JSON-serialisable dictionary, as saved in stores and models."""
         return asdict(self)
 
     @classmethod
@@ -97,7 +99,7 @@ class Property:
         """The inverse of `to_dict`.
 
         Raises:
-            EutecticError: an entry that is missing, unknown or of another kind.
+            EutecticError: an entry that is missing, unknown or of the wrong type.
         """
         known = {f.name: f for f in fields(cls)}
         kinds = {"rank": int, "extensive": bool, "categorical": bool}
@@ -148,16 +150,16 @@ BUILT_IN: Mapping[str, Property] = {
         Property(name="log10_shear_modulus", level="structure", unit="log₁₀ GPa", symbol="log G"),
     )
 }
-"""The properties that the library knows by itself."""
+"""Built-in properties."""
 
 PROPERTIES: dict[str, Property] = dict(BUILT_IN)
-"""Every property this process knows, by name: those of the library, and those of the user's own (`define`)."""
+"""All properties defined in this process, by name: built-in ones and user-defined ones (`define`)."""
 
 _OF_STRUCTURES = (
     "id group n_atoms natoms content numbers atomic_numbers positions cell lattice pbc tags fixed structure cif name "
     "symbols info arrays"
 )
-"""What a store or a file of structures holds beside labels."""
+"""Columns and entries of stores and structure files that are not labels."""
 
 _OF_MODULES = (
     "T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double "
@@ -169,7 +171,7 @@ _OF_MODULES = (
     "register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty "
     "train training type update values xpu zero_grad"
 )
-"""What a torch.nn.ModuleDict has by these names: a model keeps its heads in one, by property."""
+"""Attributes of torch.nn.ModuleDict, in which a model keeps its heads by property name."""
 
 RESERVED = frozenset({*_OF_STRUCTURES.split(), *_OF_MODULES.split()})
 """Names that no property may have."""
@@ -178,20 +180,20 @@ _OPTIONS = ("atom", "vector", "tensor", "class", "extensive")
 
 
 def define(prop: Property, where: str = "") -> Property:
-    """Make a property of the user's own known to this process.
+    """Define a property in this process.
 
-    Stores, models and settings that use it carry its definition, and define it where they are opened.
+    Stores, models and settings that use it include its definition, and define it when they are opened.
 
     Args:
-        prop: its unit may be any text; one that `eutectic.atoms.units` knows is written as the library writes it.
-        where: for errors.
+        prop: the unit may be any text; units known to `eutectic.atoms.units` are normalised to the library's spelling.
+        where: location named in errors.
 
     Returns:
-        The property that is known by this name now; the one from before where it was defined already.
+        The property defined under this name; the existing one if it was already defined.
 
     Raises:
-        EutecticError: a name that cannot be one; level, rank and extensivity that contradict each other; another
-            definition of the same name.
+        EutecticError: an invalid name; contradictory level, rank and extensivity; a different definition of the same
+            name.
     """
     where = where or f"property {prop.name!r}"
     prop = replace(prop, unit=units.spelling(prop.unit))
@@ -200,7 +202,7 @@ def define(prop: Property, where: str = "") -> Property:
         _check(prop, where)
         PROPERTIES[prop.name] = prop
         return prop
-    # The symbol is only how it is written.
+    # Symbols may differ; they are only used for display.
     if replace(prop, symbol=before.symbol) != before:
         built_in = prop.name in BUILT_IN
         raise EutecticError(
@@ -238,7 +240,7 @@ def _check(prop: Property, where: str) -> None:
         (prop.categorical and prop.rank > 0, "classes that are vectors or tensors", "one class"),
         (prop.categorical and prop.extensive, "classes that are extensive", "classes, which do not add up"),
         (prop.categorical and prop.unit, f"classes in {prop.unit}", "classes 0, 1, …, which have no unit"),
-        (prop.extensive and prop.level == "atom", "extensive values of atoms", "extensive for structures alone"),
+        (prop.extensive and prop.level == "atom", "extensive values of atoms", "extensive only for structures"),
     )
     for wrong, given, expected in contradictions:
         if wrong:
@@ -246,13 +248,12 @@ def _check(prop: Property, where: str) -> None:
 
 
 def parse_definition(text: str) -> Property:
-    """A property from `NAME=UNIT[,atom][,vector|tensor|class][,extensive]`.
+    """Parse a property from `NAME=UNIT[,atom][,vector|tensor|class][,extensive]`, without defining it (see `define`).
 
-    "adsorption_energy=eV,extensive"; "magnetic_moments=µB,atom"; "is_stable=,class" (classes have no unit). It is not
-    yet defined: see `define`.
+    Examples: "adsorption_energy=eV,extensive"; "magnetic_moments=µB,atom"; "is_stable=,class" (classes have no unit).
 
     Raises:
-        EutecticError: another form, or an option of no such name.
+        EutecticError: another format, or an unknown option.
     """
     where = f"--define {text}"
     name, equals, rest = text.partition("=")
@@ -293,9 +294,9 @@ def parse_definition(text: str) -> Property:
 
 
 def define_all(definitions: Iterable[str]) -> tuple[Property, ...]:
-    """Parse and define each of some texts.
+    """Parse and define several properties.
 
     Raises:
-        EutecticError: as `parse_definition` and `define`.
+        EutecticError: as for `parse_definition` and `define`.
     """
     return tuple(define(parse_definition(text), f"--define {text}") for text in definitions)

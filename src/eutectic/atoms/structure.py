@@ -1,4 +1,4 @@
-"""What a structure is. Labels live beside it, never in it: a model is handed the structure alone."""
+"""Structures and labelled structures. Labels are kept separate from the structure, which is all a model sees."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from eutectic.atoms.errors import EutecticError
 from eutectic.atoms.properties import PROPERTIES
 
 MAX_ATOMIC_NUMBER = 118
-"""Of oganesson. A table by atomic number has one row more: row 0 is no element."""
+"""Atomic number of oganesson. Tables indexed by atomic number have one more row; row 0 is unused."""
 
 _AXIS = (0.31783724519578227, 0.2915026221291812, 0.24494897427831780)
-"""A direction along which no lattice repeats; shorter than 1, so that no coordinate overflows."""
+"""A direction along which distinct lattice points do not coincide; shorter than 1, so that no coordinate overflows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Structure:
-    """Atoms in space.
+    """Atoms with positions, cell and boundary conditions.
 
     Attributes:
         numbers: (n_atoms,) atomic numbers Z.
         positions: (n_atoms, 3) Cartesian, Å.
-        cell: (3, 3) Å, rows are lattice vectors; zeros where there is none.
-        pbc: (3,) periodic along each lattice vector. A molecule has False three times, never a large cell.
-        tags: (n_atoms,) as in OC20: 0 bulk of a slab, 1 its surface, 2 adsorbate, and 2 for every atom of
-            a molecule or a crystal.
-        fixed: (n_atoms,) held in place when the labels were made.
+        cell: (3, 3) Å, rows are lattice vectors; zeros for a vector that does not exist.
+        pbc: (3,) periodic along each lattice vector. A molecule has pbc False in all directions, not a large cell.
+        tags: (n_atoms,) as in OC20: 0 slab bulk, 1 slab surface, 2 adsorbate, and 2 for all atoms of a molecule or
+            crystal.
+        fixed: (n_atoms,) whether the atom was held fixed when the labels were computed.
     """
 
     numbers: Int[np.ndarray, atoms]
@@ -51,7 +51,7 @@ class Structure:
 
     @classmethod
     def from_ase(cls, atoms: Atoms) -> Structure:
-        """The structure in an `ase.Atoms`; tags are kept where any is set, FixAtoms becomes `fixed`."""
+        """Convert from `ase.Atoms`; tags are kept if any is nonzero, FixAtoms becomes `fixed`."""
         fixed = np.zeros(len(atoms), dtype=bool)
         for constraint in atoms.constraints:
             if type(constraint).__name__ == "FixAtoms":
@@ -67,7 +67,7 @@ class Structure:
         )
 
     def to_ase(self) -> Atoms:
-        """The same structure as an `ase.Atoms` (fixed atoms as a FixAtoms constraint)."""
+        """Convert to `ase.Atoms` (fixed atoms as a FixAtoms constraint)."""
         from ase.constraints import FixAtoms
 
         atoms = Atoms(self.numbers, self.positions, cell=self.cell, pbc=self.pbc, tags=self.tags)
@@ -76,14 +76,14 @@ class Structure:
         return atoms
 
     def check(self, where: str) -> None:
-        """Refuse what no model could use.
+        """Check that the structure is valid.
 
         Args:
             where: names the structure in the error, e.g. "train.xyz, structure 12".
 
         Raises:
-            EutecticError: no atoms; a coordinate or cell entry not finite; an atomic number outside 1…118;
-                a periodic cell without volume; two atoms in one place.
+            EutecticError: no atoms; a non-finite coordinate or cell entry; an atomic number outside 1…118; a periodic
+                cell without volume; two atoms at the same position.
         """
         if len(self) == 0:
             raise EutecticError(where, "no atoms", "at least one atom", "remove this structure or repair the file")
@@ -102,12 +102,12 @@ class Structure:
                 where,
                 f"atom {atom} has atomic number {int(self.numbers[atom])}",
                 f"an element, 1 (H) to {MAX_ATOMIC_NUMBER} (Og)",
-                "name the element in the file; dummy atoms cannot be learned from",
+                "name the element in the file; dummy atoms are not supported",
             )
         if not np.isfinite(self.cell).all():
             raise EutecticError(where, f"cell {self.cell.tolist()}", "finite lattice vectors in Å", "repair the cell")
         vectors = self.cell[self.pbc]
-        # The volume spanned by the periodic vectors alone: a wire has one, a slab may have two.
+        # The volume spanned by the periodic vectors only: one for a wire, two for a slab.
         gram = float(np.linalg.det(vectors @ vectors.T)) if len(vectors) else 1.0
         if gram <= 1e-6:
             raise EutecticError(
@@ -116,7 +116,7 @@ class Structure:
                 "linearly independent lattice vectors along every periodic direction",
                 "set the cell, or pbc=False for a molecule",
             )
-        # Only an exact coincidence is refused: a short distance is a question of physics, not of form.
+        # Only exact coincidence is an error; short distances may be physical.
         if self._has_coincident_atoms():
             raise EutecticError(
                 where,
@@ -126,8 +126,8 @@ class Structure:
             )
 
     def _has_coincident_atoms(self) -> bool:
-        # What coincides in space does so on any axis; on a skew one, hardly anything else does. Sorting one number for
-        # each atom is five to thirty times as fast as comparing rows, and this is asked of every structure of a store.
+        # Coincident atoms coincide along any axis; along a skew axis, hardly any others do. Sorting one number per atom
+        # is five to thirty times as fast as comparing rows, and this runs for every structure of a store.
         x, y, z = self.positions.T
         along = np.sort(x * _AXIS[0] + y * _AXIS[1] + z * _AXIS[2])
         return bool((along[1:] == along[:-1]).any()) and len(np.unique(self.positions, axis=0)) < len(self)
@@ -135,14 +135,15 @@ class Structure:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledStructure:
-    """A structure and what is known of it.
+    """A structure with its labels.
 
     Attributes:
         structure: the input of a model.
-        labels: property name → float64 array of the property's shape, in the library's units. A label that
-            is not known is absent, never NaN.
+        labels: property name → float64 array of the property's shape, in the library's units. Unknown labels are
+            absent, never NaN.
         id: unique within its data set.
-        group: what must not be split between training and testing (molecule, reaction, trajectory, bulk).
+        group: structures of one group (molecule, reaction, trajectory, bulk) must not be split between training and
+            testing.
     """
 
     structure: Structure
@@ -151,11 +152,11 @@ class LabelledStructure:
     group: str
 
     def check(self, where: str) -> None:
-        """Refuse an unusable structure or label.
+        """Check that the structure and its labels are valid.
 
         Raises:
-            EutecticError: as `Structure.check`; a label of unknown name, wrong shape, or not finite; a class that is
-                no whole number.
+            EutecticError: as `Structure.check`; a label of unknown name or wrong shape; a non-finite label; a class
+                that is not a whole number.
         """
         self.structure.check(where)
         for name, value in self.labels.items():
@@ -174,13 +175,13 @@ class LabelledStructure:
                     f"{name} of shape {np.shape(value)}",
                     f"shape {shape}",
                     prop.redefined(np.shape(value), len(self.structure))
-                    or "check that labels and atoms belong together",
+                    or "check that the labels belong to these atoms",
                 )
             if not np.isfinite(value).all():
                 raise EutecticError(
                     where,
                     f"{name} is not finite",
-                    "finite numbers; a label that is not known must be absent",
+                    "finite numbers; unknown labels must be absent",
                     "drop the label or the structure",
                 )
             if prop.categorical and not (np.equal(np.rint(value), value) & np.greater_equal(value, 0)).all():

@@ -1,7 +1,7 @@
-"""Units. Inside the library: eV, Å, e, and what follows from them; every reader converts once, on the way in.
+"""Units and conversions. The library uses eV, Å, e and derived units; readers convert once, on reading.
 
-`convert("kcal/mol", "eV")` is the one way from one unit to another. Values are CODATA 2014 as ASE carries them
-(`ase.units`), so that numbers agree with ASE to the last digit.
+Use `convert("kcal/mol", "eV")`. Constants are the CODATA 2014 values of ASE (`ase.units`), so that numbers agree with
+ASE to the last digit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KCAL_PER_MOL = float(_ase.kcal / _ase.mol)
 """1 kcal/mol in eV (0.0433641 eV; 1 kcal = 4184 J)."""
 
 Dimension = tuple[tuple[str, int], ...]
-"""Powers of "energy", "length", "charge", …, sorted by name; () for pure numbers."""
+"""Powers of "energy", "length", "charge", …, sorted by name; () if dimensionless."""
 
 
 def _dimension(**powers: int) -> Dimension:
@@ -43,13 +43,14 @@ _PRESSURE = _dimension(energy=1, length=-3)
 
 @dataclass(frozen=True)
 class Unit:
-    """What a unit measures, and how large it is.
+    """Dimension and size of a unit.
 
     Attributes:
-        dimension: powers of energy, length, charge, temperature, wavenumber, amount and atom. An energy per atom is not
-            an energy; kcal and kJ are energies of a mole, so that kcal/mol is an energy and kcal alone is not.
-        factor: in eV, Å, e, K, 1/cm, mol and atom.
-        logarithm: whether values are decimal logarithms of so many of the unit.
+        dimension: powers of energy, length, charge, temperature, wavenumber, amount and atom. An energy per atom does
+            not have the dimension of an energy; kcal and kJ have the dimension energy × amount, so that kcal/mol is an
+            energy and kcal alone is not.
+        factor: size in eV, Å, e, K, 1/cm, mol and atom.
+        logarithm: whether values are decimal logarithms of the value in this unit.
     """
 
     dimension: Dimension
@@ -83,7 +84,7 @@ _TABLE: dict[str, tuple[Unit, tuple[str, ...]]] = {
     "atom": (Unit(_dimension(atom=1), 1.0), ()),
     "1": (Unit((), 1.0), ()),
 }
-"""Name → unit, and other spellings of the name; all in any case. Everything else is a product or quotient of these."""
+"""Name → unit and alternative spellings; case-insensitive. All other units are products and quotients of these."""
 
 _BY_NAME: dict[str, Unit] = {
     spelling.lower(): unit for name, (unit, others) in _TABLE.items() for spelling in (name, *others)
@@ -94,7 +95,7 @@ _EQUIVALENTS: Mapping[Dimension, float] = {
     _dimension(wavenumber=1): float(_ase.invcm),
     _dimension(temperature=1): float(_ase.kB),
 }
-"""What 1 eV, 1 1/cm and 1 K are as energies, in eV (hc/λ and k_B T; CODATA's energy equivalents)."""
+"""Energy equivalents of 1 eV, 1 1/cm and 1 K, in eV (hc/λ and k_B T; CODATA)."""
 
 _SPELLINGS = (
     "eV",
@@ -130,7 +131,7 @@ _SPELLINGS = (
     "J/(mol K)",
     "log₁₀ GPa",
 )
-"""How the library writes a unit."""
+"""The library's spellings of units."""
 
 _ENERGIES = ("eV", "meV", "hartree", "rydberg", "kcal/mol", "kJ/mol")
 
@@ -146,21 +147,21 @@ _USUAL = (
     *("1/cm", "THz", "K"),
     *("cal/(mol*K)", "J/(mol*K)", "log10(GPa)"),
 )
-"""Units that labels are published in."""
+"""Units common in published data sets."""
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺₀₁₂₃₄₅₆₇₈₉−·", "0123456789-+0123456789-*")
 
 
 def _plain(text: str) -> str:
-    """One spelling of what can be typed in several: "Å³" and "angstrom**3" become "å^3", "angstrom^3"."""
+    """Normalise a unit to lower case and ASCII operators: "Å³" and "angstrom**3" become "å^3", "angstrom^3"."""
     text = unicodedata.normalize("NFC", text.strip())
     text = re.sub(r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+)", r"^\1", text).translate(_SUPERSCRIPTS).replace("**", "^")
-    return re.sub(r"\s*([*/^()])\s*|\s+", lambda found: found[1] or " ", text).lower()
+    return re.sub(r"\s*([*/^()])\s*|\s+", lambda match: match[1] or " ", text).lower()
 
 
 @cache
 def _known(text: str) -> Unit | None:
-    """The unit a text means; None where it means none."""
+    """Parse a unit; None if it is unknown."""
     plain = _plain(text)
     if plain in _BY_NAME:
         return _BY_NAME[plain]
@@ -176,7 +177,7 @@ def _known(text: str) -> Unit | None:
 
 
 def _product(tokens: list[str]) -> tuple[dict[str, int], float]:
-    """Read a product or quotient up to a closing bracket or the end; what is read is taken off `tokens`."""
+    """Parse a product or quotient up to a closing bracket or the end, removing its tokens from `tokens`."""
     powers, factor = _power(tokens)
     while tokens and tokens[0] != ")":
         divided = tokens.pop(0) if tokens[0] in ("*", "/", " ") else ""
@@ -205,20 +206,20 @@ def _power(tokens: list[str]) -> tuple[dict[str, int], float]:
 
 
 def is_known(text: str) -> bool:
-    """Whether a text is a unit that can be converted; "" is not."""
+    """Whether a text is a known unit; "" is not."""
     return _known(text) is not None
 
 
 def spelling(text: str) -> str:
-    """A unit as the library writes it: "ev/angstrom" becomes "eV/Å"; what is not known stays as it is."""
-    found = _known(text)
-    if found is None:
+    """The library's spelling of a unit: "ev/angstrom" becomes "eV/Å"; unknown units are unchanged."""
+    parsed = _known(text)
+    if parsed is None:
         return text.strip()
-    return next((name for name in _SPELLINGS if _known(name) == found), text.strip())
+    return next((name for name in _SPELLINGS if _known(name) == parsed), text.strip())
 
 
 def as_typed(text: str) -> str:
-    """A unit with the letters of every keyboard: "eV/Å³" becomes "eV/angstrom^3"."""
+    """A unit in ASCII: "eV/Å³" becomes "eV/angstrom^3"."""
     if (plain := {"D": "debye", "log₁₀ GPa": "log10(GPa)"}.get(text)) is not None:
         return plain
     text = re.sub(r"\ba0", "bohr", text)
@@ -226,24 +227,24 @@ def as_typed(text: str) -> str:
 
 
 def unit(text: str, where: str = "unit") -> Unit:
-    """The unit of a name ("kcal/mol", "hartree/bohr", "eV/Å³", "cal/(mol K)"), of any case.
+    """Parse a unit ("kcal/mol", "hartree/bohr", "eV/Å³", "cal/(mol K)"), case-insensitive.
 
     Raises:
-        EutecticError: no unit of this name; with the nearest one that there is.
+        EutecticError: an unknown unit; the error suggests the closest known one.
     """
-    found = _known(text)
-    if found is None:
+    parsed = _known(text)
+    if parsed is None:
         raise _unknown(text, where)
-    return found
+    return parsed
 
 
 def convert(stated: str, wanted: str, value: float = 1.0) -> float:
-    """A value in another unit: `convert("kcal/mol", "eV")` is 0.0433641.
+    """Convert a value to another unit: `convert("kcal/mol", "eV")` is 0.0433641.
 
-    Energies, wave numbers and temperatures are converted into one another by hc and k_B.
+    Energies, wavenumbers and temperatures are converted into one another with hc and k_B.
 
     Raises:
-        EutecticError: no unit of this name, or units of two different quantities.
+        EutecticError: an unknown unit, or units of different quantities.
     """
     a, b = unit(stated), unit(wanted)
     factor = _factor(a, b)
@@ -252,7 +253,7 @@ def convert(stated: str, wanted: str, value: float = 1.0) -> float:
             f"conversion from {stated!r} to {wanted!r}",
             "units of two different quantities",
             f"a unit such as {', '.join(usual(wanted)[:6])}",
-            "check what the numbers are in",
+            "check the unit of the numbers",
         )
     return value * factor
 
@@ -267,13 +268,13 @@ def _factor(a: Unit, b: Unit) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """From a file's numbers to the library's.
+    """Conversion from the values in a file to the library's unit.
 
     Attributes:
-        factor: to multiply by.
-        of_atoms: power of the number of atoms to multiply by as well: 1 for an energy per atom that is to be one of
-            the whole structure, −1 for the reverse.
-        logarithm: take the decimal logarithm last.
+        factor: multiply by this factor.
+        of_atoms: also multiply by this power of the number of atoms: 1 from an energy per atom to the energy of the
+            structure, −1 for the reverse.
+        logarithm: finally take the decimal logarithm.
     """
 
     factor: float = 1.0
@@ -281,7 +282,7 @@ class Conversion:
     logarithm: bool = False
 
     def __call__(self, values: np.ndarray, n_atoms: int) -> np.ndarray:
-        """The same quantity in the library's unit; what has no logarithm becomes NaN, which no store takes."""
+        """Convert values; values without a logarithm become NaN, which stores reject."""
         converted = np.asarray(values * (self.factor * float(n_atoms) ** self.of_atoms))
         if not self.logarithm:
             return converted
@@ -289,24 +290,24 @@ class Conversion:
 
 
 def conversion(stated: str, wanted: str, *, extensive: bool = False, where: str = "unit") -> Conversion:
-    """How values that a file has in one unit become values in another.
+    """Conversion of values in a file from one unit to another.
 
     Args:
-        stated: unit in the file, of any case. A minus in front turns the sign: for files that hold gradients where
-            forces are asked for, or pressures where stresses are (VASP prints kbar with compression positive).
+        stated: unit in the file, case-insensitive. A leading minus reverses the sign: for gradients instead of forces,
+            or pressures instead of stresses (VASP prints kbar with compression positive).
         wanted: unit to convert to.
-        extensive: whether a value of a whole structure may be given per atom.
-        where: for the error.
+        extensive: whether the value of a structure may be given per atom.
+        where: location named in the error.
 
     Raises:
-        EutecticError: a unit of something else, or of no name known here.
+        EutecticError: an unknown unit, or a unit of another quantity.
     """
     sign, text = (-1.0, stated[1:]) if stated[:1] in ("-", "−") else (1.0, stated)
     if not is_known(wanted):
-        # A unit of the user's own, or none at all: there is nothing to convert.
+        # A user-defined unit, or none: there is nothing to convert.
         if text.strip() == (wanted or "1"):
             return Conversion(factor=sign)
-        raise EutecticError(where, f"unit {text!r}", f"{wanted or '1'!r} alone", "leave the unit out")
+        raise EutecticError(where, f"unit {text!r}", f"only {wanted or '1'!r}", "omit the unit")
     b, choices = unit(wanted), usual(wanted, extensive)
     a = _known(text)
     if a is None:
@@ -319,18 +320,17 @@ def conversion(stated: str, wanted: str, *, extensive: bool = False, where: str 
     return Conversion(factor=sign * factor, of_atoms=of_atoms, logarithm=b.logarithm and not a.logarithm)
 
 
-def _without_atoms(of: Unit) -> Unit:
-    return replace(of, dimension=tuple((name, power) for name, power in of.dimension if name != "atom"))
+def _without_atoms(unit: Unit) -> Unit:
+    return replace(unit, dimension=tuple((name, power) for name, power in unit.dimension if name != "atom"))
 
 
 @cache
 def usual(wanted: str, extensive: bool = False) -> tuple[str, ...]:
-    """Units in which labels are published that can become another, as they are typed; itself first. None where it is
-    only a text.
+    """Common units that can be converted to another, in ASCII, that unit first; empty if it is unknown.
 
     Args:
-        wanted: the unit to become.
-        extensive: whether a value of a whole structure may be given per atom.
+        wanted: unit to convert to.
+        extensive: whether the value of a structure may be given per atom.
     """
     if (b := _known(wanted)) is None:
         return ()
@@ -347,7 +347,7 @@ def usual(wanted: str, extensive: bool = False) -> tuple[str, ...]:
 
 
 def _unknown(text: str, where: str, choices: tuple[str, ...] = ()) -> EutecticError:
-    # Of the right quantity where that is known; all names else.
+    # Suggest units of the same quantity if it is known, otherwise any unit.
     names = {name.lower(): name for name in choices or (*_USUAL, *_TABLE)}
     near = [n for n in difflib.get_close_matches(text.lower(), names, 2) if n != text.lower()]
     return EutecticError(
@@ -356,5 +356,5 @@ def _unknown(text: str, where: str, choices: tuple[str, ...] = ()) -> EutecticEr
         f"one of {', '.join(choices)}" if choices else f"a unit such as {', '.join(_USUAL[:9])}",
         f"did you mean {names[near[0]]!r}?"
         if near
-        else f"name the unit that the numbers are in, such as {(choices or _USUAL)[0]}",
+        else f"give the unit of the numbers, such as {(choices or _USUAL)[0]}",
     )

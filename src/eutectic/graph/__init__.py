@@ -1,4 +1,4 @@
-"""Structures as graphs."""
+"""Graphs of structures: neighbour lists, edge lists and batches."""
 
 from eutectic.graph.graph import LISTS, Counts, Edges, Graph, StructureGraph, build_graph, build_graphs, collate
 from eutectic.graph.settings import GraphSettings

@@ -1,8 +1,8 @@
-"""Structures as graphs: one structure in NumPy, a batch of them in torch.
+"""Graphs of structures: one structure in NumPy, a batch in PyTorch.
 
-Conventions: an edge points from `source` s to `target` t; its offset belongs to the source, so that the vector
-is r_s + offset·cell − r_t from target to source, and `direction` is the unit vector the other way, source to
-target. Every edge list is sorted by target.
+Conventions: an edge points from `source` s to `target` t. Its offset belongs to the source: the vector from target to
+source is r_s + offset·cell − r_t. `direction` is the unit vector from source to target. Every edge list is sorted by
+target.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from eutectic.graph.neighbours import NeighbourList, beyond, nearest, neighbour_
 from eutectic.graph.settings import GraphSettings
 
 AT_ONCE = 512
-"""Atoms whose graphs are built in one go: enough to hide what a call of NumPy costs, few enough for a cache."""
+"""Atoms whose graphs are built together: enough to amortise NumPy's call overhead, few enough for the cache."""
 
 LISTS = ("main", "atom_atom", "atom_edge", "quadruplet")
 """The names of the edge lists, in the order of the columns of `SmoothCutoff`."""
@@ -29,13 +29,13 @@ LISTS = ("main", "atom_atom", "atom_edge", "quadruplet")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SmoothCutoff:
-    """Where the edges into an atom end when they end smoothly: at the first neighbour beyond the cap, or the cutoff.
+    """End of each atom's edge lists for a smooth cap: the first neighbour beyond the cap, or the cutoff.
 
     Attributes:
-        source: (n_atoms, 4) that neighbour, for each of `LISTS`; −1 where the cutoff comes first.
+        source: (n_atoms, 4) first neighbour beyond the cap, for each of `LISTS`; −1 if the cutoff comes first.
         offset: (n_atoms, 4, 3) lattice vectors added to its position.
         cutoff: (n_atoms,) Å.
-        width: (n_atoms,) Å over which edges fade; 0 where they end at once.
+        width: (n_atoms,) Å over which edges fade out; 0 for a hard cap.
     """
 
     source: Int[Tensor, "atoms 4"]
@@ -45,7 +45,7 @@ class SmoothCutoff:
 
 
 class Counts(NamedTuple):
-    """What one structure brings to a training step.
+    """Numbers of atoms, edges, triplets and quadruplets of one structure.
 
     Attributes:
         atoms: of the structure.
@@ -53,8 +53,8 @@ class Counts(NamedTuple):
         triplets: pairs of a main edge and another main or atom-edge edge into the same atom.
         quadruplets: d→b→a←c over all middle edges b→a.
 
-    The last two are counted from degrees alone; the few that a model excludes (an edge with itself, d = a) are
-    counted too.
+    Triplets and quadruplets are computed from degrees, so the few that a model excludes (an edge with itself, d = a)
+    are included.
     """
 
     atoms: int
@@ -65,15 +65,15 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StructureGraph:
-    """One structure's graph, small enough to keep (int32 indices).
+    """Graph of one structure, compact enough to store (int32 indices).
 
     Attributes:
         structure: the atoms.
-        main: edges that carry a state; every edge has its reverse.
+        main: edges that have features; every edge has its reverse.
         reverse: (n_main,) index of each main edge's reverse.
-        atom_atom, atom_edge, quadruplet: directed edges, each list the nearest few of one search; empty where the
-            graph was built without.
-        smooth_cutoff: how the lists end, if smoothly.
+        atom_atom, atom_edge, quadruplet: directed edges, each list the nearest neighbours from one search; empty if not
+            requested.
+        smooth_cutoff: ends of the lists for a smooth cap; None for a hard cap.
     """
 
     structure: Structure
@@ -86,7 +86,7 @@ class StructureGraph:
 
     @property
     def counts(self) -> Counts:
-        """Its size, as a cost model wants it."""
+        """Size of the graph, for cost models."""
         n = len(self.structure)
         degree, wider = (np.bincount(e.target, minlength=n).astype(np.int64) for e in (self.main, self.atom_edge))
         return Counts(
@@ -105,16 +105,16 @@ def build_graph(
     edge_dropout: float = 0.0,
     rng: np.random.Generator | None = None,
 ) -> StructureGraph:
-    """All edge lists from one neighbour search.
+    """Build all edge lists from one neighbour search.
 
     Args:
-        structure: any; one atom, or atoms too far apart for any edge, give empty edge lists.
+        structure: one atom, or atoms farther apart than the cutoff, give empty edge lists.
         settings: cutoff and caps.
-        lists: names of the edge lists that are wanted (`Backbone.edge_lists`); the others stay empty, and the wanted
-            ones are the same with and without them. `main` is always there.
-        edge_dropout: share of the directed edges left out at random before the other graphs are taken from the
-            rest (JMP, Shoghi et al. 2024, pre-training: 0.1). For training only, and anew each time.
-        rng: what decides; needed with `edge_dropout`.
+        lists: names of the edge lists to build (`Backbone.edge_lists`); the others are left empty, which does not
+            affect the lists that are built. `main` is always built.
+        edge_dropout: fraction of the directed edges dropped at random before the other lists are selected from the
+            rest (JMP, Shoghi et al. 2024, pre-training: 0.1). For training only; draw new edges each time.
+        rng: random generator; required with `edge_dropout`.
     """
     rngs = None if rng is None else [rng]
     return build_graphs([structure], settings, lists=lists, edge_dropout=edge_dropout, rngs=rngs)[0]
@@ -128,15 +128,15 @@ def build_graphs(
     edge_dropout: float = 0.0,
     rngs: Sequence[np.random.Generator] | None = None,
 ) -> list[StructureGraph]:
-    """The graph of each of some structures, to the bit what `build_graph` makes of it.
+    """Build the graphs of several structures; bitwise identical to `build_graph` on each.
 
-    For small structures many at once take less than half the time: most of it is NumPy's way to its work.
+    For small structures this takes less than half the time, because NumPy's call overhead dominates.
 
     Args:
         structures: any number.
         settings: cutoff and caps.
         lists, edge_dropout: see `build_graph`.
-        rngs: one for each structure; needed with `edge_dropout`.
+        rngs: one random generator per structure; required with `edge_dropout`.
     """
     if edge_dropout and rngs is None:
         raise ValueError(
@@ -146,14 +146,14 @@ def build_graphs(
     if unknown := set(lists).difference(LISTS):
         raise ValueError(f"build_graph: unknown edge lists {sorted(unknown)}; expected names of {', '.join(LISTS)}")
     graphs: list[StructureGraph] = []
-    for these in _portions(structures):
-        chances = None if rngs is None else rngs[these.start : these.stop]
-        graphs += _built_together(structures[these.start : these.stop], settings, lists, edge_dropout, chances)
+    for chunk in _chunks(structures):
+        chunk_rngs = None if rngs is None else rngs[chunk.start : chunk.stop]
+        graphs += _built_together(structures[chunk.start : chunk.stop], settings, lists, edge_dropout, chunk_rngs)
     return graphs
 
 
-def _portions(structures: Sequence[Structure]) -> Iterator[range]:
-    """Neighbouring structures of AT_ONCE atoms together, or single ones."""
+def _chunks(structures: Sequence[Structure]) -> Iterator[range]:
+    """Ranges of consecutive structures with at most AT_ONCE atoms in total, or of a single structure."""
     begin = atoms = 0
     for k, structure in enumerate(structures):
         atoms += len(structure)
@@ -167,7 +167,7 @@ def _portions(structures: Sequence[Structure]) -> Iterator[range]:
 def _built_together(
     structures: Sequence[Structure],
     settings: GraphSettings,
-    wanted: Collection[str],
+    requested: Collection[str],
     edge_dropout: float,
     rngs: Sequence[np.random.Generator] | None,
 ) -> list[StructureGraph]:
@@ -178,23 +178,23 @@ def _built_together(
     atom_atom = everything if kept.all() else everything.take(kept)
     if edge_dropout and rngs is not None:
         sizes = np.diff(np.searchsorted(atom_atom.target, first_atom), append=len(atom_atom)).tolist()
-        chance = np.concatenate([rng.random(n) for rng, n in zip(rngs, sizes, strict=True)])
-        atom_atom = atom_atom.take(chance >= edge_dropout)
+        draws = np.concatenate([rng.random(n) for rng, n in zip(rngs, sizes, strict=True)])
+        atom_atom = atom_atom.take(draws >= edge_dropout)
     main, reverse = symmetric(atom_atom, nearest(atom_atom, caps["main"]), settings.symmetry)
     built = {"main": main, "atom_atom": atom_atom}
-    if "atom_edge" in wanted:
+    if "atom_edge" in requested:
         built["atom_edge"] = atom_atom.take(nearest(atom_atom, caps["atom_edge"]))
-    if "quadruplet" in wanted:
+    if "quadruplet" in requested:
         quadruplet = atom_atom.take(nearest(atom_atom, caps["quadruplet"]))
         tagged = np.isin(np.concatenate([s.tags for s in structures]), settings.quadruplet_tags)
-        # The tag rule comes after the cap: an untagged neighbour still uses up its place.
+        # Tags are applied after the cap, so untagged neighbours count towards the cap.
         built["quadruplet"] = quadruplet.take(tagged[quadruplet.source] | tagged[quadruplet.target])
 
     none = [atom_atom.take(np.zeros(0, dtype=np.int64))] * len(structures)
-    single = {name: built[name].split(first_atom) if name in {"main", *wanted} else none for name in LISTS}
+    single = {name: built[name].split(first_atom) if name in {"main", *requested} else none for name in LISTS}
     smooth: list[SmoothCutoff | None] = [None] * len(structures)
     if settings.smooth_cap:
-        # Every list ends with this one, whether or not it is wanted itself.
+        # All lists end where this one does, even if it is not requested.
         pairs = zip(structures, everything.split(first_atom), atom_atom.split(first_atom), strict=True)
         smooth = [_smooth_cutoff(structure, settings, whole, capped) for structure, whole, capped in pairs]
     reverse, first_edge = reverse.astype(np.int32), 0
@@ -202,8 +202,8 @@ def _built_together(
     for k, structure in enumerate(structures):
         edges = {name: lists[k] for name, lists in single.items()}
         n_main = len(edges["main"])
-        its_reverse = reverse[first_edge : first_edge + n_main] - np.int32(first_edge)
-        graphs.append(StructureGraph(structure=structure, reverse=its_reverse, smooth_cutoff=smooth[k], **edges))
+        own_reverse = reverse[first_edge : first_edge + n_main] - np.int32(first_edge)
+        graphs.append(StructureGraph(structure=structure, reverse=own_reverse, smooth_cutoff=smooth[k], **edges))
         first_edge += n_main
     return graphs
 
@@ -214,17 +214,17 @@ def _smooth_cutoff(
     n, caps = len(structure), settings.caps
     source, offset = np.full((n, len(LISTS)), -1), np.zeros((n, len(LISTS), 3))
 
-    def end(place: int, edges: NeighbourList, cap: int) -> None:
+    def set_end(column: int, edges: NeighbourList, cap: int) -> None:
         first = beyond(edges, cap, n)
-        there = first >= 0
-        source[there, place] = edges.source[first[there]]
-        offset[there, place] = edges.offset[first[there]]
+        capped = first >= 0
+        source[capped, column] = edges.source[first[capped]]
+        offset[capped, column] = edges.offset[first[capped]]
 
-    for place, name in enumerate(LISTS):
-        # All lists end where the longest one, of which they are parts, does; mostly they do before.
-        end(place, everything, caps["atom_atom"])
+    for column, name in enumerate(LISTS):
+        # Every list is part of the longest one and ends there at the latest.
+        set_end(column, everything, caps["atom_atom"])
         if name != "atom_atom":
-            end(place, atom_atom, caps[name])
+            set_end(column, atom_atom, caps[name])
     return SmoothCutoff(
         source=torch.from_numpy(source),
         offset=torch.from_numpy(offset),
@@ -234,11 +234,11 @@ def _smooth_cutoff(
 
 
 class DegreeStats(NamedTuple):
-    """How the edges of a list fall on its atoms: what decides the shapes of tables.
+    """Degree statistics of an edge list, which determine the shapes of padded tables.
 
     Attributes:
-        most: edges into one atom.
-        reached: atoms with an edge into them.
+        most: largest number of edges into one atom.
+        reached: number of atoms with at least one incoming edge.
     """
 
     most: int
@@ -252,7 +252,7 @@ class Edges:
     Attributes:
         source, target: (n_edges,) atom indices within the batch.
         offset: (n_edges, 3) lattice vectors added to the source's position.
-        degree_stats: counted where the batch was made, so that a GPU need not be waited for; None where it was not.
+        degree_stats: computed on the CPU with the batch, to avoid a GPU synchronisation; None if not computed.
     """
 
     source: Int[Tensor, edges]
@@ -266,17 +266,17 @@ class Edges:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Graph:
-    """A batch of structures as one graph without edges between them.
+    """A batch of structures as one graph, without edges between structures.
 
     Attributes:
         numbers, tags: (n_atoms,).
         positions: (n_atoms, 3) Å.
         cell: (n_structures, 3, 3) Å, rows are lattice vectors.
-        structure: (n_atoms,) which structure an atom belongs to, ascending.
+        structure: (n_atoms,) index of each atom's structure, ascending.
         n_atoms: (n_structures,).
         main, atom_atom, atom_edge, quadruplet: see `StructureGraph`.
         reverse: (n_main,) index of each main edge's reverse.
-        smooth_cutoff: how the lists end; None if none of the structures has them end smoothly.
+        smooth_cutoff: ends of the lists for a smooth cap; None if all structures have a hard cap.
     """
 
     numbers: Int[Tensor, atoms]
@@ -297,7 +297,7 @@ class Graph:
         return int(self.n_atoms.shape[0])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Graph:
-        """The same graph elsewhere, and its geometry in another precision if one is given."""
+        """The graph on another device, with floating-point tensors converted to `dtype` if given."""
 
         def move(value: Tensor) -> Tensor:
             floating = dtype is not None and value.is_floating_point()
@@ -313,7 +313,7 @@ class Graph:
         return cast(Graph, moved(self))
 
     def with_positions(self, positions: Tensor, cell: Tensor | None = None) -> Graph:
-        """The same edges with other coordinates (for derivatives)."""
+        """The same edges with other positions and cell (for derivatives)."""
         return replace(self, positions=positions, cell=self.cell if cell is None else cell)
 
     def strained(self, strain: Float[Tensor, "structures 3 3"]) -> Graph:
@@ -330,22 +330,23 @@ class Graph:
         return distance, vector / distance[:, None]
 
     def edge_envelope(self, name: str, distance: Float[Tensor, edges]) -> Float[Tensor, edges] | None:
-        """How much each edge of a list counts, 1 to 0 where lists end smoothly; None where none does.
+        """Weight of each edge, between 1 and 0, for a smooth cap; None for a hard cap.
 
-        An edge falls from 1 to 0, with two continuous derivatives, over the last `width` Å before its target's list
-        ends. A main edge counts as much as the more generous of its two ends wants it to, smoothly put together.
-        Differentiable in positions and cell, also in those of the neighbour that ends the list.
+        The weight decreases from 1 to 0, with two continuous derivatives, over the last `width` Å before the end of the
+        target's list. The weight of a main edge is a smooth union of the weights w_s, w_t at its two ends,
+        1 − (1 − w_s)(1 − w_t). Differentiable in positions and cell, including those of the neighbour that ends the
+        list.
 
         Args:
-            name: of `LISTS`.
-            distance: (n_edges,) of the list, from `vectors`.
+            name: name of the edge list, one of `LISTS`.
+            distance: (n_edges,) edge lengths from `vectors`, Å.
         """
         if self.smooth_cutoff is None:
             return None
         smooth_cutoff, place, edges = self.smooth_cutoff, LISTS.index(name), getattr(self, name)
         source, offset = smooth_cutoff.source[:, place], smooth_cutoff.offset[:, place]
         shift = torch.bmm(offset[:, None, :], self.cell[self.structure])[:, 0]
-        # Where there is no such neighbour, any vector that has a derivative will do.
+        # Without such a neighbour, any vector with a finite derivative can stand in.
         vector = torch.where(
             (source >= 0)[:, None],
             self.positions[source.clamp(min=0)] + shift - self.positions,
@@ -353,21 +354,21 @@ class Graph:
         )
         end = torch.where(source >= 0, torch.linalg.vector_norm(vector, dim=-1), smooth_cutoff.cutoff)
 
-        def of(atom: Tensor) -> Tensor:
+        def weight_at(atom: Tensor) -> Tensor:
             width = smooth_cutoff.width[atom]
             x = ((end[atom] - distance) / width.clamp(min=1e-6)).clamp(0, 1)
             return torch.where(width > 0, x**3 * (10 + x * (6 * x - 15)), 1.0)
 
-        weight = of(edges.target)
-        return weight if name != "main" else 1 - (1 - weight) * (1 - of(edges.source))
+        weight = weight_at(edges.target)
+        return weight if name != "main" else 1 - (1 - weight) * (1 - weight_at(edges.source))
 
 
 def collate(graphs: Sequence[StructureGraph], dtype: torch.dtype = torch.float32) -> Graph:
-    """One batch from several structures.
+    """Collate the graphs of several structures into a batch.
 
     Args:
         graphs: at least one.
-        dtype: of positions, cells and offsets.
+        dtype: dtype of positions, cells and offsets.
     """
     sizes = np.array([len(g.structure) for g in graphs])
     first_atom = np.concatenate([[0], np.cumsum(sizes)[:-1]])

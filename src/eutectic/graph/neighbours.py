@@ -1,4 +1,4 @@
-"""Neighbour lists: every pair within the cutoff, and the nearest few of them."""
+"""Neighbour lists: all pairs within a cutoff, and selection of the nearest."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from eutectic.atoms import Structure
 
 TIE = 1e-5
-"""Å. Neighbours this close to the last one kept are kept too, so that symmetry-equivalent neighbours stay
-together and the order of the atoms in a file never decides who is dropped."""
+"""Å. Neighbours within this distance of the last one kept are kept too, so that symmetry-equivalent neighbours stay
+together and the selection does not depend on the atom order."""
 
 COINCIDENT = 1e-2
 """Å. The published periodic search drops pairs with d² ≤ 1e-4 Å²."""
@@ -41,17 +41,17 @@ class NeighbourList:
 
     @cached_property
     def runs(self) -> tuple[np.ndarray, np.ndarray]:
-        """(n_reached,) the first edge into each atom that has any, and how many there are."""
+        """(n_reached,) first edge and number of edges for each atom with incoming edges."""
         first = np.ones(len(self), dtype=bool)
         first[1:] = self.target[1:] != self.target[:-1]
         starts = np.flatnonzero(first)
         return starts, np.diff(starts, append=len(self))
 
     def split(self, first_atom: np.ndarray) -> list[NeighbourList]:
-        """The lists of single structures, their atoms numbered from 0.
+        """Split into lists of single structures, with atom indices from 0.
 
         Args:
-            first_atom: (n_structures,) where each begins.
+            first_atom: (n_structures,) index of the first atom of each structure.
         """
         if len(first_atom) == 1:
             return [self]
@@ -74,11 +74,11 @@ class NeighbourList:
 
 
 def neighbour_list(structures: Sequence[Structure], cutoff: float) -> NeighbourList:
-    """Every pair closer than `cutoff`, periodic images and an atom's own images included.
+    """All pairs closer than `cutoff`, including periodic images and an atom's own images.
 
     Args:
-        structures: need not be wrapped into their cells. Their atoms are numbered one structure behind the other;
-            what follows the search is then done for all at once.
+        structures: need not be wrapped into their cells. Atoms are numbered consecutively over all structures, so that
+            everything after the search is done for all of them at once.
         cutoff: Å.
     """
     search = vesin.NeighborList(cutoff=cutoff, full_list=True)
@@ -90,13 +90,13 @@ def neighbour_list(structures: Sequence[Structure], cutoff: float) -> NeighbourL
             cell = _completed(cell, structure.pbc)
         elif not structure.pbc.any():
             cell = np.zeros((3, 3))
-        # Not a copy: what comes back is overwritten by the next search, and turned into arrays of our own before.
-        found = search.compute(
+        # The next search overwrites these arrays (copy=False); astype below copies them first.
+        pair, shift, length = search.compute(
             points=structure.positions, box=cell, periodic=structure.pbc, quantities="PSd", copy=False
         )
-        pairs.append(found[0].astype(np.int32) + np.int32(first))
-        offsets.append(found[1].astype(np.int32))
-        distances.append(found[2].astype(np.float64))
+        pairs.append(pair.astype(np.int32) + np.int32(first))
+        offsets.append(shift.astype(np.int32))
+        distances.append(length.astype(np.float64))
         first += len(structure)
     target, source = np.concatenate(pairs).T
     offset, distance = np.concatenate(offsets), np.concatenate(distances)
@@ -106,7 +106,7 @@ def neighbour_list(structures: Sequence[Structure], cutoff: float) -> NeighbourL
 
 
 def _by_target_and_distance(target: np.ndarray, distance: np.ndarray, n_atoms: int) -> np.ndarray:
-    """As `np.lexsort((distance, target))`, which does not know that small whole numbers need no comparing."""
+    """Equivalent to `np.lexsort((distance, target))`, but faster: small integers are radix-sorted."""
     order = np.argsort(distance, kind="stable")
     return order[np.argsort(target.astype(np.uint16 if n_atoms <= 2**16 else np.int64)[order], kind="stable")]
 
@@ -119,7 +119,7 @@ def _completed(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
 
 
 def nearest(edges: NeighbourList, cap: int) -> np.ndarray:
-    """(n_edges,) mask of the `cap` nearest incoming edges of each target, and of those that tie with the last."""
+    """(n_edges,) mask of the `cap` nearest incoming edges of each target, including ties with the last one."""
     if len(edges) == 0:
         return np.zeros(0, dtype=bool)
     starts, counts = edges.runs
@@ -130,17 +130,17 @@ def nearest(edges: NeighbourList, cap: int) -> np.ndarray:
 
 
 def beyond(edges: NeighbourList, cap: int, n_atoms: int) -> np.ndarray:
-    """(n_atoms,) the edge from the first neighbour beyond `cap`; −1 where there is none."""
+    """(n_atoms,) the edge from the first neighbour beyond `cap`; −1 if there is none."""
     counts = np.bincount(edges.target, minlength=n_atoms)
     return np.where(counts > cap, np.cumsum(counts) - counts + cap, -1)
 
 
 def symmetric(all_edges: NeighbourList, kept: np.ndarray, rule: str) -> tuple[NeighbourList, np.ndarray]:
-    """The main graph: every edge has its reverse.
+    """Make the main graph symmetric, so that every edge has its reverse.
 
     Args:
-        all_edges: the whole list, in which an edge's reverse always exists.
-        kept: (n_edges,) mask of the nearest.
+        all_edges: list that contains the reverse of every edge.
+        kept: (n_edges,) mask of the nearest edges.
         rule: see `GraphSettings.symmetry`.
 
     Returns:
@@ -148,17 +148,17 @@ def symmetric(all_edges: NeighbourList, kept: np.ndarray, rule: str) -> tuple[Ne
     """
     edges = all_edges.take(kept)
     s, t, o = edges.source, edges.target, edges.offset
-    # One number for each image, of the sign of its first component that is not zero.
+    # Encode each image as an integer with the sign of its first nonzero component.
     base = 2 * int(np.abs(o).max(initial=0)) + 1
     image = (o @ np.array([base * base, base, 1])).astype(np.int64)
     forward = (s < t) | ((s == t) & (image < 0))
     if rule == "union":
-        # Turn every edge into its forward form, then keep each once.
+        # Convert every edge to its forward form, then remove duplicates.
         source, target = np.where(forward, s, t), np.where(forward, t, s)
         sign = np.where(forward, 1, -1).astype(np.int32)
         offset, image = o * sign[:, None], image * sign
         pair = source.astype(np.int64) * (int(t.max(initial=0)) + 1) + target
-        # Stable, so that of an edge and its reverse the first counts.
+        # A stable sort, so that the first of an edge and its reverse is kept.
         order = np.lexsort((image, pair))
         new = np.ones(len(order), dtype=bool)
         new[1:] = (pair[order[1:]] != pair[order[:-1]]) | (image[order[1:]] != image[order[:-1]])

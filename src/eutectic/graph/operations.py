@@ -11,7 +11,7 @@ from eutectic.graph.graph import Edges
 
 
 def sum_over_neighbours(messages: Tensor, edges: Edges, n_atoms: int) -> Tensor:
-    """Each atom's sum of the messages along the edges into it: (edges, …) → (atoms, …), in float32 or better."""
+    """Sum the messages over the edges into each atom: (edges, …) → (atoms, …), in at least float32."""
     messages = messages.float() if messages.dtype in (torch.bfloat16, torch.float16) else messages
     if torch.compiler.is_compiling():
         return _summed(messages, edges.target, n_atoms)
@@ -24,7 +24,7 @@ def _summed(messages: Tensor, target: Tensor, n_atoms: int) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """PyTorch's own keeps the messages for the backward pass, for their shape."""
+    """`index_add` that does not save the messages for the backward pass, as PyTorch's version does for their shape."""
 
     @staticmethod
     def forward(ctx: Any, messages: Tensor, target: Tensor, n_atoms: int) -> Tensor:

@@ -1,14 +1,15 @@
 """Padded edge tables: triplets and quadruplets without listing them.
 
-All edges into one atom see each other, so a batch's triplets are one small square (or oblong) table per atom:
-edges are laid out in `slots` per target atom, and a triplet is a place in the table of two slots. Tables are dense,
-sums over triplets become batched matrix products, and nothing is gathered per triplet. A quadruplet d→b→a←c is a
-place in the table of an edge c→a and the edges d→b, for each middle edge b→a.
+Every pair of edges into the same atom is a triplet, so the triplets of a batch form one small rectangular table per
+atom: the edges into each atom are padded to the same number of `slots`, and a triplet is a pair of slots. Tables are
+dense, so sums over triplets become batched matrix products without gathering per triplet. For each middle edge b→a, a
+quadruplet d→b→a←c is an entry in the table of the edges c→a and d→b.
 
-The lists that the tables stand for are given by `triplet_list` and `quadruplet_list`, for tests and counting.
+`triplet_list` and `quadruplet_list` give the explicit lists, for tests and counting.
 
-Shapes: atoms N; edges E; slots D = most edges into one atom; centres = atoms that are the `a` of some middle edge;
-middle Q = most middle edges into one atom. An empty slot repeats some edge and is false in every table.
+Shapes: atoms N; edges E; slots D = largest number of edges into one atom; centres = atoms that are the `a` of some
+middle edge; middle Q = largest number of middle edges into one atom. An empty slot repeats some edge and is false in
+every table.
 """
 
 from __future__ import annotations
@@ -23,34 +24,34 @@ from torch import Tensor
 from eutectic.graph.graph import DegreeStats, Edges, Graph
 
 IMAGES = 2**12
-"""Lattice offsets are told apart up to ±half of this, in each direction."""
+"""Lattice offsets up to ± half of this are distinguished in each direction."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PaddedEdges:
-    """The edges into each atom, in slots.
+    """The edges into each atom, padded to the same number of slots.
 
     Attributes:
-        edge: (n_atoms, n_slots) which edge is in a slot; any edge where the slot is empty.
+        edge: (n_atoms, n_slots) index of the edge in each slot; an arbitrary edge if the slot is empty.
         filled: (n_atoms, n_slots) whether a slot is used.
-        slot: (n_edges,) the slot of each edge, counted through all atoms.
+        slot: (n_edges,) slot of each edge, as an index into all n_atoms · n_slots.
     """
 
     edge: Int[Tensor, "atoms slots"]
     filled: Bool[Tensor, "atoms slots"]
     slot: Int[Tensor, edges]
 
-    def spread(self, x: Tensor) -> Tensor:
-        """(n_edges, …) → (n_atoms, n_slots, …). An empty slot gets some other edge's values, not zeros."""
+    def to_padded(self, x: Tensor) -> Tensor:
+        """(n_edges, …) → (n_atoms, n_slots, …). Empty slots get the values of another edge, not zeros."""
         return x.index_select(0, self.edge.reshape(-1)).reshape(*self.edge.shape, *x.shape[1:])
 
-    def collect(self, x: Tensor) -> Tensor:
+    def from_padded(self, x: Tensor) -> Tensor:
         """(n_atoms · n_slots, …) → (n_edges, …)."""
         return x.index_select(0, self.slot)
 
 
 def degree_stats(edges: Edges) -> DegreeStats:
-    """As the batch was made with; otherwise counted now, for which a GPU has to be waited for."""
+    """Stored statistics of the edges; if there are none, computed now, which synchronises with a GPU."""
     if edges.degree_stats is not None:
         return edges.degree_stats
     _, counts = torch.unique_consecutive(edges.target, return_counts=True)
@@ -58,7 +59,7 @@ def degree_stats(edges: Edges) -> DegreeStats:
 
 
 def padded_edges(edges: Edges, n_atoms: int) -> PaddedEdges:
-    """Slots for the edges into each atom."""
+    """Pad the edges into each atom."""
     target, n_edges, width = edges.target, len(edges), degree_stats(edges).most
     bounds = torch.searchsorted(target, torch.arange(n_atoms + 1, device=target.device))
     first, counts = bounds[:-1], bounds.diff()
@@ -69,34 +70,34 @@ def padded_edges(edges: Edges, n_atoms: int) -> PaddedEdges:
 
 
 def reached(edges: Edges) -> Int[Tensor, reached]:
-    """The atoms that have an edge into them, in order."""
+    """The atoms with at least one incoming edge, in order."""
     target = edges.target
-    found = target.new_zeros(degree_stats(edges).reached)
+    atoms = target.new_zeros(degree_stats(edges).reached)
     changes = (target[1:] != target[:-1]).long()
-    return found.index_copy(0, F.pad(changes.cumsum(0), (1, 0)), target) if len(edges) else found
+    return atoms.index_copy(0, F.pad(changes.cumsum(0), (1, 0)), target) if len(edges) else atoms
 
 
 def _shift(edges: Edges) -> Int[Tensor, edges]:
-    """A number for each edge's lattice offset; linear, so that sums of offsets are sums of numbers."""
+    """Encode each edge's lattice offset as an integer; linear, so that codes add like offsets."""
     o = edges.offset.round().long()
     return (o[:, 0] * IMAGES + o[:, 1]) * IMAGES + o[:, 2]
 
 
 def _image(edges: Edges) -> Int[Tensor, edges]:
-    """A number for the periodic image of the source that an edge comes from, seen from its target's cell."""
+    """Encode the periodic image of each edge's source, relative to the target's cell, as an integer."""
     return edges.source * IMAGES**3 + _shift(edges)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Quadruplets:
-    """d→b→a←c for each middle edge b→a.
+    """Quadruplets d→b→a←c of each middle edge b→a.
 
     Attributes:
-        centre: (n_centres,) the atoms a that have a middle edge.
-        middle: (n_centres, n_middle) middle edge in each place; any where empty.
+        centre: (n_centres,) the atoms a with at least one middle edge.
+        middle: (n_centres, n_middle) middle edge in each slot; arbitrary if the slot is empty.
         source: (n_centres, n_middle) its atom b.
-        angle_in: (n_centres, n_middle, n_slots) whether d→b goes on through b→a: d is not a itself.
-        table: (n_centres, n_middle, n_slots of c→a, n_slots of d→b) whether the four make a quadruplet.
+        angle_in: (n_centres, n_middle, n_slots) whether d→b and b→a form an angle: d is not a itself.
+        table: (n_centres, n_middle, n_slots of c→a, n_slots of d→b) whether the four atoms form a quadruplet.
     """
 
     centre: Int[Tensor, centres]
@@ -108,14 +109,14 @@ class Quadruplets:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layout:
-    """The padded tables of a batch: indices and masks, nothing that has a derivative.
+    """The padded tables of a batch: indices and masks, nothing differentiable.
 
     Attributes:
-        main, atom_edge, atom_atom: slots of the three edge lists.
+        main, atom_edge, atom_atom: padded edges of the three edge lists.
         edge_edge: (n_atoms, slots, slots) triplets c→a, b→a of two main edges, b→a ≠ c→a.
-        atom_edge_table: (n_atoms, slots, atom-edge slots) triplets of a main edge and an atom-edge edge that come
-            from different places; read either way round.
-        quadruplets: None if left out.
+        atom_edge_table: (n_atoms, slots, atom-edge slots) triplets of a main edge and an atom-edge edge with different
+            source images; used in both directions.
+        quadruplets: None if omitted.
     """
 
     main: PaddedEdges
@@ -131,15 +132,15 @@ def layout(graph: Graph, quadruplets: bool = True) -> Layout:
 
     Args:
         graph: edge lists sorted by target.
-        quadruplets: leave them out where no layer wants them.
+        quadruplets: whether to include quadruplets.
     """
     n_atoms = graph.numbers.shape[0]
     main = padded_edges(graph.main, n_atoms)
     atom_edge = padded_edges(graph.atom_edge, n_atoms)
-    image = main.spread(_image(graph.main))
+    image = main.to_padded(_image(graph.main))
     other = torch.eye(main.edge.shape[1], dtype=torch.bool, device=image.device).logical_not()
     edge_edge = main.filled[:, :, None] & main.filled[:, None, :] & other
-    atom_edge_image = atom_edge.spread(_image(graph.atom_edge))
+    atom_edge_image = atom_edge.to_padded(_image(graph.atom_edge))
     table = main.filled[:, :, None] & atom_edge.filled[:, None, :]
     return Layout(
         main=main,
@@ -157,7 +158,7 @@ def _quadruplets(graph: Graph, main: PaddedEdges, image: Int[Tensor, "atoms slot
     edge, filled = middle.edge[centre], middle.filled[centre]
     source = graph.quadruplet.source[edge]
     shift = _shift(graph.quadruplet)[edge]
-    # Where d is, seen from a's cell: its image from b's cell, moved as b is.
+    # The image of d relative to a's cell: its image relative to b's cell plus the offset of b.
     d = image[source] + shift[:, :, None]
     d_is_a = d == (centre * IMAGES**3)[:, None, None]
     angle_in = main.filled[source] & ~d_is_a & filled[:, :, None]

@@ -8,35 +8,35 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class GraphSettings(BaseModel):
-    """Which edges a graph has. Saved with a model, which is valid only for the graphs it was trained on.
+    """Cutoff and neighbour caps. Saved with a model, which is valid only for the graphs it was trained on.
 
     The caps of the three secondary graphs follow from `max_neighbours` (k) unless given: 20k/30, 8k/30 and
-    1000k/30, truncated (the published ratios of JMP, Shoghi et al. 2024, for k = 30, 100, 10 and 5).
+    1000k/30, truncated (the ratios of JMP, Shoghi et al. 2024, for k = 30, 100, 10 and 5).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    cutoff: float = Field(default=12.0, gt=0, description="largest distance of an edge, Å")
+    cutoff: float = Field(default=12.0, gt=0, description="maximum edge length, Å")
     max_neighbours: int = Field(default=30, ge=1, description="main graph: nearest incoming edges kept per atom")
     atom_edge_neighbours: int | None = Field(default=None, description="atom-edge graph; 20k/30 if not given")
     quadruplet_neighbours: int | None = Field(default=None, description="quadruplet graph; 8k/30 if not given")
     atom_atom_neighbours: int | None = Field(default=None, description="atom-atom graph; 1000k/30 if not given")
     quadruplet_tags: tuple[int, ...] = Field(
         default=(1, 2),
-        description="a quadruplet edge needs its source or its target to carry one of these tags",
+        description="a quadruplet edge requires one of these tags on its source or target atom",
     )
     symmetry: Literal["union", "lower_source"] = Field(
         default="union",
-        description="main graph: 'union' keeps a pair if either end has the other among its nearest, whatever "
-        "the order of the atoms; 'lower_source' is the published rule, which drops pairs seen only from the "
-        "atom of lower index",
+        description="main graph: 'union' keeps a pair if either atom has the other among its nearest, independent of "
+        "the atom order; 'lower_source' is the published rule, which drops pairs found only from the atom of lower "
+        "index",
     )
 
     smooth_cap: float = Field(
         default=0.0,
         ge=0,
-        description="Å over which edges fade out before the first neighbour beyond the cap, or before the cutoff; the "
-        "energy is then continuous when neighbours change places. 0 is the published, hard cap",
+        description="width, Å, over which edges fade out before the first neighbour beyond the cap or before the "
+        "cutoff; the energy is then continuous when neighbours swap. 0 is the published hard cap",
     )
 
     @model_validator(mode="after")

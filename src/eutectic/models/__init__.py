@@ -1,4 +1,4 @@
-"""Models: a graph in, predictions out."""
+"""Models: backbones and heads that map a graph to predictions."""
 
 from eutectic.models.backbone import Backbone, BackboneEntry, BackboneSettings, Features
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings

@@ -1,8 +1,8 @@
-"""The contract of a backbone: a graph in, features of atoms and edges out. It never sees a label.
+"""Base classes of backbones: a graph in, features of atoms and edges out.
 
-Everything that training needs to know of a backbone is declared by two classes: its settings, a `BackboneSettings`,
-and its module, a `Backbone`. What they do not override has a default that is right for most. `README.md` beside this
-file says how to write one; `eutectic.testing.check_backbone` checks it.
+A backbone consists of two classes: its settings (`BackboneSettings`) and its module (`Backbone`). Together they declare
+everything training needs. `README.md` in this folder explains how to write one; `eutectic.testing.check_backbone`
+checks it. A backbone never sees labels.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ S = TypeVar("S", bound="BackboneSettings")
 
 
 class BackboneSettings(BaseModel):
-    """Base class of a backbone's settings: unknown names are refused, values cannot change.
+    """Base class of backbone settings; immutable, unknown names are errors.
 
     Attributes:
-        cutoff_setting: name of the setting (`float | None`, Å) at which the radial basis reaches zero. None stands for
-            the graph's cutoff, and `for_graphs` fills it in.
-        cutoff_may_exceed_graph: accept a value larger than the graph's cutoff if it is given explicitly. The basis is
-            then not zero where the graph ends, and the energy jumps when an atom crosses that distance.
+        cutoff_setting: name of the field (`float | None`, Å) that holds the cutoff of the radial basis. A value of None
+            means the graph's cutoff, which `for_graphs` fills in.
+        cutoff_may_exceed_graph: accept an explicit value larger than the graph's cutoff. The basis is then not zero at
+            the graph's cutoff, and the energy jumps when an atom crosses it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,7 +57,7 @@ class BackboneSettings(BaseModel):
 
     @classmethod
     def tiny(cls: type[S]) -> S:
-        """The size that the conformance suite tests: all parts of the model, as small as they can be."""
+        """The smallest settings that use every part of the model; for the conformance suite."""
         return cls()
 
     @property
@@ -70,24 +70,24 @@ class BackboneSettings(BaseModel):
         """The cutoff of the radial basis, Å.
 
         Raises:
-            EutecticError: it is still that of a graph which is not known here.
+            EutecticError: it is None (the graph's cutoff), and `for_graphs` has not been called.
         """
         name = self.cutoff_setting
         value = None if name is None else getattr(self, name)
         if value is None:
             raise EutecticError(
                 f"{type(self).__name__}.{name}",
-                "None, which stands for the cutoff of the graph",
-                "a distance in Å where the model is built",
-                "give one, or build the model from `settings.for_graphs([graph_settings])`",
+                "None, which means the cutoff of the graph",
+                "a distance in Å when the model is built",
+                "set it, or build the model from `settings.for_graphs([graph_settings])`",
             )
         return float(value)
 
     def for_graphs(self: S, graphs: Iterable[GraphSettings]) -> S:
-        """These settings with the graphs' cutoff, the smallest if they differ, where none is given.
+        """These settings, with the smallest of the graphs' cutoffs filled in if the cutoff is None.
 
         Raises:
-            EutecticError: the cutoff given is larger than that of a graph, for a backbone that does not accept this.
+            EutecticError: the cutoff is larger than that of a graph, and the backbone does not accept this.
         """
         cutoff, name = min((graph.cutoff for graph in graphs), default=None), self.cutoff_setting
         if cutoff is None or name is None:
@@ -98,17 +98,18 @@ class BackboneSettings(BaseModel):
         if given > cutoff and not self.cutoff_may_exceed_graph:
             raise EutecticError(
                 f"backbone.settings.{name}",
-                f"{given:g} Å, for a graph whose edges end at {cutoff:g} Å",
-                f"at most {cutoff:g} Å: beyond it, the energy jumps when an atom crosses the graph's cutoff",
-                "leave it out to use the graph's cutoff, or raise graph.cutoff",
+                f"{given:g} Å, for a graph with a cutoff of {cutoff:g} Å",
+                f"at most {cutoff:g} Å: otherwise the energy jumps when an atom crosses the graph's cutoff",
+                "omit it to use the graph's cutoff, or increase graph.cutoff",
             )
         return self
 
     def in_training(self: S, edge_dropout: float) -> S:
-        """The settings of the model that is trained on graphs without a share of their edges.
+        """The settings of the model during training with edge dropout.
 
         Args:
-            edge_dropout: that share. The finished model sees all edges, and keeps the settings that it was given.
+            edge_dropout: fraction of edges dropped in training. The saved model sees all edges and keeps its original
+                settings.
         """
         return self
 
@@ -117,11 +118,10 @@ class Backbone(nn.Module):
     """Base class of a backbone: built from its settings alone, called with a `Graph`, returns `Features`.
 
     Attributes:
-        settings: that it was built from.
-        atom_width, edge_width, vector_width: sizes of the last axes of `Features`; 0 for features that it does not
-            have.
-        recomputes: whether it can compute its blocks again in the backward pass instead of keeping them
-            (`train.activation_checkpointing`); it then does so while `checkpoint_blocks` is true.
+        settings: the settings it was built from.
+        atom_width, edge_width, vector_width: sizes of the last axes of `Features`; 0 for features it does not have.
+        recomputes: whether it supports activation checkpointing (`train.activation_checkpointing`): recomputing its
+            blocks in the backward pass while `checkpoint_blocks` is true.
     """
 
     recomputes: ClassVar[bool] = False
@@ -147,34 +147,34 @@ class Backbone(nn.Module):
 
     @property
     def repeated(self) -> Sequence[nn.Module]:
-        """Blocks that are alike and run one after the other: FSDP gathers their parameters one block at a time."""
+        """Identical blocks that run in sequence; FSDP gathers their parameters one block at a time."""
         return ()
 
     @property
     def compile_units(self) -> Sequence[nn.Module]:
-        """The modules that `torch.compile` takes one by one; equal ones are compiled once."""
+        """Modules that `torch.compile` compiles separately; identical modules are compiled once."""
         return (self,)
 
     def fit(self, graphs: Iterable[Graph]) -> None:
-        """Fit before training whatever is not learned by gradient (scale factors).
+        """Before training, fit what is not learned by gradient descent (scale factors).
 
         Args:
-            graphs: batches like those of training, made when they are asked for.
+            graphs: representative training batches, generated lazily.
         """
 
     def shared_parameters(self) -> Mapping[str, int]:
-        """Parameters that a forward pass uses several times: name → number of uses. JMP divides their gradients by
-        it (`optimiser.scale_shared_gradients`)."""
+        """Parameters used several times per forward pass: name → number of uses. JMP divides their gradients by this
+        number (`optimiser.scale_shared_gradients`)."""
         return {}
 
 
 @dataclass(frozen=True)
 class BackboneEntry:
-    """A backbone as the registry knows it.
+    """Registry entry of a backbone.
 
     Attributes:
         settings: its settings class.
-        module: builds it from them.
+        module: builds the backbone from settings.
     """
 
     settings: type[BackboneSettings]

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 SILU_GAIN = 1 / 0.6
-"""SiLU times this keeps the variance of a standard normal input (GemNet, Gasteiger et al. 2021, appendix)."""
+"""Factor on SiLU that preserves the variance of a standard normal input (GemNet, Gasteiger et al. 2021, appendix)."""
 
 
 def polynomial_envelope(x: Tensor, exponent: int) -> Tensor:
-    """1 at x = 0, and 0 from x = 1 on, where its slope and curvature are 0 too.
+    """Polynomial cutoff: 1 at x = 0; 0 for x ≥ 1, with zero slope and curvature at x = 1.
 
     u(x) = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2) (DimeNet, Gasteiger et al. 2020,
     arXiv:2003.03123, eq. 8).

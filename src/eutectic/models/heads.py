@@ -1,9 +1,9 @@
-"""Heads: from a backbone's features to one property, in the task's normalised units.
+"""Heads: map a backbone's features to one property, in the task's normalised units.
 
-A head sees only the rows of its own task. `HEADS` lists the kinds; the table of properties decides which of them a
-property gets. All have multilayer perceptrons as in JMP (Shoghi et al. 2024, appendix on fine-tuning): `layers` hidden
-layers with scaled SiLU, and a last layer without bias. Perceptrons see invariants only; vectors and tensors get their
-directions from the edges, so that every head is equivariant under rotations and inversion.
+`HEADS` lists the kinds; a property's level and rank determine which kind it gets. Each head has multilayer perceptrons
+as in JMP (Shoghi et al. 2024, appendix on fine-tuning): `layers` hidden layers with scaled SiLU, and a final layer
+without bias. Perceptrons act on invariants only; vectors and tensors take their directions from the edges, so that
+every head is equivariant under rotation and inversion.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from eutectic.atoms import EutecticError, Property
 from eutectic.atoms.properties import Level
-from eutectic.models.precision import in_full
+from eutectic.models.precision import full_precision
 
 Pooling = Literal["sum", "mean", "max"]
 
 
 class HeadSettings(BaseModel):
-    """One head. What is not given follows from the property (see `resolve`)."""
+    """Settings of one head. Unset fields follow from the property (see `resolve`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,7 +49,7 @@ class HeadSettings(BaseModel):
         """The entry of `HEADS`.
 
         Raises:
-            EutecticError: there is none of that name.
+            EutecticError: no such kind.
         """
         if self.kind not in HEADS:
             near = difflib.get_close_matches(str(self.kind), HEADS, 1)
@@ -57,22 +57,22 @@ class HeadSettings(BaseModel):
                 "head.kind",
                 repr(self.kind),
                 f"one of {', '.join(HEADS)}",
-                f"did you mean {near[0]!r}?" if near else "leave it out: it follows from the property",
+                f"did you mean {near[0]!r}?" if near else "omit it: it follows from the property",
             )
         return HEADS[self.kind]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskFeatures:
-    """Features of one task's rows of a batch; atoms and structures count from 0.
+    """Features of the structures of one task in a batch; atom and structure indices start at 0.
 
     Attributes:
-        atoms: (n_atoms, atom_width), in the precision of the positions.
-        edges: (n_edges, edge_width); None where the backbone has none.
+        atoms: (n_atoms, atom_width), in the dtype of the positions.
+        edges: (n_edges, edge_width); None if the backbone has none.
         directions: (n_edges, 3), see `Features`.
-        target: (n_edges,) atom that an edge points to.
-        structure: (n_atoms,) structure that an atom belongs to.
-        n_structures: of this task.
+        target: (n_edges,) target atom of each edge.
+        structure: (n_atoms,) structure of each atom.
+        n_structures: number of structures.
     """
 
     atoms: Float[Tensor, "atoms width"]
@@ -84,7 +84,7 @@ class TaskFeatures:
 
 
 class ScaledSiLU(nn.Module):
-    """SiLU(x)/0.6, which keeps the variance of a standard normal (GemNet, Gasteiger et al. 2021)."""
+    """SiLU(x)/0.6, which preserves the variance of a standard normal input (GemNet, Gasteiger et al. 2021)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.silu(x) * (1 / 0.6)
@@ -100,13 +100,13 @@ def _perceptron(width: int, layers: int, outputs: int = 1) -> nn.Sequential:
 def pool(
     values: Float[Tensor, "atoms *shape"], structure: Int[Tensor, atoms], n_structures: int, how: Pooling
 ) -> Float[Tensor, "structures *shape"]:
-    """One value per structure from one per atom; `structure` counts from 0."""
+    """Pool values of atoms to values of structures; `structure` indices start at 0."""
     shape = (n_structures, *values.shape[1:])
     if how == "max":
-        places = structure.reshape(-1, *[1] * (values.ndim - 1)).expand_as(values)
-        return values.new_full(shape, -torch.inf).scatter_reduce(0, places, values, "amax", include_self=True)
+        index = structure.reshape(-1, *[1] * (values.ndim - 1)).expand_as(values)
+        return values.new_full(shape, -torch.inf).scatter_reduce(0, index, values, "amax", include_self=True)
     if n_structures == 1 and torch.compiler.is_compiling():
-        # Inductor's vectorised code for a CPU cannot add to one place (an assertion fails, PyTorch 2.13).
+        # Inductor's vectorised CPU code fails an assertion for an index_add into one row (PyTorch 2.13).
         return values.sum(0, keepdim=True) if how == "sum" else values.mean(0, keepdim=True)
     total = values.new_zeros(shape).index_add(0, structure, values)
     if how == "sum":
@@ -117,33 +117,33 @@ def pool(
 
 
 class Head(nn.Module):
-    """Base of all heads. The children of a head are its perceptrons, and nothing else."""
+    """Base class of all heads. All children of a head are perceptrons."""
 
     def forward(self, features: TaskFeatures) -> Tensor:
         raise NotImplementedError
 
     def rescale(self, factor: float) -> None:
-        """Multiply every prediction by a number: the same values in physical units, in another scale."""
+        """Multiply every prediction by a factor, to change the normalisation and keep the physical values."""
         with torch.no_grad():
             for perceptron in self.children():
                 cast(nn.Linear, cast(nn.Sequential, perceptron)[-1]).weight.mul_(factor)
 
 
 class AtomScalarHead(Head):
-    """A number for each atom from its features."""
+    """A scalar property of atoms, from atom features."""
 
     def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
         super().__init__()
         self.perceptron = _perceptron(atom_width, settings.layers)
 
     def forward(self, features: TaskFeatures) -> Float[Tensor, atoms]:
-        # In full precision, as everything that atoms alone decide: they are few beside edges.
-        with in_full(features.atoms.device):
+        # In full precision, as all operations on atoms: there are few atoms compared with edges.
+        with full_precision(features.atoms.device):
             return self.perceptron(features.atoms)[:, 0]
 
 
 class ScalarHead(Head):
-    """A property of the structure: one number per atom, pooled."""
+    """A scalar property of the structure: one number per atom, pooled."""
 
     def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
         super().__init__()
@@ -151,8 +151,8 @@ class ScalarHead(Head):
         self.perceptron = _perceptron(atom_width, settings.layers)
 
     def forward(self, features: TaskFeatures) -> Float[Tensor, structures]:
-        # In full precision always: sums over many atoms are what is asked for.
-        with in_full(features.atoms.device):
+        # Always in full precision: the result is a sum over many atoms.
+        with full_precision(features.atoms.device):
             values = self.perceptron(features.atoms)[:, 0]
             return pool(values, features.structure, features.n_structures, self.pooling)
 
@@ -166,13 +166,13 @@ class ClassHead(Head):
         self.perceptron = _perceptron(atom_width, settings.layers, settings.n_classes or 2)
 
     def forward(self, features: TaskFeatures) -> Float[Tensor, "structures classes"]:
-        with in_full(features.atoms.device):
+        with full_precision(features.atoms.device):
             logits = self.perceptron(features.atoms)
             return pool(logits, features.structure, features.n_structures, self.pooling)
 
 
 class AtomVectorHead(Head):
-    """A vector for each atom, F_t = Σ_e f_e V_e over the edges e into atom t (forces: GemNet-OC, eq. 8)."""
+    """A vector property of atoms, F_t = Σ_e f_e V_e over the edges e into atom t (forces: GemNet-OC, eq. 8)."""
 
     def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
         super().__init__()
@@ -184,8 +184,8 @@ class AtomVectorHead(Head):
 
 
 class VectorHead(AtomVectorHead):
-    """A vector of the structure: Σ_e f_e V_e of each atom, pooled. It turns with the structure and changes sign under
-    inversion, as a dipole does."""
+    """A vector property of the structure: Σ_e f_e V_e of each atom, pooled. It rotates with the structure and changes
+    sign under inversion, like a dipole."""
 
     def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
         super().__init__(atom_width, edge_width, settings)
@@ -198,7 +198,7 @@ class VectorHead(AtomVectorHead):
 class TensorHead(Head):
     """A symmetric tensor of the structure: Σ_e f_e (V_e ⊗ V_e − |V_e|²/3 · 1) + a · 1 of each atom, pooled.
 
-    f_e comes from an edge's features and a from an atom's: the five components that are traceless, and the trace.
+    f_e, from edge features, gives the five traceless components; a, from atom features, gives the trace.
     """
 
     def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
@@ -211,9 +211,9 @@ class TensorHead(Head):
         v = features.directions
         unit = torch.eye(3, dtype=v.dtype, device=v.device)
         traceless = v[:, :, None] * v[:, None, :] - (v.square().sum(1) / 3)[:, None, None] * unit
-        of_edges = self.perceptron(features.edges)[:, :, None] * traceless
-        anisotropic = of_edges.new_zeros(len(features.atoms), 3, 3).index_add(0, features.target, of_edges)
-        with in_full(features.atoms.device):
+        edge_tensors = self.perceptron(features.edges)[:, :, None] * traceless
+        anisotropic = edge_tensors.new_zeros(len(features.atoms), 3, 3).index_add(0, features.target, edge_tensors)
+        with full_precision(features.atoms.device):
             isotropic = self.isotropic(features.atoms)[:, :, None] * unit
             return pool(anisotropic + isotropic, features.structure, features.n_structures, self.pooling)
 
@@ -224,11 +224,11 @@ class HeadEntry:
 
     Attributes:
         level, rank, categorical: of the properties it predicts.
-        needs: features of the backbone ('atoms', 'edges'), or a head of the same task ('energy').
-        module: makes it from atom width, edge width and settings; None for a derivative, which has no parameters.
-        poolings: allowed ones; none where nothing is pooled.
-        derivative: of the energy by the positions or by the strain; None for a head of its own.
-        property: the only property it predicts; None for any of its level and rank.
+        needs: required features of the backbone ('atoms', 'edges') or head of the same task ('energy').
+        module: built from atom width, edge width and settings; None for a derivative, which has no parameters.
+        poolings: allowed poolings; empty if nothing is pooled.
+        derivative: whether it is the derivative of the energy by the positions or by the strain; None otherwise.
+        property: the only property it predicts; None for any property of this level and rank.
     """
 
     level: Level
@@ -241,9 +241,9 @@ class HeadEntry:
     property: str | None = None
 
     def fits(self, prop: Property) -> bool:
-        """Whether it predicts this property."""
-        mine = (self.level, self.rank, self.categorical) == (prop.level, prop.rank, prop.categorical)
-        return mine and self.property in (None, prop.name)
+        """Whether it can predict this property."""
+        same_kind = (self.level, self.rank, self.categorical) == (prop.level, prop.rank, prop.categorical)
+        return same_kind and self.property in (None, prop.name)
 
 
 HEADS: dict[str, HeadEntry] = {
@@ -265,14 +265,14 @@ HEADS: dict[str, HeadEntry] = {
         level="structure", rank=2, needs=("energy",), module=None, derivative="strain", property="stress"
     ),
 }
-"""Kind → what it predicts, from what, and how. A property gets the first kind that fits it."""
+"""Kinds of heads. A property gets the first kind that fits it."""
 
 
 def resolve(head: HeadSettings, prop: Property) -> HeadSettings:
-    """The settings of a property's head, with nothing left open but the number of classes.
+    """Fill in the unset fields of a head's settings, except the number of classes.
 
     The kind follows from the property's level and rank, the pooling from its extensivity ('sum' or 'mean'; 'sum' also
-    stands where nothing is pooled). What is given stays as it is.
+    where nothing is pooled). Fields that are set are kept.
 
     Raises:
         EutecticError: no kind of head predicts such a property.
@@ -284,7 +284,7 @@ def resolve(head: HeadSettings, prop: Property) -> HeadSettings:
                 f"property {prop.name!r}",
                 f"{_described(prop)}, which no head predicts",
                 "; ".join(sorted({_described(entry) for entry in HEADS.values()})),
-                "learn another property, or add a kind of head (models/heads.py)",
+                "use another property, or add a kind of head (models/heads.py)",
             )
         head = head.model_copy(update={"kind": kinds[0]})
     if head.pooling is None:
@@ -294,63 +294,63 @@ def resolve(head: HeadSettings, prop: Property) -> HeadSettings:
 
 
 def check_head(head: HeadSettings, prop: Property) -> None:
-    """Refuse a head, its settings resolved, that does not predict this property.
+    """Check that a head with resolved settings can predict a property.
 
     Raises:
-        EutecticError: kind, pooling or number of classes do not fit; the kinds that do are in the error.
+        EutecticError: kind, pooling or number of classes do not fit; the error lists the kinds that do.
     """
     entry, where = head.entry, f"head of {prop.name!r}"
     if not entry.fits(prop):
         fitting = [name for name, e in HEADS.items() if e.fits(prop)]
-        only = f"{entry.property} alone" if entry.property else f"a property that is {_described(entry)}"
+        only = f"{entry.property} only" if entry.property else f"a property that is {_described(entry)}"
         raise EutecticError(
             where,
             f"kind {head.kind!r}, which predicts {only}; {prop.name} is {_described(prop)}",
-            f"kind {' or '.join(map(repr, fitting)) or 'of a head that is still to be added'}",
-            "leave `kind` out: it follows from the property",
+            f"kind {' or '.join(map(repr, fitting)) or 'of a head that does not exist yet'}",
+            "omit `kind`: it follows from the property",
         )
     if entry.poolings and head.pooling not in entry.poolings:
         raise EutecticError(
             where,
-            f"pooling {head.pooling!r} of a {head.kind}, which would not turn with the structure",
+            f"pooling {head.pooling!r} of a {head.kind}, which would not be equivariant under rotation",
             f"one of {', '.join(entry.poolings)}",
-            "leave `pooling` out: it follows from the property",
+            "omit `pooling`: it follows from the property",
         )
     if head.n_classes is not None and not entry.categorical:
         raise EutecticError(
-            where, f"n_classes {head.n_classes} for kind {head.kind!r}", "n_classes for 'class' heads alone", "drop it"
+            where, f"n_classes {head.n_classes} for kind {head.kind!r}", "n_classes only for 'class' heads", "remove it"
         )
 
 
 def check_needs(heads: Mapping[str, HeadSettings], *, edges: bool, where: str) -> None:
-    """Refuse heads that lack what they are computed from.
+    """Check that the inputs of all heads of a task exist.
 
     Args:
-        heads: property → head of one task, its settings resolved.
-        edges: whether the backbone gives edge features.
-        where: for the error.
+        heads: property → head of one task, with resolved settings.
+        edges: whether the backbone has edge features.
+        where: location named in the error.
 
     Raises:
-        EutecticError: a head of edges for a backbone without edge features; a derivative without an energy.
+        EutecticError: a head needs edge features that the backbone lacks, or an energy head that the task lacks.
     """
     for name, head in heads.items():
         if "energy" in head.entry.needs and "energy" not in heads:
             raise EutecticError(
                 f"{where}, {name}",
-                f"{head.kind}, a derivative of the energy, and no energy among {', '.join(heads)}",
+                f"{head.kind}, a derivative of the energy, but no energy among {', '.join(heads)}",
                 "an energy head in the same task",
-                "add the target energy, or leave `kind` out to predict it directly",
+                "add the target energy, or omit `kind` to predict it directly",
             )
         if "edges" in head.entry.needs and not edges:
             raise EutecticError(
                 f"{where}, {name}",
                 f"{head.kind}, with a backbone without edge features",
-                "a backbone with edge features: directions of vectors and tensors come from edges",
+                "a backbone with edge features, which give vectors and tensors their directions",
                 "set edge_width (painn) or edge_features (gemnet_oc) of the backbone, or predict forces and stress as "
                 "gradient_forces and gradient_stress",
             )
 
 
-def _described(of: Property | HeadEntry) -> str:
-    rank = ("scalar", "vector", "tensor")[of.rank] if of.rank < 3 else f"tensor of rank {of.rank}"
-    return f"a {'class' if of.categorical else rank} of the {of.level}"
+def _described(entry: Property | HeadEntry) -> str:
+    rank = ("scalar", "vector", "tensor")[entry.rank] if entry.rank < 3 else f"tensor of rank {entry.rank}"
+    return f"a {'class' if entry.categorical else rank} of the {entry.level}"

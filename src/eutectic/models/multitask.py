@@ -1,4 +1,7 @@
-"""One backbone, and for each task its own heads, run on that task's rows alone."""
+"""Multitask model: one shared backbone and separate heads for each task.
+
+Each task's heads run only on the structures of that task.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from eutectic.models.heads import HEADS, HeadSettings, TaskFeatures, check_needs
 
 @dataclass(frozen=True)
 class TaskSlice:
-    """Where one task's rows stand in a batch. A batch is ordered by task, so that a part is three ranges.
+    """Ranges of a batch that belong to one task. Batches are ordered by task, so three ranges are enough.
 
     Attributes:
-        task: its name.
-        structures, atoms, edges: half-open ranges; (0, 0) where the batch has none of this task.
+        task: name of the task.
+        structures, atoms, edges: half-open ranges; (0, 0) if the batch has no structure of this task.
     """
 
     task: str
@@ -31,18 +34,19 @@ class TaskSlice:
 
 
 Predictions = dict[str, dict[str, Tensor]]
-"""Task → property → values of the part's rows, in normalised units; of classes, logits (n_structures, n_classes)."""
+"""Task → property → predictions for the task's structures, in normalised units; logits (n_structures, n_classes) for
+classification."""
 
 
 class MultitaskModel(nn.Module):
-    """A backbone shared by all tasks.
+    """A backbone shared by all tasks, and the heads of each task.
 
     Args:
         backbone: see `eutectic.models.backbone`.
-        heads: task → property → head; what its settings leave open follows from the property.
+        heads: task → property → head settings; unset fields follow from the property.
 
     Raises:
-        EutecticError: a head of edges for a backbone without edge features, a derivative without an energy head.
+        EutecticError: a head needs edge features that the backbone lacks, or an energy head that the task lacks.
     """
 
     backbone: Backbone
@@ -51,30 +55,33 @@ class MultitaskModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head_settings = {
-            task: {n: head if head.kind and head.pooling else resolve(head, PROPERTIES[n]) for n, head in mine.items()}
-            for task, mine in heads.items()
+            task: {
+                name: head if head.kind and head.pooling else resolve(head, PROPERTIES[name])
+                for name, head in task_heads.items()
+            }
+            for task, task_heads in heads.items()
         }
         self.heads = nn.ModuleDict()
         for task, settings in self.head_settings.items():
             check_needs(settings, edges=backbone.edge_width > 0, where=f"task {task!r}")
-            mine = nn.ModuleDict()
+            modules = nn.ModuleDict()
             for name, head in settings.items():
                 if head.entry.module is not None:
-                    mine[name] = head.entry.module(backbone.atom_width, backbone.edge_width, head)
-            self.heads[task] = mine
+                    modules[name] = head.entry.module(backbone.atom_width, backbone.edge_width, head)
+            self.heads[task] = modules
 
     def forward(self, graph: Graph, parts: Sequence[TaskSlice], conservative: bool = False) -> Predictions:
-        """Predict every property of every part.
+        """Predict every property of every task.
 
         Args:
             graph: a batch ordered by task.
-            parts: one for each task; those without rows still reach their parameters, with zero gradient,
-                so that every process of a data-parallel run agrees on what has one.
-            conservative: give forces and stress as derivatives of every energy head, whatever heads of their own
-                tasks have.
+            parts: one slice per task. The parameters of a task without structures in the batch get a zero gradient
+                rather than none, so that all processes of a data-parallel run agree on which parameters have gradients.
+            conservative: compute forces and stress as derivatives of every energy head, even for tasks with direct
+                force or stress heads.
         """
         derived = {part.task: self._derived(part.task, conservative) for part in parts}
-        kinds = {kind for mine in derived.values() for kind in mine.values()}
+        kinds = {kind for task_kinds in derived.values() for kind in task_kinds.values()}
         with torch.set_grad_enabled(torch.is_grad_enabled() or bool(kinds)):
             positions = strain = None
             if kinds:
@@ -90,31 +97,31 @@ class MultitaskModel(nn.Module):
         return predictions
 
     def compile_parts(self) -> None:
-        """Have torch.compile do the backbone's compile units and the heads, each for all sizes of batch, in place.
+        """Compile the backbone's compile units and the heads with torch.compile, in place and with dynamic shapes.
 
-        One by one because most are alike: they are compiled once, in little more than a third of the time that the
-        whole takes. Two sizes that happen to be equal are no longer taken for one, in the whole process.
+        Identical modules are compiled once, which takes little more than a third of the time of compiling the whole
+        model. Side effect: turns off duck shaping (treating equal sizes as one symbol) for the whole process.
         """
-        # Sizes that agree in the first batch (atoms, and atoms that have quadruplets) need not in the next.
+        # Sizes that agree in the first batch (atoms, and atoms with quadruplets) may differ in the next.
         shape_settings.use_duck_shape = False
-        heads = [head for mine in self.heads.children() for head in mine.children()]
+        heads = [head for task_heads in self.heads.children() for head in task_heads.children()]
         perceptrons = [perceptron for head in heads for perceptron in head.children()]
         for part in (*self.backbone.compile_units, *perceptrons):
             part.compile(dynamic=True)
 
     def _derived(self, task: str, conservative: bool) -> dict[str, str]:
-        """Property → kind, of those that are derivatives of the energy."""
+        """Property → head kind, for properties computed as derivatives of the energy."""
         settings = self.head_settings[task]
-        found = {name: str(head.kind) for name, head in settings.items() if head.entry.derivative}
+        derived = {name: str(head.kind) for name, head in settings.items() if head.entry.derivative}
         if conservative and "energy" in settings:
-            found |= {entry.property: kind for kind, entry in HEADS.items() if entry.derivative and entry.property}
-        return found
+            derived |= {entry.property: kind for kind, entry in HEADS.items() if entry.derivative and entry.property}
+        return derived
 
     def _predict(
         self, part: TaskSlice, graph: Graph, features: Features, derived: Mapping[str, str]
     ) -> dict[str, Tensor]:
         (s0, s1), (a0, a1), (e0, e1) = part.structures, part.atoms, part.edges
-        mine = TaskFeatures(
+        task_features = TaskFeatures(
             atoms=features.atoms[a0:a1].to(graph.positions.dtype),
             edges=None if features.edges is None else features.edges[e0:e1],
             directions=features.directions[e0:e1],
@@ -123,7 +130,7 @@ class MultitaskModel(nn.Module):
             n_structures=s1 - s0,
         )
         heads = self.heads[part.task].items()  # type: ignore[operator]
-        return {name: head(mine) for name, head in heads if name not in derived}
+        return {name: head(task_features) for name, head in heads if name not in derived}
 
     def _add_derivatives(
         self,
@@ -134,19 +141,19 @@ class MultitaskModel(nn.Module):
         strain: Tensor | None,
         predictions: Predictions,
     ) -> None:
-        # Structures do not touch, so the gradient of the sum holds every structure's own.
+        # Structures do not interact, so the gradient of the total energy contains the gradient of each structure.
         total = torch.stack([predictions[part.task]["energy"].sum() for part in parts if derived[part.task]]).sum()
         inputs = [positions] if strain is None else [positions, strain]
         gradients = torch.autograd.grad(total, inputs, create_graph=self.training, allow_unused=True)
-        # Not one edge in the whole batch: nothing depends on where the atoms are.
-        found = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True)]
+        # Without any edge in the batch, the energy does not depend on the positions.
+        filled = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True)]
         volume = torch.linalg.det(graph.cell.detach()).abs()[:, None, None]
         for part in parts:
             for name, kind in derived[part.task].items():
                 if HEADS[kind].derivative == "positions":
-                    predictions[part.task][name] = -found[0][slice(*part.atoms)]
+                    predictions[part.task][name] = -filled[0][slice(*part.atoms)]
                 else:
-                    mine = slice(*part.structures)
-                    # A molecule has no volume, and no stress.
-                    stress = torch.where(volume[mine] > 0, found[1][mine] / volume[mine].clamp(min=1e-12), 0.0)
+                    own = slice(*part.structures)
+                    # The stress of a molecule (zero volume) is zero.
+                    stress = torch.where(volume[own] > 0, filled[1][own] / volume[own].clamp(min=1e-12), 0.0)
                     predictions[part.task][name] = stress

@@ -1,4 +1,4 @@
-"""Mixed precision: which matrix products autocast may lower, and which not."""
+"""Mixed precision: query and disable autocast."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 
-def lowered(device: torch.device) -> torch.dtype | None:
-    """The precision that autocast gives to matrix products on a device; None where it is not on.
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast uses for matrix products on a device; None if autocast is off.
 
-    The meta device (shapes without numbers) has no autocast, and may not be asked.
+    The meta device does not support autocast, and querying it raises an error.
     """
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)
 
 
-def in_full(device: torch.device) -> AbstractContextManager[object]:
-    """Within, nothing is lowered."""
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Disable autocast within the context."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

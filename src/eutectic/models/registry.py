@@ -1,4 +1,4 @@
-"""The backbones by name."""
+"""Registry of backbones by name."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ BACKBONES: dict[str, BackboneEntry] = {
     "gemnet_oc": BackboneEntry(GemNetOCSettings, GemNetOC),
     "painn": BackboneEntry(PaiNNSettings, PaiNN),
 }
-"""Name → backbone. A new one in this package needs a line here; one outside it calls `register_backbone`."""
+"""Name → backbone. Backbones of this package are listed here; others call `register_backbone`."""
 
 
 def register_backbone(name: str, entry: BackboneEntry) -> None:
-    """Make a backbone known by a name, so that settings can ask for it.
+    """Register a backbone under a name, so that settings can select it.
 
-    Call it where a module is imported, not under `if __name__ == "__main__"`: the processes of a run import the
-    program again, and must find the backbone too.
+    Call it at import time, not under `if __name__ == "__main__"`: the worker processes of a run import the program
+    again and need the backbone too.
 
     Raises:
-        EutecticError: the name is that of another backbone.
+        EutecticError: another backbone is registered under this name.
     """
     if BACKBONES.get(name, entry) != entry:
         raise EutecticError(
-            "register_backbone", f"{name!r}, which is taken", "a name of its own", "choose another name"
+            "register_backbone", f"{name!r}, which is already registered", "an unused name", "choose another name"
         )
     BACKBONES[name] = entry
 
 
 def backbone_entry(name: str) -> BackboneEntry:
-    """The backbone of that name.
+    """The backbone registered under a name.
 
     Raises:
-        EutecticError: there is none; the nearest name is in the error.
+        EutecticError: no such backbone; the error gives the nearest name.
     """
     if name in BACKBONES:
         return BACKBONES[name]
@@ -45,5 +45,5 @@ def backbone_entry(name: str) -> BackboneEntry:
         "backbone.name",
         repr(name),
         f"one of {', '.join(BACKBONES)}",
-        f"did you mean {near[0]!r}?" if near else "name one of these, or register yours with `register_backbone`",
+        f"did you mean {near[0]!r}?" if near else "use one of these, or register yours with `register_backbone`",
     )

@@ -1,6 +1,6 @@
-"""Conformance checks for backbones and data sets, and small data sets with exact labels.
+"""Conformance checks for backbones and data sets, and toy data sets with exact labels.
 
-A backbone in another repository becomes one pytest item per check:
+With pytest, one item per check:
 
     from eutectic.graph import GraphSettings
     from eutectic.testing import parametrize_backbone_checks
@@ -15,9 +15,9 @@ Without pytest:
     for result in check_backbone(lambda: MyBackbone(width=32), GraphSettings(cutoff=5.0)):
         print(result)
 
-`check_backbone` runs every check and raises one `ConformanceError` that lists all that failed; each check can
-be called alone as well. The structures are few and small, each chosen to expose a common error (see `STRUCTURES`), the
-arithmetic is float64, and every tolerance has a name and a reason (see `Tolerances`).
+`check_backbone` runs all checks and raises one `ConformanceError` that lists the failed ones; each check can also be
+called separately. There are few, small structures, each chosen to expose a common error (see `STRUCTURES`). Checks run
+in float64, and every tolerance is named and explained (see `Tolerances`).
 """
 
 from eutectic.testing.backbone import (

@@ -1,7 +1,7 @@
-"""Checks of a backbone: symmetries, batches, derivatives, precision.
+"""Conformance checks of a backbone: symmetries, batches, derivatives, precision.
 
-`BACKBONE_CHECKS` holds them all. `check_backbone` runs every one and reports all failures at once;
-`parametrize_backbone_checks` makes each a pytest item; and each can be called alone, for example
+`BACKBONE_CHECKS` lists all checks. `check_backbone` runs them and reports all failures together;
+`parametrize_backbone_checks` makes each one a pytest item. Each can also be called separately, for example
 `check_rotation(backbone, graph_settings)`.
 """
 
@@ -48,12 +48,12 @@ from eutectic.testing.structures import (
 
 @dataclass(frozen=True)
 class Deviation:
-    """What a check measured.
+    """Deviation measured by a check.
 
     Attributes:
         worst: the number that the tolerance bounds; NaN fails.
-        where: the structure (and quantity) that has it.
-        fault: a failure whatever `worst` is, in words.
+        where: the structure (and quantity) with the worst deviation.
+        fault: description of a failure that does not depend on `worst`.
     """
 
     worst: float
@@ -61,26 +61,26 @@ class Deviation:
     fault: str = ""
 
 
-NOTHING_TO_COMPARE = Deviation(0.0, "no structure it applies to")
+NOTHING_TO_COMPARE = Deviation(0.0, "no applicable structure")
 
 Run = Callable[[Any, GraphSettings, Structures], Deviation]
-"""Measures a deviation of a float64 backbone in evaluation mode (or, if `Check.builds`, of the function that makes
-backbones), on graphs of the given settings, for the given structures."""
+"""Measures the deviation of a float64 backbone in evaluation mode (or, if `Check.builds`, of the function that builds
+backbones), for given graph settings and structures."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Check:
-    """One check of a backbone. Call it to run it alone.
+    """One check of a backbone. Call it to run only this check.
 
     Attributes:
         name: used in results and by `skip`.
         tolerance: the field of `Tolerances` that bounds the deviation; None if the deviation must be zero.
-        meaning: what a failure means, in words.
-        run: measures the deviation; its docstring states what is checked.
-        structures: used unless others are given.
-        advisory: worth a look, never an error.
+        meaning: explanation of a failure.
+        run: measures the deviation; its docstring describes the check.
+        structures: default structures.
+        advisory: a failure is reported but is not an error.
         above: the deviation must exceed the tolerance instead.
-        builds: the check builds backbones itself: it takes the function that makes one instead of one.
+        builds: the check takes a function that builds a backbone instead of a backbone.
     """
 
     name: str
@@ -105,33 +105,33 @@ class Check:
         """Run this check.
 
         Args:
-            backbone: a copy of it is checked; where `builds` is set, the function that makes one.
-            graph_settings: of the graphs it is for.
-            structures: to try it on; a check that makes its own ignores them.
-            tolerances: see there.
+            backbone: the backbone (a copy is checked), or a function that builds one if `builds` is set.
+            graph_settings: settings of the backbone's graphs.
+            structures: test structures; ignored by checks that have their own.
+            tolerances: see `Tolerances`.
 
         Raises:
             ConformanceError: the check failed and is not advisory.
-            TypeError: a backbone where the function is expected, or the reverse.
+            TypeError: a backbone was passed instead of a function, or the reverse.
         """
         if isinstance(backbone, nn.Module) == self.builds:
-            wanted = (
-                "the function that makes backbones" if self.builds else "a backbone, not the function that makes one"
+            expected = (
+                "a function that builds a backbone" if self.builds else "a backbone, not a function that builds one"
             )
-            raise TypeError(f"the check {self.name!r} takes {wanted}")
+            raise TypeError(f"the check {self.name!r} takes {expected}")
         subject = in_float64(backbone) if isinstance(backbone, nn.Module) else backbone
-        found = self.run(subject, graph_settings, self.structures if structures is None else structures)
+        deviation = self.run(subject, graph_settings, self.structures if structures is None else structures)
         tolerance = 0.0 if self.tolerance is None else float(getattr(tolerances, self.tolerance))
-        within = found.worst > tolerance if self.above else found.worst <= tolerance
-        meanings = [found.fault] if found.fault else []
+        within = deviation.worst > tolerance if self.above else deviation.worst <= tolerance
+        meanings = [deviation.fault] if deviation.fault else []
         if not (within and meanings):
             meanings.append(self.meaning)
         result = CheckResult(
             name=self.name,
-            passed=within and not found.fault,
-            worst=found.worst,
+            passed=within and not deviation.fault,
+            worst=deviation.worst,
             tolerance=tolerance,
-            where=found.where,
+            where=deviation.where,
             meaning="; ".join(meanings),
             advisory=self.advisory,
         )
@@ -140,7 +140,7 @@ class Check:
 
 
 BACKBONE_CHECKS: dict[str, Check] = {}
-"""Every check of a backbone, by name, in the order in which they run."""
+"""All checks of a backbone by name, in the order in which they run."""
 
 
 def _check(name: str, tolerance: str | None, meaning: str, **options: Any) -> Callable[[Run], Check]:
@@ -158,29 +158,29 @@ def _check(name: str, tolerance: str | None, meaning: str, **options: Any) -> Ca
 
 @_check("contract", "symmetry", "directions are not the main edges' unit vectors, source to target")
 def check_contract(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """`Features` of the declared widths, a row per atom and per main edge, with the edges' own directions."""
+    """`Features` have the declared widths, one row per atom and per main edge, and the directions of the edges."""
     graph = graph_of(list(structures.values()), graph_settings)
     with torch.no_grad():
         features: Features = backbone(graph)
     n, m = len(graph.numbers), len(graph.main)
-    wrong, worst = [], 0.0
+    faults, worst = [], 0.0
     if tuple(features.atoms.shape) != (n, int(cast(int, backbone.atom_width))):
-        wrong.append(f"atoms of shape {tuple(features.atoms.shape)} for {n} atoms and width {backbone.atom_width}")
+        faults.append(f"atoms of shape {tuple(features.atoms.shape)} for {n} atoms and width {backbone.atom_width}")
     if features.edges is not None and tuple(features.edges.shape) != (m, int(cast(int, backbone.edge_width))):
-        wrong.append(f"edges of shape {tuple(features.edges.shape)} for {m} edges and width {backbone.edge_width}")
+        faults.append(f"edges of shape {tuple(features.edges.shape)} for {m} edges and width {backbone.edge_width}")
     if tuple(features.directions.shape) != (m, 3):
-        wrong.append(f"directions of shape {tuple(features.directions.shape)} for {m} edges")
+        faults.append(f"directions of shape {tuple(features.directions.shape)} for {m} edges")
     else:
         worst = largest_difference(features.directions, graph.vectors(graph.main)[1])
-    return Deviation(worst, fault="; ".join(wrong))
+    return Deviation(worst, fault="; ".join(faults))
 
 
-@_check("finite", None, "not a number: the first such structure in a data set ends a training run")
+@_check("finite", None, "non-finite values; one such structure in a data set can ruin a training run")
 def check_finite(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """Features, forces and a force loss's gradient in the parameters are finite for every structure alone:
-    one atom, no edges, atoms in a line or a plane, perfect crystals."""
+    """Features, forces and the parameter gradient of a force loss are finite for each structure: one atom, no edges,
+    collinear or coplanar atoms, perfect crystals."""
     weights = [p for p in backbone.parameters() if p.requires_grad]
-    wrong = []
+    failed = []
     for name, structure in structures.items():
         graph = graph_of([structure], graph_settings)
         positions = graph.positions.clone().requires_grad_()
@@ -195,13 +195,13 @@ def check_finite(backbone: nn.Module, graph_settings: GraphSettings, structures:
             "gradient of a loss on forces": grads,
         }
         bad = (k for k, values in parts.items() if not all(v is None or bool(v.isfinite().all()) for v in values))
-        wrong += [f"{name} ({part})" for part in itertools.islice(bad, 1)]
-    return Deviation(float(len(wrong)), ", ".join(wrong))
+        failed += [f"{name} ({part})" for part in itertools.islice(bad, 1)]
+    return Deviation(float(len(failed)), ", ".join(failed))
 
 
-@_check("sensitivity", "nothing", "features are the same after this change", above=True)
+@_check("sensitivity", "nothing", "features do not change with this modification", above=True)
 def check_sensitivity(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """Features depend on an element, a length and an angle (a constant would pass every other check).
+    """Features depend on element, bond length and angle (a constant would pass every other check).
 
     The structures are variants of water; `structures` is not used.
     """
@@ -229,7 +229,7 @@ def check_sensitivity(backbone: nn.Module, graph_settings: GraphSettings, struct
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Equivalent:
-    """Another description of a structure. `origin`: which old atom each new one is. `rotation`: x → rotation · x."""
+    """An equivalent description of a structure. `origin`: original index of each atom. `rotation`: x → rotation · x."""
 
     structure: Structure
     origin: np.ndarray
@@ -242,7 +242,7 @@ def _compare(
     structures: Structures,
     transform: Callable[[Structure, np.random.Generator], _Equivalent | None],
 ) -> Deviation:
-    """Features before and after `transform`, which returns None for structures it does not apply to."""
+    """Compare features before and after `transform`, which returns None for structures it does not apply to."""
     rng = np.random.default_rng(11)
     pairs = {key: (s, other) for key, s in structures.items() if (other := transform(s, rng)) is not None}
     if not pairs:
@@ -268,15 +268,15 @@ def _rewritten(structure: Structure, **changes: np.ndarray) -> _Equivalent:
     return _Equivalent(structure=replace(structure, **changes), origin=np.arange(len(structure)), rotation=np.eye(3))
 
 
-@_check("rotation", "symmetry", "features depend on how the structure lies in space")
+@_check("rotation", "symmetry", "features depend on the orientation of the structure")
 def check_rotation(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """Features stay, vectors made as Σ f_e · direction turn with the structure."""
+    """Features are invariant, and vectors Σ f_e · direction rotate with the structure."""
     return _compare(backbone, graph_settings, structures, lambda s, rng: _rotated(s, random_rotation(rng)))
 
 
-@_check("inversion", "symmetry", "features change when the structure is mirrored through a point")
+@_check("inversion", "symmetry", "features change when the structure is inverted")
 def check_inversion(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """x → -x: features stay (mirror images have the same energy), vectors change sign."""
+    """x → -x: features are invariant (mirror images have the same energy), vectors change sign."""
     return _compare(backbone, graph_settings, structures, lambda s, rng: _rotated(s, -np.eye(3)))
 
 
@@ -292,9 +292,9 @@ def check_translation(backbone: nn.Module, graph_settings: GraphSettings, struct
 
 @_check("permutation", "symmetry", "features depend on the order of the atoms")
 def check_permutation(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """Atoms in another order: the same features in that order.
+    """Permuting the atoms permutes the features.
 
-    The published rule, `GraphSettings(symmetry="lower_source")`, fails here wherever the cap cuts.
+    The published rule, `GraphSettings(symmetry="lower_source")`, fails this check if the neighbour cap is reached.
     """
 
     def transform(s: Structure, rng: np.random.Generator) -> _Equivalent:
@@ -305,9 +305,9 @@ def check_permutation(backbone: nn.Module, graph_settings: GraphSettings, struct
     return _compare(backbone, graph_settings, structures, transform)
 
 
-@_check("lattice wrap", "symmetry", "features depend on which periodic image of an atom the file names")
+@_check("lattice wrap", "symmetry", "features depend on which periodic image of an atom is given")
 def check_lattice_wrap(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """Each atom moved by some whole lattice vectors is the same structure."""
+    """Features do not change when atoms are moved by lattice vectors."""
 
     def transform(s: Structure, rng: np.random.Generator) -> _Equivalent | None:
         jumps = rng.integers(-2, 3, (len(s), 3)) * s.pbc
@@ -316,9 +316,9 @@ def check_lattice_wrap(backbone: nn.Module, graph_settings: GraphSettings, struc
     return _compare(backbone, graph_settings, structures, transform)
 
 
-@_check("cell choice", "symmetry", "features depend on which cell describes the lattice")
+@_check("cell choice", "symmetry", "features depend on the choice of unit cell")
 def check_cell_choice(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """Other lattice vectors of the same lattice (a sheared cell) are the same structure."""
+    """Features do not change with other lattice vectors of the same lattice (a sheared cell)."""
 
     def transform(s: Structure, rng: np.random.Generator) -> _Equivalent | None:
         axes = np.flatnonzero(s.pbc)
@@ -335,9 +335,9 @@ def check_cell_choice(backbone: nn.Module, graph_settings: GraphSettings, struct
     return _compare(backbone, graph_settings, structures, transform)
 
 
-@_check("supercell", "symmetry", "features per atom change with the size of the cell that is repeated")
+@_check("supercell", "symmetry", "features per atom change with the size of the supercell")
 def check_supercell(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """A cell and its double: the same features per atom."""
+    """A doubled cell has the same features per atom."""
 
     def transform(s: Structure, rng: np.random.Generator) -> _Equivalent | None:
         if not s.pbc.any():
@@ -363,7 +363,7 @@ def check_supercell(backbone: nn.Module, graph_settings: GraphSettings, structur
 
 @_check("batch equals singles", "symmetry", "features depend on what else is in the batch")
 def check_batch(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """A batch gives the features that its structures have one by one."""
+    """Features in a batch equal those of the structures one by one."""
     with torch.no_grad():
         together = observe(backbone, graph_of(list(structures.values()), graph_settings))
         alone = [observe(backbone, graph_of([s], graph_settings)) for s in structures.values()]
@@ -387,7 +387,7 @@ def check_isolation(backbone: nn.Module, graph_settings: GraphSettings, structur
 
 @_check("separation", "symmetry", "atoms beyond the cutoff change each other's features")
 def check_separation(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """Two molecules farther apart than the cutoff have the features of each alone."""
+    """Two molecules farther apart than the cutoff have the features of the separate molecules."""
     molecules = {k: s for k, s in structures.items() if not s.pbc.any()}
     pairs = dict(itertools.islice(((f"{a} + {b}", (a, b)) for a, b in itertools.pairwise(molecules)), 4))
     if not pairs:
@@ -396,9 +396,9 @@ def check_separation(backbone: nn.Module, graph_settings: GraphSettings, structu
     together = {name: side_by_side(molecules[a], molecules[b], far) for name, (a, b) in pairs.items()}
     alone = [molecules[name] for names in pairs.values() for name in names]
     with torch.no_grad():
-        found = observe(backbone, graph_of(list(together.values()), graph_settings))
+        observed = observe(backbone, graph_of(list(together.values()), graph_settings))
         expected = observe(backbone, graph_of(alone, graph_settings))
-    return Deviation(*worst_deviation(expected, found, atom_rows(together)))
+    return Deviation(*worst_deviation(expected, observed, atom_rows(together)))
 
 
 # --- derivatives ----------------------------------------------------------------------------------
@@ -414,7 +414,7 @@ def _per_structure(values: Tensor, graph: Graph) -> Tensor:
 
 
 def _relative(error: Tensor, scale: Tensor) -> Tensor:
-    """error / scale for each structure; one at rest, which has no scale, gets a thousandth of the largest."""
+    """error / scale for each structure; scales are at least a thousandth of the largest."""
     least = 1e-3 * float(scale.max()) or 1.0
     return (error.abs() / scale.clamp(min=least)).nan_to_num(nan=math.inf)
 
@@ -424,12 +424,12 @@ def _directions(graph: Graph, seed: int) -> Tensor:
     return torch.randn(graph.positions.shape, generator=generator, dtype=graph.positions.dtype)
 
 
-@_check("straightening", "growth", "forces by gradient grow without bound as atoms come into line", advisory=True)
+@_check("straightening", "growth", "gradient forces diverge as atoms become collinear", advisory=True)
 def check_straightening(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """Forces stay bounded while a molecule is bent less and less, down to 1e-7 Å from a straight line.
+    """Forces stay bounded as a molecule approaches a straight line, to within 1e-7 Å.
 
-    Advisory: dihedral angles are not defined there, and a model that never differentiates its energy may live
-    with that; molecular dynamics on its gradient would not. `structures` is not used.
+    Advisory: dihedral angles are undefined there. This matters for molecular dynamics with gradient forces, but not for
+    a model whose energy is never differentiated. `structures` is not used.
     """
     bend = np.random.default_rng(3).normal(size=(4, 3))
     straight = STRUCTURES["acetylene"]
@@ -443,11 +443,11 @@ def check_straightening(backbone: nn.Module, graph_settings: GraphSettings, stru
     return Deviation(growth, "acetylene")
 
 
-@_check("cutoff", "cutoff", "features jump where an edge appears (no envelope, or a cutoff larger than the graph's)")
+@_check("cutoff", "cutoff", "features jump when an edge appears (no envelope, or a cutoff larger than the graph's)")
 def check_cutoff(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """An atom that crosses the cutoff changes nothing at that moment: neither features nor their slopes jump.
+    """Features and the gradient of the energy are continuous when an atom crosses the cutoff.
 
-    The structures are a pair and a triangle that open; `structures` is not used.
+    The structures are a pair and a triangle of atoms that move apart; `structures` is not used.
     """
     c, step = graph_settings.cutoff, 1e-5
 
@@ -470,17 +470,17 @@ def check_cutoff(backbone: nn.Module, graph_settings: GraphSettings, structures:
     _, slope_near = at(0.4 * c)
     worst, where = worst_deviation(outside, inside, {"pair": slice(0, 2), "triangle": slice(2, 5)})
     jump = largest_difference(slope_inside, slope_outside) / (float(slope_near.abs().max()) or 1.0)
-    return Deviation(jump, "slope of the energy") if jump > worst else Deviation(worst, where)
+    return Deviation(jump, "gradient of the energy") if jump > worst else Deviation(worst, where)
 
 
 @_check(
     "gradient",
     "derivative",
-    "autograd's forces are not the slope of the energy (a detach? a kink?)",
+    "autograd forces differ from the numerical gradient of the energy (a detach? a kink?)",
     structures=generic_structures(),
 )
 def check_gradient(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """Forces and stress by autograd equal finite differences on fixed edges (default: `GENERIC`)."""
+    """Forces and stress from autograd equal finite differences with fixed edges (default: `GENERIC`)."""
     graph = graph_of(list(structures.values()), graph_settings)
     positions, cell = graph.positions.clone().requires_grad_(), graph.cell.clone().requires_grad_()
     total = energy(backbone, graph.with_positions(positions, cell)).sum()
@@ -496,9 +496,9 @@ def check_gradient(backbone: nn.Module, graph_settings: GraphSettings, structure
             with torch.no_grad():
                 return energy(backbone, graph.with_positions(graph.positions + x * u, graph.cell + x * c))
 
-        found = _per_structure(by_positions * u, graph) + (by_cell * c).sum((1, 2))
+        slope = _per_structure(by_positions * u, graph) + (by_cell * c).sum((1, 2))
         scale = _per_structure((by_positions * u).abs(), graph) + (by_cell * c).abs().sum((1, 2))
-        error = _relative(found - _difference(moved), scale)
+        error = _relative(slope - _difference(moved), scale)
         if float(error.max()) > worst:
             worst, where = float(error.max()), f"{list(structures)[int(error.argmax())]} ({move})"
     return Deviation(worst, where)
@@ -507,11 +507,11 @@ def check_gradient(backbone: nn.Module, graph_settings: GraphSettings, structure
 @_check(
     "second derivative",
     "second_derivative",
-    "the derivative of the forces is wrong, and so would be training on conservative forces",
+    "the derivative of the forces is wrong, so training on conservative forces would be wrong too",
     structures=generic_structures(),
 )
 def check_second_derivative(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """Forces can be differentiated again, as training on conservative forces does (default: `GENERIC`)."""
+    """Forces can be differentiated again, as in training on conservative forces (default: `GENERIC`)."""
     graph = graph_of(list(structures.values()), graph_settings)
     u, w = _directions(graph, 5), _directions(graph, 6)
 
@@ -531,9 +531,9 @@ def check_second_derivative(backbone: nn.Module, graph_settings: GraphSettings, 
 # --- precision and reproducibility ----------------------------------------------------------------
 
 
-@_check("precision", "precision", "float32 loses digits somewhere")
+@_check("precision", "precision", "float32 loses precision")
 def check_precision(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """float32 gives the features that float64 gives, and stays float32."""
+    """Features in float32 agree with those in float64, and are float32."""
     single = copy.deepcopy(backbone).float().eval()
     graph = graph_of(list(structures.values()), graph_settings)
     with torch.no_grad():
@@ -542,21 +542,21 @@ def check_precision(backbone: nn.Module, graph_settings: GraphSettings, structur
     kept = rough.atoms.dtype == torch.float32 and rough.vectors.dtype == torch.float32
     rough = Observed(**{k: v.double() for k, v in rough.parts().items()})
     worst, where = worst_deviation(exact, rough, atom_rows(structures))
-    return Deviation(worst, where, "" if kept else "a float32 graph gave features of another type")
+    return Deviation(worst, where, "" if kept else "features of a float32 graph are not float32")
 
 
-@_check("deterministic", None, "the same input gave two answers in evaluation mode")
+@_check("deterministic", None, "the same input gives different results in evaluation mode")
 def check_deterministic(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """The same graph twice, in evaluation mode, gives the same bits."""
+    """The same graph gives bitwise identical features twice, in evaluation mode."""
     graph = graph_of(list(structures.values()), graph_settings)
     with torch.no_grad():
         first, second = (observe(backbone, graph) for _ in range(2))
     return Deviation(*worst_deviation(first, second, atom_rows(structures)))
 
 
-@_check("state dict", None, "something that decides the features is not in the state dict", builds=True)
+@_check("state dict", None, "the features depend on something that is not in the state dict", builds=True)
 def check_state_dict(make: Callable[[], nn.Module], graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """A second backbone that loads the first one's state dict gives the same bits."""
+    """A second backbone that loads the state dict of the first gives bitwise identical features."""
     first, second = _built(make, seed=1), _built(make, seed=2)
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
@@ -577,7 +577,7 @@ def _built(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
         return make()
 
 
-def _refuse_unknown(skip: Sequence[str]) -> None:
+def _check_names(skip: Sequence[str]) -> None:
     if unknown := set(skip) - set(BACKBONE_CHECKS):
         raise ValueError(f"no checks named {sorted(unknown)}; there are {list(BACKBONE_CHECKS)}")
 
@@ -589,19 +589,20 @@ def check_backbone(
     skip: Sequence[str] = (),
     tolerances: Tolerances = DEFAULT_TOLERANCES,
 ) -> list[CheckResult]:
-    """Run every check on one backbone at its initial weights.
+    """Run all checks on a backbone with its initial weights.
 
     Args:
-        make: builds the backbone; called a few times, with different random seeds.
-        graph_settings: of the graphs it is for; `symmetry="union"`: the published rule is not invariant.
-        skip: names of checks to leave out ("inversion" for a chiral model).
-        tolerances: see there.
+        make: builds the backbone; called several times, with different random seeds.
+        graph_settings: settings of the backbone's graphs; use `symmetry="union"`, since the published rule is not
+            invariant.
+        skip: names of checks to omit ("inversion" for a chiral model).
+        tolerances: see `Tolerances`.
 
     Raises:
         ConformanceError: some checks failed; its message lists all of them.
         ValueError: `skip` has an unknown name.
     """
-    _refuse_unknown(skip)
+    _check_names(skip)
     backbone = _built(make)
     results = []
     for name, check in BACKBONE_CHECKS.items():
@@ -611,7 +612,7 @@ def check_backbone(
             results.append(check(make if check.builds else backbone, graph_settings, tolerances=tolerances))
         except ConformanceError as error:
             results += error.results
-        except Exception as error:  # a crash is a failed check, and the others are still worth knowing
+        except Exception as error:  # a crash counts as a failed check; the other checks still run
             lines = str(error).strip().splitlines()
             crash = f"raised {type(error).__name__}: {lines[0] if lines else ''}"
             results.append(CheckResult(name=name, passed=False, worst=math.inf, tolerance=0.0, meaning=crash))
@@ -626,14 +627,14 @@ def parametrize_backbone_checks(
     skip: Sequence[str] = (),
     tolerances: Tolerances = DEFAULT_TOLERANCES,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A pytest decorator: one item for each check, with the argument `check`, a function without arguments.
+    """A pytest decorator: one item per check, with the argument `check`, a function without arguments.
 
         @parametrize_backbone_checks(lambda: MyBackbone(width=32), GraphSettings(cutoff=5.0))
         def test_my_backbone(check):
             check()
 
-    The backbone is built anew for each item. An item's name is the check's with underscores, so that
-    `pytest -k batch_equals_singles` runs one. Checks in `skip` are reported as skipped; an advisory check that fails is
+    Each item builds a new backbone. Items are named after the checks, with underscores, so that
+    `pytest -k batch_equals_singles` runs one. Checks in `skip` are reported as skipped; a failed advisory check is
     reported as an expected failure (`x`), with its reason.
 
     Args:
@@ -642,9 +643,9 @@ def parametrize_backbone_checks(
     Raises:
         ValueError: `skip` has an unknown name.
     """
-    import pytest  # only here: users of the other checks need not have it
+    import pytest  # optional dependency, needed only here
 
-    _refuse_unknown(skip)
+    _check_names(skip)
 
     def item(check: Check) -> Callable[[], CheckResult]:
         def run() -> CheckResult:

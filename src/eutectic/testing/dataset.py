@@ -1,4 +1,4 @@
-"""Checks of a data set's store."""
+"""Conformance checks of a store."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ def check_dataset(
     limit: int | None = None,
     tolerances: Tolerances = DEFAULT_TOLERANCES,
 ) -> list[CheckResult]:
-    """Run every check of a store.
+    """Run all checks on a store.
 
     Args:
-        store: opened.
-        limit: look at this many structures, evenly spread (default: all).
-        tolerances: see there.
+        store: the store.
+        limit: check this many structures, evenly spaced (default: all).
+        tolerances: see `Tolerances`.
 
     Returns:
-        The results. "net force" is advisory: the forces on an isolated molecule sum to zero, but programs
-        that compute on a grid leave some, and an external field or a solvent model leaves more.
+        The results. "net force" is advisory: the forces on an isolated molecule sum to zero, but numerical grids leave
+        a small residual, and external fields or solvent models a larger one.
 
     Raises:
         ConformanceError: some checks failed; its message lists all of them.
     """
     card = store.card
     indices = np.arange(len(store)) if limit is None else np.unique(np.linspace(0, len(store) - 1, limit, dtype=int))
-    seen: dict[str, int] = dict.fromkeys(card.properties, 0)
+    label_counts: dict[str, int] = dict.fromkeys(card.properties, 0)
     ids: set[str] = set()
     unusable, net, net_where = [], 0.0, ""
     for index in indices:
-        row = store[int(index)]
-        ids.add(row.id)
+        labelled = store[int(index)]
+        ids.add(labelled.id)
         try:
-            row.check(f"structure {index} ({row.id})")
+            labelled.check(f"structure {index} ({labelled.id})")
         except EutecticError as error:
             unusable.append(str(error))
-        for name in row.labels:
-            seen[name] = seen.get(name, 0) + 1
-        forces = row.labels.get("forces")
-        if forces is not None and not row.structure.pbc.any() and not row.structure.fixed.any():
-            left = float(np.abs(forces.sum(0)).max()) / len(row.structure)
-            if left > net:
-                net, net_where = left, row.id
+        for name in labelled.labels:
+            label_counts[name] = label_counts.get(name, 0) + 1
+        forces = labelled.labels.get("forces")
+        if forces is not None and not labelled.structure.pbc.any() and not labelled.structure.fixed.any():
+            residual = float(np.abs(forces.sum(0)).max()) / len(labelled.structure)
+            if residual > net:
+                net, net_where = residual, labelled.id
 
     fields = ("name", "title", "domain", "level_of_theory", "licence", "citation", "source", "default_split")
     empty = [f"card.{f} is empty" for f in fields if not str(getattr(card, f)).strip()]
@@ -62,7 +62,7 @@ def check_dataset(
         _counted("units", _undeclared_units(store)),
         _counted("structures and labels", unusable),
         _counted("unique ids", [] if len(ids) == len(indices) else [f"{len(indices) - len(ids)} ids occur twice"]),
-        _counted("declared labels", [f"no structure has {name}" for name, n in seen.items() if n == 0]),
+        _counted("declared labels", [f"no structure has {name}" for name, n in label_counts.items() if n == 0]),
         CheckResult(
             name="net force",
             passed=net <= tolerances.net_force,
@@ -78,13 +78,13 @@ def check_dataset(
 
 
 def _counted(name: str, problems: Sequence[str]) -> CheckResult:
-    """A check that allows no problem and quotes the first three."""
+    """A check that passes if there are no problems; its meaning quotes the first three."""
     few = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
     return CheckResult(name=name, passed=not problems, worst=float(len(problems)), tolerance=0.0, meaning=few)
 
 
 def _undeclared_units(store: Store) -> list[str]:
-    """Properties whose unit in the first shard's schema differs from the library's."""
+    """Problems: properties whose unit in the first shard's schema differs from the library's."""
     with pa.memory_map(str(sorted(store.path.glob("shard-*.arrow"))[0])) as file:
         schema = pa.ipc.open_file(file).schema
     units = json.loads((schema.metadata or {}).get(b"units", b"{}"))

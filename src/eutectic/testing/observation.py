@@ -1,4 +1,4 @@
-"""The quantities that the checks compare: a backbone's features, summed to one row per atom."""
+"""Quantities that the checks compare: a backbone's features, with edge features summed per atom."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from eutectic.testing.structures import Structures
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Observed:
-    """One row for each atom, whatever the order of the edges.
+    """Features per atom, independent of the order of the edges.
 
     Attributes:
         atoms: (n_atoms, atom_width) invariant features.
         edges: (n_atoms, edge_width) sum of the features of each atom's incoming edges.
-        vectors: (n_atoms, 3) sum over them of f_e · direction, f_e a fixed random mixture of edge features.
+        vectors: (n_atoms, 3) Σ f_e · direction over incoming edges, f_e a fixed random combination of edge features.
     """
 
     atoms: Tensor
@@ -33,27 +33,27 @@ class Observed:
     vectors: Tensor
 
     def rows(self, keep: Tensor | slice) -> Observed:
-        """Some of the atoms."""
+        """Select atoms."""
         return Observed(atoms=self.atoms[keep], edges=self.edges[keep], vectors=self.vectors[keep])
 
     def parts(self) -> dict[str, Tensor]:
-        """The three, by name."""
+        """The three tensors by name."""
         return {"atoms": self.atoms, "edges": self.edges, "vectors": self.vectors}
 
     @classmethod
     def concatenate(cls, several: Sequence[Observed]) -> Observed:
-        """All rows of several, in order."""
+        """Concatenate the rows of several."""
         return cls(**{part: torch.cat([o.parts()[part] for o in several]) for part in ("atoms", "edges", "vectors")})
 
 
 def _mixture(width: int, like: Tensor) -> Tensor:
-    """(width,) fixed random weights."""
+    """(width,) fixed random weights, with the dtype and device of `like`."""
     weights = torch.randn(width, generator=torch.Generator().manual_seed(17), dtype=torch.float64)
     return (weights / math.sqrt(max(width, 1))).to(like)
 
 
 def observe(backbone: nn.Module, graph: Graph) -> Observed:
-    """One forward pass, summed to rows per atom."""
+    """Features per atom from one forward pass."""
     features: Features = backbone(graph)
     n = len(graph.numbers)
     edges = features.atoms.new_zeros(n, 0)
@@ -66,14 +66,14 @@ def observe(backbone: nn.Module, graph: Graph) -> Observed:
 
 
 def energy(backbone: nn.Module, graph: Graph) -> Float[Tensor, structures]:
-    """A made-up energy of each structure: a fixed random mixture of its atoms' features, summed."""
+    """A pseudo-energy of each structure: a fixed random combination of atom features, summed over atoms."""
     atoms = backbone(graph).atoms
-    each = atoms @ _mixture(atoms.shape[1], atoms)  # (atoms,)
-    return each.new_zeros(graph.n_structures).index_add(0, graph.structure, each)
+    atom_energies = atoms @ _mixture(atoms.shape[1], atoms)  # (atoms,)
+    return atom_energies.new_zeros(graph.n_structures).index_add(0, graph.structure, atom_energies)
 
 
 def gradient(value: Tensor, of: Tensor, *, retain: bool = False, create: bool = False) -> Tensor:
-    """∂value/∂of; zeros where `value` does not depend on `of` (there is no edge)."""
+    """∂value/∂of; zeros if `value` does not depend on `of` (for example without edges)."""
     if not value.requires_grad:
         return torch.zeros_like(of)
     (slope,) = torch.autograd.grad(value, of, retain_graph=retain or create, create_graph=create, allow_unused=True)
@@ -81,32 +81,32 @@ def gradient(value: Tensor, of: Tensor, *, retain: bool = False, create: bool = 
 
 
 def graph_of(structures: Sequence[Structure], settings: GraphSettings) -> Graph:
-    """One float64 batch."""
+    """A float64 batch of structures."""
     return collate([build_graph(s, settings) for s in structures], torch.float64)
 
 
 def in_float64(backbone: nn.Module) -> nn.Module:
-    """A float64 copy in evaluation mode (no dropout, no running means); the original stays as it is."""
+    """A float64 copy in evaluation mode (no dropout, no running means); the original is unchanged."""
     return copy.deepcopy(backbone).double().eval()
 
 
 def atom_rows(structures: Structures) -> dict[str, slice]:
-    """Where each structure's atoms are in a batch of all of them."""
+    """Range of each structure's atoms in a batch of all structures."""
     ends = np.cumsum([len(s) for s in structures.values()])
     return {name: slice(int(end) - len(s), int(end)) for (name, s), end in zip(structures.items(), ends, strict=True)}
 
 
 def largest_difference(a: Tensor, b: Tensor) -> float:
-    """Largest |a − b|; infinite where either is not a number or the shapes differ."""
+    """Largest |a − b|; infinite if either has NaN or the shapes differ."""
     if a.shape != b.shape:
         return math.inf
     return float((a - b).abs().nan_to_num(nan=math.inf).max()) if a.numel() else 0.0
 
 
 def worst_deviation(expected: Observed, found: Observed, rows: Mapping[str, slice]) -> tuple[float, str]:
-    """Largest difference relative to the largest value of its kind in the whole batch, and where it is.
+    """Largest difference, relative to the largest value of the same quantity in the batch, and its location.
 
-    Not relative to each structure's own: in a perfect crystal every vector is a sum that cancels.
+    Not relative to the values of each structure, because vectors cancel to zero in a perfect crystal.
     """
     worst, where = 0.0, ""
     for part, a in expected.parts().items():

@@ -1,4 +1,4 @@
-"""Tolerances of the checks, their results, and the error that lists the failures."""
+"""Tolerances and results of conformance checks, and the error that lists failures."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerances:
-    """How much two numbers that physics calls equal may differ, relative to the largest of their kind.
+    """Largest acceptable deviations, relative to the largest value of the same quantity.
 
     Attributes:
-        symmetry: float64 rounding (1e-16), grown by a deep network and divisions by small lengths; a broken
-            symmetry shows at 1e-3 and above.
-        derivative: a fourth-order difference of step 3e-4 Å misses about 1e-8 of a smooth function's slope; a
-            forgotten term shows at 1e-2 and above.
-        second_derivative: the same for the slope of a slope, one order rougher.
-        precision: float32 against float64: 6e-8 grown by the network's depth and the cancellation in sums.
-        cutoff: change over 2e-5 Å across the cutoff; smooth functions change by about that, a missing
-            envelope (features) or one with a kink (their slope) by 1e-2 and above.
-        nothing: a change of the features below this counts as no change at all.
-        growth: forces on a nearly straight molecule over those on a bent one; dividing by the angle's sine
-            gives 1e3 and above.
+        symmetry: float64 rounding (1e-16), amplified by a deep network and divisions by small lengths; a broken
+            symmetry gives 1e-3 and above.
+        derivative: the error of a fourth-order difference with step 3e-4 Å is about 1e-8 of a smooth function's slope;
+            a missing term gives 1e-2 and above.
+        second_derivative: as `derivative`, for second derivatives, one order of magnitude larger.
+        precision: float32 against float64: 6e-8, amplified by the depth of the network and cancellation in sums.
+        cutoff: change over 2e-5 Å across the cutoff; smooth functions change by about this much, a missing envelope
+            (features) or an envelope with a kink (their slope) gives 1e-2 and above.
+        nothing: smaller changes of the features count as no change.
+        growth: ratio of the forces on a nearly straight molecule to those on a bent one; dividing by the sine of the
+            angle gives 1e3 and above.
         net_force: eV/Å per atom; self-consistent fields and grids leave about 1e-3.
     """
 
@@ -43,13 +43,13 @@ class CheckResult:
     """The result of one check.
 
     Attributes:
-        name: of the check.
+        name: name of the check.
         passed: whether the deviation is acceptable.
-        worst: largest deviation found.
-        tolerance: largest deviation that is acceptable.
+        worst: largest measured deviation.
+        tolerance: largest acceptable deviation.
         where: the structure (and quantity) with the worst deviation.
-        meaning: what a failure means, in words.
-        advisory: worth a look, never an error.
+        meaning: explanation of a failure.
+        advisory: a failure is reported but is not an error.
     """
 
     name: str
@@ -61,14 +61,14 @@ class CheckResult:
     advisory: bool = False
 
     def __str__(self) -> str:
-        verdict = "passed" if self.passed else "look at" if self.advisory else "FAILED"
+        verdict = "passed" if self.passed else "WARNING" if self.advisory else "FAILED"
         where = f", worst in {self.where}" if self.where else ""
         line = f"{verdict}  {self.name}: {self.worst:.2g} (tolerance {self.tolerance:.2g}{where})"
         return line if self.passed or not self.meaning else f"{line}: {self.meaning}"
 
 
 class ConformanceError(AssertionError):
-    """Some checks failed; the message lists which, and where.
+    """Some checks failed; the message lists them with their worst structures.
 
     Attributes:
         results: every result of the run, including those that passed.
@@ -82,6 +82,6 @@ class ConformanceError(AssertionError):
 
 
 def raise_if_failed(subject: str, results: Sequence[CheckResult]) -> None:
-    """Raise a `ConformanceError` if any check failed that is not advisory."""
+    """Raise a `ConformanceError` if any non-advisory check failed."""
     if not all(r.passed or r.advisory for r in results):
         raise ConformanceError(subject, results)

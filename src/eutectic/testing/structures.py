@@ -16,7 +16,7 @@ Structures = Mapping[str, Structure]
 
 
 def rattled(structure: Structure, amount: float, seed: int) -> Structure:
-    """Gaussian noise of standard deviation `amount` (Å) on every position."""
+    """Add Gaussian noise with standard deviation `amount` (Å) to every position."""
     noise = np.random.default_rng(seed).normal(0.0, amount, structure.positions.shape)
     return replace(structure, positions=structure.positions + noise)
 
@@ -29,7 +29,7 @@ def random_rotation(rng: np.random.Generator) -> np.ndarray:
 
 
 def rotated(structure: Structure, rotation: np.ndarray) -> Structure:
-    """x → rotation · x for positions and cell; `rotation` (3, 3) may be improper."""
+    """Apply x → rotation · x to positions and cell; `rotation` (3, 3) may be improper."""
     return replace(structure, positions=structure.positions @ rotation.T, cell=structure.cell @ rotation.T)
 
 
@@ -50,7 +50,7 @@ def side_by_side(first: Structure, second: Structure, distance: float) -> Struct
 
 
 def slab(seed: int, amount: float, element: str = "Cu") -> Structure:
-    """2 × 2 × 2 atoms of a (111) surface with an oxygen on it, rattled; the bottom layer is fixed."""
+    """A rattled 2 × 2 × 2 (111) slab with an adsorbed oxygen atom; the bottom layer is fixed."""
     atoms = fcc111(element, (2, 2, 2), vacuum=None)
     layer = np.asarray(atoms.get_tags())  # 1 is the topmost layer
     add_adsorbate(atoms, "O", 1.3, "fcc")
@@ -130,21 +130,21 @@ STRUCTURES: dict[str, Structure] = {
 }
 """Small structures by name.
 
-helium, two_far_atoms: no edge at all. hydrogen: no angle. carbon_dioxide, acetylene: three and four atoms in
-a line, so that an angle is 180° and a dihedral is not defined. benzene: flat, and ties between equivalent
-neighbours. two_molecules_apart: two parts farther apart than any cutoff. sodium_chloride, copper_one_atom: perfect
-crystals (ties at every cap, angles of 180°) whose cells are smaller than the cutoff, so that atoms are neighbours of
-their own images; one atom catches squeezed axes. skewed_cell: images that matter are not the nearest cells.
-left_handed_cell: negative volume. unwrapped: atoms several cells away. slab_two_periodic: its third lattice
-vector is zero. slab_across_boundary: periodic three times, cut in two by z = 0. slab_on_its_side: periodic
-along the first and third vector, the second is zero.
+helium, two_far_atoms: no edges. hydrogen: no angles. carbon_dioxide, acetylene: three and four collinear atoms, with an
+angle of 180° and an undefined dihedral. benzene: planar, with ties between equivalent neighbours. two_molecules_apart:
+two parts farther apart than any cutoff. sodium_chloride, copper_one_atom: perfect crystals (ties at every cap, angles
+of 180°) with cells smaller than the cutoff, so that atoms are neighbours of their own images; a single atom exposes
+axes that are squeezed by mistake. skewed_cell: the nearest images are not in adjacent cells. left_handed_cell: negative
+volume. unwrapped: atoms several cells away. slab_two_periodic: the third lattice vector is zero. slab_across_boundary:
+periodic in three directions, cut in two by z = 0. slab_on_its_side: periodic along the first and third vectors, the
+second is zero.
 """
 
 GENERIC = ("ethanol_rattled", "skewed_cell", "left_handed_cell", "unwrapped", "slab_two_periodic")
-"""Names of the structures without symmetry: derivatives are compared with differences on these. (A crystal
-whose atoms are neighbours of their own images always has some angles of 180°.)"""
+"""Names of the structures without symmetry, used to compare derivatives with finite differences. (A crystal whose atoms
+are neighbours of their own images always has angles of 180°.)"""
 
 
 def generic_structures() -> dict[str, Structure]:
-    """The structures that `GENERIC` names."""
+    """The structures listed in `GENERIC`."""
     return {name: STRUCTURES[name] for name in GENERIC}

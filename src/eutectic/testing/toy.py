@@ -19,30 +19,30 @@ from eutectic.graph.neighbours import neighbour_list
 from eutectic.testing.structures import molecule, random_rotation, rattled, rotated, slab
 
 PAIR_CUTOFF = 6.0
-"""Å. Beyond it the toy potentials are zero; at it, neither energy nor force jumps."""
+"""Å. Cutoff of the toy potentials; energy and force are continuous there."""
 
 DEPTH = 0.3
-"""eV. Depth of the toy potentials' well, the same for every pair of elements."""
+"""eV. Well depth of the toy potentials, the same for all pairs of elements."""
 
 RadialFunction = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""(distances, distances of the minimum) → energies, slopes."""
+"""(distances, equilibrium distances) → energies, derivatives."""
 
 
 def _lennard_jones(r: np.ndarray, r0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ε ((r0/r)¹² - 2 (r0/r)⁶) and its slope."""
+    """ε ((r0/r)¹² - 2 (r0/r)⁶) and its derivative."""
     x = (r0 / r) ** 6
     return DEPTH * (x * x - 2 * x), 12 * DEPTH * (x - x * x) / r
 
 
 def _morse(r: np.ndarray, r0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ε ((1 - exp(-a (r - r0)))² - 1) and its slope, a = 2 / Å."""
+    """ε ((1 - exp(-a (r - r0)))² - 1) and its derivative, a = 2 / Å."""
     x = np.exp(-2.0 * (r - r0))
     return DEPTH * ((1 - x) ** 2 - 1), 4.0 * DEPTH * (1 - x) * x
 
 
 def _pairwise(structure: Structure, radial: RadialFunction) -> tuple[float, np.ndarray, np.ndarray]:
-    """Energy (eV), forces (eV/Å) and virial dE/dε (eV) of a sum over pairs, shifted so that energy and force
-    vanish together at the cutoff (Allen & Tildesley, "Computer Simulation of Liquids", eq. 5.10)."""
+    """Energy (eV), forces (eV/Å) and virial dE/dε (eV) of a pair potential, shifted so that energy and force both
+    vanish at the cutoff (Allen & Tildesley, "Computer Simulation of Liquids", eq. 5.10)."""
     edges = neighbour_list([structure], PAIR_CUTOFF)
     s, t, d = edges.source, edges.target, edges.distance
     vector = structure.positions[t] - structure.positions[s] - edges.offset @ structure.cell  # source → target
@@ -51,21 +51,21 @@ def _pairwise(structure: Structure, radial: RadialFunction) -> tuple[float, np.n
     end, end_slope = radial(np.full_like(d, PAIR_CUTOFF), radii[s] + radii[t])
     value, slope = value - end - (d - PAIR_CUTOFF) * end_slope, slope - end_slope
     forces = np.zeros((len(structure), 3))
-    # Every pair is in the list twice: half its energy each time, and its whole force on the target.
+    # Every pair is in the list twice: each time half its energy, and the full force on the target.
     np.add.at(forces, t, -(slope / d)[:, None] * vector)
     virial = 0.5 * np.einsum("e,ei,ej->ij", slope / d, vector, vector)
     return 0.5 * float(value.sum()), forces, virial
 
 
 def lennard_jones(structure: Structure) -> tuple[float, np.ndarray]:
-    """Energy (eV) and forces (n_atoms, 3) (eV/Å): Lennard-Jones, each pair's minimum at the sum of the two
-    covalent radii. Exact and conservative, for molecules, slabs and crystals alike."""
+    """Lennard-Jones energy (eV) and exact forces (n_atoms, 3) (eV/Å), with the minimum of each pair at the sum of the
+    covalent radii."""
     value, forces, _ = _pairwise(structure, _lennard_jones)
     return value, forces
 
 
 def morse(structure: Structure) -> tuple[float, np.ndarray]:
-    """The same with Morse's potential: another "level of theory"."""
+    """As `lennard_jones`, with the Morse potential: another "level of theory"."""
     value, forces, _ = _pairwise(structure, _morse)
     return value, forces
 
@@ -83,7 +83,7 @@ _SURFACES = ("Cu", "Al", "Ni", "Ag", "Pt", "Pd")
 
 
 def _tiny_structure(kind: Kind, index: int, rng: np.random.Generator) -> tuple[Structure, str]:
-    """A rattled structure and the name of the molecule, crystal or metal that it is."""
+    """A rattled structure and the name of its molecule, crystal or metal."""
     if kind == "molecules":
         name = _MOLECULES[index % len(_MOLECULES)]
         structure = rotated(molecule(name), random_rotation(rng))
@@ -94,18 +94,18 @@ def _tiny_structure(kind: Kind, index: int, rng: np.random.Generator) -> tuple[S
         name = _SURFACES[index % len(_SURFACES)]
         structure = slab(seed=0, amount=0.0, element=name)
     structure = rattled(structure, 0.06, seed=int(rng.integers(2**31)))
-    # A store keeps float32 positions; the labels are those of the rounded ones.
-    kept = {k: np.asarray(getattr(structure, k), dtype=np.float32).astype(np.float64) for k in ("positions", "cell")}
-    return replace(structure, **kept), name
+    # Stores save float32 positions, so labels are computed for the rounded ones.
+    rounded = {k: np.asarray(getattr(structure, k), dtype=np.float32).astype(np.float64) for k in ("positions", "cell")}
+    return replace(structure, **rounded), name
 
 
 def tiny_store(path: Path, kind: Kind, n: int, seed: int = 0) -> Store:
-    """A small store with exact labels, written within seconds.
+    """Write a small store with exact labels, within seconds.
 
-    Each kind has its own toy "level of theory", with its own energy for each element, as real data sets do:
-    molecules (Morse, -10 eV · Z per atom; also ⟨R²⟩ of point charges), crystals (Lennard-Jones, no offset;
-    also stress) and slabs (Lennard-Jones, -1 eV · Z per atom; tags, a fixed bottom layer). Forces and stress
-    are the exact derivatives of the energy. Structures of the same molecule, crystal or metal share a group.
+    Like real data sets, each kind has its own "level of theory" and atomic reference energies: molecules (Morse, -10 eV
+    · Z per atom; also ⟨R²⟩ of point charges), crystals (Lennard-Jones, no offset; also stress) and slabs
+    (Lennard-Jones, -1 eV · Z per atom; tags, a fixed bottom layer). Forces and stress are exact derivatives of the
+    energy. Structures of the same molecule, crystal or metal share a group.
 
     Args:
         path: the folder to write.
@@ -120,7 +120,7 @@ def tiny_store(path: Path, kind: Kind, n: int, seed: int = 0) -> Store:
     }[kind]
     extra = {"molecules": ("electronic_spatial_extent",), "crystals": ("stress",), "slabs": ()}[kind]
 
-    def rows() -> Iterator[LabelledStructure]:
+    def structures() -> Iterator[LabelledStructure]:
         rng = np.random.default_rng(seed)
         for index in range(n):
             structure, origin = _tiny_structure(kind, index, rng)
@@ -145,5 +145,5 @@ def tiny_store(path: Path, kind: Kind, n: int, seed: int = 0) -> Store:
         citation="none: made by eutectic.testing",
         source="eutectic.testing.tiny_store",
     )
-    write_store(path, card, rows())
+    write_store(path, card, structures())
     return Store(path)

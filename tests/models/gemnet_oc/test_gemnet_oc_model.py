@@ -236,9 +236,9 @@ def test_what_is_cheap_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "SMALL", 0)
     backbone, graph = _model(GemNetOCSettings.tiny()), _graph(_molecule(9), _crystal())
     lean = _alive(backbone, graph)
-    token = layers._KEEPING_ALL.set(True)
+    token = layers._SAVE_ALL.set(True)
     everything = _alive(backbone, graph)
-    layers._KEEPING_ALL.reset(token)
+    layers._SAVE_ALL.reset(token)
     assert 0 < lean < 0.85 * everything
 
 

@@ -1,4 +1,4 @@
-"""GemNet-OC as JMP uses it (Gasteiger et al. 2022; Shoghi et al., ICLR 2024)."""
+"""The GemNet-OC backbone as used in JMP (Gasteiger et al. 2022; Shoghi et al., ICLR 2024)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from eutectic.graph import Graph
 from eutectic.graph.padded import layout
 from eutectic.models.backbone import Backbone, Features
 from eutectic.models.gemnet_oc.basis import BasisProjections
-from eutectic.models.gemnet_oc.interaction import EdgeFromAtoms, InteractionBlock, Where
-from eutectic.models.gemnet_oc.layers import recomputing_all, second_derivatives
+from eutectic.models.gemnet_oc.interaction import EdgeFromAtoms, GraphTables, InteractionBlock
+from eutectic.models.gemnet_oc.layers import second_derivatives, without_recompute
 from eutectic.models.gemnet_oc.output import OutputBlock, Readout
 from eutectic.models.gemnet_oc.published import shared_parameters
 from eutectic.models.gemnet_oc.scaling import fit_scale_factors
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
-from eutectic.models.precision import in_full
+from eutectic.models.precision import full_precision
 
 
 class GemNetOC(Backbone):
-    """Atoms and directed edges with features, and messages between them along pairs, triplets and quadruplets.
+    """Message passing between atoms and directed edges along pairs, triplets and quadruplets.
 
     Args:
-        settings: JMP-S if not given. `edge_features=False` leaves out the branch that direct forces need.
+        settings: JMP-S if not given. `edge_features=False` omits the branch that direct forces need.
     """
 
     recomputes: ClassVar[bool] = True
@@ -53,16 +53,16 @@ class GemNetOC(Backbone):
 
     @property
     def compile_units(self) -> Sequence[nn.Module]:
-        """All modules that compute: blocks are alike, and so compiled once."""
+        """All modules; identical blocks are compiled once."""
         readouts = [self.atom_readout] if self.edge_readout is None else [self.atom_readout, self.edge_readout]
         return [self.bases, self.edge_embedding, *self.blocks, *self.outputs, *readouts]
 
     def fit(self, graphs: Iterable[Graph]) -> None:
-        """Fit the scale factors."""
+        """Fit the scale factors (see `fit_scale_factors`)."""
         fit_scale_factors(self, graphs)
 
     def shared_parameters(self) -> dict[str, int]:
-        """The projections of the bases, which all blocks use."""
+        """The basis projections, which all blocks share."""
         return shared_parameters(self.settings)
 
     def forward(self, graph: Graph) -> Features:
@@ -72,18 +72,18 @@ class GemNetOC(Backbone):
             return self._features(graph)
 
     def _features(self, graph: Graph) -> Features:
-        where = Where(graph, layout(graph, quadruplets=self.settings.quadruplet))
-        with in_full(graph.positions.device):
-            bases = self.bases(graph, where.layout)
+        tables = GraphTables(graph, layout(graph, quadruplets=self.settings.quadruplet))
+        with full_precision(graph.positions.device):
+            bases = self.bases(graph, tables.layout)
         bases = bases.mixed()
         h = self.atom_embedding(graph.numbers - 1)
-        m = self.edge_embedding(h, bases.main, where)
+        m = self.edge_embedding(h, bases.main, tables)
         atoms: list[Tensor] = []
         edges: list[Tensor] = []
         for i, output in enumerate(self.outputs):
             if i:
-                h, m = self._run(self.blocks[i - 1], h, m, bases, where)
-            x, e = self._run(output, h, m, bases.output, where)
+                h, m = self._run(self.blocks[i - 1], h, m, bases, tables)
+            x, e = self._run(output, h, m, bases.output, tables)
             atoms.append(x)
             if e is not None:
                 edges.append(e)
@@ -93,7 +93,7 @@ class GemNetOC(Backbone):
             directions=bases.directions,
         )
 
-    def _run(self, block: Callable[..., Any], *given: object) -> Any:
+    def _run(self, block: Callable[..., Any], *inputs: object) -> Any:
         if self.checkpoint_blocks and torch.is_grad_enabled():
-            return checkpoint(recomputing_all(block), *given, use_reentrant=False)
-        return block(*given)
+            return checkpoint(without_recompute(block), *inputs, use_reentrant=False)
+        return block(*inputs)

@@ -1,11 +1,12 @@
-"""Radial and angular bases and their projections, computed once per forward pass for all blocks.
+"""Radial and angular bases and their projections, computed once per forward pass and shared by all blocks.
 
-A triplet layer sums, over the edges b→a that meet an edge e = c→a (GemNet-OC eq. 5, "efficient bilinear"),
+A triplet layer sums over the edges b→a into the target a of an edge e = c→a (GemNet-OC eq. 5, "efficient bilinear"),
 
     Z[e, i, f] = Σ_b Σ_s W[e, i, s] · Y_s(cos φ_cab) · x[b→a, f],
 
-W from the length of e, x the features passed on. Everything but x is geometry, so it is multiplied out here once
-per forward pass into one `mix` matrix per atom, and each block is left with a single batched product mix @ x.
+where W depends on the length of e and x are the messages. All factors except x depend on geometry alone. They are
+multiplied here once per forward pass into one `mix` matrix per atom, so that each block only needs one batched matrix
+product, mix @ x.
 
 Shapes: atoms N; edges E; slots D (see `graph.padded`); radial functions K; angular functions S; projected
 radial R, circular C and spherical B; middle edges Q.
@@ -27,15 +28,15 @@ from eutectic.graph.padded import Layout
 from eutectic.models.components import polynomial_envelope
 from eutectic.models.gemnet_oc.layers import he_orthogonal_
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
-from eutectic.models.precision import lowered
+from eutectic.models.precision import autocast_dtype
 
 
 class RadialBasis(nn.Module):
-    """Gaussians under a polynomial envelope (DimeNet, Gasteiger et al. 2020, eq. 8).
+    """Gaussian radial basis with a polynomial envelope (DimeNet, Gasteiger et al. 2020, eq. 8).
 
     Args:
-        count: Gaussians, evenly spread from 0 to the cutoff; their width is their distance.
-        cutoff: Å, where the envelope reaches zero.
+        count: number of Gaussians, evenly spaced from 0 to the cutoff; their width equals the spacing.
+        cutoff: distance at which the envelope reaches zero, Å.
         exponent: of the envelope.
     """
 
@@ -47,25 +48,25 @@ class RadialBasis(nn.Module):
         self.cutoff = cutoff
         self.exponent = exponent
         centres = torch.linspace(0, 1, count)
-        # Buffers that are saved: published weights carry theirs, rounded to float32.
+        # Saved buffers: published weights include them, rounded to float32.
         self.register_buffer("centres", centres)
         self.register_buffer("sharpness", torch.full((count,), 0.5 * (count - 1) ** 2))
 
     def forward(self, distance: Float[Tensor, " edges"]) -> Float[Tensor, "edges radial"]:
         x = distance / self.cutoff
         envelope = polynomial_envelope(x, self.exponent)
-        # What is subtracted here is amplified by the sharpness: a distance in double precision is rounded after it.
-        away = (x[:, None] - self.centres).to(self.centres.dtype)
-        # Most are as good as zero. Below e⁻⁷⁵ processors soon calculate with digits missing, twenty times as slowly.
-        exponent = away.square().mul_(-self.sharpness).clamp_(min=-75)
-        return envelope[:, None].to(away.dtype) * exponent.exp_()
+        # The sharpness amplifies rounding errors of this difference, so distances in float64 are rounded after it.
+        difference = (x[:, None] - self.centres).to(self.centres.dtype)
+        # Most Gaussians are practically zero. Clamping at e⁻⁷⁵ avoids subnormal numbers, which are twenty times slower.
+        exponent = difference.square().mul_(-self.sharpness).clamp_(min=-75)
+        return envelope[:, None].to(difference.dtype) * exponent.exp_()
 
 
 def legendre(z: Tensor, start: Tensor, count: int) -> Tensor:
     """start · Y_l(z), l = 0 … count-1, on a new axis before the last.
 
-    Y_l(z) = √((2l+1)/4π) P_l(z), spherical harmonics of order zero. `start` is 1 or 0: the recurrence
-    carries it to every degree, so a masked place costs nothing extra.
+    Y_l(z) = √((2l+1)/4π) P_l(z), spherical harmonics of order zero. `start` is a mask of 1 and 0, which the recurrence
+    propagates to every degree at no extra cost.
     """
     norm = [math.sqrt((2 * degree + 1) / (4 * math.pi)) for degree in range(count)]
     y = [start * norm[0]]
@@ -81,8 +82,8 @@ def legendre(z: Tensor, start: Tensor, count: int) -> Tensor:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TripletBasis:
     """Attributes:
-    radial: (edges passed on from, R).
-    mix: (n_atoms, out · C, in): what a layer multiplies its spread-out features by.
+    radial: (edges or atom-edge edges that send messages, R).
+    mix: (n_atoms, out · C, in) factor of the padded messages.
     """
 
     radial: Tensor
@@ -94,7 +95,7 @@ class QuadrupletBasis:
     """Attributes:
     radial: (n_main, R), of d→b.
     circular: (centres · Q · D, C), of d→b→a.
-    dihedral: (centres · Q, D · S, D), of d→b→a←c, by c and then d.
+    dihedral: (centres · Q, D · S, D), of d→b→a←c, indexed by c, then d.
     spherical: (centres · D, Q · S, B), of b→a←c, S the functions of the dihedral.
     """
 
@@ -106,11 +107,11 @@ class QuadrupletBasis:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bases:
-    """The geometry as blocks read it; None where no layer does.
+    """All bases that the blocks need; None for interactions that are off.
 
     Attributes:
-        main: (n_main, K) unprojected radial basis, for the first edge features.
-        directions: (n_main, 3) unit vectors, shorter where edges fade out.
+        main: (n_main, K) unprojected radial basis, for the initial edge features.
+        directions: (n_main, 3) unit vectors times the edge envelope.
         update, output: (n_main, R).
         edge_edge, atom_edge, edge_atom: see `TripletBasis`.
         quadruplet: see `QuadrupletBasis`.
@@ -128,11 +129,11 @@ class Bases:
     atom_atom: Tensor | None
 
     def mixed(self) -> Bases:
-        """In the precision of matrix products where that is a lower one (autocast), except directions.
+        """The bases in the autocast dtype if autocast is on, except directions.
 
-        Geometry is computed in full precision; its results are converted once here, not in every block.
+        Geometry is computed in full precision and converted once here rather than in every block.
         """
-        precision = lowered(self.main.device)
+        precision = autocast_dtype(self.main.device)
         return self if precision is None else _converted(self, precision, keep=("directions",))
 
 
@@ -144,7 +145,7 @@ def _converted(basis: Any, dtype: torch.dtype, keep: tuple[str, ...] = ()) -> An
 
 
 class BasisProjections(nn.Module):
-    """Radial and angular bases and their projections, which all blocks share (GemNet-OC section 3)."""
+    """Radial and angular bases and their projections, shared by all blocks (GemNet-OC section 3)."""
 
     def __init__(self, settings: GemNetOCSettings) -> None:
         super().__init__()
@@ -158,7 +159,7 @@ class BasisProjections(nn.Module):
         def angular(functions: int, width: int) -> nn.Parameter:
             return _filled(s.num_radial, functions, width)
 
-        # In the order of the published weights.
+        # The order of the published weights.
         if s.quadruplet:
             self.quadruplet_radial = radial()
             self.quadruplet_circular = angular(s.num_spherical, s.circular_width)
@@ -178,35 +179,36 @@ class BasisProjections(nn.Module):
 
     def forward(self, graph: Graph, layout: Layout) -> Bases:
         s = self.settings
-        # Lengths are few, and their rounding, which the sharpness of the Gaussians amplifies, is felt most in forces.
+        # Geometry in float64: it is cheap, and the sharp Gaussians amplify rounding errors of distances, mainly in
+        # forces.
         dtype = graph.positions.dtype
-        if graph.positions.device.type != "mps":  # has no float64
+        if graph.positions.device.type != "mps":  # MPS has no float64
             graph = graph.to(graph.positions.device, torch.float64)
         distance, direction = graph.vectors(graph.main)
         direction = direction.to(dtype)
         weight = graph.edge_envelope("main", distance)
         basis = self._functions(distance, weight)
         radial = self._radial(basis)
-        main = layout.main.spread(direction)
+        main = layout.main.to_padded(direction)
         cosine = main @ main.mT
-        # Spread out before it is projected: it is narrower than what it is projected to.
-        spread = layout.main.spread(basis)
-        mix = self._mix(spread, self.edge_edge_angular, cosine, layout.edge_edge)
+        # Padded before the projection, because the basis is narrower than its projection.
+        padded = layout.main.to_padded(basis)
+        mix = self._mix(padded, self.edge_edge_angular, cosine, layout.edge_edge)
         edge_edge = TripletBasis(radial=radial["edge_edge"], mix=mix)
 
         atom_edge = edge_atom = None
         if s.atom_edge or s.edge_atom:
             near_distance, near_direction = graph.vectors(graph.atom_edge)
             near = self._functions(near_distance, graph.edge_envelope("atom_edge", near_distance))
-            cosine = main @ layout.atom_edge.spread(near_direction.to(dtype)).mT
+            cosine = main @ layout.atom_edge.to_padded(near_direction.to(dtype)).mT
             if s.atom_edge:
-                mix = self._mix(spread, self.atom_edge_angular, cosine, layout.atom_edge_table)
+                mix = self._mix(padded, self.atom_edge_angular, cosine, layout.atom_edge_table)
                 atom_edge = TripletBasis(radial=F.linear(near, self.atom_edge_radial), mix=mix)
             if s.edge_atom:
-                # Outputs of one atom are summed, so the sum over out edges is done here as well.
+                # The outputs of an atom are summed, so the sum over out edges is included here.
                 real = layout.atom_edge_table.mT.to(cosine.dtype)
                 angular = legendre(cosine.mT, real, s.num_spherical).flatten(1, 2)
-                weights = layout.atom_edge.spread(near) @ _relabelled(self.edge_atom_angular).mT.flatten(1)
+                weights = layout.atom_edge.to_padded(near) @ _relabelled(self.edge_atom_angular).mT.flatten(1)
                 weights = weights.view(*angular.shape[:2], s.circular_width)
                 edge_atom = TripletBasis(radial=radial["edge_atom"], mix=weights.mT @ angular)
 
@@ -218,17 +220,18 @@ class BasisProjections(nn.Module):
             edge_edge=edge_edge,
             atom_edge=atom_edge,
             edge_atom=edge_atom,
-            quadruplet=self._quadruplet(graph, layout, spread, radial, main) if s.quadruplet else None,
+            quadruplet=self._quadruplet(graph, layout, padded, radial, main) if s.quadruplet else None,
             atom_atom=self._atom_atom(graph, layout) if s.atom_atom else None,
         )
 
     def _functions(self, distance: Tensor, weight: Tensor | None) -> Tensor:
-        """(edges, K). All that passes along an edge is multiplied by these, so one that has faded out adds nothing."""
+        """(edges, K) radial basis times the edge envelope. Every message contains it as a factor, so an edge with
+        envelope zero does not contribute."""
         basis: Tensor = self.radial(distance)
         return basis if weight is None else basis * weight[:, None].to(basis.dtype)
 
     def _radial(self, basis: Tensor) -> dict[str, Tensor]:
-        """{use: (n_main, R)}, all from one matrix product."""
+        """Interaction → (n_main, R), all from one matrix product."""
         names = ["edge_edge", "update", "output"]
         names += ["quadruplet"] if self.settings.quadruplet else []
         names += ["edge_atom"] if self.settings.edge_atom else []
@@ -236,16 +239,16 @@ class BasisProjections(nn.Module):
         parts = F.linear(basis, weights).split(self.settings.radial_width, dim=1)
         return dict(zip(names, parts, strict=True))
 
-    def _mix(self, spread: Tensor, weight: Tensor, cosine: Tensor, real: Tensor) -> Tensor:
-        """(N, D_out · C, D_in) of an angle between edges into the same atom.
+    def _mix(self, padded: Tensor, weight: Tensor, cosine: Tensor, real: Tensor) -> Tensor:
+        """(N, D_out · C, D_in) angular factors of pairs of edges into the same atom.
 
         Args:
-            spread: (N, D_out, K) radial basis of the out edges.
+            padded: (N, D_out, K) radial basis of the out edges.
             weight: (K, S, C).
             cosine, real: (N, D_out, D_in).
         """
         angular = legendre(cosine, real.to(cosine.dtype), self.settings.num_spherical)
-        weights = (spread @ weight.flatten(1)).view(*angular.shape[:2], *_relabelled(weight).shape[1:])
+        weights = (padded @ weight.flatten(1)).view(*angular.shape[:2], *_relabelled(weight).shape[1:])
         return (weights @ angular).flatten(1, 2)
 
     def _atom_atom(self, graph: Graph, layout: Layout) -> Tensor:
@@ -253,10 +256,10 @@ class BasisProjections(nn.Module):
         basis = self._functions(distance, graph.edge_envelope("atom_atom", distance))
         radial = F.linear(basis, self.atom_atom_radial)
         slots = layout.atom_atom
-        return (slots.spread(radial) * slots.filled[:, :, None]).mT
+        return (slots.to_padded(radial) * slots.filled[:, :, None]).mT
 
     def _quadruplet(
-        self, graph: Graph, layout: Layout, spread: Tensor, radial: dict[str, Tensor], main: Tensor
+        self, graph: Graph, layout: Layout, padded: Tensor, radial: dict[str, Tensor], main: Tensor
     ) -> QuadrupletBasis:
         s, q = self.settings, layout.quadruplets
         assert q is not None
@@ -277,11 +280,11 @@ class BasisProjections(nn.Module):
         # The dihedral is the angle between the normals of the planes cab and abd.
         cosine = self._normal(ca, ba) @ self._normal(db, ba).mT
         dihedral = legendre(cosine, q.table.to(ba.dtype), s.num_spherical)  # (centres, Q, D, S, D)
-        # Both angles' functions times a weight of c→a: here over the first, in each block over the second.
+        # Functions of both angles times a weight of c→a: summed over the first here and over the second in each block.
         cosine = (ca * ba).sum(-1).mT  # (centres, D, Q)
         angle = legendre(cosine, torch.ones_like(cosine), s.num_spherical).flatten(0, 1)
         weight = _relabelled(self.quadruplet_spherical)  # (K, B, S · S)
-        weights = spread.index_select(0, q.centre) @ weight.mT.flatten(1)
+        weights = padded.index_select(0, q.centre) @ weight.mT.flatten(1)
         spherical = torch.bmm(angle.mT, weights.view(len(angle), s.num_spherical, s.num_spherical * s.spherical_width))
         return QuadrupletBasis(
             radial=radial["quadruplet"],
@@ -291,11 +294,11 @@ class BasisProjections(nn.Module):
         )
 
     def _normal(self, first: Tensor, second: Tensor) -> Tensor:
-        """Unit normal of the plane of two unit vectors; shorter where they are nearly in line, to stay smooth."""
+        """Unit normal of the plane of two unit vectors; shorter if they are nearly collinear, to stay smooth."""
         cross = torch.linalg.cross(first, second)
-        # 1e-5 of a radian: in single precision eps itself would be felt by angles of a degree.
-        floor = max(self.settings.dihedral_epsilon**2, min(torch.finfo(cross.dtype).eps, 1e-10))
-        return cross * torch.rsqrt((cross * cross).sum(-1, keepdim=True) + floor)
+        # 1e-10 is (1e-5 rad)²; the eps of float32 would change results at angles of a degree from collinear.
+        epsilon = max(self.settings.dihedral_epsilon**2, min(torch.finfo(cross.dtype).eps, 1e-10))
+        return cross * torch.rsqrt((cross * cross).sum(-1, keepdim=True) + epsilon)
 
 
 def _filled(*shape: int) -> nn.Parameter:
@@ -305,9 +308,9 @@ def _filled(*shape: int) -> nn.Parameter:
 
 
 def _relabelled(weight: Tensor) -> Tensor:
-    """(K, angular, interaction) → (K, interaction, angular) without moving a number.
+    """(K, angular, interaction) → (K, interaction, angular) by a reshape, without transposing.
 
-    The published code stores the one and reads the product as if it had stored the other. Released weights were
-    trained so; it is a relabelling of parameters, and this must be the same one.
+    The published code stores the first layout and reads the product in the second. Released weights were trained this
+    way, so the same reinterpretation of the parameters is needed here.
     """
     return weight.reshape(weight.shape[0], weight.shape[2], weight.shape[1])

@@ -29,27 +29,27 @@ from eutectic.models.gemnet_oc.layers import (
 from eutectic.models.gemnet_oc.settings import GemNetOCSettings
 
 
-class Where(NamedTuple):
-    """The graph of a batch and its padded edge tables, which every layer may read."""
+class GraphTables(NamedTuple):
+    """The graph of a batch and its padded edge tables, passed to every layer."""
 
     graph: Graph
     layout: Layout
 
 
 class EdgeUpdate(nn.Module):
-    """An edge's new features from its own sum and its reverse's: (f(y) + g(y)[reverse]) / √2."""
+    """Update of an edge from its own sum and that of its reverse: (f(y) + g(y)[reverse]) / √2."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
         self.own = Dense(width_in, width_out)
         self.other = Dense(width_in, width_out)
 
-    def forward(self, y: Tensor, where: Where) -> Tensor:
-        return joined(self.own(y), self.other(y).index_select(0, where.graph.reverse))
+    def forward(self, y: Tensor, tables: GraphTables) -> Tensor:
+        return joined(self.own(y), self.other(y).index_select(0, tables.graph.reverse))
 
 
 class Messages(nn.Module):
-    """Base of triplet and quadruplet layers: features times a radial filter, projected to fewer."""
+    """Base of triplet and quadruplet layers: messages from radial filters and a down-projection."""
 
     def __init__(self, width: int, width_passed: int, settings: GemNetOCSettings) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Messages(nn.Module):
         self.down = Dense(width, width_passed)
 
     def messages(self, x: Tensor, radial: Tensor, source: Tensor | None = None) -> Tensor:
-        """(rows, width) → (edges, width_passed); `source` is the row of each edge, if rows are not edges."""
+        """(rows, width) → (edges, width_passed); `source` is the row of each edge if rows are atoms."""
         before = self.dense(x)
 
         def features() -> Tensor:
@@ -68,7 +68,7 @@ class Messages(nn.Module):
 
         x = features()
         radial = self.scale_radial.radial(self.radial, x, radial)
-        passed = self.radial(x, radial, again=features)
+        passed = self.radial(x, radial, recompute_x=features)
         with recomputed((passed, lambda: features() * F.linear(radial, self.radial.weight))):
             return self.down(passed)
 
@@ -82,12 +82,12 @@ class TripletMessages(Messages):
         self.bilinear = Linear(s.circular_width * s.triplet_in, s.triplet_out)
         self.scale_sum = ScaleFactor()
 
-    def sums(self, x: Tensor, mix: Tensor, where: Where) -> Tensor:
-        """(edges, triplet_out) from what is in the slots that `mix` takes."""
-        slots = where.layout.main
-        # Projected in the slots, the empty ones too: the rows then gathered are a sixteenth as wide.
+    def sums(self, x: Tensor, mix: Tensor, tables: GraphTables) -> Tensor:
+        """(edges, triplet_out) from padded messages x."""
+        slots = tables.layout.main
+        # Project before gathering, padding included: the gathered rows are then a sixteenth as wide.
         z = self.bilinear((mix @ x).view(slots.edge.numel(), self.bilinear.weight.shape[1]))
-        return slots.collect(z)
+        return slots.from_padded(z)
 
 
 class EdgeToEdge(TripletMessages):
@@ -97,10 +97,10 @@ class EdgeToEdge(TripletMessages):
         super().__init__(settings.edge_width, settings)
         self.up = EdgeUpdate(settings.triplet_out, settings.edge_width)
 
-    def forward(self, m: Tensor, basis: TripletBasis, where: Where) -> Tensor:
+    def forward(self, m: Tensor, basis: TripletBasis, tables: GraphTables) -> Tensor:
         x = self.messages(m, basis.radial)
-        z = self.sums(where.layout.main.spread(x), basis.mix, where)
-        return self.up(self.scale_sum(z, reference=x), where)
+        z = self.sums(tables.layout.main.to_padded(x), basis.mix, tables)
+        return self.up(self.scale_sum(z, reference=x), tables)
 
 
 class AtomToEdge(TripletMessages):
@@ -110,10 +110,10 @@ class AtomToEdge(TripletMessages):
         super().__init__(settings.atom_width, settings)
         self.up = EdgeUpdate(settings.triplet_out, settings.edge_width)
 
-    def forward(self, h: Tensor, basis: TripletBasis, where: Where) -> Tensor:
-        x = self.messages(h, basis.radial, where.graph.atom_edge.source)
-        z = self.sums(where.layout.atom_edge.spread(x), basis.mix, where)
-        return self.up(self.scale_sum(z, reference=x), where)
+    def forward(self, h: Tensor, basis: TripletBasis, tables: GraphTables) -> Tensor:
+        x = self.messages(h, basis.radial, tables.graph.atom_edge.source)
+        z = self.sums(tables.layout.atom_edge.to_padded(x), basis.mix, tables)
+        return self.up(self.scale_sum(z, reference=x), tables)
 
 
 class EdgeToAtom(TripletMessages):
@@ -123,9 +123,9 @@ class EdgeToAtom(TripletMessages):
         super().__init__(settings.edge_width, settings)
         self.up = Dense(settings.triplet_out, settings.atom_width)
 
-    def forward(self, m: Tensor, basis: TripletBasis, where: Where) -> Tensor:
+    def forward(self, m: Tensor, basis: TripletBasis, tables: GraphTables) -> Tensor:
         x = self.messages(m, basis.radial)
-        z = (basis.mix @ where.layout.main.spread(x)).flatten(1)
+        z = (basis.mix @ tables.layout.main.to_padded(x)).flatten(1)
         return self.up(self.scale_sum(self.bilinear(z), reference=x))
 
 
@@ -141,12 +141,12 @@ class QuadrupletInteraction(Messages):
         self.scale_sum = ScaleFactor()
         self.up = EdgeUpdate(s.quadruplet_out, s.edge_width)
 
-    def forward(self, m: Tensor, basis: QuadrupletBasis, where: Where) -> Tensor:
-        q, slots = where.layout.quadruplets, where.layout.main
+    def forward(self, m: Tensor, basis: QuadrupletBasis, tables: GraphTables) -> Tensor:
+        q, slots = tables.layout.quadruplets, tables.layout.main
         assert q is not None
         x = self.messages(m, basis.radial)
-        # Each middle edge b→a takes all edges into b: rows of the table of slots.
-        x = slots.spread(x).index_select(0, q.source.reshape(-1)).view(len(basis.circular), x.shape[1])
+        # Each middle edge b→a needs all edges into b: rows of the padded table.
+        x = slots.to_padded(x).index_select(0, q.source.reshape(-1)).view(len(basis.circular), x.shape[1])
         real = q.angle_in.flatten()
         y = x * self.circular(basis.circular)
         y = self.scale_circular(y, reference=x, rows=real, reference_rows=real)
@@ -157,13 +157,13 @@ class QuadrupletInteraction(Messages):
             1, 2
         )
         z = torch.bmm(basis.spherical.mT, u.reshape(*basis.spherical.shape[:2], y.shape[1]))
-        # Projected first, then gathered to edges; edges into atoms that are no centre have no quadruplets.
+        # Projected first, then gathered to edges; edges into atoms that are not centres have no quadruplets.
         out = self.bilinear(z.view(n_centres * n_slots, self.bilinear.weight.shape[1]))
         filled = slots.filled[q.centre].flatten()
         out = self.scale_sum(out, reference=y, rows=filled, reference_rows=real)
         rows = out.new_zeros(len(slots.edge), slots.edge.shape[1] * out.shape[1])
         rows = rows.index_copy(0, q.centre, out.view(len(q.centre), rows.shape[1]))
-        return self.up(slots.collect(rows.view(-1, out.shape[1])), where)
+        return self.up(slots.from_padded(rows.view(-1, out.shape[1])), tables)
 
 
 class AtomToAtom(nn.Module):
@@ -177,16 +177,16 @@ class AtomToAtom(nn.Module):
         self.scale_sum = ScaleFactor()
         self.up = Dense(s.pair_out, s.atom_width)
 
-    def forward(self, h: Tensor, mix: Tensor, where: Where) -> Tensor:
+    def forward(self, h: Tensor, mix: Tensor, tables: GraphTables) -> Tensor:
         x = self.down(h)
-        slots = where.layout.atom_atom
-        spread = x.index_select(0, where.graph.atom_atom.source[slots.edge].reshape(-1))
-        z = mix @ spread.view(*slots.edge.shape, x.shape[1])
+        slots = tables.layout.atom_atom
+        padded = x.index_select(0, tables.graph.atom_atom.source[slots.edge].reshape(-1))
+        z = mix @ padded.view(*slots.edge.shape, x.shape[1])
         return self.up(self.scale_sum(self.bilinear(z.flatten(1)), reference=x))
 
 
 class EdgeSum(nn.Module):
-    """Sum of the edges into each atom, and layers from it to atom features."""
+    """Sum over the edges into each atom, followed by layers that give atom features."""
 
     def __init__(self, settings: GemNetOCSettings) -> None:
         super().__init__()
@@ -196,9 +196,9 @@ class EdgeSum(nn.Module):
         self.dense = None if omitted else Dense(settings.edge_width, settings.atom_width)
         self.residuals = residuals(settings.residuals_atom, settings.atom_width)
 
-    def atoms(self, m: Tensor, radial: Tensor, where: Where, boost: float = 1.0) -> Tensor:
+    def atoms(self, m: Tensor, radial: Tensor, tables: GraphTables, boost: float = 1.0) -> Tensor:
         """(E, edge_width) → (N, atom_width); the sum is multiplied by `boost`."""
-        g = sum_over_neighbours(self.radial(m, radial), where.graph.main, len(where.graph.numbers))
+        g = sum_over_neighbours(self.radial(m, radial), tables.graph.main, len(tables.graph.numbers))
         if boost != 1.0:
             g = g * boost
         x = self.scale_sum(g, reference=m)
@@ -208,27 +208,28 @@ class EdgeSum(nn.Module):
 class AtomUpdate(EdgeSum):
     """Atom update from its edges at the end of an interaction block."""
 
-    def forward(self, m: Tensor, radial: Tensor, where: Where) -> Tensor:
-        return self.atoms(m, radial, where)
+    def forward(self, m: Tensor, radial: Tensor, tables: GraphTables) -> Tensor:
+        return self.atoms(m, radial, tables)
 
 
 class EdgeFromAtoms(nn.Module):
-    """Dense layer of [h of the source, h of the target, x], x features of the edge."""
+    """Dense layer on [h of the source, h of the target, x], with edge features x."""
 
     def __init__(self, atom_width: int, width_in: int, width_out: int) -> None:
         super().__init__()
         self.dense = Dense(2 * atom_width + width_in, width_out)
 
-    def forward(self, h: Tensor, x: Tensor, where: Where) -> Tensor:
-        # The atoms' part of the product is done on atoms, of which there are fewer.
-        edges = where.graph.main
-        of_source, of_target, of_edge = self.dense.weight.split([h.shape[1], h.shape[1], x.shape[1]], dim=1)
-        before = F.linear(x, of_edge).add_(F.linear(h, of_source).index_select(0, edges.source))
-        return scaled_silu(before.add_(F.linear(h, of_target).index_select(0, edges.target)))
+    def forward(self, h: Tensor, x: Tensor, tables: GraphTables) -> Tensor:
+        # The atom part of the product is computed per atom, because there are fewer atoms than edges.
+        edges = tables.graph.main
+        sizes = [h.shape[1], h.shape[1], x.shape[1]]
+        source_weight, target_weight, edge_weight = self.dense.weight.split(sizes, dim=1)
+        before = F.linear(x, edge_weight).add_(F.linear(h, source_weight).index_select(0, edges.source))
+        return scaled_silu(before.add_(F.linear(h, target_weight).index_select(0, edges.target)))
 
 
 class InteractionBlock(nn.Module):
-    """One round of all interactions."""
+    """One interaction block (GemNet-OC, figure 2)."""
 
     def __init__(self, settings: GemNetOCSettings) -> None:
         super().__init__()
@@ -246,28 +247,28 @@ class InteractionBlock(nn.Module):
         self.concat = EdgeFromAtoms(s.atom_width, s.edge_width, s.edge_width)
         self.edge_residuals = residuals(s.residuals_concat, s.edge_width)
 
-    def forward(self, h: Tensor, m: Tensor, bases: Bases, where: Where) -> tuple[Tensor, Tensor]:
-        edge = [self.dense(m), self.edge_edge(m, bases.edge_edge, where)]
+    def forward(self, h: Tensor, m: Tensor, bases: Bases, tables: GraphTables) -> tuple[Tensor, Tensor]:
+        edge = [self.dense(m), self.edge_edge(m, bases.edge_edge, tables)]
         if self.quadruplet is not None and bases.quadruplet is not None:
-            edge.append(self.quadruplet(m, bases.quadruplet, where))
+            edge.append(self.quadruplet(m, bases.quadruplet, tables))
         if self.atom_edge is not None and bases.atom_edge is not None:
-            edge.append(self.atom_edge(h, bases.atom_edge, where))
+            edge.append(self.atom_edge(h, bases.atom_edge, tables))
         atom = [h]
         if self.edge_atom is not None and bases.edge_atom is not None:
-            atom.append(self.edge_atom(m, bases.edge_atom, where))
+            atom.append(self.edge_atom(m, bases.edge_atom, tables))
         if self.atom_atom is not None and bases.atom_atom is not None:
-            atom.append(self.atom_atom(h, bases.atom_atom, where))
+            atom.append(self.atom_atom(h, bases.atom_atom, tables))
 
         x = self.before_skip(_merged(edge))
         m = self.after_skip(joined(x, m))
         h = self.atom_residuals(_merged(atom))
-        h = joined(self.atom_update(m, bases.update, where), h)
-        m = joined(self.edge_residuals(self.concat(h, m, where)), m)
+        h = joined(self.atom_update(m, bases.update, tables), h)
+        m = joined(self.edge_residuals(self.concat(h, m, tables)), m)
         return h, m
 
 
 def _merged(parts: list[Tensor]) -> Tensor:
-    """Sum of independent features with the variance of one; in place of the second, where dtypes agree."""
+    """Variance-preserving sum of independent features; overwrites the second if dtypes agree."""
     if len(parts) == 1:
         return parts[0]
     total = parts[1].add_(parts[0]) if parts[0].dtype == parts[1].dtype else parts[0] + parts[1]

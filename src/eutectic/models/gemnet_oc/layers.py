@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from eutectic.models.components import SILU_GAIN
-from eutectic.models.precision import lowered
+from eutectic.models.precision import autocast_dtype
 
 INVERSE_ROOT_2 = 1 / math.sqrt(2)
-"""Keeps the variance of a sum of two."""
+"""Factor that preserves the variance of a sum of two terms."""
 
 
 def scaled_silu(x: Tensor) -> Tensor:
-    """SiLU(x) / 0.6, differentiable twice, and in few passes where `second_derivatives` says so."""
+    """SiLU(x) / 0.6, twice differentiable; with an efficient second derivative inside `second_derivatives(True)`."""
     if torch.compiler.is_compiling():
         return F.silu(x) * SILU_GAIN
-    # What is written in Python costs tens of microseconds a call, six hundred times a step.
+    # The Python autograd function costs tens of microseconds per call, with six hundred calls per step.
     return _ScaledSiLU.apply(x) if _SECOND.get() else F.silu(x).mul_(SILU_GAIN)
 
 
@@ -33,9 +33,9 @@ _SECOND: ContextVar[bool] = ContextVar("second", default=False)
 
 
 @contextmanager
-def second_derivatives(wanted: bool) -> Iterator[None]:
-    """What is computed inside will be differentiated twice (forces as gradients, that are trained on), or not."""
-    token = _SECOND.set(wanted)
+def second_derivatives(enabled: bool) -> Iterator[None]:
+    """Declare whether operations inside will be differentiated twice (training on gradient forces)."""
+    token = _SECOND.set(enabled)
     try:
         yield
     finally:
@@ -43,8 +43,8 @@ def second_derivatives(wanted: bool) -> Iterator[None]:
 
 
 class _ScaledSiLU(torch.autograd.Function):
-    """With its second derivative written out: PyTorch's own comes to some twenty passes over memory, and where
-    forces are trained on as gradients of the energy that was a quarter of the time."""
+    """Scaled SiLU with an explicit second derivative. PyTorch's version takes some twenty passes over memory, which
+    was a quarter of the time when training on gradient forces."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
@@ -79,10 +79,10 @@ def _silu_gradient(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def he_orthogonal_(weight: Tensor) -> None:
-    """Fills a weight with an orthogonal matrix, standardised over its inputs, of variance 1 / fan-in.
+    """Initialise a weight with an orthogonal matrix, standardised over its inputs, with variance 1 / fan-in.
 
     Args:
-        weight: (out, in), or (in, angular, interaction) of a basis, whose inputs are the first two axes. Left alone
+        weight: (out, in), or (in, angular, interaction) for a basis, whose inputs are the first two axes. Unchanged if
             on the meta device.
     """
     if weight.is_meta:
@@ -98,15 +98,16 @@ def he_orthogonal_(weight: Tensor) -> None:
 
 
 def _orthogonal_(weight: Tensor) -> None:
-    """Uniformly distributed orthogonal matrices as `nn.init.orthogonal_` gives them, with less work.
+    """Uniformly distributed orthogonal matrices, as `nn.init.orthogonal_` but cheaper.
 
-    That one factorises a matrix of normal numbers. The reflections this leads to are those of independent normal
-    vectors, one a number shorter than the last (Stewart, SIAM J. Numer. Anal. 17, 403, 1980): nothing is factorised.
+    `nn.init.orthogonal_` factorises a matrix of normal random numbers. The resulting reflections are those of
+    independent normal vectors of decreasing length, so they can be drawn directly, without a factorisation (Stewart,
+    SIAM J. Numer. Anal. 17, 403, 1980).
     """
     rows, columns = weight.shape[0], weight[0].numel()
     x = weight.new_empty(max(rows, columns), min(rows, columns)).normal_().tril_()
     diagonal = x.diagonal()
-    # Of the triangle's diagonal, which is to be positive for a uniform distribution.
+    # A uniform distribution requires a positive diagonal of the triangular factor.
     sign = torch.where(diagonal > 0, -1.0, 1.0).to(x.dtype)
     end = sign * torch.linalg.vector_norm(x, dim=0)
     scale = 1 - diagonal / end
@@ -115,10 +116,10 @@ def _orthogonal_(weight: Tensor) -> None:
 
 
 class Linear(nn.Module):
-    """A matrix product; no bias.
+    """Linear layer without bias.
 
     Args:
-        width_in, width_out: sizes of the last axes.
+        width_in, width_out: sizes of the last axes of input and output.
     """
 
     def __init__(self, width_in: int, width_out: int) -> None:
@@ -131,69 +132,69 @@ class Linear(nn.Module):
 
 
 Recompute = Callable[[], Tensor]
-"""Makes a tensor's values once more, from others that are kept anyway."""
+"""Recomputes a tensor from others that are saved anyway."""
 
 
 SMALL = 2**18
-"""Tensors of fewer elements are kept: making them again costs more time than their megabyte is worth."""
+"""Tensors with fewer elements are saved: recomputing them costs more time than a megabyte of memory is worth."""
 
-_KEEPING_ALL: ContextVar[bool] = ContextVar("keeping_all", default=False)
+_SAVE_ALL: ContextVar[bool] = ContextVar("save_all", default=False)
 
 
-def recomputing_all(block: Callable[..., Any]) -> Callable[..., Any]:
-    """The same computation without `recomputed`: for a block that is as a whole computed again in the backward pass."""
+def without_recompute(block: Callable[..., Any]) -> Callable[..., Any]:
+    """The same computation with `recomputed` off, for a block that is checkpointed as a whole."""
 
     second = _SECOND.get()
 
-    def run(*given: object) -> Any:
-        token = _KEEPING_ALL.set(True)
+    def run(*inputs: object) -> Any:
+        token = _SAVE_ALL.set(True)
         try:
             with second_derivatives(second):
-                return block(*given)
+                return block(*inputs)
         finally:
-            _KEEPING_ALL.reset(token)
+            _SAVE_ALL.reset(token)
 
     return run
 
 
 def recomputed(*cheap: tuple[Tensor, Recompute | None]) -> AbstractContextManager[object]:
-    """Operations inside do not keep these tensors for their backward pass: each is computed again when it is needed.
+    """Operations inside do not save these tensors for the backward pass, but recompute them when needed.
 
-    Saves a third of the memory of a training step, for a few passes of cheap arithmetic.
+    Saves a third of the memory of a training step at the cost of a few cheap elementwise passes.
 
     Args:
-        cheap: a tensor and its maker; without one it is kept.
+        cheap: tensors, each with the function that recomputes it; None saves the tensor.
     """
-    # A compiler decides for itself what to keep.
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or _KEEPING_ALL.get():
+    # torch.compile decides by itself what to save.
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or _SAVE_ALL.get():
         return nullcontext()
     if cheap[0][0].numel() < SMALL:
         return nullcontext()
-    makers = {_place(tensor): recompute for tensor, recompute in cheap if recompute is not None}
+    functions = {_identity(tensor): recompute for tensor, recompute in cheap if recompute is not None}
     device = cheap[0][0].device
-    # Made again in the precision it was first made in, whatever holds in the backward pass.
-    precision = lowered(device)
+    # Recomputed in the precision of the forward pass, whatever autocast state the backward pass has.
+    precision = autocast_dtype(device)
 
-    def keep(tensor: Tensor) -> Tensor | Recompute:
-        return makers.get(_place(tensor), tensor)
+    def pack(tensor: Tensor) -> Tensor | Recompute:
+        return functions.get(_identity(tensor), tensor)
 
-    def give(kept: Tensor | Recompute) -> Tensor:
-        if isinstance(kept, Tensor):
-            return kept
+    def unpack(saved: Tensor | Recompute) -> Tensor:
+        if isinstance(saved, Tensor):
+            return saved
         mixed = nullcontext() if precision is None else torch.autocast(device.type, precision, cache_enabled=False)
         with torch.no_grad(), mixed:
-            return kept()
+            return saved()
 
-    return torch.autograd.graph.saved_tensors_hooks(keep, give)
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
-def _place(tensor: Tensor) -> tuple[object, ...]:
-    """Tells tensors apart, on the meta device as well, where all addresses are 0."""
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    """Key that identifies a tensor, also on the meta device, where all addresses are 0."""
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.dtype
 
 
 class Dense(Linear):
-    """A matrix product, then the activation."""
+    """Linear layer with activation."""
 
     def forward(self, x: Tensor) -> Tensor:
         return scaled_silu(F.linear(x, self.weight))
@@ -201,7 +202,7 @@ class Dense(Linear):
 
 def joined(fresh: Tensor, x: Tensor) -> Tensor:
     """(fresh + x) / √2, in place: `fresh` must not be used elsewhere."""
-    # In mixed precision the wider of the two wins.
+    # In mixed precision the result has the wider dtype.
     return (fresh.add_(x) if fresh.dtype == x.dtype else fresh + x).mul_(INVERSE_ROOT_2)
 
 
@@ -216,9 +217,9 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.with_recompute(x)[0]
 
-    def with_recompute(self, x: Tensor, again: Recompute | None = None) -> tuple[Tensor, Recompute]:
-        """The sum, and what makes it once more; `again` does that for x."""
-        with recomputed((x, again)):
+    def with_recompute(self, x: Tensor, recompute_x: Recompute | None = None) -> tuple[Tensor, Recompute]:
+        """The output and a function that recomputes it; `recompute_x` recomputes x."""
+        with recomputed((x, recompute_x)):
             before = F.linear(x, self.first.weight)
         inner = scaled_silu(before)
         with recomputed((inner, lambda: scaled_silu(before))):
@@ -227,19 +228,19 @@ class Residual(nn.Module):
         def total(x: Tensor) -> Tensor:
             return joined(scaled_silu(after), x)
 
-        # Only an x that is made again may be forgotten.
-        recompute = (lambda: total(x)) if again is None else (lambda: total(again()))
+        # x need not be saved if it can be recomputed.
+        recompute = (lambda: total(x)) if recompute_x is None else (lambda: total(recompute_x()))
         return total(x), recompute
 
 
 class Residuals(nn.Sequential):
-    """Residual layers in a row, each keeping for its backward pass only what it cannot make again from the first x."""
+    """Sequence of residual layers; each saves for the backward pass only what cannot be recomputed from the first x."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.with_recompute(x)[0]
 
     def with_recompute(self, x: Tensor) -> tuple[Tensor, Recompute | None]:
-        """The features, and what makes them once more (None for no layers)."""
+        """The features and a function that recomputes them (None if there are no layers)."""
         recompute: Recompute | None = None
         for layer in self:
             x, recompute = layer.with_recompute(x, recompute)  # type: ignore[operator]
@@ -247,25 +248,27 @@ class Residuals(nn.Sequential):
 
 
 class Filter(Linear):
-    """Features times a linear function of the radial basis: x · W r, r the projected radial basis of an edge."""
+    """Radial filter: x · W r, with r the projected radial basis of an edge."""
 
-    def forward(self, x: Tensor, radial: Tensor, again: Recompute | None = None) -> Tensor:  # type: ignore[override]
-        """(rows, width); `again` makes x once more, so that it need not be kept."""
+    def forward(  # type: ignore[override]
+        self, x: Tensor, radial: Tensor, recompute_x: Recompute | None = None
+    ) -> Tensor:
+        """(rows, width); `recompute_x` recomputes x, so that x need not be saved."""
         weight = self.weight
-        numbers = F.linear(radial, weight)
-        with recomputed((numbers, lambda: F.linear(radial, weight)), (x, again)):
-            return x * numbers
+        factors = F.linear(radial, weight)
+        with recomputed((factors, lambda: F.linear(radial, weight)), (x, recompute_x)):
+            return x * factors
 
 
 def residuals(count: int, width: int) -> Residuals:
-    """`count` residual layers in a row; none gives the identity."""
+    """A sequence of `count` residual layers; the identity for 0."""
     return Residuals(*(Residual(width) for _ in range(count)))
 
 
 class ScaleFactor(nn.Module):
-    """Multiplies by a number fitted once before training, so that a layer keeps its input's variance.
+    """Scale by a factor fitted once before training, so that a layer preserves the variance of its input.
 
-    The number is a buffer: 1 until fitted, saved with the weights, never read back from the device. See
+    The factor is a buffer: 1 until fitted, saved with the weights, never copied from the device. See
     `fit_scale_factors`.
     """
 
@@ -283,12 +286,12 @@ class ScaleFactor(nn.Module):
         rows: Bool[Tensor, " rows"] | None = None,
         reference_rows: Bool[Tensor, " reference_rows"] | None = None,
     ) -> Tensor:
-        """x, scaled.
+        """x times the factor.
 
         Args:
             x: (rows, features) output of a layer.
-            reference: (reference_rows, features) its input, perhaps of another size.
-            rows, reference_rows: masks of the real rows, if some are padding; used in fitting alone.
+            reference: (reference_rows, features) input of the layer; its size may differ.
+            rows, reference_rows: masks of the rows that are not padding; used only for fitting.
         """
         if self.observed is not None:
             self._fit(
@@ -298,7 +301,7 @@ class ScaleFactor(nn.Module):
         return x * self.value
 
     def radial(self, filtered: Filter, x: Tensor, radial: Tensor) -> Tensor:
-        """The radial basis with which `filtered(x, radial)` is scaled: it is smaller than the product."""
+        """Apply the factor to the radial basis of `filtered(x, radial)`, which is smaller than the product."""
         if self.observed is not None:
             self._fit(filtered(x, radial), x)
         return radial * self.value
@@ -306,7 +309,7 @@ class ScaleFactor(nn.Module):
     def _fit(self, x: Tensor, reference: Tensor) -> None:
         assert self.observed is not None
         if min(len(x), len(reference)) > 1:
-            given, got = reference.var(0).mean(), x.var(0).mean()
-            if got > 0 and given > 0:
-                self.observed.append((given, got))
-                self.value.copy_((given / got).sqrt())
+            before, after = reference.var(0).mean(), x.var(0).mean()
+            if after > 0 and before > 0:
+                self.observed.append((before, after))
+                self.value.copy_((before / after).sqrt())

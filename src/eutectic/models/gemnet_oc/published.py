@@ -1,12 +1,12 @@
-"""The names that the published weights and configuration use, and ours.
+"""Conversion of published GemNet-OC weights and configurations.
 
-`published_names` lists every entry of the published backbone in its own order, which is also the order of its
-parameters and so of the unnamed averaged weights of a released checkpoint. Four things are not one to one:
+`published_names` lists every entry of the published backbone in its original order, which is also the order of its
+parameters and hence of the unnamed EMA weights in a released checkpoint. Four things do not map one to one:
 
-- The published model has up to eight copies of one radial basis; all map to the same two buffers of ours.
-- `out_blocks.N.seq_energy_pre` is another name for `out_blocks.N.layers`; it is left out here.
+- The published model has up to eight copies of the same radial basis; all map to the same two buffers here.
+- `out_blocks.N.seq_energy_pre` is an alias of `out_blocks.N.layers` and is omitted here.
 - A published model of some sizes has fewer layers than ours (`has_omissions`).
-- A published scale factor of 0 stands for "not fitted", which is our 1 (see `from_published`).
+- A published scale factor of 0 means "not fitted", which is 1 here (see `from_published`).
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ SETTINGS = {
     "direct_forces": "edge_features",
 }
 """Published configuration → field of `GemNetOCSettings`; `published_omissions` follows from the sizes. `edge_dropout`
-is left out on purpose: a model built from a checkpoint's own configuration would go on making up for dropped edges in
+is omitted on purpose: a model built from a checkpoint's configuration would otherwise compensate for dropped edges in
 fine-tuning, which drops none."""
 
 EMBEDDING = "embedding.atom_embedding.weight"
-"""The published model keeps it beside its backbone; in ours it is part of it."""
+"""Outside the backbone in the published model, part of the backbone here."""
 
 SHARED = {
     "mlp_rbf_tint.linear.weight": "edge_edge_radial",
@@ -69,11 +69,11 @@ SHARED = {
     "mlp_rbf_h.linear.weight": "update_radial",
     "mlp_rbf_out.linear.weight": "output_radial",
 }
-"""Basis projections, each used once in every block: published name → ours, both within the bases."""
+"""Basis projections, each used once in every block: published name → name here, both relative to the bases."""
 
 
 def shared_parameters(settings: GemNetOCSettings) -> dict[str, int]:
-    """Our parameter → how often a forward pass uses it. JMP divides the gradient of each by this number."""
+    """Parameter name → number of uses per forward pass. JMP divides the gradient of each by this number."""
     used = {ours for _, ours in _bases(settings)}
     return {
         f"bases.{name}": settings.blocks + (name == "output_radial")
@@ -83,10 +83,10 @@ def shared_parameters(settings: GemNetOCSettings) -> dict[str, int]:
 
 
 def settings_from_published(config: Mapping[str, object]) -> GemNetOCSettings:
-    """Our settings from a published backbone configuration; what it says beyond the sizes must be what JMP uses.
+    """Settings from a published backbone configuration; options other than sizes must be those of JMP.
 
     Raises:
-        ValueError: an option that changes the model and that we have not.
+        ValueError: an option that changes the model and is not supported here.
     """
     required: dict[str, object] = {
         "activation": "scaled_silu",
@@ -106,7 +106,7 @@ def settings_from_published(config: Mapping[str, object]) -> GemNetOCSettings:
         if name in config and config[name] != value:
             raise ValueError(
                 f"published GemNet-OC configuration, {name}: {config[name]!r} was given; expected {value!r}, the only "
-                "one that this GemNet-OC has; use weights of JMP-S or JMP-L"
+                "supported value; use weights of JMP-S or JMP-L"
             )
     settings = GemNetOCSettings.model_validate(
         {ours: config[name] for name, ours in SETTINGS.items() if name in config}
@@ -115,12 +115,12 @@ def settings_from_published(config: Mapping[str, object]) -> GemNetOCSettings:
 
 
 def has_omissions(settings: GemNetOCSettings) -> bool:
-    """Whether a published model of these sizes leaves out layers: see `GemNetOCSettings.published_omissions`."""
+    """Whether a published model of these sizes omits layers: see `GemNetOCSettings.published_omissions`."""
     return settings.edge_width == settings.atom_width or settings.residuals_output == 0
 
 
 def published_names(settings: GemNetOCSettings) -> dict[str, str]:
-    """Published name → ours, in the published order. Several may share one of ours (copies of the radial basis).
+    """Published name → name here, in the published order. Several may share a name here (copies of the radial basis).
 
     Published names start with `backbone.` or are `EMBEDDING`; scale factors and radial buffers are included.
     """
@@ -130,10 +130,10 @@ def published_names(settings: GemNetOCSettings) -> dict[str, str]:
 
 
 def from_published(state: Mapping[str, Tensor], settings: GemNetOCSettings) -> dict[str, Tensor]:
-    """Our state dict from entries under published names; others (heads, aliases) are passed over.
+    """Convert entries with published names to a state dict of `GemNetOC`; others (heads, aliases) are ignored.
 
     Raises:
-        KeyError: an entry that the settings ask for is missing.
+        KeyError: an entry that the settings require is missing.
         ValueError: copies of the radial basis differ.
     """
     ours: dict[str, Tensor] = {}
@@ -142,7 +142,7 @@ def from_published(state: Mapping[str, Tensor], settings: GemNetOCSettings) -> d
         if name.startswith("bases.radial.") and name in ours and not torch.equal(ours[name], value):
             raise ValueError(
                 f"published weights, {theirs}: differs from its other copies; expected one radial basis for all; "
-                "this is no JMP checkpoint"
+                "this is not a JMP checkpoint"
             )
         if theirs.endswith("scale_factor"):
             value = torch.where(value == 0, torch.ones_like(value), value)

@@ -1,4 +1,4 @@
-"""Fitting of scale factors before training (GemNet, Gasteiger et al. 2021, section "scaling factors")."""
+"""Fit scale factors before training (GemNet, Gasteiger et al. 2021, section "scaling factors")."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from eutectic.models.gemnet_oc.layers import ScaleFactor
 
 @torch.no_grad()
 def fit_scale_factors(backbone: nn.Module, graphs: Iterable[Graph]) -> dict[str, float]:
-    """Set each factor so that its layer keeps the variance of its input.
+    """Set each factor so that its layer preserves the variance of its input.
 
-    A factor depends on all before it, so they must be fitted in order. One forward pass does that: each factor
-    sets itself when it is first reached, and scales with that value at once. With several batches this is done
-    anew on each, and the variances are averaged. A factor that no row reached (no quadruplets, say) stays 1.
+    A factor depends on all earlier ones, so they must be fitted in order. One forward pass does this: each factor is
+    set when it is first reached and applied immediately. With several batches this is repeated for each, and the
+    variances are averaged. A factor without data (no quadruplets, for example) stays 1.
 
     Args:
-        backbone: any module that holds `ScaleFactor`s; left in the mode it was in.
-        graphs: one or more batches like those of training; a few hundred atoms are enough.
+        backbone: any module that contains `ScaleFactor`s; its training mode is preserved.
+        graphs: one or more representative training batches; a few hundred atoms are enough.
 
     Returns:
         Name → fitted factor, in the order of the modules.
@@ -40,8 +40,8 @@ def fit_scale_factors(backbone: nn.Module, graphs: Iterable[Graph]) -> dict[str,
             backbone(graph)
         for factor in factors.values():
             if factor.observed:
-                given, got = (torch.stack(v).mean() for v in zip(*factor.observed, strict=True))
-                factor.value.copy_((given / got).sqrt())
+                before, after = (torch.stack(v).mean() for v in zip(*factor.observed, strict=True))
+                factor.value.copy_((before / after).sqrt())
     finally:
         for factor in factors.values():
             factor.observed = None
