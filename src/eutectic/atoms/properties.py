@@ -5,14 +5,13 @@ They are declared explicitly, so that nothing is guessed from the shape of an ar
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from eutectic.atoms import units
-from eutectic.atoms.errors import EutecticError
+from eutectic.atoms.errors import EutecticError, did_you_mean
 
 Level = Literal["structure", "atom"]
 
@@ -263,12 +262,11 @@ def parse_definition(text: str) -> Property:
         raise EutecticError(where, "no unit", form, f"write {name.strip()}=UNIT, or {name.strip()}= where it has none")
     for option in options:
         if option not in _OPTIONS:
-            near = difflib.get_close_matches(option, _OPTIONS, 1)
             raise EutecticError(
                 where,
                 f"the option {option!r}",
                 f"options {', '.join(_OPTIONS)}",
-                f"did you mean {near[0]!r}?" if near else f"write {form}",
+                did_you_mean(option, _OPTIONS, f"write {form}"),
             )
     if unit in _OPTIONS:
         raise EutecticError(

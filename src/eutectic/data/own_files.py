@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 
-from eutectic.atoms import PROPERTIES, EutecticError, Property, units
+from eutectic.atoms import PROPERTIES, EutecticError, Property, suggest, units
 from eutectic.atoms.properties import BUILT_IN
 
 GEOMETRY_UNITS = ("positions", "cell")
@@ -47,12 +46,12 @@ def check_units(stated: Mapping[str, str]) -> None:
 def _check_names(option: str, given: Mapping[str, str], known: Sequence[str]) -> None:
     for name, value in given.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            near = suggest(name, known)
             raise EutecticError(
                 option,
                 f"property {name!r}",
                 f"one of {', '.join(known)}",
-                (f"did you mean {near[0]!r}? If not, " if near else "")
+                (f"did you mean {near!r}? If not, " if near else "")
                 + f"define a custom property with --define {name}=UNIT"
                 + (f" --key {name}={value}" if option == "--key" else ""),
             )
@@ -150,10 +149,10 @@ def check_matches(
     for name in dict.fromkeys(required):
         if name not in counts and name in PROPERTIES:
             tried = tuple(candidates[name])
-            near = difflib.get_close_matches(tried[-1], entries, 1, 0.5)
+            near = suggest(tried[-1], entries)
             raise EutecticError(
                 source,
                 f"no {' or '.join(map(repr, tried))} for {name}",
                 f"an existing entry: {', '.join(entries) or 'the file has none'}",
-                f"did you mean --key {name}={near[0]}?" if near else f"name the entry that holds it: --key {name}=NAME",
+                f"did you mean --key {name}={near}?" if near else f"name the entry that holds it: --key {name}=NAME",
             )

@@ -8,7 +8,6 @@ every head is equivariant under rotation and inversion.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -18,7 +17,7 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from eutectic.atoms import EutecticError, Property
+from eutectic.atoms import EutecticError, Property, did_you_mean
 from eutectic.atoms.properties import Level
 from eutectic.models.precision import full_precision
 
@@ -52,12 +51,11 @@ class HeadSettings(BaseModel):
             EutecticError: no such kind.
         """
         if self.kind not in HEADS:
-            near = difflib.get_close_matches(str(self.kind), HEADS, 1)
             raise EutecticError(
                 "head.kind",
                 repr(self.kind),
                 f"one of {', '.join(HEADS)}",
-                f"did you mean {near[0]!r}?" if near else "omit it: it follows from the property",
+                did_you_mean(str(self.kind), HEADS, "omit it: it follows from the property"),
             )
         return HEADS[self.kind]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
-from eutectic.atoms import EutecticError
+from eutectic.atoms import EutecticError, did_you_mean
 from eutectic.models.backbone import BackboneEntry
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.painn import PaiNN, PaiNNSettings
@@ -40,10 +38,9 @@ def backbone_entry(name: str) -> BackboneEntry:
     """
     if name in BACKBONES:
         return BACKBONES[name]
-    near = difflib.get_close_matches(name, BACKBONES, 1)
     raise EutecticError(
         "backbone.name",
         repr(name),
         f"one of {', '.join(BACKBONES)}",
-        f"did you mean {near[0]!r}?" if near else "use one of these, or register yours with `register_backbone`",
+        did_you_mean(name, BACKBONES, "use one of these, or register yours with `register_backbone`"),
     )
