@@ -13,8 +13,8 @@ step, and `busy` is the fraction of a step in which the device computes.
 A step is forward, loss and backward on prebuilt graphs, with four tasks that have an energy and a direct force head
 each. Every case runs in its own process, whose peak resident set is the peak memory (on a GPU: the allocator's peak).
 
-A CPU is set up as in training (`train.runtime.memory`, `train.runtime.matmul`): freed memory is kept, and oneDNN computes float32
-products on AMD's Zen 5 and later.
+A CPU is set up as in training (`train.runtime.memory`, `train.runtime.matmul`): freed memory is kept, and oneDNN
+computes float32 products on AMD's Zen 5 and later.
 
 The roofline of a step (`floor` in the output) is the time its matrix products would take at the rate of one large
 product (float32, or bfloat16 with `--precision bf16`), measured between the steps of the case, because machines are
