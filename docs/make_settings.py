@@ -124,7 +124,10 @@ def value_text(value: Any) -> str:
 def default_text(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    return f"`{value_text(field.get_default(call_default_factory=True))}`"
+    default = field.get_default(call_default_factory=True)
+    if isinstance(default, BaseModel) and default == type(default)():
+        return "its own defaults"
+    return f"`{value_text(default)}`"
 
 
 def description_text(text: str | None) -> str:
