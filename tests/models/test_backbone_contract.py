@@ -186,7 +186,7 @@ def test_a_taken_name_is_refused() -> None:
         ({"settings": {"atom_width": -3}}, r"backbone\.settings: atom_width: .*greater than or equal to 1"),
         (
             {"name": "painn", "settings": {"blocks": 2, "atom_width": 8}},
-            r"atom_width, blocks, known to gemnet_oc and not to painn.*leave them out",
+            r"atom_width, blocks: settings of gemnet_oc, not of painn.*leave them out",
         ),
     ],
 )
