@@ -417,7 +417,7 @@ def test_heads_that_do_not_fit_are_refused(name: str, head: dict[str, object], s
 @pytest.mark.parametrize("name", ["forces", "dipole", "stress"])
 def test_heads_of_edges_need_edge_features(name: str) -> None:
     bare = [
-        PaiNN(PaiNNSettings(width=8, layers=1, edge_width=0)),
+        PaiNN(PaiNNSettings(width=8, layers=1, edge_width=0, cutoff=5.0)),
         GemNetOC(GemNetOCSettings.tiny().model_copy(update={"edge_features": False})),
     ]
     for backbone in bare:

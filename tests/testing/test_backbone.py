@@ -341,13 +341,15 @@ def test_all_faults_of_one_check_are_listed() -> None:
 
 def test_a_tighter_tolerance_is_used() -> None:
     with pytest.raises(ConformanceError, match=r"rotation: .*\(tolerance 1e-30"):
-        check_rotation(PaiNN(PaiNNSettings(width=8, layers=1)), GRAPH, tolerances=Tolerances(symmetry=1e-30))
+        check_rotation(
+            PaiNN(PaiNNSettings(width=8, layers=1, cutoff=5.0)), GRAPH, tolerances=Tolerances(symmetry=1e-30)
+        )
 
 
 # --- for pytest -------------------------------------------------------------------------------
 
 
-@parametrize_backbone_checks(lambda: PaiNN(PaiNNSettings(width=8, layers=1)), GRAPH)
+@parametrize_backbone_checks(lambda: PaiNN(PaiNNSettings(width=8, layers=1, cutoff=5.0)), GRAPH)
 def test_painn_check_by_check(check: Callable[[], CheckResult]) -> None:
     assert check().passed
 
@@ -382,7 +384,7 @@ def test_the_example_runs_in_another_repository(tmp_path: Path) -> None:
     example = re.search(r"( {4}from eutectic\.graph.*?check\(\)\n)", testing.__doc__ or "", re.DOTALL)
     assert example
     head = "from eutectic.models.painn import PaiNN, PaiNNSettings\n\ndef MyBackbone(width):\n"
-    head += "    return PaiNN(PaiNNSettings(width=width, layers=1))\n\n"
+    head += "    return PaiNN(PaiNNSettings(width=width, layers=1, cutoff=5.0))\n\n"
     code = head + "\n".join(line[4:] for line in example[1].splitlines())
     (tmp_path / "test_mine.py").write_text(code)
     wanted = "rotation or batch_equals_singles"
