@@ -16,6 +16,11 @@ from eutectic.train.settings import BatchingSettings, Coefficients, PretrainSett
 
 PAINN = {"name": "painn", "settings": {"width": 16, "layers": 2, "cutoff": 4.0}}
 GRAPH = {"cutoff": 4.0, "max_neighbours": 12}
+TARGETS = {
+    "energy": {"head": {"layers": 4}},
+    "forces": {"head": {"kind": "direct_forces", "layers": 4}, "weight_by_size": True},
+}
+"""JMP's heads."""
 BY_COST = BatchingSettings(by="cost", window=3, coefficients=Coefficients(atom=1.0, edge=0.05))
 
 
@@ -24,8 +29,8 @@ def settings_for(molecules: Store, slabs: Store, **train: Any) -> PretrainSettin
     return PretrainSettings.model_validate(
         {
             "sets": {
-                "molecules": {"store": str(molecules.path), "validation": 8, "split": "random"},
-                "slabs": {"store": str(slabs.path), "validation": 8, "split": "random"},
+                "molecules": {"store": str(molecules.path), "validation": 8, "split": "random", "targets": TARGETS},
+                "slabs": {"store": str(slabs.path), "validation": 8, "split": "random", "targets": TARGETS},
             },
             "backbone": PAINN,
             "graph": GRAPH,

@@ -205,7 +205,7 @@ def test_finetuning_from_each_start(finished: Path, molecules: Store, tmp_path: 
 
 
 def test_kept_heads_start_where_pretraining_ended(finished: Path, molecules: Store, tmp_path: Path) -> None:
-    kept = {"energy": {"head": {"layers": 1}}, "forces": {"head": {"kind": "direct_forces", "layers": 1}}}
+    kept = {"energy": {"head": {"layers": 4}}, "forces": {"head": {"kind": "direct_forces", "layers": 4}}}
     fresh = finetune(finetuning(molecules, "pretrained", finished / "model", targets=kept), None)
     console = Console(width=1000, file=io.StringIO())
     held = finetune(
