@@ -16,7 +16,7 @@ from eutectic import cli
 from eutectic.atoms import EutecticError
 from eutectic.cli import options
 from eutectic.data.store import Store
-from eutectic.train.settings import FinetuneSettings
+from eutectic.train.settings import FinetuneSettings, merged
 
 RUNNER = CliRunner()
 
@@ -56,7 +56,7 @@ def test_overrides_are_read_as_yaml() -> None:
         options.overrides(["steps", "3"])
     with pytest.raises(EutecticError, match="section"):
         options.overrides(["--train.steps"])
-    assert options.merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
+    assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
 
 
 def _error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

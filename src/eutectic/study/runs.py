@@ -81,5 +81,5 @@ def run_all(
                 graceful=True,
             )
         except (KeyboardInterrupt, Interrupted) as error:
-            raise Interrupted(f"stopped during {title}; the same command goes on where it stopped") from error
+            raise Interrupted(f"stopped during {title}; the same command resumes it") from error
     return [result for _, result in sorted(zip(order, results, strict=True), key=lambda pair: pair[0])]
