@@ -96,7 +96,7 @@ def test_sets_that_are_here_are_read_and_timed(molecules: Store, slabs: Store) -
     settings = PretrainSettings.model_validate(
         {
             "sets": {n: {"store": str(s.path), "validation": 8} for n, s in (("m", molecules), ("s", slabs))},
-            "backbone": {"name": "painn", "settings": TINY},
+            "backbone": {"name": "painn", "settings": {**TINY, "cutoff": 4.0}},
             "graph": {"cutoff": 4.0, "max_neighbours": 8},
             "train": {"batch_size": 8, "steps": 10, "accelerator": "cpu"},
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -520,7 +521,8 @@ def _model(settings: FinetuneSettings, prepared: Prepared, sampler: BatchSampler
     if start is None:
         return initial_model(prepared.backbone.name, prepared.backbone.settings, (task,), sampler, seed)
     torch.manual_seed(seed)
-    model = MultitaskModel(start.module.backbone, {task.name: task.heads})
+    # Weights that were handed to several processes lie in memory that these share: each trains a copy.
+    model = MultitaskModel(copy.deepcopy(start.module.backbone), {task.name: task.heads})
     theirs, kept = _kept_heads(settings, prepared)
     for name in kept:
         assert theirs is not None
