@@ -1,4 +1,4 @@
-"""What pre-training is worth for a data set: the same fine-tuning from a model and from scratch.
+"""Measure the benefit of pre-training for a data set: the same fine-tuning from a model and from scratch.
 
 python examples/5_compare_starts.py
 """
@@ -8,19 +8,26 @@ from tempfile import mkdtemp
 
 import eutectic
 
-out = Path(mkdtemp(prefix="eutectic-"))
-study = eutectic.compare(
-    "md_aspirin",
-    ["forces"],
-    out=out / "study",
-    model="eutectic-small",
-    seeds=1,
-    steps=20,
-    batch_size=4,
-    n_train=40,
-    n_validation=16,
-    n_test=16,
-)
-(task,) = study.tasks
-print(f"from scratch {task.scratch:.0f}, pre-trained {task.pretrained:.0f} {task.unit}")
-print("report:", out / "study" / "report.html")
+
+def main() -> None:
+    out = Path(mkdtemp(prefix="eutectic-"))
+    study = eutectic.compare(
+        "md_aspirin",
+        ["forces"],
+        out=out / "study",
+        model="eutectic-small",
+        seeds=1,
+        steps=20,
+        batch_size=4,
+        n_train=40,
+        n_validation=16,
+        n_test=16,
+    )
+    (task,) = study.tasks
+    print(f"from scratch {task.scratch:.0f}, pre-trained {task.pretrained:.0f} {task.unit}")
+    print("report:", out / "study" / "report.html")
+
+
+# Runs go side by side in processes of their own, which import this file again: it must do nothing when imported.
+if __name__ == "__main__":
+    main()
