@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from eutectic import cli
 from eutectic.atoms import EutecticError
 from eutectic.data.catalogue import open_store
+from eutectic.data.splits import split
 from eutectic.data.store import Store
 from eutectic.graph import GraphSettings, build_graph
 from eutectic.plan.plan import CHECKPOINT_BYTES, STATE_BYTES, Cluster, _enlarged, known_sizes, plan_cluster
@@ -102,7 +103,9 @@ def test_sets_that_are_here_are_read_and_timed(molecules: Store, slabs: Store) -
         }
     )
     plan = plan_cluster(settings, Cluster(gpus=1))
-    assert [s.structures for s in plan.sets] == [len(molecules) - 8, len(slabs) - 8]
+    # Neither validation nor test structures are trained on.
+    assert [s.structures for s in plan.sets] == [len(split(s, n_validation=8).train) for s in (molecules, slabs)]
+    assert plan.sets[0].structures < len(molecules) - 8
     assert plan.sets[0].atoms == pytest.approx(molecules.column("n_atoms").mean())
     assert plan.estimates[1].step_seconds > 0
     console = Console(record=True, width=160)

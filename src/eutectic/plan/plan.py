@@ -22,6 +22,7 @@ from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.checkpoints.model import build_backbone
 from eutectic.data.catalogue import embedded, open_store
 from eutectic.data.datasets import ani1x, oc20, oc22, transition1x
+from eutectic.data.splits import split
 from eutectic.data.store import Store, is_store
 from eutectic.graph import StructureGraph, build_graph
 from eutectic.models.multitask import MultitaskModel
@@ -30,7 +31,7 @@ from eutectic.train.batches.mixture import Mixture
 from eutectic.train.batches.sampler import BatchSampler
 from eutectic.train.cost import Calibration, SizeModel, Work, calibrate, count_work, counts_by_set, mixture_shares
 from eutectic.train.loop import checkpoint_activations
-from eutectic.train.settings import PretrainSettings, Settings
+from eutectic.train.settings import PretrainSettings, SetSettings, Settings
 
 FORWARD_FRACTION = 1 / 3
 """Cost of a forward pass relative to a training step: the backward pass costs two forward passes."""
@@ -363,14 +364,15 @@ class _Typical:
     source: str
 
 
-def _typical(name: str, store_name: str, table: Mapping[str, Published], n_validation: int, count: int = 4) -> _Typical:
+def _typical(name: str, chosen: SetSettings, table: Mapping[str, Published], count: int = 4) -> _Typical:
+    store_name = chosen.store
     family = store_name.partition(":")[0]
     if store_name in embedded() or is_store(Path(store_name)):
         store = open_store(store_name)
         sizes = store.column("n_atoms")
         rows = [r.structure for r in _spread(store, count)]
         return _Typical(
-            structures=max(1, len(store) - n_validation),
+            structures=max(1, len(split(store, chosen.split, n_validation=chosen.validation).train)),
             atoms=float(sizes.mean()),
             rows=rows,
             scale=float(sizes.mean() * len(rows) / sum(len(r) for r in rows)),
@@ -454,7 +456,7 @@ def plan_cluster(
         EutecticError: a data set without a store and without a known size.
     """
     names = list(settings.sets)
-    typical = {n: _typical(n, s.store, sizes, s.validation) for n, s in settings.sets.items()}
+    typical = {n: _typical(n, s, sizes) for n, s in settings.sets.items()}
     mixture = Mixture(
         {n: t.structures for n, t in typical.items()},
         settings.temperature,
