@@ -31,9 +31,10 @@ from eutectic.models.heads import Head
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task
 from eutectic.tasks.metrics import ClassErrorSum, ErrorSum, primary, shown
-from eutectic.train.batches.by_cost import cut_by_cost
+from eutectic.train.batches.by_cost import cut_by_cost, measure_costs
 from eutectic.train.batches.sampler import BatchSampler, TaskDataset, check_shares
 from eutectic.train.checkpoint import remove_checkpoints
+from eutectic.train.cost import size_model
 from eutectic.train.evaluation import evaluate
 from eutectic.train.loop import total, train
 from eutectic.train.pretrain import initial_model
@@ -327,10 +328,11 @@ def _worker(
     sampler = BatchSampler([dataset], batch_size, 1.0, settings.train.seed)
     model = _model(settings, prepared, sampler)
     if settings.batching.by == "cost":
+        coefficients = settings.batching.coefficients
+        if coefficients is None:
+            coefficients = measure_costs(fabric, settings.train, sampler, model, [task], folder).seconds.coefficients
         make = functools.partial(BatchSampler, [dataset], temperature=1.0, seed=settings.train.seed)
-        sampler = cut_by_cost(
-            fabric, settings.batching, settings.train, sampler, make, model, [task], None if folder is None else folder
-        )
+        sampler = cut_by_cost(make, settings.batching, batch_size, [dataset], [size_model(dataset)], coefficients)
     check_shares(sampler, fabric.world_size)
 
     validation = TaskDataset(0, task, store, parts.validation, edge_lists=edge_lists).items()

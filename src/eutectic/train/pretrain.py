@@ -28,11 +28,12 @@ from eutectic.graph import LISTS, GraphSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task, make_batch
 from eutectic.tasks.metrics import shown
+from eutectic.train.batches.by_cost import cut_by_cost, measure_costs
 from eutectic.train.batches.loader import default_workers
 from eutectic.train.batches.sampler import BatchSampler, TaskDataset
-from eutectic.train.cost import Calibration, SizeModel, calibrate, costs_by_size, mean_counts, size_model, trials_of
+from eutectic.train.cost import Calibration, SizeModel, size_model
 from eutectic.train.evaluation import Breakdown, evaluate
-from eutectic.train.loop import DTYPES, checkpoint_activations, total, train
+from eutectic.train.loop import total, train
 from eutectic.train.run_folder import claim_folder, claimed
 from eutectic.train.runtime.display import Display
 from eutectic.train.runtime.launch import is_first, launch, launched_outside, once, share_threads
@@ -280,17 +281,9 @@ def make_sampler(
         caps={name: chosen.cap for name, chosen in named if chosen.cap is not None},
         max_shares={name: chosen.max_share for name, chosen in named if chosen.max_share is not None},
     )
-    batching, window = settings.batching, settings.batching.window
     if coefficients is None:
         return source(batch_size=settings.train.batch_size)
-    costs = [costs_by_size(r, size, coefficients) for r, size in zip(rows, sizes, strict=True)]
-    sampler = source(batch_size=settings.train.batch_size, costs=costs, window=window)
-    budgets = {"atoms": batching.atoms, "edges": batching.edges}
-    if not any(budgets.values()):
-        return sampler
-    mean = mean_counts(sampler, sizes)
-    allowed = [given / mean[i] for i, given in enumerate(budgets.values()) if given is not None]
-    return source(batch_size=max(1, int(min(allowed))), costs=costs, window=window)
+    return cut_by_cost(source, settings.batching, settings.train.batch_size, rows, sizes, coefficients)
 
 
 def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared) -> None:
@@ -505,8 +498,7 @@ def _costed(
     # Every process takes the same branch, whether or not it shows anything.
     if fabric.broadcast(measured or (planner is not None and not quiet)):
         with Console(quiet=quiet).status("measuring the cost of batches"):
-            work = functools.partial(_calibration, fabric, settings, folder, prepared, source, model)
-            calibration = Calibration.from_dict(once(fabric, work))
+            calibration = measure_costs(fabric, settings.train, source, model, prepared.tasks, folder)
     elif batching.by == "count":
         return source
     sizes = [size_model(r) for r in source.sets]
@@ -536,31 +528,6 @@ def _costed(
         if not quiet:
             plan.show(Console())
     return source
-
-
-def _calibration(
-    fabric: lf.Fabric,
-    settings: PretrainSettings,
-    folder: Path,
-    prepared: _Prepared,
-    source: BatchSampler,
-    model: MultitaskModel,
-) -> dict[str, Any]:
-    path = folder / "cost.json"
-    if path.exists():
-        return cast(dict[str, Any], json.loads(path.read_text()))
-    if settings.train.activation_checkpointing:
-        checkpoint_activations(model)
-    calibration = calibrate(
-        model,
-        prepared.tasks,
-        trials_of(source, fabric.world_size),
-        device=fabric.device,
-        dtype=DTYPES.get(settings.train.precision, torch.float32),
-        autocast=fabric.autocast,
-    )
-    _write_json(path, calibration.to_dict())
-    return calibration.to_dict()
 
 
 def _finish(

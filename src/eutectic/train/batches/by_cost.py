@@ -10,50 +10,63 @@ from pathlib import Path
 import lightning_fabric as lf
 import torch
 
+from eutectic.files import write_atomically
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task
-from eutectic.train.batches.sampler import BatchSampler
-from eutectic.train.cost import Calibration, calibrate, costs_by_size, mean_counts, size_model, trials_of
+from eutectic.train.batches.sampler import BatchSampler, TaskDataset
+from eutectic.train.cost import Calibration, SizeModel, calibrate, costs_by_size, mean_counts, trials_of
 from eutectic.train.loop import DTYPES, checkpoint_activations
 from eutectic.train.runtime.launch import once
-from eutectic.train.settings import BatchingSettings, TrainSettings
+from eutectic.train.settings import BatchingSettings, Coefficients, TrainSettings
 
 
 def cut_by_cost(
-    fabric: lf.Fabric,
-    batching: BatchingSettings,
-    train: TrainSettings,
-    sampler: BatchSampler,
     make: Callable[..., BatchSampler],
-    model: MultitaskModel,
-    tasks: Sequence[Task],
-    folder: Path | None,
+    batching: BatchingSettings,
+    batch_size: int,
+    datasets: Sequence[TaskDataset],
+    sizes: Sequence[SizeModel],
+    coefficients: Coefficients,
 ) -> BatchSampler:
-    """The same structures in the same order, cut into batches of equal cost.
+    """Batches of nearly equal cost.
 
     Args:
-        fabric: launched; every process calls this.
-        batching: budgets, and the coefficients of the cost if they are given.
-        train: precision and activation checkpointing of the run.
-        sampler: batches cut by count.
-        make: makes a sampler from `batch_size`, `costs` and `window`.
-        model: for measuring.
-        tasks: of the model.
-        folder: where the measurement is kept; None measures anew.
+        make: makes the sampler of a run from `batch_size`, `costs` and `window`.
+        batching: window, and budgets in atoms or edges, of which the tighter one replaces `batch_size`.
+        batch_size: mean number of structures in a batch.
+        datasets: the data sets trained on.
+        sizes: size model of each.
+        coefficients: of the cost.
     """
-    coefficients = batching.coefficients
-    if coefficients is None:
-        work = functools.partial(_measured, fabric, train, sampler, model, tasks, folder)
-        coefficients = once(fabric, work).seconds.coefficients
-    sizes = [size_model(dataset) for dataset in sampler.sets]
-    costs = [costs_by_size(d, size, coefficients) for d, size in zip(sampler.sets, sizes, strict=True)]
-    cut = make(batch_size=sampler.batch_size, costs=costs, window=batching.window)
+    costs = [costs_by_size(d, size, coefficients) for d, size in zip(datasets, sizes, strict=True)]
+    cut = make(batch_size=batch_size, costs=costs, window=batching.window)
     budgets = {"atoms": batching.atoms, "edges": batching.edges}
     if not any(budgets.values()):
         return cut
     mean = mean_counts(cut, sizes)
     allowed = [budget / mean[i] for i, budget in enumerate(budgets.values()) if budget is not None]
     return make(batch_size=max(1, int(min(allowed))), costs=costs, window=batching.window)
+
+
+def measure_costs(
+    fabric: lf.Fabric,
+    train: TrainSettings,
+    sampler: BatchSampler,
+    model: MultitaskModel,
+    tasks: Sequence[Task],
+    folder: Path | None,
+) -> Calibration:
+    """Time and memory of batches on this device, measured by the first process for all of them.
+
+    Args:
+        fabric: launched; every process calls this.
+        train: precision and activation checkpointing of the run.
+        sampler: batches cut by count.
+        model: to measure with; its weights stay as they are.
+        tasks: of the model.
+        folder: where the measurement is saved, so that a resumed run has the same batches; None measures anew.
+    """
+    return once(fabric, functools.partial(_measured, fabric, train, sampler, model, tasks, folder))
 
 
 def _measured(
@@ -78,5 +91,5 @@ def _measured(
         autocast=fabric.autocast,
     )
     if path is not None:
-        path.write_text(json.dumps(calibration.to_dict(), indent=1))
+        write_atomically(path, json.dumps(calibration.to_dict(), indent=1))
     return calibration
