@@ -76,6 +76,25 @@ def loss_of(energy: Tensor, forces: Tensor) -> Tensor:
     return energy.square().mean() + forces.square().sum(1).mean()
 
 
+def model_options(graph: GraphSettings) -> dict[str, Any]:
+    """Options of fairchem's GemNet-OC, beside its sizes, that make it the model that ours is."""
+    caps = graph.caps
+    return {
+        "regress_forces": True,
+        "direct_forces": True,
+        "otf_graph": True,
+        "cutoff": graph.cutoff,
+        "max_neighbors": caps["main"],
+        "max_neighbors_qint": caps["quadruplet"],
+        "max_neighbors_aeaint": caps["atom_edge"],
+        "max_neighbors_aint": caps["atom_atom"],
+        "enforce_max_neighbors_strictly": True,
+        "cbf": {"name": "spherical_harmonics"},
+        "sbf": {"name": "legendre_outer"},
+        "qint_tags": list(graph.quadruplet_tags),
+    }
+
+
 def theirs(structures: Sequence[Structure], graph: GraphSettings, settings: GemNetOCSettings) -> Runnable:
     """fairchem's model with a batch."""
     from fairchem.core.models.gemnet_oc.gemnet_oc import GemNetOC as Theirs
@@ -84,21 +103,9 @@ def theirs(structures: Sequence[Structure], graph: GraphSettings, settings: GemN
 
     sizes = {name: getattr(settings, ours) for name, ours in SETTINGS.items() if name.startswith(("num_", "emb_"))}
     sizes |= {name: True for name in SETTINGS if name.endswith("_interaction")}
-    caps = graph.caps
     model = Theirs(
         **sizes,
-        regress_forces=True,
-        direct_forces=True,
-        otf_graph=True,
-        cutoff=graph.cutoff,
-        max_neighbors=caps["main"],
-        max_neighbors_qint=caps["quadruplet"],
-        max_neighbors_aeaint=caps["atom_edge"],
-        max_neighbors_aint=caps["atom_atom"],
-        enforce_max_neighbors_strictly=True,
-        cbf={"name": "spherical_harmonics"},
-        sbf={"name": "legendre_outer"},
-        qint_tags=list(graph.quadruplet_tags),
+        **model_options(graph),
     ).train()
     data = Collated.from_data_list(
         [

@@ -40,7 +40,7 @@ from ase.build import add_adsorbate, fcc111, molecule
 from safetensors.torch import save_file
 from torch import Tensor
 
-from against_fairchem import published_state
+from against_fairchem import model_options, published_state
 from eutectic.atoms import Structure
 from eutectic.graph import GraphSettings
 from eutectic.models.gemnet_oc.published import published_names, settings_from_published
@@ -264,21 +264,9 @@ def fairchem_model(config: dict[str, object], graph: GraphSettings) -> Any:
     from fairchem.core.models.gemnet_oc.gemnet_oc import GemNetOC
 
     torch.manual_seed(0)
-    caps = graph.caps
     model = GemNetOC(
         **config,
-        regress_forces=True,
-        direct_forces=True,
-        otf_graph=True,
-        cutoff=graph.cutoff,
-        max_neighbors=caps["main"],
-        max_neighbors_qint=caps["quadruplet"],
-        max_neighbors_aeaint=caps["atom_edge"],
-        max_neighbors_aint=caps["atom_atom"],
-        enforce_max_neighbors_strictly=True,
-        cbf={"name": "spherical_harmonics"},
-        sbf={"name": "legendre_outer"},
-        qint_tags=list(graph.quadruplet_tags),
+        **model_options(graph),
     ).eval()
     for value in model.state_dict().values():
         value.copy_(value.to(torch.float32))

@@ -39,7 +39,7 @@ from eutectic.study.compare import (
 from eutectic.study.results import Start, StudyResults, TaskComparison, Trial
 from eutectic.study.runs import run_all
 from eutectic.train.finetune import FinetuneResult
-from eutectic.train.settings import DataSettings, FinetuneSettings, FinetuneTrainSettings, targets_of
+from eutectic.train.settings import DataSettings, FinetuneSettings, FinetuneTrainSettings, default_targets
 
 SCRATCH_RATES = (1.2e-3, 2.5e-3, 6e-3, 1e-2, 1.6e-2)
 PRETRAINED_RATES = (3e-4, 6e-4, 1.2e-3, 2.5e-3, 6e-3)
@@ -175,7 +175,7 @@ def settings_of(task: Task, split: str | None, stores: Mapping[str, str]) -> Fin
             validation=task.validation,
             test=task.test,
         ),
-        targets=targets_of([task.property]),
+        targets=default_targets([task.property]),
         start="scratch",
         backbone=BACKBONE,
         graph=GRAPH,

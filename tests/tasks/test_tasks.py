@@ -355,14 +355,6 @@ def test_targets_that_do_not_fit_are_refused(targets: dict[str, dict[str, object
         check_targets(given)
 
 
-def test_an_energy_is_added_only_where_it_is_wanted() -> None:
-    forces = {"forces": TargetSettings(head=HeadSettings(kind="gradient_forces", layers=2))}
-    added = check_targets(forces, add_energy=True)
-    assert list(added) == ["forces", "energy"]
-    assert added["energy"].head == HeadSettings(kind="scalar", pooling="sum", layers=2)
-    assert list(check_targets({"forces": TargetSettings()}, add_energy=True)) == ["forces"]
-
-
 def _with_loss(name: str, loss: str | None, n_classes: int | None = None) -> Task:
     settings = TargetSettings.model_validate({"loss": loss, "head": {"n_classes": n_classes}})
     return Task("t", "none", {name: Target(settings, Normaliser(None, 0.0, 1.0), 3.0)}, GRAPH)

@@ -218,7 +218,7 @@ def finetune(
         model=model,
         from_scratch=from_scratch,
         head_from=head_from,
-        forces=forces,  # type: ignore[arg-type]
+        forces=forces,
         split=split,
         n_train=n_train,
         n_validation=n_validation,
@@ -296,9 +296,15 @@ def compare(
     """
     from eutectic.recipes.finetuning import finetuning
     from eutectic.report.tables import comparison_table
+    from eutectic.study.results import Start
     from eutectic.workflows import compare as run
 
-    if starts not in ("pretrained", "scratch", "both"):
+    named: dict[str, tuple[Start, ...]] = {
+        "both": ("scratch", "pretrained"),
+        "scratch": ("scratch",),
+        "pretrained": ("pretrained",),
+    }
+    if starts not in named:
         raise EutecticError("--start", repr(starts), "pretrained, scratch or both", "choose one of these")
     base = finetuning(
         data,
@@ -306,7 +312,7 @@ def compare(
         model=model,
         from_scratch=True,
         head_from=head_from,
-        forces=forces,  # type: ignore[arg-type]
+        forces=forces,
         split=split,
         n_train=n_train,
         n_validation=n_validation,
@@ -323,7 +329,7 @@ def compare(
         base,
         out=out,
         model=model,
-        starts=("scratch", "pretrained") if starts == "both" else (starts,),  # type: ignore[arg-type]
+        starts=named[starts],
         seeds=seeds,
         learning_rates=learning_rate or (),
         weight_decays=weight_decay or (),

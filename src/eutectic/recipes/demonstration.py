@@ -33,7 +33,7 @@ from eutectic.train.settings import (
     PretrainSettings,
     SetSettings,
     TrainSettings,
-    targets_of,
+    default_targets,
 )
 
 SEEDS = (0, 1, 2)
@@ -175,7 +175,7 @@ def finetuning(task: DemoTask) -> FinetuneSettings:
     return FinetuneSettings(
         name=task.name,
         data=DataSettings(store=task.store, train=task.train, validation=task.validation, test=task.test),
-        targets=targets_of([task.property]),
+        targets=default_targets([task.property]),
         start="scratch",
         # Runs go in parallel, each on one thread.
         train=FinetuneTrainSettings(steps=task.steps, batch_size=task.batch_size, threads=1, accelerator="cpu"),

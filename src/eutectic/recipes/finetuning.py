@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from eutectic.atoms import EutecticError
-from eutectic.train.settings import FinetuneSettings, merged, parse, targets_of
+from eutectic.train.settings import FinetuneSettings, default_targets, merged, parse
 
 
 def finetuning(
@@ -17,7 +17,7 @@ def finetuning(
     model: str | Path | None = "eutectic-small",
     from_scratch: bool = False,
     head_from: str | None = None,
-    forces: Literal["direct", "gradient"] = "direct",
+    forces: str = "direct",
     split: str | None = None,
     n_train: int | None = None,
     n_validation: int | None = None,
@@ -56,7 +56,8 @@ def finetuning(
         raise EutecticError("forces", repr(forces), "direct or gradient", "choose one of these")
     if isinstance(properties, str):
         properties = [properties]
-    name = None if model is None else str(model)
+    start = None if model is None else str(model)
+    targets = default_targets(properties, gradient_forces=forces == "gradient")
     values: dict[str, Any] = {
         "define": list(define),
         "data": {
@@ -68,9 +69,9 @@ def finetuning(
             "keys": dict(keys or {}),
             "units": dict(units or {}),
         },
-        "targets": {n: t.model_dump(exclude_none=True) for n, t in targets_of(properties, forces=forces).items()},
-        "start": "scratch" if from_scratch else name,
-        "architecture_from": name if from_scratch and "backbone" not in (settings or {}) else None,
+        "targets": {name: target.model_dump(exclude_none=True) for name, target in targets.items()},
+        "start": "scratch" if from_scratch else start,
+        "architecture_from": start if from_scratch and "backbone" not in (settings or {}) else None,
         "head_from": head_from,
         "optimiser": _given(learning_rate=learning_rate, weight_decay=weight_decay),
         "train": _given(steps=steps, batch_size=batch_size, seed=seed),

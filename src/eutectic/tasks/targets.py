@@ -8,16 +8,15 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
-from eutectic.models.heads import HeadSettings, check_head, check_needs
+from eutectic.models.heads import check_head, check_needs
 from eutectic.tasks.task import TargetSettings
 
 
-def check_targets(targets: Mapping[str, TargetSettings], *, add_energy: bool = False) -> dict[str, TargetSettings]:
+def check_targets(targets: Mapping[str, TargetSettings]) -> dict[str, TargetSettings]:
     """Targets with their settings resolved: default head, pooling and loss depend on the property.
 
     Args:
         targets: property → settings.
-        add_energy: add the energy where a target is its derivative and the energy is not a target.
 
     Raises:
         EutecticError: an unknown property, a head or loss that does not fit its property, forces or stress as
@@ -36,12 +35,6 @@ def check_targets(targets: Mapping[str, TargetSettings], *, add_energy: bool = F
         resolved[name] = target.resolve(PROPERTIES[name])
         check_head(resolved[name].head, PROPERTIES[name])
         _check_loss(name, resolved[name])
-    if add_energy and "energy" not in resolved:
-        for target in resolved.values():
-            if target.head.entry.derivative:
-                energy = TargetSettings(head=HeadSettings(layers=target.head.layers))
-                resolved["energy"] = energy.resolve(PROPERTIES["energy"])
-                break
     check_needs({name: target.head for name, target in resolved.items()}, edges=True, where="targets")
     return resolved
 

@@ -420,17 +420,15 @@ def task_name(store: str) -> str:
     return re.sub(r"\W+", "_", Path(store).stem if Path(store).is_file() else Path(store).name) or "finetuned"
 
 
-def targets_of(
-    properties: Sequence[str], *, forces: Literal["direct", "gradient"] = "direct"
-) -> dict[str, TargetSettings]:
+def default_targets(properties: Sequence[str], *, gradient_forces: bool = False) -> dict[str, TargetSettings]:
     """Targets with the default head of each property.
 
     Args:
         properties: names.
-        forces: predicted directly, or as the gradient of the energy (which then becomes a target too).
+        gradient_forces: predict forces as the gradient of the energy, which then becomes a target too.
     """
     names = list(dict.fromkeys(properties))
-    gradient = forces == "gradient" and "forces" in names
+    gradient = gradient_forces and "forces" in names
     if gradient and "energy" not in names:
         names.append("energy")
     kinds = {"forces": "gradient_forces"} if gradient else {}

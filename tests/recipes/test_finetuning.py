@@ -1,0 +1,42 @@
+"""Settings of a fine-tuning from a few choices."""
+
+from __future__ import annotations
+
+import pytest
+
+from eutectic.atoms import EutecticError
+from eutectic.recipes import finetuning
+from eutectic.train.settings import FinetuneSettings
+
+
+def test_what_is_not_given_has_its_default() -> None:
+    assert finetuning("qm9_sample", ["gap"]) == FinetuneSettings.model_validate(
+        {"data": "qm9_sample", "targets": ["gap"]}
+    )
+
+
+def test_an_energy_is_added_only_where_forces_are_its_gradient() -> None:
+    gradient = finetuning("md_aspirin", ["forces"], forces="gradient")
+    assert [(name, target.head.kind) for name, target in gradient.targets.items()] == [
+        ("forces", "gradient_forces"),
+        ("energy", "scalar"),
+    ]
+    assert gradient.targets["energy"].head.pooling == "sum"
+    assert list(finetuning("md_aspirin", ["forces"]).targets) == ["forces"]
+    assert list(finetuning("md_aspirin", ["energy"], forces="gradient").targets) == ["energy"]
+
+
+def test_a_start_from_scratch_takes_the_architecture_unless_a_backbone_is_given() -> None:
+    scratch = finetuning("md_aspirin", ["forces"], from_scratch=True)
+    assert (scratch.start, scratch.architecture_from) == ("scratch", "eutectic-small")
+    own = finetuning("md_aspirin", ["forces"], from_scratch=True, settings={"backbone": {"name": "painn"}})
+    assert (own.architecture_from, own.backbone and own.backbone.name) == (None, "painn")
+
+
+def test_choices_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(EutecticError, match="direct or gradient"):
+        finetuning("md_aspirin", ["forces"], forces="both")
+    with pytest.raises(EutecticError, match="did you mean 'forces'"):
+        finetuning("md_aspirin", ["forcs"])
+    with pytest.raises(EutecticError, match="did you mean 'precision'"):
+        finetuning("md_aspirin", ["forces"], settings={"train": {"precison": "bf16-mixed"}})
