@@ -137,18 +137,3 @@ def track(
             if not number % 50:
                 bar.advance(50)
         bar.advance(number % 50)
-
-
-def progress_bar(console: Console, *, disable: bool = False) -> Progress:
-    """A rich progress bar with description, count, time elapsed, time left, and a note."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        disable=disable,
-    )

@@ -439,7 +439,7 @@ def _worker(
         log.stepped(entry)
 
     # Only the first process shows progress.
-    with Display("pre-training", settings.train.steps, hidden=quiet) as display:
+    with Display("pre-training", settings.train.steps, per_atom=True, hidden=quiet) as display:
         try:
             trained = train(
                 fabric,
