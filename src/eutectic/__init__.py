@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from eutectic import recipes, testing
     from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure
+    from eutectic.atoms import define as define_property
     from eutectic.check import check as check_data
     from eutectic.check.files import open_data
     from eutectic.checkpoints.shipped import shipped_models as list_models
@@ -37,6 +38,7 @@ _PUBLIC = {
     "LabelledStructure": "eutectic.atoms:LabelledStructure",
     "Property": "eutectic.atoms:Property",
     "PROPERTIES": "eutectic.atoms:PROPERTIES",
+    "define_property": "eutectic.atoms:define",
     "EutecticError": "eutectic.atoms:EutecticError",
     # data
     "list_data": "eutectic.data.catalogue:listing",
@@ -70,6 +72,7 @@ __all__ = [
     "__version__",
     "check_data",
     "compare",
+    "define_property",
     "finetune",
     "list_data",
     "list_models",

@@ -110,7 +110,7 @@ def run_in_processes(
                 where,
                 "a worker process died (out of memory, killed, or a crash in a compiled library)",
                 "workers that run to completion",
-                f"run the same command again with fewer workers; {kept}",
+                f'run again with fewer workers; {kept}. A script must start work below `if __name__ == "__main__":`',
             ) from error
         except BaseException:
             stopping.value = 1

@@ -103,6 +103,9 @@ def compare(
 ) -> StudyResults:
     """The same fine-tuning from several starts and seeds; `out` then holds `runs/`, `results.json`, `report.html`.
 
+    Runs go side by side in processes of their own, which import the calling script again: in a script, call this below
+    `if __name__ == "__main__":`.
+
     Args:
         data, properties, choices: as `finetune` takes them.
         out: folder of the study; an interrupted study is resumed.

@@ -35,6 +35,7 @@ def make_run(folder: Path, steps: int, done: int, names: tuple[str, ...] = ("som
             "data_seconds": 0.1,
             "structures_by_set": dict.fromkeys(names, 15),
             "loss_by_set": dict.fromkeys(names[: 1 + s % 2], 2.0 / s),
+            "loss_by_property": {name: {"energy": 0.5 / s, "forces": 1.5 / s} for name in names[: 1 + s % 2]},
         }
         for s in range(1, done + 1)
     ]
@@ -72,6 +73,8 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
         "8–15",
     ):
         assert words in text, words
+    for prop in ("energy", "forces"):
+        assert f"Training loss of {prop} against training step." in text
     assert text.count("Validation only, not trained on") == 2  # energy and forces
     assert "60.0 %" in text  # planned
     assert "50.0 %" in text  # drawn

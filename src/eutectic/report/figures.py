@@ -318,6 +318,30 @@ def losses(journal: Sequence[Mapping[str, Any]], names: Sequence[str], by: str =
     return curves(lines, "training loss (no unit)", colours=set_colours(names), size="wide")
 
 
+def learned_properties(journal: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Properties with a training loss in a run's journal, in the order in which they appear; none in older journals."""
+    by_set = [losses for entry in journal for losses in (entry.get("loss_by_property") or {}).values()]
+    return list(dict.fromkeys(prop for losses in by_set for prop in losses))
+
+
+def property_losses(journal: Sequence[Mapping[str, Any]], names: Sequence[str], prop: str) -> Figure:
+    """Unweighted training loss of one property against step, each data set in its colour.
+
+    Args:
+        journal: a run's journal.
+        names: of the data sets, in the order of their colours.
+        prop: name of the property.
+    """
+    lines = {}
+    for name in names:
+        losses = [((entry.get("loss_by_property") or {}).get(name) or {}).get(prop) for entry in journal]
+        if any(loss is not None for loss in losses):
+            lines[name] = thinned(journal, losses)
+    return curves(
+        lines, "training loss (no unit)", colours=set_colours(names), title=prop.replace("_", " "), size="medium"
+    )
+
+
 def thinned(entries: Sequence[Mapping[str, Any]], values: Sequence[float | int | None]) -> list[tuple[float, float]]:
     """(step, mean value) of at most `CURVE_POINTS` stretches of equal length, without what is no finite number.
 
