@@ -28,6 +28,4 @@ print(store)
 print(store[0].structure.to_ase(), store[0].labels["energy"])
 
 report = eutectic.check_data(out / "co")
-print(report.verdict)
-for finding in report.findings:
-    print(finding.severity, "-", finding.message)
+print(report)

@@ -25,6 +25,14 @@ def test_the_names_are_those_that_load() -> None:
     assert set(eutectic._PUBLIC) == set(eutectic.__all__) - {"__version__"}
 
 
+def test_what_a_notebook_shows() -> None:
+    store = eutectic.open_data("md_aspirin")
+    assert repr(store) == "Store md_aspirin: 720 structures; energy (eV), forces (eV/Å); GFN2-xTB"
+    report = repr(eutectic.check_data("crystals"))
+    assert report.startswith("Report of crystals: 589 structures. ")
+    assert "formation_energy (589)" in report
+
+
 def test_an_unknown_name_says_what_there_is() -> None:
     with pytest.raises(AttributeError, match="finetune"):
         eutectic.finetun  # noqa: B018

@@ -95,7 +95,7 @@ class Plotted:
     atoms_of: Mapping[int, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """The complete report of a check.
 
@@ -136,6 +136,10 @@ class Report:
     splits: tuple[Mapping[str, Any], ...]
     findings: tuple[Finding, ...]
     plotted: Plotted
+
+    def __repr__(self) -> str:
+        lines = [f"Report of {self.source}: {self.structures:,} structures. {self.verdict}"]
+        return "\n".join([*lines, *(f"  {f.severity}: {f.message}" for f in self.findings)])
 
     @property
     def ok(self) -> bool:

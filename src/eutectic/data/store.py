@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from eutectic.atoms import EutecticError, LabelledStructure, Property, Structure
+from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure
 from eutectic.data.card import Card
 from eutectic.files import replacing, writing_to
 
@@ -655,6 +655,11 @@ class Store(Sequence[LabelledStructure]):
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    def __repr__(self) -> str:
+        card = self.card
+        labels = ", ".join(f"{name} ({PROPERTIES[name].unit or 'no unit'})" for name in card.properties)
+        return f"Store {card.name}: {len(self):,} structures; {labels or 'no labels'}; {card.level_of_theory}"
 
     def __getitem__(self, index: int | np.integer) -> LabelledStructure:  # type: ignore[override]
         if not -len(self) <= index < len(self):
