@@ -39,4 +39,4 @@ def test_choices_that_do_not_exist_are_refused() -> None:
     with pytest.raises(EutecticError, match="did you mean 'forces'"):
         finetuning("md_aspirin", ["forcs"])
     with pytest.raises(EutecticError, match="did you mean 'precision'"):
-        finetuning("md_aspirin", ["forces"], settings={"train": {"precison": "bf16-mixed"}})
+        finetuning("md_aspirin", ["forces"], settings={"train": {"precisio": "bf16-mixed"}})
