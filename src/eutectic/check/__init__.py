@@ -29,6 +29,8 @@ from eutectic.check.units import judge
 from eutectic.console import track
 from eutectic.data.catalogue import embedded, open_store
 from eutectic.data.datasets import ase_files
+from eutectic.data.formats.elements import Elements
+from eutectic.data.formats.elements import parse as parse_elements
 from eutectic.data.store import Store, is_store
 
 __all__ = ["Finding", "Report", "SlopeTest", "Units", "check"]
@@ -52,6 +54,7 @@ def check(
     *,
     keys: Mapping[str, str] | None = None,
     define: Sequence[str] = (),
+    elements: str | None = None,
     model_elements: Iterable[int] | None = None,
     progress: bool = False,
 ) -> Report:
@@ -62,6 +65,7 @@ def check(
             arrays, which is read as it is: no unit conversion, no change of sign, no unpickling.
         keys: property → key (or array) in the files, instead of the usual names.
         define: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
+        elements: elements of atoms in files of types or labels, "Cu,Au" or "OW=O,HW=H".
         model_elements: atomic numbers in a model's training data; empty if its provenance does not list them.
         progress: show progress and time left when it takes more than a few seconds.
 
@@ -72,7 +76,8 @@ def check(
         EutecticError: nothing to check; an invalid definition or key.
     """
     defined = define_all(define)
-    source = _opened(store_or_file, keys)
+    named = parse_elements(elements)
+    source = _opened(store_or_file, keys, named)
     contents, energies, geometry, motion = Contents(), Energies(), Geometry(), Motion()
     bad: list[str] = []
     n_bad = n_structures = 0
@@ -97,7 +102,7 @@ def check(
         n_bad += 1
         bad.append(str(error))
     broken = {"count": n_bad, "first": bad}
-    found_keys, ignored = _keys(source, store_or_file, keys, defined)
+    found_keys, ignored = _keys(source, store_or_file, keys, named, defined)
     judged = judge(energies, geometry, motion, source.arrays.declared, raw=source.kind == "arrays")
     units = judged.units
     if energies.n:
@@ -151,7 +156,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: float(v) if isinstance(v, np.floating) else v for k, v in values.items()}
 
 
-def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None) -> _Source:
+def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None, elements: Elements) -> _Source:
     path = Path(store_or_file)
     if str(store_or_file) in embedded() or is_store(path) or not path.exists():
         store = open_store(store_or_file)
@@ -168,11 +173,15 @@ def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None) -> _Sourc
             "pickles can run arbitrary code and are not opened here; convert it with `eutectic data prepare`, and "
             "check the store",
         )
-    return _Source(kind="structures", rows=ase_files.rows(path, keys))
+    return _Source(kind="structures", rows=ase_files.rows(path, keys, elements=elements))
 
 
 def _keys(
-    source: _Source, store_or_file: str | Path, keys: Mapping[str, str] | None, defined: Sequence[Property]
+    source: _Source,
+    store_or_file: str | Path,
+    keys: Mapping[str, str] | None,
+    elements: Elements,
+    defined: Sequence[Property],
 ) -> tuple[Mapping[str, Mapping[str, int]], Mapping[str, int]]:
     """Property → key → structures; and keys that look like labels but are not used."""
     if source.store is not None:
@@ -180,7 +189,9 @@ def _keys(
     if source.kind == "arrays":
         return source.arrays.keys, source.arrays.ignored
     try:
-        scanned = ase_files.scan(Path(store_or_file), keys, defined=defined, skip_bad=bool(keys or defined))
+        scanned = ase_files.scan(
+            Path(store_or_file), keys, elements=elements, defined=defined, skip_bad=bool(keys or defined)
+        )
     except EutecticError:
         if keys or defined:
             raise

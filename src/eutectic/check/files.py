@@ -15,7 +15,7 @@ from eutectic.data import catalogue
 from eutectic.data.store import Store, is_store
 from eutectic.files import write_atomically
 
-VERSION = 1
+VERSION = 2
 """Version of the cache; changing it prepares files again."""
 
 
@@ -25,6 +25,7 @@ def open_data(
     keys: Mapping[str, str] | None = None,
     units: Mapping[str, str] | None = None,
     define: Sequence[str] = (),
+    elements: str | None = None,
     level_of_theory: str = "not stated",
     console: Console | None = None,
 ) -> Store:
@@ -38,6 +39,7 @@ def open_data(
         keys: for a file: property → name of the entry that holds it.
         units: for a file: property → unit in the file.
         define: for a file: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
+        elements: for a file of types or labels: their elements, "Cu,Au" or "OW=O,HW=H".
         level_of_theory: for a file: level of theory of its labels.
         console: where to report the preparation and the findings; silent if None.
 
@@ -47,7 +49,7 @@ def open_data(
     """
     path = Path(data)
     if str(data) in catalogue.embedded() or is_store(path) or not path.is_file():
-        given = {"--key": keys, "--unit": units}
+        given = {"--key": keys, "--unit": units, "--elements": elements}
         for option, value in given.items():
             if value:
                 raise EutecticError(
@@ -57,7 +59,7 @@ def open_data(
                     "leave it out, or give the file itself",
                 )
         return catalogue.open_store(data)
-    cached = _cache_path(path, keys, units, define, level_of_theory)
+    cached = _cache_path(path, keys, units, define, elements, level_of_theory)
     verdict = cached.with_name(cached.name + ".check.json")
     if not (is_store(cached) and verdict.is_file()):
         catalogue.prepare(
@@ -67,6 +69,7 @@ def open_data(
             keys=keys,
             units=units,
             define=define,
+            elements=elements,
             level_of_theory=level_of_theory,
             overwrite=is_store(cached),
             progress=console is not None,
@@ -95,6 +98,7 @@ def _cache_path(
     keys: Mapping[str, str] | None,
     units: Mapping[str, str] | None,
     define: Sequence[str],
+    elements: str | None,
     level_of_theory: str,
 ) -> Path:
     """Path of the cached store for the content of a file and these options."""
@@ -102,7 +106,7 @@ def _cache_path(
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             content.update(block)
-    given = [sorted((keys or {}).items()), sorted((units or {}).items()), sorted(define), level_of_theory]
+    given = [sorted((keys or {}).items()), sorted((units or {}).items()), sorted(define), elements, level_of_theory]
     options = json.dumps([VERSION, *given])
     content.update(f"{path.name} {options}".encode())
     return catalogue.data_folder() / "files" / content.hexdigest()[:24] / (path.stem or "structures")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from eutectic.atoms import EutecticError
 
+ELEMENTS = "Elements of a file that has only types or labels: Cu,Au for types 1 and 2, or OW=O,HW=H."
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,16 @@ from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Propert
 from eutectic.data import own_files
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
-from eutectic.data.formats import ase_lmdb
+from eutectic.data.formats import structure_files
+from eutectic.data.formats.elements import Elements, formula
+from eutectic.data.formats.structure_files import Entries
 from eutectic.data.splits import TEST_SHARE
 
 PREFIXES = ("REF_", "dft_", "")
 VIRIALS = ("REF_virials", "REF_virial", "virials", "virial")
 LABEL_LIKE = ("energy", "energies", "force", "forces", "stress", "virial", "virials")
 MOST_NAMES = 1000  # entries of structures that an error may list
-# Pickle-based formats, which can run arbitrary code when opened.
-REFUSED = ("bundletrajectory",)
-# Formats in which ASE can read a range without reading everything before it.
-SEEKABLE = ("extxyz", "traj", "db", "aselmdb")
+MOST_IN_A_ROW = 20  # unreadable structures, after which the rest of a file is given up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +72,7 @@ def scan(
     group_key: str | None = None,
     *,
     units: Mapping[str, str] | None = None,
+    elements: Elements | None = None,
     defined: Sequence[Property] = (),
     skip_bad: bool = False,
 ) -> LabelsFound:
@@ -80,9 +80,9 @@ def scan(
 
     Args:
         source: a file or a folder.
-        keys, group_key, units: as for `read`.
+        keys, group_key, units, elements: as for `read`.
         defined: custom properties, which must have labels.
-        skip_bad: skip records that cannot be read.
+        skip_bad: leave out structures that cannot be used; only those that can are counted.
 
     Raises:
         EutecticError: as `read`; no label at all, none under a given key, or none of a defined property.
@@ -92,40 +92,41 @@ def scan(
     ignored: Counter[str] = Counter()
     groups: Counter[str] = Counter()
     files, skipped = _files(Path(source))
-    root = _root(files)
     of_file: dict[Path, int | None] = {}
     entries: dict[str, None] = {}
-    structures = 0
     for file in files:
-        number = 0
-        try:
-            for name, where, atoms, info in _all_atoms(file, root):
-                number += 1
-                if len(entries) < MOST_NAMES:
-                    entries |= dict.fromkeys(_entries(atoms, info))
-                try:
-                    used = _find(atoms, info, keys, units, where)
-                    group = _group(name, atoms, info, group_key, len(files) > 1, where)
-                except EutecticError:
-                    if not skip_bad:
-                        raise
-                    continue
-                for label, (key, _) in used.items():
-                    counts.setdefault(label, Counter())[key] += 1
-                ignored.update(_unused(atoms, info, {key for key, _ in used.values()}))
-                groups[group] += 1
-            of_file[file] = number
-        except EutecticError:
-            if not skip_bad:
-                raise
-            of_file[file] = None
-        structures += number
+        number: int | None = 0
+        for item in _every(file, _root(files), elements, skip_bad):
+            if item is None or number is None:
+                number = None
+                break
+            number += 1
+            if isinstance(item, EutecticError):
+                continue
+            name, where, atoms, info = item
+            if len(entries) < MOST_NAMES:
+                entries |= dict.fromkeys(_entries(atoms, info))
+            try:
+                used = _find(atoms, info, keys, units, where)
+                group = _group(name, atoms, info, group_key, len(files) > 1, where)
+                if skip_bad:
+                    labels = {label: value for label, (_, value) in used.items()}
+                    LabelledStructure(structure=_structure(atoms), labels=labels, id=name, group=group).check(where)
+            except EutecticError:
+                if not skip_bad:
+                    raise
+                continue
+            for label, (key, _) in used.items():
+                counts.setdefault(label, Counter())[key] += 1
+            ignored.update(_unused(atoms, info, {key for key, _ in used.values()}))
+            groups[group] += 1
+        of_file[file] = number
     tried = {name: _candidates(name, keys) for name in PROPERTIES}
     own_files.check_matches(str(source), keys, defined, counts, entries, tried)
     if not counts:
         raise _no_labels(Path(source), ignored)
     return LabelsFound(
-        structures=structures,
+        structures=groups.total(),
         files=len(files),
         counts={name: dict(counts[name]) for name in PROPERTIES if name in counts},
         ignored=dict(ignored),
@@ -143,7 +144,7 @@ class AseFiles:
     Attributes:
         source: a file or a folder.
         found: its contents, from `scan`.
-        keys, group_key, units: as for `read`.
+        keys, group_key, units, elements: as for `read`.
         defined: custom properties defined for these files.
         level_of_theory: level of theory of the labels, which the files do not state.
     """
@@ -153,6 +154,7 @@ class AseFiles:
     keys: Mapping[str, str] = field(default_factory=dict)
     group_key: str | None = None
     units: Mapping[str, str] = field(default_factory=dict)
+    elements: Elements = field(default_factory=dict)
     defined: tuple[Property, ...] = ()
     level_of_theory: str = "not stated"
 
@@ -171,7 +173,7 @@ class AseFiles:
     def pieces(self, source: Path, name: str) -> list[Piece]:
         """The files; those with random access with their number of structures."""
         return [
-            Piece(path=file, count=count if _format(file) in SEEKABLE else None)
+            Piece(path=file, count=count if structure_files.format_of(file) in structure_files.SEEKABLE else None)
             for file, count in self.found.of_file.items()
         ]
 
@@ -179,8 +181,8 @@ class AseFiles:
         """The structures of a file, or of a part of it; unchecked."""
         files = list(self.found.of_file)
         several = len(files) > 1
-        rows = _rows(piece.path, _root(files), several, self.keys, self.group_key, self.units, piece.first, piece.count)
-        yield from (row for _, row in rows)
+        options = (self.keys, self.group_key, self.units, self.elements)
+        yield from (row for _, row in _rows(piece.path, _root(files), several, *options, piece.first, piece.count))
 
     def published_splits(self, source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
         """None."""
@@ -209,6 +211,9 @@ def card(
     # The largest group goes to training: with one trajectory and a few isolated atoms nothing is left for the test.
     few = found.groups < 3 or found.structures - found.largest_group < 2 * TEST_SHARE * found.structures
     notes = own_files.notes(found.counts, units or {}, assumed=True)
+    if found.skipped:
+        more = f" and {len(found.skipped) - 5} more" if len(found.skipped) > 5 else ""
+        notes.append(f"not read as structures: {', '.join(found.skipped[:5])}{more}")
     if found.ignored:
         notes.append("not used as labels: " + ", ".join(f"{k} ({n})" for k, n in found.ignored.items()))
     if few:
@@ -232,6 +237,7 @@ def read(
     keys: Mapping[str, str] | None = None,
     group_key: str | None = None,
     units: Mapping[str, str] | None = None,
+    elements: Elements | None = None,
 ) -> Iterator[LabelledStructure]:
     """Every structure with its labels; files of a folder sorted by name.
 
@@ -245,6 +251,7 @@ def read(
             file, if there are several; else the chemical formula.
         units: property, "positions" or "cell" (default: as positions) → unit in the files, instead of ASE's, with a
             leading minus to change the sign. The unit of a stress given as virials is an energy.
+        elements: type or label of an atom in the files → symbol of its element, where the files do not name it.
 
     Yields:
         Structures with ids "<file>#<position in the file>".
@@ -253,7 +260,7 @@ def read(
         EutecticError: no such source; a file that is empty, truncated or of unknown format; an unusable structure or
             label (non-finite, wrong shape, element X, periodic without volume).
     """
-    for where, row in rows(source, keys, group_key, units):
+    for where, row in rows(source, keys, group_key, units, elements):
         row.check(where)
         yield row
 
@@ -263,12 +270,13 @@ def rows(
     keys: Mapping[str, str] | None = None,
     group_key: str | None = None,
     units: Mapping[str, str] | None = None,
+    elements: Elements | None = None,
 ) -> Iterator[tuple[str, LabelledStructure]]:
     """As `read`, unchecked: location and structure."""
     keys, units = _checked(keys, units)
     files, _ = _files(Path(source))
     for file in files:
-        yield from _rows(file, _root(files), len(files) > 1, keys, group_key, units)
+        yield from _rows(file, _root(files), len(files) > 1, keys, group_key, units, elements)
 
 
 def _checked(
@@ -295,6 +303,7 @@ def _rows(
     keys: Mapping[str, str],
     group_key: str | None,
     units: Mapping[str, str],
+    elements: Elements | None = None,
     first: int = 0,
     count: int | None = None,
 ) -> Iterator[tuple[str, LabelledStructure]]:
@@ -302,20 +311,37 @@ def _rows(
         own_files.length(what, unit) if (unit := units.get(what, units.get("positions"))) else None
         for what in ("positions", "cell")
     )
-    for name, where, atoms, info in _all_atoms(file, root, first, count):
+    for item in _all_atoms(file, root, elements, first, count):
+        if isinstance(item, EutecticError):
+            raise item
+        name, where, atoms, info = item
         if of_cell is not None:
             atoms.set_cell(atoms.cell.array * of_cell)
         if of_positions is not None:
             atoms.positions *= of_positions
         labels = {label: value for label, (_, value) in _find(atoms, info, keys, units, where).items()}
         group = _group(name, atoms, info, group_key, several_files, where)
-        tags = np.asarray(atoms.get_tags())
-        if not np.isin(tags, (0, 1, 2)).all():
-            atoms.set_tags(np.full(len(atoms), 2))
-        yield (
-            where,
-            LabelledStructure(structure=Structure.from_ase(atoms), labels=labels, id=name, group=group),
-        )
+        yield where, LabelledStructure(structure=_structure(atoms), labels=labels, id=name, group=group)
+
+
+def structures(source: Path, elements: Elements | None = None) -> Iterator[tuple[str, Atoms, Structure]]:
+    """Location, contents as ASE reads them, and structure of every entry of a file; no labels, unchecked.
+
+    Raises:
+        EutecticError: as `read`.
+    """
+    for item in _all_atoms(source, source.parent, elements):
+        if isinstance(item, EutecticError):
+            raise item
+        _, where, atoms, _ = item
+        yield where, atoms, _structure(atoms)
+
+
+def _structure(atoms: Atoms) -> Structure:
+    structure = Structure.from_ase(atoms)
+    if np.isin(structure.tags, (0, 1, 2)).all():
+        return structure
+    return replace(structure, tags=np.full(len(atoms), 2, dtype=np.int64))
 
 
 def _places(atoms: Atoms, info: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -416,7 +442,7 @@ def _group(name: str, atoms: Atoms, info: Mapping[str, Any], key: str | None, se
         )
     if (entry := key or "group") in info:
         return str(info[entry])
-    return name.rpartition("#")[0] if several_files else str(atoms.get_chemical_formula())
+    return name.rpartition("#")[0] if several_files else formula(atoms.numbers)
 
 
 def _files(source: Path) -> tuple[list[Path], list[str]]:
@@ -424,13 +450,13 @@ def _files(source: Path) -> tuple[list[Path], list[str]]:
     if not source.exists():
         raise EutecticError(str(source), "nothing is here", "a file or folder of structures", "check the path")
     if source.is_file():
-        _format(source)
+        structure_files.format_of(source)
         return [source], []
     files: list[Path] = []
     skipped: list[str] = []
     for file in sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith(".")):
         try:
-            format_name = _format(file)
+            format_name = structure_files.format_of(file)
         except EutecticError:
             skipped.append(file.name)
             continue
@@ -449,74 +475,48 @@ def _files(source: Path) -> tuple[list[Path], list[str]]:
     return files, skipped
 
 
-def _format(file: Path) -> str:
-    """ASE's name for a file's format."""
-    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
-
-    if file.stat().st_size == 0:
-        raise EutecticError(str(file), "an empty file", "structures", "write it again, or remove it")
-    if file.suffix == ase_lmdb.SUFFIX:
-        return "aselmdb"
-    try:
-        name = str(filetype(str(file)))
-    except (UnknownFileTypeError, OSError):
-        name = ""
-    if name == "castep-md" and b"BEGIN header" not in file.read_bytes()[:200]:
-        name = "markdown"  # README.md is not a trajectory of CASTEP, though both end in .md
-    if name not in ioformats or name in REFUSED or not ioformats[name].can_read:
-        raise EutecticError(
-            str(file),
-            f"format {name or 'unknown'}",
-            "extxyz, db, aselmdb, traj, json, or another format that ASE reads",
-            "convert it with ASE (`ase convert`)",
-        )
-    return name
-
-
 def _root(files: list[Path]) -> Path:
     return Path(os.path.commonpath([file.parent for file in files]))
 
 
+_Item = tuple[str, str, Atoms, Entries]
+"""Id, location, structure, and all its entries."""
+
+
 def _all_atoms(
-    file: Path, root: Path, first: int = 0, count: int | None = None
-) -> Iterator[tuple[str, str, Atoms, Mapping[str, Any]]]:
-    """Id, location, structure, and all its entries."""
-    index, stream = first, _atoms(file, first, count)
-    while True:
-        where = f"{file}, structure {index}"
-        try:
-            atoms, info = next(stream)
-        except StopIteration:
-            break
-        except EutecticError:
-            raise
-        # ASE's readers raise many kinds of exceptions on damaged files.
-        except Exception as error:
-            raise EutecticError(
-                where,
-                f"could not be read ({type(error).__name__}: {error})",
-                f"a complete file of the format {_format(file)}",
-                "it may be truncated or damaged: write it again, or remove the incomplete part",
-            ) from error
-        yield f"{file.relative_to(root).as_posix()}#{index}", where, atoms, info
+    file: Path, root: Path, elements: Elements | None = None, first: int = 0, count: int | None = None
+) -> Iterator[_Item | EutecticError]:
+    """The structures of a file, or an error in the place of one."""
+    index = first
+    for found in structure_files.structures(file, first, count, elements):
+        if isinstance(found, EutecticError):
+            yield found
+        else:
+            yield f"{file.relative_to(root).as_posix()}#{index}", f"{file}, structure {index}", *found
         index += 1
     if index == 0 and count != 0:
         raise EutecticError(str(file), "no structures", "at least one", "write it again, or remove it")
 
 
-def _atoms(file: Path, first: int, count: int | None) -> Iterator[tuple[Atoms, Mapping[str, Any]]]:
-    end = None if count is None else first + count
-    if _format(file) in ("db", "json"):
-        from ase.db import connect
+def _every(file: Path, root: Path, elements: Elements | None, skip_bad: bool) -> Iterator[_Item | EutecticError | None]:
+    """As `_all_atoms`; raises the errors, or with `skip_bad` goes on after them, as a preparation does.
 
-        # ase.io drops the key-value pairs of a database, which may be the labels.
-        for row in connect(str(file), type=_format(file)).select(offset=first, limit=count):
-            atoms = row.toatoms()
-            yield atoms, {**atoms.info, **row.data, **row.key_value_pairs}
-    elif _format(file) == "aselmdb":
-        yield from ase_lmdb.read_rows(file, first, count)
-    else:
-        from ase.io import iread
-
-        for atoms in iread(str(file), index=f"{first}:{'' if end is None else end}", format=_format(file)):
-            yield atoms, atoms.info
+    Yields None where the rest of a file is given up.
+    """
+    first = in_a_row = 0
+    while True:
+        try:
+            for item in _all_atoms(file, root, elements, first):
+                if isinstance(item, EutecticError) and not skip_bad:
+                    raise item
+                first, in_a_row = first + 1, 0
+                yield item
+            return
+        except EutecticError as error:
+            if not skip_bad:
+                raise
+            first, in_a_row = first + 1, in_a_row + 1
+            if in_a_row >= MOST_IN_A_ROW:
+                yield None
+                return
+            yield error

@@ -27,15 +27,15 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
-from ase.data import atomic_numbers, chemical_symbols
-from ase.formula import Formula
+from ase.data import atomic_numbers
 
-from eutectic.atoms import MAX_ATOMIC_NUMBER, PROPERTIES, EutecticError, LabelledStructure, Property, Structure, units
+from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure, units
 from eutectic.data import own_files
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
 from eutectic.data.formats import cif, pickled_lmdb, pymatgen_json
 from eutectic.data.formats.archives import damage_explained, opened
+from eutectic.data.formats.elements import formula
 from eutectic.data.formats.npz_arrays import array_head, blocks, cut
 from eutectic.data.formats.open_catalyst import find
 from eutectic.data.splits import TEST_SHARE
@@ -475,8 +475,7 @@ def _group(record: Record, choices: Choices, several_files: bool) -> str:
     else:
         _needed(record, choices, "positions")
         numbers = _atomic_numbers(record, choices)
-    symbols = [chemical_symbols[z] if 0 < z <= MAX_ATOMIC_NUMBER else "X" for z in numbers.tolist()]
-    return format(Formula.from_list(symbols), "hill")
+    return formula(numbers)
 
 
 # --- required information ---------------------------------------------------------------------------
