@@ -27,6 +27,7 @@ from eutectic.check.report import Finding, Plotted, Report, SlopeTest, Units
 from eutectic.check.scales import spread
 from eutectic.check.units import judge
 from eutectic.console import track
+from eutectic.data import own_files
 from eutectic.data.catalogue import embedded, open_store
 from eutectic.data.datasets import ase_files
 from eutectic.data.formats.elements import Elements
@@ -160,9 +161,26 @@ def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None, elements:
     path = Path(store_or_file)
     if str(store_or_file) in embedded() or is_store(path) or not path.exists():
         store = open_store(store_or_file)
+        for option, value in {"--key": keys, "--elements": elements}.items():
+            if value:
+                raise EutecticError(
+                    option,
+                    f"used with {store_or_file}, which is a store already",
+                    "this option only with a file of structures",
+                    "leave it out, or give the file itself",
+                )
         rows = ((f"{store.path}, {row.id}", row) for row in store)
         return _Source(kind="store", rows=rows, total=len(store), store=store)
     if raw_arrays.is_arrays(path):
+        own_files.check_keys(keys or {})
+        for name in keys or ():
+            if name not in ("energy", "forces"):
+                raise EutecticError(
+                    f"--key {name}",
+                    f"used with {path}",
+                    "energy or forces, which are all that is checked in files of arrays",
+                    "prepare a store of it (`eutectic data prepare records`), and check that",
+                )
         arrays = raw_arrays.Arrays()
         return _Source(kind="arrays", rows=raw_arrays.rows(path, arrays, keys), arrays=arrays)
     if path.suffix.lower() in (".lmdb", ".pkl", ".pickle", ".pt"):
@@ -187,6 +205,8 @@ def _keys(
     if source.store is not None:
         return {name: {name: n} for name, n in source.store.label_counts().items()}, {}
     if source.kind == "arrays":
+        tried = {name: (key,) for name, key in (keys or {}).items()}
+        own_files.check_matches(str(store_or_file), keys or {}, (), source.arrays.keys, [*source.arrays.seen], tried)
         return source.arrays.keys, source.arrays.ignored
     try:
         scanned = ase_files.scan(

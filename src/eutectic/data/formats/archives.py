@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from eutectic.atoms import EutecticError
 
@@ -130,14 +130,16 @@ def opened(path: Path, member: str = "") -> Iterator[Bytes]:
     with contextlib.ExitStack() as stack:
         handle: IO[bytes] = stack.enter_context(path.open("rb"))
         for part in member.split(INSIDE) if member else ():
-            handle = stack.enter_context(stack.enter_context(zipfile.ZipFile(handle)).open(part))
+            bundle = stack.enter_context(zipfile.ZipFile(handle))
+            check_ratio(f"{path}, {part}", bundle.getinfo(part).compress_size, bundle.getinfo(part).file_size)
+            handle = stack.enter_context(bundle.open(part))
         yield handle
 
 
 def tar_members(path: Path, *patterns: str) -> Iterator[tuple[str, Bytes]]:
     """Name and bytes of each file in a tar archive, compressed or not, whose name matches one of the patterns (as
     `Path.match`), front to back in one pass."""
-    with tarfile.open(path) as tar:
+    with unpacked(path) as content, tarfile.open(fileobj=cast(IO[bytes], content)) as tar:
         for member in tar:
             if member.isfile() and any(Path(member.name).match(pattern) for pattern in patterns):
                 handle = tar.extractfile(member)
