@@ -12,6 +12,7 @@ from rich.console import Console
 from eutectic.atoms import EutecticError
 from eutectic.check import Report, check
 from eutectic.data import catalogue
+from eutectic.data.datasets import ase_files
 from eutectic.data.store import Store, is_store
 from eutectic.files import write_atomically
 
@@ -29,7 +30,7 @@ def open_data(
     level_of_theory: str = "not stated",
     console: Console | None = None,
 ) -> Store:
-    """Open a store by name or path, or a file that ASE reads, which is first prepared and checked.
+    """Open a store by name or path, or a file or folder that ASE reads, which is first prepared and checked.
 
     A file is prepared once for each content and set of options, under `$EUTECTIC_DATA`; the findings of the check are
     kept beside the store.
@@ -48,7 +49,7 @@ def open_data(
             given for a store.
     """
     path = Path(data)
-    if str(data) in catalogue.embedded() or is_store(path) or not path.is_file():
+    if not _is_of_files(data):
         given = {"--key": keys, "--unit": units, "--elements": elements}
         for option, value in given.items():
             if value:
@@ -93,6 +94,14 @@ def open_data(
     return Store(cached)
 
 
+def _is_of_files(data: str | Path) -> bool:
+    """Whether this is a file or a folder of structures, and no store or name of one."""
+    path = Path(data)
+    if str(data) in catalogue.embedded() or is_store(path):
+        return False
+    return path.is_file() or (path.is_dir() and str(data) not in catalogue.native() and not any(path.glob("*.arrow")))
+
+
 def _cache_path(
     path: Path,
     keys: Mapping[str, str] | None,
@@ -103,9 +112,12 @@ def _cache_path(
 ) -> Path:
     """Path of the cached store for the content of a file and these options."""
     content = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            content.update(block)
+    for one in ase_files.files_of(path):
+        if not path.is_file():
+            content.update(f"{one.relative_to(path).as_posix()} {one.stat().st_size} ".encode())
+        with one.open("rb") as file:
+            while block := file.read(1 << 20):
+                content.update(block)
     given = [sorted((keys or {}).items()), sorted((units or {}).items()), sorted(define), elements, level_of_theory]
     options = json.dumps([VERSION, *given])
     content.update(f"{path.name} {options}".encode())

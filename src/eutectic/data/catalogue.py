@@ -250,6 +250,7 @@ def prepare(
                 scanned = ase_files.scan(
                     source, keys, group_key, units=units, elements=named, defined=defined, skip_bad=skip_bad
                 )
+                ase_files.check_stated(source, scanned, units)
                 dataset = ase_files.AseFiles(
                     source=source,
                     found=scanned,

@@ -1,5 +1,5 @@
 """The user's own structures: any file that ASE reads (extxyz, db, traj, json, VASP output, …), fairchem's `.aselmdb`,
-or a folder of these.
+or a folder of these, perhaps with a table of their labels (`id_prop.csv`, see `eutectic.data.formats.id_prop`).
 
 The label of each property of `eutectic.atoms.PROPERTIES` is the first of: `REF_<property>`, `dft_<property>`,
 `<property>` in `atoms.info` or `atoms.arrays`; the results in `atoms.calc`; for the stress also `REF_virials` and
@@ -22,16 +22,18 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure
+from eutectic.atoms.units import as_typed
 from eutectic.data import own_files
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
-from eutectic.data.formats import structure_files
+from eutectic.data.formats import id_prop, structure_files
 from eutectic.data.formats.elements import Elements, formula
 from eutectic.data.formats.structure_files import Entries
 from eutectic.data.splits import TEST_SHARE
 
 PREFIXES = ("REF_", "dft_", "")
 VIRIALS = ("REF_virials", "REF_virial", "virials", "virial")
+_TRUTH = {"true": 1.0, "t": 1.0, "false": 0.0, "f": 0.0}
 LABEL_LIKE = ("energy", "energies", "force", "forces", "stress", "virial", "virials")
 MOST_NAMES = 1000  # entries of structures that an error may list
 MOST_IN_A_ROW = 20  # unreadable structures, after which the rest of a file is given up
@@ -50,6 +52,7 @@ class LabelsFound:
         largest_group: structures in the largest group.
         skipped: files of a folder without structures.
         of_file: structures in each file, in order; None for a file that could not be read to its end.
+        table: labels of files in a table beside them.
     """
 
     structures: int
@@ -60,6 +63,7 @@ class LabelsFound:
     largest_group: int = 0
     skipped: tuple[str, ...] = ()
     of_file: Mapping[Path, int | None] = field(default_factory=dict)
+    table: id_prop.Labels = field(default_factory=dict)
 
     def rows(self) -> list[tuple[str, str, int, str]]:
         """Table rows: property, key, structures, unit."""
@@ -91,12 +95,12 @@ def scan(
     counts: dict[str, Counter[str]] = {}
     ignored: Counter[str] = Counter()
     groups: Counter[str] = Counter()
-    files, skipped = _files(Path(source))
+    files, skipped, table = _files(Path(source))
     of_file: dict[Path, int | None] = {}
     entries: dict[str, None] = {}
     for file in files:
         number: int | None = 0
-        for item in _every(file, _root(files), elements, skip_bad):
+        for item in _every(file, _root(files), elements, skip_bad, table):
             if item is None or number is None:
                 number = None
                 break
@@ -134,6 +138,7 @@ def scan(
         largest_group=max(groups.values(), default=0),
         skipped=tuple(skipped),
         of_file=of_file,
+        table=table,
     )
 
 
@@ -182,11 +187,33 @@ class AseFiles:
         files = list(self.found.of_file)
         several = len(files) > 1
         options = (self.keys, self.group_key, self.units, self.elements)
-        yield from (row for _, row in _rows(piece.path, _root(files), several, *options, piece.first, piece.count))
+        rows = _rows(piece.path, _root(files), several, *options, self.found.table, piece.first, piece.count)
+        yield from (row for _, row in rows)
 
     def published_splits(self, source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
         """None."""
         return {}
+
+
+def check_stated(source: Path, found: LabelsFound, units: Mapping[str, str] | None) -> None:
+    """Require the units of labels from a table: ASE's units hold for ASE's files only.
+
+    Raises:
+        EutecticError: names the properties, and how to state their units.
+    """
+    of_table = {entry for entries in found.table.values() for entry in entries}
+    missing = [
+        name
+        for name, entries in found.counts.items()
+        if of_table & set(entries) and own_files.unit_required(name) and name not in (units or {})
+    ]
+    if missing:
+        raise EutecticError(
+            str(source),
+            f"no unit of {', '.join(missing)}, whose values are in a table",
+            "information that is missing from the files and must not be guessed",
+            "give their units: " + " ".join(f"--unit {n}={as_typed(PROPERTIES[n].unit)}" for n in missing),
+        )
 
 
 def card(
@@ -274,9 +301,9 @@ def rows(
 ) -> Iterator[tuple[str, LabelledStructure]]:
     """As `read`, unchecked: location and structure."""
     keys, units = _checked(keys, units)
-    files, _ = _files(Path(source))
+    files, _, table = _files(Path(source))
     for file in files:
-        yield from _rows(file, _root(files), len(files) > 1, keys, group_key, units, elements)
+        yield from _rows(file, _root(files), len(files) > 1, keys, group_key, units, elements, table)
 
 
 def _checked(
@@ -304,6 +331,7 @@ def _rows(
     group_key: str | None,
     units: Mapping[str, str],
     elements: Elements | None = None,
+    table: id_prop.Labels | None = None,
     first: int = 0,
     count: int | None = None,
 ) -> Iterator[tuple[str, LabelledStructure]]:
@@ -311,7 +339,7 @@ def _rows(
         own_files.length(what, unit) if (unit := units.get(what, units.get("positions"))) else None
         for what in ("positions", "cell")
     )
-    for item in _all_atoms(file, root, elements, first, count):
+    for item in _all_atoms(file, root, elements, table, first, count):
         if isinstance(item, EutecticError):
             raise item
         name, where, atoms, info = item
@@ -392,7 +420,9 @@ def _shaped(prop: Property, value: object, n_atoms: int, where: str) -> np.ndarr
     shape = prop.shape(n_atoms)
     try:
         if isinstance(value, bool | np.bool_) and not prop.categorical:
-            raise ValueError("a key without a value")
+            raise ValueError("true or false, or a key without a value")
+        if prop.categorical and isinstance(value, str) and (word := value.strip().lower()) in _TRUTH:
+            value = _TRUTH[word]
         array = np.asarray(value, dtype=np.float64)
         if prop.rank == 2 and array.shape == (6,):
             return voigt_6_to_full_3x3_stress(array)
@@ -407,6 +437,8 @@ def _shaped(prop: Property, value: object, n_atoms: int, where: str) -> np.ndarr
             else f"{prop.name} in {prop.unit}, of shape {shape}",
             "number the classes in the file, from 0"
             if prop.categorical
+            else f"a property that is true or false is defined as a class (--define {prop.name}=,class)"
+            if isinstance(value, bool | np.bool_)
             else "repair the file, or name another key for this property",
         ) from error
 
@@ -445,13 +477,29 @@ def _group(name: str, atoms: Atoms, info: Mapping[str, Any], key: str | None, se
     return name.rpartition("#")[0] if several_files else formula(atoms.numbers)
 
 
-def _files(source: Path) -> tuple[list[Path], list[str]]:
-    """Files to read, and names of those that ASE does not read."""
+def files_of(source: Path) -> list[Path]:
+    """All files from which structures and labels of a source are read.
+
+    Raises:
+        EutecticError: none here.
+    """
+    files, _, _ = _files(source)
+    return [*files, *id_prop.tables(source)]
+
+
+def _files(source: Path) -> tuple[list[Path], list[str], id_prop.Labels]:
+    """Files to read, names of those that are not, and labels of files in tables."""
     if not source.exists():
         raise EutecticError(str(source), "nothing is here", "a file or folder of structures", "check the path")
+    table = id_prop.read(source)
+    if table:
+        # The tables say what belongs to the data.
+        tables = id_prop.tables(source)
+        beside = () if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
+        return list(table), [p.name for p in beside if p not in table and p not in tables], table
     if source.is_file():
         structure_files.format_of(source)
-        return [source], []
+        return [source], [], {}
     files: list[Path] = []
     skipped: list[str] = []
     for file in sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith(".")):
@@ -472,7 +520,7 @@ def _files(source: Path) -> tuple[list[Path], list[str]]:
             "extxyz, db, traj, json, or another format of ASE",
             "check the path",
         )
-    return files, skipped
+    return files, skipped, {}
 
 
 def _root(files: list[Path]) -> Path:
@@ -484,7 +532,12 @@ _Item = tuple[str, str, Atoms, Entries]
 
 
 def _all_atoms(
-    file: Path, root: Path, elements: Elements | None = None, first: int = 0, count: int | None = None
+    file: Path,
+    root: Path,
+    elements: Elements | None = None,
+    table: id_prop.Labels | None = None,
+    first: int = 0,
+    count: int | None = None,
 ) -> Iterator[_Item | EutecticError]:
     """The structures of a file, or an error in the place of one."""
     index = first
@@ -492,13 +545,29 @@ def _all_atoms(
         if isinstance(found, EutecticError):
             yield found
         else:
-            yield f"{file.relative_to(root).as_posix()}#{index}", f"{file}, structure {index}", *found
+            atoms, entries = found
+            if table and index:
+                raise EutecticError(
+                    str(file),
+                    "a second structure",
+                    "one structure, to which the labels of its line belong",
+                    "divide it",
+                )
+            more = table[file] if table else {}
+            yield (
+                f"{file.relative_to(root).as_posix()}#{index}",
+                f"{file}, structure {index}",
+                atoms,
+                {**entries, **more},
+            )
         index += 1
     if index == 0 and count != 0:
         raise EutecticError(str(file), "no structures", "at least one", "write it again, or remove it")
 
 
-def _every(file: Path, root: Path, elements: Elements | None, skip_bad: bool) -> Iterator[_Item | EutecticError | None]:
+def _every(
+    file: Path, root: Path, elements: Elements | None, skip_bad: bool, table: id_prop.Labels
+) -> Iterator[_Item | EutecticError | None]:
     """As `_all_atoms`; raises the errors, or with `skip_bad` goes on after them, as a preparation does.
 
     Yields None where the rest of a file is given up.
@@ -506,7 +575,7 @@ def _every(file: Path, root: Path, elements: Elements | None, skip_bad: bool) ->
     first = in_a_row = 0
     while True:
         try:
-            for item in _all_atoms(file, root, elements, first):
+            for item in _all_atoms(file, root, elements, table, first):
                 if isinstance(item, EutecticError) and not skip_bad:
                     raise item
                 first, in_a_row = first + 1, 0

@@ -428,6 +428,13 @@ def _labels(record: Record, choices: Choices, n: int) -> dict[str, np.ndarray]:
         if key is None:
             continue
         shape = prop.shape(n)
+        if isinstance(value := record.value(key), bool | np.bool_) and not prop.categorical:
+            raise EutecticError(
+                f"{record.where}, {key}",
+                str(value),
+                f"{name} in {prop.unit}",
+                f"name another field, or define a class for it: --define {name}_class=,class --key {name}_class={key}",
+            )
         if prop.categorical and (classes := _classes(record, key)) is not None:
             record = replace(record, fields={**record.fields, key: classes})
         read = _of_atoms(record, key, n, shape, prop) if prop.level == "atom" else _shaped(record, key, shape, prop, n)
@@ -628,7 +635,8 @@ def _of_npz(path: Path, choices: Choices, first: int, count: int | None) -> Iter
                 )
             start, counts = int(of_each[:first].sum()), of_each[first:stop].tolist()
         # One cell, and its periodicity, may be that of all structures.
-        of_all = [name for name in (key["cell"], key["pbc"]) if shapes.get(name) in ((3, 3), (3,), ()) and n != 3]
+        once = ((key["cell"], (3, 3)), (key["pbc"], (3,)), (key["pbc"], ()))
+        of_all = [name for name, one in once if n != 3 and shapes.get(name) == one]
         strange = [
             f"{name} {held}"
             for name, held in shapes.items()
