@@ -70,7 +70,7 @@ def predict(
 
     Raises:
         EutecticError: no such task; an invalid structure, or one with an element that has no reference; derivatives
-            from a task without an energy head.
+            from a task without an energy head; a prediction that is not finite.
     """
     task = task_of(model, task_name)
     if conservative and task.heads.get("energy") is None:
@@ -102,6 +102,14 @@ def predict(
                 for i, rows in zip(chunk, _per_structure(name, value, items), strict=True):
                     if name == "stress" and not structures[i].pbc.all():
                         continue
+                    if not np.isfinite(rows).all():
+                        raise EutecticError(
+                            f"structure {i}",
+                            f"{name} of task {task.name} predicted as {rows.ravel()[~np.isfinite(rows.ravel())][0]}",
+                            "finite predictions",
+                            "check its positions and elements (`eutectic data check`); if other structures fail too, "
+                            "the model is damaged: copy or train it again",
+                        )
                     predictions[i][name] = (
                         rows if normalised else _denormalised(task, name, rows, structures[i], i, conservative)
                     )
