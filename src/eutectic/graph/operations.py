@@ -80,9 +80,9 @@ def meet(
 
 
 def _pieces(source: Tensor, target: Tensor, numbers: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Ranges of edges, of some 2^16 numbers each on a CPU, with their atoms; all edges at once elsewhere."""
+    """Ranges of edges, of some 2^18 numbers each on a CPU, with their atoms; all edges at once elsewhere."""
     n = len(source)
-    step = max(1, 2**16 // max(numbers, 1)) if source.device.type == "cpu" else max(n, 1)
+    step = max(1, 2**18 // max(numbers, 1)) if source.device.type == "cpu" else max(n, 1)
     for first in range(0, n, step):
         part = slice(first, min(first + step, n))
         yield part, source[part], target[part]
