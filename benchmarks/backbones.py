@@ -194,7 +194,7 @@ def write_files(store: Path, folder: Path) -> dict[str, Path]:
         frames = []
         for row in getattr(parts, name):
             structure = opened[int(row)]
-            atoms = structure.to_ase()
+            atoms = structure.structure.to_ase()
             atoms.calc = None
             atoms.info = {"REF_energy": float(structure.labels["energy"])}
             atoms.arrays["REF_forces"] = np.asarray(structure.labels["forces"])

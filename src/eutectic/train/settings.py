@@ -49,7 +49,7 @@ class Defining(Settings):
 class BackboneChoice(Settings):
     """A backbone and its settings, validated at once; missing ones get their defaults."""
 
-    name: str = Field(default="gemnet_oc", description="backbone: gemnet_oc, painn, or a registered one")
+    name: str = Field(default="gemnet_oc", description="backbone: gemnet_oc, gotennet, painn, or a registered one")
     settings: dict[str, Any] = Field(
         default_factory=dict, description="settings of the backbone; see its settings class"
     )
