@@ -318,6 +318,9 @@ class DataSettings(Defining):
     )
     keys: dict[str, str] = Field(default_factory=dict, description="for a file: property → key of its entry")
     units: dict[str, str] = Field(default_factory=dict, description="for a file: property → its unit in the file")
+    elements: str | None = Field(
+        default=None, description="for a file of types or labels: their elements, e.g. Cu,Au or OW=O,HW=H"
+    )
     level_of_theory: str = Field(default="not stated", description="for a file: level of theory of its labels")
 
 
