@@ -12,6 +12,7 @@ from rich.table import Table
 
 from eutectic.atoms import EutecticError
 from eutectic.cli.app import app
+from eutectic.cli.options import ELEMENTS
 from eutectic.cli.show import console, plain, show_facts
 
 
@@ -54,6 +55,7 @@ def predict(
     normalised: Annotated[
         bool, typer.Option("--normalised", help="Predict in model units, without scales and reference energies.")
     ] = False,
+    elements: Annotated[str | None, typer.Option(help=ELEMENTS)] = None,
     conservative: Annotated[
         bool, typer.Option("--conservative", help="Predict forces and stress as derivatives of the energy.")
     ] = False,
@@ -74,6 +76,7 @@ def predict(
     """
     from eutectic.checkpoints.model import load_model
     from eutectic.console import ProgressBar
+    from eutectic.data.formats.elements import parse as parse_elements
     from eutectic.predict import prediction
     from eutectic.train.runtime.matmul import prefer_fast_matmul
     from eutectic.train.runtime.memory import keep_freed_memory
@@ -84,7 +87,7 @@ def predict(
     keep_freed_memory()
     prefer_fast_matmul(trained.module)
     selected = prediction.task_of(trained, task)
-    atoms, inputs = prediction.read_structures(structures)
+    atoms, inputs = prediction.read_structures(structures, parse_elements(elements))
     with ProgressBar("predicting", len(inputs)) as bar:
         predictions = prediction.predict(
             trained,

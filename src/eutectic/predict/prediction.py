@@ -14,6 +14,7 @@ from ase import Atoms
 from eutectic.atoms import PROPERTIES, EutecticError, Structure
 from eutectic.checkpoints.model import TrainedModel, task_named
 from eutectic.data.datasets import ase_files
+from eutectic.data.formats.elements import Elements
 from eutectic.graph import build_graph
 from eutectic.tasks import Sample, Task, make_batch
 
@@ -150,22 +151,27 @@ def relative_energies(model: TrainedModel, task_name: str) -> str | None:
 # --- files -----------------------------------------------------------------------------------------------------
 
 
-def read_structures(source: Path) -> tuple[list[Atoms], list[Structure]]:
+def read_structures(source: Path, elements: Elements | None = None) -> tuple[list[Atoms], list[Structure]]:
     """All structures of a file: as ASE objects with all their data, and as `Structure`.
+
+    Args:
+        source: a file that ASE reads.
+        elements: type or label of an atom → symbol of its element, for a file that does not name elements.
 
     Raises:
         EutecticError: as `eutectic.data.datasets.ase_files.read`; or a folder.
     """
-    from ase.io import iread
-
-    if Path(source).is_dir():
+    source = Path(source)
+    if source.is_dir():
         raise EutecticError(str(source), "a folder", "one file of structures", "predict its files one by one")
-    structures = []
-    # First, since it rejects formats whose reading would run code.
-    for where, row in ase_files.rows(source):
-        row.structure.check(where)
-        structures.append(row.structure)
-    return list(iread(str(source), index=":")), structures
+    if not source.exists():
+        raise EutecticError(str(source), "nothing is here", "a file of structures", "check the path")
+    found, structures = [], []
+    for where, atoms, structure in ase_files.structures(source, elements):
+        structure.check(where)
+        found.append(atoms)
+        structures.append(structure)
+    return found, structures
 
 
 def key_of(task_name: str, property_name: str) -> str:

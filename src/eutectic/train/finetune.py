@@ -257,6 +257,7 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None) -> P
         keys=data.keys,
         units=data.units,
         define=(*settings.define, *data.define),
+        elements=data.elements,
         level_of_theory=data.level_of_theory,
         console=console,
     )
