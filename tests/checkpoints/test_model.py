@@ -187,7 +187,7 @@ def test_integers_for_weights_are_refused(folder: Path) -> None:
 
 def test_a_prediction_that_is_not_finite_is_an_error_with_its_structure(folder: Path) -> None:
     _reweigh(folder, lambda name, x: x * 1e19)
-    with pytest.raises(EutecticError, match=r"structure 0: energy of task water predicted as (nan|inf|-inf)"):
+    with pytest.raises(EutecticError, match=r"structure 0.*finite"):
         predict(load_model(folder), "water", [WATER])
 
 
