@@ -14,6 +14,7 @@ import lightning_fabric as lf
 import numpy as np
 import torch
 from ase.data import chemical_symbols
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from torch import nn
 
@@ -25,7 +26,7 @@ from eutectic.checkpoints.seen_rows import LearnedRows, seen_rows
 from eutectic.data.examples import structure_to_dict, varied
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
-from eutectic.files import write_atomically
+from eutectic.files import read_json, write_atomically
 from eutectic.graph import GraphSettings
 from eutectic.models.heads import Head
 from eutectic.models.multitask import MultitaskModel
@@ -38,7 +39,7 @@ from eutectic.train.cost import size_model
 from eutectic.train.evaluation import evaluate
 from eutectic.train.loop import total, train
 from eutectic.train.pretrain import initial_model
-from eutectic.train.run_folder import claim_folder, claimed
+from eutectic.train.run_folder import claim_content, claim_folder, claimed, model_hash
 from eutectic.train.runtime.display import Display
 from eutectic.train.runtime.launch import is_first, launch, launched_outside, make_fabric, once, share_threads
 from eutectic.train.runtime.stop import StopFlag
@@ -222,37 +223,38 @@ def read_result(folder: Path) -> FinetuneResult:
         EutecticError: there is none, or it is not one of this version.
     """
     path = Path(folder) / "result.json"
+    expected = "the result of a fine-tuning by this version"
+    fix = "delete the folder, or choose another --out, and run again"
+    values = read_json(path, expected=expected, fix=fix)
     try:
-        return FinetuneResult(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise EutecticError(
-            str(path),
-            f"cannot be read ({type(error).__name__}: {error})",
-            "the result of a fine-tuning by this version",
-            "delete the folder, or choose another --out, and run again",
-        ) from error
+        return TypeAdapter(FinetuneResult).validate_python(values)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        given = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"
+        raise EutecticError(str(path), given, expected, fix) from error
 
 
 def _begin(settings: FinetuneSettings, folder: Path | None, console: Console | None) -> Prepared | None:
     """Claim the folder and read what the run needs; None where the run is finished already."""
-    if folder is not None:
-        claim_folder(folder, settings, "finetune")
-        if (folder / "result.json").exists():
-            if console is not None:
-                console.print(f"{folder} holds this run, finished; nothing to do.", highlight=False)
-            return None
-    return prepare_run(settings, console)
+    if folder is None:
+        return prepare_run(settings, console)
+    claim_folder(folder, settings, "finetune")
+    finished = (folder / "result.json").exists()
+    store = _open(settings, None if finished else console)
+    content = {f"data {settings.data.store}": store.content_hash()}
+    if (model := _model_named(settings)) is not None:
+        content[f"model {model}"] = model_hash(model)
+    claim_content(folder, content)
+    if finished:
+        if console is not None:
+            console.print(f"{folder} holds this run, finished; nothing to do.", highlight=False)
+        return None
+    return prepare_run(settings, console, store)
 
 
-def prepare_run(settings: FinetuneSettings, console: Console | None = None) -> Prepared:
-    """Read the data and the start of a run, fit references and scales, and report all of it.
-
-    Raises:
-        EutecticError: data, model or settings that cannot be used.
-    """
-    backbone, graph, start = _backbone_of(settings)
+def _open(settings: FinetuneSettings, console: Console | None) -> Store:
     data = settings.data
-    store = open_data(
+    return open_data(
         data.store,
         keys=data.keys,
         units=data.units,
@@ -260,6 +262,21 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None) -> P
         level_of_theory=data.level_of_theory,
         console=console,
     )
+
+
+def prepare_run(settings: FinetuneSettings, console: Console | None = None, store: Store | None = None) -> Prepared:
+    """Read the data and the start of a run, fit references and scales, and report all of it.
+
+    Args:
+        settings: of the run.
+        console: where to report; silent without.
+        store: the data, if open already.
+
+    Raises:
+        EutecticError: data, model or settings that cannot be used.
+    """
+    backbone, graph, start = _backbone_of(settings)
+    store = _open(settings, console) if store is None else store
     parts = split_of(store, settings)
     task = fit_task(settings.name, store, parts.train, settings.targets, graph)
     prepared = Prepared(store, parts, task, backbone.for_graphs([graph]), graph, start)
@@ -449,10 +466,14 @@ def split_of(store: Store, settings: FinetuneSettings) -> Split:
     )
 
 
+def _model_named(settings: FinetuneSettings) -> str | None:
+    """The model started from, or whose architecture is taken, if there is one."""
+    return settings.architecture_from if settings.start == "scratch" else settings.start
+
+
 def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSettings, TrainedModel | None]:
     """Backbone and graph come from the model started from, or whose architecture is taken."""
-    scratch = settings.start == "scratch"
-    folder = settings.architecture_from if scratch else settings.start
+    folder = _model_named(settings)
     if folder is None:
         return settings.backbone or BackboneChoice(), settings.graph or GraphSettings(), None
     if settings.backbone is not None:
@@ -464,7 +485,7 @@ def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSetti
         )
     model = load_model(folder)
     choice = BackboneChoice(name=model.backbone, settings=dict(model.backbone_settings))
-    return choice, settings.graph or model.graph, None if scratch else model
+    return choice, settings.graph or model.graph, None if settings.start == "scratch" else model
 
 
 def _kept_heads(settings: FinetuneSettings, prepared: Prepared) -> tuple[Task | None, list[str]]:
@@ -558,7 +579,7 @@ def _result(
     return FinetuneResult(
         name=settings.name,
         start="scratch" if settings.start == "scratch" else "pretrained",
-        model=settings.architecture_from if settings.start == "scratch" else settings.start,
+        model=_model_named(settings),
         property=judged,
         unit=shown(judged, 1.0)[1],
         dataset=store.card.name,
@@ -620,5 +641,5 @@ def _save(
         model, (prepared.task,), prepared.backbone.name, prepared.backbone.settings, prepared.graph, provenance
     )
     save_model(folder / "model", described)
-    write_atomically(folder / "result.json", json.dumps(result.to_dict()))
+    write_atomically(folder / "result.json", json.dumps(result.to_dict()), sole_writer=True)
     remove_checkpoints(folder / "checkpoint.pt")

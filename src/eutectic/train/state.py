@@ -59,7 +59,7 @@ class RunState:
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
-        """Restore everything from the folder's checkpoint, if there is one.
+        """Restore everything from the folder's checkpoint; without one, empty the journal of an earlier attempt.
 
         Raises:
             EutecticError: a damaged checkpoint; processes read different checkpoints.
@@ -67,6 +67,7 @@ class RunState:
         state = None if self.checkpoint is None else load_checkpoint(self.checkpoint)
         self._check_same_step(0 if state is None else state["step"])
         if state is None:
+            self.journal.resume(0)
             return
         load_weights(self.model, state["model"])
         self.ema.load_state_dict(state["averaged"])
