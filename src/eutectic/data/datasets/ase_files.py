@@ -271,6 +271,38 @@ def rows(
         yield from _rows(file, _root(files), len(files) > 1, keys, group_key, units)
 
 
+def structures(source: Path, first: int = 0) -> Iterator[tuple[str, Atoms, Structure]]:
+    """The structures of one file whatever their labels, unchecked, from the one at `first`.
+
+    Yields:
+        Location; the structure as ASE reads it, with all entries in `info`; the same as a `Structure`.
+
+    Raises:
+        EutecticError: as `read`; a folder.
+    """
+    source = Path(source)
+    if source.is_dir():
+        raise EutecticError(str(source), "a folder", "one file of structures", "give its files one by one")
+    files, _ = _files(source)
+    for _, where, atoms, info in _all_atoms(source, _root(files), first):
+        atoms.info = dict(info)
+        yield where, atoms, Structure.from_ase(_with_valid_tags(atoms))
+
+
+def continues_after_a_bad_structure(source: Path) -> bool:
+    """Whether `structures` can begin after a structure that cannot be read."""
+    return _format(Path(source)) in SEEKABLE
+
+
+def _with_valid_tags(atoms: Atoms) -> Atoms:
+    """The same, or a copy without tags that are not those of a catalyst's surface (see `read`)."""
+    if np.isin(atoms.get_tags(), (0, 1, 2)).all():
+        return atoms
+    copy = atoms.copy()
+    copy.set_tags(np.full(len(atoms), 2))
+    return copy
+
+
 def _checked(
     keys: Mapping[str, str] | None, units: Mapping[str, str] | None
 ) -> tuple[Mapping[str, str], Mapping[str, str]]:
@@ -309,13 +341,8 @@ def _rows(
             atoms.positions *= of_positions
         labels = {label: value for label, (_, value) in _find(atoms, info, keys, units, where).items()}
         group = _group(name, atoms, info, group_key, several_files, where)
-        tags = np.asarray(atoms.get_tags())
-        if not np.isin(tags, (0, 1, 2)).all():
-            atoms.set_tags(np.full(len(atoms), 2))
-        yield (
-            where,
-            LabelledStructure(structure=Structure.from_ase(atoms), labels=labels, id=name, group=group),
-        )
+        structure = Structure.from_ase(_with_valid_tags(atoms))
+        yield where, LabelledStructure(structure=structure, labels=labels, id=name, group=group)
 
 
 def _places(atoms: Atoms, info: Mapping[str, Any]) -> list[Mapping[str, Any]]:
