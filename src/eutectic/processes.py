@@ -82,10 +82,12 @@ def run_in_processes(
         The results, in the order of `calls`.
 
     Raises:
-        EutecticError: a worker process died.
+        EutecticError: a worker process died; no workers.
         KeyboardInterrupt: one of `SIGNALS`.
         Exception: raised by a call.
     """
+    if workers < 1:
+        raise EutecticError(where, f"{workers} worker processes", "at least 1", "leave the number out for one per core")
     if not calls:
         return []
     # Spawned: a fork of a process with threads (Arrow has some) may hang.

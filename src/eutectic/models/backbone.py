@@ -50,7 +50,7 @@ class BackboneSettings(BaseModel):
             the graph's cutoff, and the energy jumps when an atom crosses it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     cutoff_setting: ClassVar[str | None] = None
     cutoff_may_exceed_graph: ClassVar[bool] = False

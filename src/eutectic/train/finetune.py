@@ -118,6 +118,8 @@ class FinetuneResult:
         best = self.steps.index(self.best_step)
         errors = self.test_errors or {name: curve[best] for name, curve in self.curves.items()}
         part, number = ("test", self.tested_on) if self.test_errors else ("validation", self.validated_on)
+        if not number:
+            return f"FinetuneResult {self.name}: no test or validation structures (step {self.best_step})"
         words = ", ".join(f"{name.replace('_', ' ')} {error:.4g} {self.units[name]}" for name, error in errors.items())
         return f"FinetuneResult {self.name}: {part} error {words} ({number} structures; step {self.best_step})"
 
@@ -361,12 +363,14 @@ def _worker(
     def validate(averaged: MultitaskModel, step: int, elapsed: float) -> None:
         found = evaluate(averaged, [task], validation, device=fabric.device)[task.name]
         errors, baselines = _summed(fabric, found)
-        if not curve.steps or errors[judged] < min(curve.errors[judged]):
+        # Without validation structures no step is known to be better than the last one.
+        if not len(parts.validation) or curve.improves(judged, errors[judged]):
             best.update(step=step, weights={k: v.detach().cpu().clone() for k, v in averaged.state_dict().items()})
         curve.add(step, elapsed, errors, baselines)
         by_set = {f"{name}_mae": error for name, error in errors.items()}
         by_set |= {f"{name}_baseline": baseline for name, baseline in baselines.items()}
-        display.validated(step, {task.name: by_set})
+        if len(parts.validation):
+            display.validated(step, {task.name: by_set})
 
     def stepped(entry: dict[str, Any]) -> None:
         display.stepped(entry)
@@ -413,6 +417,10 @@ class _Curve:
     seconds: list[float]
     errors: dict[str, list[float]]
     baselines: dict[str, float]
+
+    def improves(self, name: str, error: float) -> bool:
+        """Whether an error is below all others; not a number never is, except as the first."""
+        return not self.steps or bool(error < np.nanmin([*self.errors[name], np.inf]))
 
     def add(self, step: int, elapsed: float, errors: Mapping[str, float], baselines: Mapping[str, float]) -> None:
         self.steps.append(step)
@@ -514,6 +522,13 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
         f"{len(parts.test):,} test",
         highlight=False,
     )
+    missing = {
+        "validation": "the weights of the last step are kept, and there is no validation error",
+        "test": "there is no test error",
+    }
+    for part, rows in (("validation", parts.validation), ("test", parts.test)):
+        if not len(rows):
+            console.print(f"[yellow]no {part} structures:[/] {missing[part]}", highlight=False)
     start = prepared.start
     if start is None:
         like = f" with the architecture of {settings.architecture_from}" if settings.architecture_from else ""
