@@ -62,8 +62,16 @@ def training(kind: str, molecules: Store, data: Path, steps: int) -> list[str]:
     return ["pretrain", str(file), "--out", out]
 
 
-def begun(command: list[str], *, prepare: Callable[[], object] | None = None) -> subprocess.Popen[str]:
-    """The command in a process of its own, with a session of its own."""
+def begun(command: list[str], *, size: int | None = None) -> subprocess.Popen[str]:
+    """The command in a process and a session of its own; as on a full disk, no file may grow beyond `size`."""
+
+    def prepare() -> None:
+        # Ignored signals (of nohup, of a shell's background) are inherited.
+        for stop in STOPS:
+            signal.signal(stop, signal.SIG_DFL)
+        if size is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
     return subprocess.Popen(
         [*COMMAND, *command],
         env=ENVIRONMENT,
@@ -117,15 +125,6 @@ def assert_nothing_left(process: subprocess.Popen[str], seconds: float = 20.0) -
 
 def steps_of(folder: Path) -> list[int]:
     return [entry["step"] for entry in journal(folder)]
-
-
-def limited(size: int) -> Callable[[], None]:
-    """As a full disk: no file may grow beyond `size`."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    return limit
 
 
 # --- killed and interrupted runs -------------------------------------------------------------------------------------
@@ -248,7 +247,7 @@ def test_full_at_the_start(molecules: Store, data: Path, kind: str, size: int) -
         assert_done(eutectic(*command[:-1], command[-1], "--show-settings"))
         assert_done(eutectic("data", "prepare", "ase", "--source", data, "--store", data.parent / "store"))
         command[1] = str(data.parent / "store")
-    outcome = ended(begun(command, prepare=limited(size)))
+    outcome = ended(begun(command, size=size))
     assert_clear_error(outcome, "could not be written")
     assert_done(eutectic(*command))
     assert steps_of(run) == [1, 2, 3]
@@ -416,7 +415,7 @@ def test_prediction_stopped(many: Path, older: Path, stop: signal.Signals) -> No
 @pytest.mark.parametrize("size", [0, 70_000, 300_000])
 def test_prediction_on_a_full_disk(many: Path, older: Path, size: int) -> None:
     """A full disk while predictions are written: the older file stays, and the error says what is kept."""
-    outcome = ended(begun(predicting(many, older), prepare=limited(size)))
+    outcome = ended(begun(predicting(many, older), size=size))
     assert_clear_error(outcome, "could not be written", *(["out.partial.xyz"] if size else []))
     assert older.read_text() == "precious"
     if size:

@@ -51,11 +51,7 @@ class Structure:
 
     @classmethod
     def from_ase(cls, atoms: Atoms) -> Structure:
-        """Convert from `ase.Atoms`; tags are kept if any is nonzero, FixAtoms becomes `fixed`."""
-        fixed = np.zeros(len(atoms), dtype=bool)
-        for constraint in atoms.constraints:
-            if type(constraint).__name__ == "FixAtoms":
-                fixed[constraint.index] = True
+        """Convert from `ase.Atoms`; tags are kept if any is nonzero, and atoms that cannot move are `fixed`."""
         tags = np.asarray(atoms.get_tags(), dtype=np.int64)
         return cls(
             numbers=np.asarray(atoms.numbers, dtype=np.int64),
@@ -63,7 +59,7 @@ class Structure:
             cell=np.asarray(atoms.cell.array, dtype=np.float64),
             pbc=np.asarray(atoms.pbc, dtype=bool),
             tags=tags if tags.any() else np.full(len(atoms), 2, dtype=np.int64),
-            fixed=fixed,
+            fixed=_immovable(atoms),
         )
 
     def to_ase(self) -> Atoms:
@@ -131,6 +127,39 @@ class Structure:
         x, y, z = self.positions.T
         along = np.sort(x * _AXIS[0] + y * _AXIS[1] + z * _AXIS[2])
         return bool((along[1:] == along[:-1]).any()) and len(np.unique(self.positions, axis=0)) < len(self)
+
+
+def _immovable(atoms: Atoms) -> np.ndarray:
+    """(n_atoms,) whether the constraints of an atom leave it no direction to move in.
+
+    File formats express the same fixed atom differently: FixAtoms, FixCartesian or FixScaled along all three axes, or
+    several constraints together.
+    """
+    fixed = np.zeros(len(atoms), dtype=bool)
+    blocked: dict[int, list[np.ndarray]] = {}
+    for constraint in atoms.constraints:
+        kind = type(constraint).__name__
+        mask = np.asarray(getattr(constraint, "mask", ()), dtype=bool)
+        if kind == "FixAtoms" or (kind in ("FixCartesian", "FixScaled") and mask.all()):
+            fixed[constraint.index] = True
+            continue
+        # Rows of directions in which these constraints allow no move.
+        if kind == "FixCartesian":
+            rows = np.eye(3)[mask]
+        elif kind == "FixScaled":
+            rows = np.linalg.pinv(atoms.cell.array).T[mask]
+        elif kind in ("FixedLine", "FixedPlane"):
+            unit = np.asarray(constraint.dir, dtype=np.float64)
+            unit = unit / np.linalg.norm(unit)
+            rows = unit[None] if kind == "FixedPlane" else np.eye(3) - np.outer(unit, unit)
+        else:
+            continue
+        for atom in np.atleast_1d(constraint.index).tolist() if len(rows) else ():
+            blocked.setdefault(int(atom), []).append(rows / np.linalg.norm(rows))
+    for atom, together in blocked.items():
+        if len(together) > 1:
+            fixed[atom] |= np.linalg.matrix_rank(np.concatenate(together), tol=1e-6) == 3
+    return fixed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -27,8 +27,11 @@ from eutectic.check.report import Finding, Plotted, Report, SlopeTest, Units
 from eutectic.check.scales import spread
 from eutectic.check.units import judge
 from eutectic.console import track
+from eutectic.data import own_files
 from eutectic.data.catalogue import embedded, open_store
 from eutectic.data.datasets import ase_files
+from eutectic.data.formats.elements import Elements
+from eutectic.data.formats.elements import parse as parse_elements
 from eutectic.data.store import Store, is_store
 
 __all__ = ["Finding", "Report", "SlopeTest", "Units", "check"]
@@ -52,6 +55,7 @@ def check(
     *,
     keys: Mapping[str, str] | None = None,
     define: Sequence[str] = (),
+    elements: str | None = None,
     model_elements: Iterable[int] | None = None,
     progress: bool = False,
 ) -> Report:
@@ -62,6 +66,7 @@ def check(
             arrays, which is read as it is: no unit conversion, no change of sign, no unpickling.
         keys: property → key (or array) in the files, instead of the usual names.
         define: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
+        elements: elements of atoms in files of types or labels, "Cu,Au" or "OW=O,HW=H".
         model_elements: atomic numbers in a model's training data; empty if its provenance does not list them.
         progress: show progress and time left when it takes more than a few seconds.
 
@@ -72,7 +77,8 @@ def check(
         EutecticError: nothing to check; an invalid definition or key.
     """
     defined = define_all(define)
-    source = _opened(store_or_file, keys)
+    named = parse_elements(elements)
+    source = _opened(store_or_file, keys, named)
     contents, energies, geometry, motion = Contents(), Energies(), Geometry(), Motion()
     bad: list[str] = []
     n_bad = n_structures = 0
@@ -97,7 +103,7 @@ def check(
         n_bad += 1
         bad.append(str(error))
     broken = {"count": n_bad, "first": bad}
-    found_keys, ignored = _keys(source, store_or_file, keys, defined)
+    found_keys, ignored = _keys(source, store_or_file, keys, named, defined)
     judged = judge(energies, geometry, motion, source.arrays.declared, raw=source.kind == "arrays")
     units = judged.units
     if energies.n:
@@ -151,13 +157,30 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: float(v) if isinstance(v, np.floating) else v for k, v in values.items()}
 
 
-def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None) -> _Source:
+def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None, elements: Elements) -> _Source:
     path = Path(store_or_file)
     if str(store_or_file) in embedded() or is_store(path) or not path.exists():
         store = open_store(store_or_file)
+        for option, value in {"--key": keys, "--elements": elements}.items():
+            if value:
+                raise EutecticError(
+                    option,
+                    f"used with {store_or_file}, which is a store already",
+                    "this option only with a file of structures",
+                    "leave it out, or give the file itself",
+                )
         rows = ((f"{store.path}, {row.id}", row) for row in store)
         return _Source(kind="store", rows=rows, total=len(store), store=store)
     if raw_arrays.is_arrays(path):
+        own_files.check_keys(keys or {})
+        for name in keys or ():
+            if name not in ("energy", "forces"):
+                raise EutecticError(
+                    f"--key {name}",
+                    f"used with {path}",
+                    "energy or forces, which are all that is checked in files of arrays",
+                    "prepare a store of it (`eutectic data prepare records`), and check that",
+                )
         arrays = raw_arrays.Arrays()
         return _Source(kind="arrays", rows=raw_arrays.rows(path, arrays, keys), arrays=arrays)
     if path.suffix.lower() in (".lmdb", ".pkl", ".pickle", ".pt"):
@@ -168,19 +191,27 @@ def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None) -> _Sourc
             "pickles can run arbitrary code and are not opened here; convert it with `eutectic data prepare`, and "
             "check the store",
         )
-    return _Source(kind="structures", rows=ase_files.rows(path, keys))
+    return _Source(kind="structures", rows=ase_files.rows(path, keys, elements=elements))
 
 
 def _keys(
-    source: _Source, store_or_file: str | Path, keys: Mapping[str, str] | None, defined: Sequence[Property]
+    source: _Source,
+    store_or_file: str | Path,
+    keys: Mapping[str, str] | None,
+    elements: Elements,
+    defined: Sequence[Property],
 ) -> tuple[Mapping[str, Mapping[str, int]], Mapping[str, int]]:
     """Property → key → structures; and keys that look like labels but are not used."""
     if source.store is not None:
         return {name: {name: n} for name, n in source.store.label_counts().items()}, {}
     if source.kind == "arrays":
+        tried = {name: (key,) for name, key in (keys or {}).items()}
+        own_files.check_matches(str(store_or_file), keys or {}, (), source.arrays.keys, [*source.arrays.seen], tried)
         return source.arrays.keys, source.arrays.ignored
     try:
-        scanned = ase_files.scan(Path(store_or_file), keys, defined=defined, skip_bad=bool(keys or defined))
+        scanned = ase_files.scan(
+            Path(store_or_file), keys, elements=elements, defined=defined, skip_bad=bool(keys or defined)
+        )
     except EutecticError:
         if keys or defined:
             raise

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from eutectic.atoms import EutecticError
 from eutectic.cli.app import data_app, fail
-from eutectic.cli.options import pairs
+from eutectic.cli.options import ELEMENTS, pairs
 from eutectic.cli.show import console, plain, shared, show_facts, show_report
 
 DEFINE = "Custom property, NAME=UNIT[,atom][,vector|tensor|class][,extensive]; repeatable."
@@ -81,6 +81,7 @@ def data_prepare(
         typer.Option(help="For ase and records: unit in the files, energy=kcal/mol or positions=bohr; repeatable."),
     ] = None,
     define: Annotated[list[str] | None, typer.Option(help=DEFINE)] = None,
+    elements: Annotated[str | None, typer.Option(help=f"For ase. {ELEMENTS}")] = None,
     pbc: Annotated[
         str | None, typer.Option(help="For records: periodic boundaries: true, false, or e.g. TTF for slabs.")
     ] = None,
@@ -130,6 +131,7 @@ def data_prepare(
         keys=pairs(key),
         units=pairs(unit, "--unit", "energy=kcal/mol"),
         define=define or (),
+        elements=elements,
         pbc=pbc,
         group_key=group_key,
         level_of_theory=level_of_theory,
@@ -170,6 +172,7 @@ def data_check(
         list[str] | None, typer.Option(help="Entry that holds a property, property=key; repeatable.")
     ] = None,
     define: Annotated[list[str] | None, typer.Option(help=DEFINE)] = None,
+    elements: Annotated[str | None, typer.Option(help=ELEMENTS)] = None,
 ) -> None:
     """Check data for problems before training: units, signs, outliers, duplicates, leakage between splits.
 
@@ -189,7 +192,9 @@ def data_check(
 
     try:
         seen = None if model is None else elements_seen(load_model(model))
-        report = check(data, keys=pairs(key), define=define or (), model_elements=seen, progress=True)
+        report = check(
+            data, keys=pairs(key), define=define or (), elements=elements, model_elements=seen, progress=True
+        )
     except EutecticError as error:
         fail(error, status=2)
     if html is not None:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from eutectic.atoms import EutecticError
 from eutectic.cli.app import app
+from eutectic.cli.options import ELEMENTS
 from eutectic.cli.show import console, plain, show_facts
 
 
@@ -56,6 +57,7 @@ def predict(
     normalised: Annotated[
         bool, typer.Option("--normalised", help="Predict in model units, without scales and reference energies.")
     ] = False,
+    elements: Annotated[str | None, typer.Option(help=ELEMENTS)] = None,
     conservative: Annotated[
         bool, typer.Option("--conservative", help="Predict forces and stress as derivatives of the energy.")
     ] = False,
@@ -80,6 +82,7 @@ def predict(
     """
     from eutectic.checkpoints.model import load_model
     from eutectic.console import ProgressBar
+    from eutectic.data.formats.elements import parse as parse_elements
     from eutectic.predict.files import JSONWriter, XYZWriter, check_output, predict_file, writing_predictions
     from eutectic.predict.prediction import relative_energies, task_of
     from eutectic.train.runtime.matmul import prefer_fast_matmul
@@ -109,6 +112,7 @@ def predict(
                 selected.name,
                 structures,
                 [*writers, *([] if json_writer is None else [json_writer.add])],
+                elements=parse_elements(elements),
                 batch_size=batch_size,
                 normalised=normalised,
                 conservative=conservative,

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from eutectic.atoms import EutecticError
 from eutectic.cli.app import OVERRIDES, app
-from eutectic.cli.options import overrides, pairs, pretraining_settings, print_settings
+from eutectic.cli.options import ELEMENTS, overrides, pairs, pretraining_settings, print_settings
 from eutectic.cli.show import console, plain, show_finetuning
 
 
@@ -160,6 +160,7 @@ Define = Annotated[
     list[str] | None,
     typer.Option(help="New property, as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; repeat."),
 ]
+Elements = Annotated[str | None, typer.Option(help=f"For a file. {ELEMENTS}")]
 LevelOfTheory = Annotated[str | None, typer.Option(help="For a file: level of theory of its labels.")]
 
 
@@ -187,6 +188,7 @@ def finetune(
     key: Key = None,
     unit: Unit = None,
     define: Define = None,
+    elements: Elements = None,
     level_of_theory: LevelOfTheory = None,
     show_settings: Annotated[
         bool, typer.Option("--show-settings", help="Print the resolved settings and stop.")
@@ -231,6 +233,7 @@ def finetune(
         keys=pairs(key),
         units=pairs(unit, "--unit", "energy=kcal/mol"),
         define=define or (),
+        elements=elements,
         level_of_theory=level_of_theory,
         settings=overrides(context.args),
     )
@@ -279,6 +282,7 @@ def compare(
     key: Key = None,
     unit: Unit = None,
     define: Define = None,
+    elements: Elements = None,
     level_of_theory: LevelOfTheory = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: one per core.")] = None,
 ) -> None:
@@ -322,6 +326,7 @@ def compare(
         keys=pairs(key),
         units=pairs(unit, "--unit", "energy=kcal/mol"),
         define=define or (),
+        elements=elements,
         level_of_theory=level_of_theory,
         settings=overrides(context.args),
     )

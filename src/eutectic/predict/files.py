@@ -18,6 +18,7 @@ from ase.data import chemical_symbols
 from eutectic.atoms import PROPERTIES, EutecticError, Interrupted, Structure
 from eutectic.checkpoints.model import TrainedModel, elements_seen
 from eutectic.data.datasets import ase_files
+from eutectic.data.formats.elements import Elements
 from eutectic.files import locked, writing_to
 from eutectic.predict.prediction import Prediction, predict_each, unit_of
 from eutectic.tasks import Task
@@ -42,44 +43,47 @@ class Read:
     error: EutecticError | None = None
 
 
-MOST_IN_A_ROW = 20
-"""Structures that cannot be read, all for the same reason, after which nothing more is expected of a file."""
-
-
-def read_each(source: Path) -> Iterator[Read]:
+def read_each(source: Path, elements: Elements | None = None) -> Iterator[Read]:
     """Every structure of a file; those that cannot be read are given with the reason.
 
-    Where reading cannot go on after a structure (most formats; a file whose structures cannot be told apart from there
-    on), the last one given says so.
+    Where reading cannot go on after a structure, the last one given says so.
+
+    Args:
+        source: a file that ASE reads.
+        elements: type or label of an atom → symbol of its element, for a file that does not name elements.
 
     Raises:
         EutecticError: no file of structures at all.
     """
-    goes_on = Path(source).is_file() and ase_files.continues_after_a_bad_structure(source)
+    source = Path(source)
+    if source.is_dir():
+        raise EutecticError(str(source), "a folder", "one file of structures", "predict its files one by one")
+    if not source.exists():
+        raise EutecticError(str(source), "nothing is here", "a file of structures", "check the path")
     index = 0
-    bad: list[Read] = []  # in a row, for the same reason: each is a structure only if reading goes on after them
+    lost: list[Read] = []  # in a row, where reading ended: they are structures only if there are others after them
     while True:
         try:
-            for where, atoms, structure in ase_files.structures(source, index):
-                yield from bad
-                bad.clear()
-                yield Read(index, where, atoms, structure)
+            for item in ase_files.structures(source, elements, index):
+                yield from lost
+                lost.clear()
+                if isinstance(item, EutecticError):
+                    yield Read(index, item.where, error=item)
+                else:
+                    yield Read(index, *item)
                 index += 1
             break
         except EutecticError as error:
             if index == 0 and "structure 0" not in error.where:
                 raise  # of the file
-            if bad and cast(EutecticError, bad[-1].error).given != error.given:
-                yield from bad
-                bad.clear()
-            bad.append(Read(index, error.where, error=error))
+            lost.append(Read(index, error.where, error=error))
             index += 1
-            if not goes_on or len(bad) == MOST_IN_A_ROW:
-                given = f"{error.given}; nothing after it could be read"
-                error = EutecticError(bad[0].where, given, error.expected, error.fix)
-                bad = [Read(bad[0].index, bad[0].where, error=error)]
+            if len(lost) == ase_files.MOST_IN_A_ROW:
                 break
-    yield from bad
+    if lost:
+        first, last = lost[0], cast(EutecticError, lost[0].error)
+        given = f"{last.given}; nothing after it could be read"
+        yield Read(first.index, first.where, error=EutecticError(last.where, given, last.expected, last.fix))
 
 
 Write = Callable[[Read, Prediction | EutecticError], object]
@@ -125,6 +129,7 @@ def predict_file(
     source: Path,
     writers: Sequence[Write],
     *,
+    elements: Elements | None = None,
     batch_size: int = 32,
     normalised: bool = False,
     conservative: bool = False,
@@ -137,6 +142,7 @@ def predict_file(
         model, task_name, batch_size, normalised, conservative, on_done: as for `predict_each`.
         source: a file that ASE reads.
         writers: called for every structure, in order.
+        elements: as for `read_each`.
         stop: asked between structures.
 
     Raises:
@@ -152,7 +158,7 @@ def predict_file(
             raise Interrupted(f"{summary.predicted:,} structures were predicted; the same command starts again")
 
     def readable() -> Iterator[Structure]:
-        for read in read_each(source):
+        for read in read_each(source, elements):
             go_on()
             waiting.append(read)
             if read.structure is not None:

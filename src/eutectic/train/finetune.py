@@ -261,6 +261,7 @@ def _open(settings: FinetuneSettings, console: Console | None) -> Store:
         keys=data.keys,
         units=data.units,
         define=(*settings.define, *data.define),
+        elements=data.elements,
         level_of_theory=data.level_of_theory,
         console=console,
     )

@@ -49,7 +49,7 @@ class Defining(Settings):
 class BackboneChoice(Settings):
     """A backbone and its settings, validated at once; missing ones get their defaults."""
 
-    name: str = Field(default="gemnet_oc", description="backbone: gemnet_oc, painn, or a registered one")
+    name: str = Field(default="gemnet_oc", description="backbone: gemnet_oc, gotennet, painn, or a registered one")
     settings: dict[str, Any] = Field(
         default_factory=dict, description="settings of the backbone; see its settings class"
     )
@@ -321,6 +321,9 @@ class DataSettings(Defining):
     )
     keys: dict[str, str] = Field(default_factory=dict, description="for a file: property → key of its entry")
     units: dict[str, str] = Field(default_factory=dict, description="for a file: property → its unit in the file")
+    elements: str | None = Field(
+        default=None, description="for a file of types or labels: their elements, e.g. Cu,Au or OW=O,HW=H"
+    )
     level_of_theory: str = Field(default="not stated", description="for a file: level of theory of its labels")
 
 

@@ -1,5 +1,5 @@
 """The user's own structures: any file that ASE reads (extxyz, db, traj, json, VASP output, …), fairchem's `.aselmdb`,
-or a folder of these.
+or a folder of these, perhaps with a table of their labels (`id_prop.csv`, see `eutectic.data.formats.id_prop`).
 
 The label of each property of `eutectic.atoms.PROPERTIES` is the first of: `REF_<property>`, `dft_<property>`,
 `<property>` in `atoms.info` or `atoms.arrays`; the results in `atoms.calc`; for the stress also `REF_virials` and
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,21 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure
+from eutectic.atoms.units import as_typed
 from eutectic.data import own_files
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
-from eutectic.data.formats import ase_lmdb
+from eutectic.data.formats import id_prop, structure_files
+from eutectic.data.formats.elements import Elements, formula
+from eutectic.data.formats.structure_files import Entries
 from eutectic.data.splits import TEST_SHARE
 
 PREFIXES = ("REF_", "dft_", "")
 VIRIALS = ("REF_virials", "REF_virial", "virials", "virial")
+_TRUTH = {"true": 1.0, "t": 1.0, "false": 0.0, "f": 0.0}
 LABEL_LIKE = ("energy", "energies", "force", "forces", "stress", "virial", "virials")
 MOST_NAMES = 1000  # entries of structures that an error may list
-# Pickle-based formats, which can run arbitrary code when opened.
-REFUSED = ("bundletrajectory",)
-# Formats in which ASE can read a range without reading everything before it.
-SEEKABLE = ("extxyz", "traj", "db", "aselmdb")
+MOST_IN_A_ROW = 20  # unreadable structures, after which the rest of a file is given up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class LabelsFound:
         largest_group: structures in the largest group.
         skipped: files of a folder without structures.
         of_file: structures in each file, in order; None for a file that could not be read to its end.
+        table: labels of files in a table beside them.
     """
 
     structures: int
@@ -61,6 +63,7 @@ class LabelsFound:
     largest_group: int = 0
     skipped: tuple[str, ...] = ()
     of_file: Mapping[Path, int | None] = field(default_factory=dict)
+    table: id_prop.Labels = field(default_factory=dict)
 
     def rows(self) -> list[tuple[str, str, int, str]]:
         """Table rows: property, key, structures, unit."""
@@ -73,6 +76,7 @@ def scan(
     group_key: str | None = None,
     *,
     units: Mapping[str, str] | None = None,
+    elements: Elements | None = None,
     defined: Sequence[Property] = (),
     skip_bad: bool = False,
 ) -> LabelsFound:
@@ -80,9 +84,9 @@ def scan(
 
     Args:
         source: a file or a folder.
-        keys, group_key, units: as for `read`.
+        keys, group_key, units, elements: as for `read`.
         defined: custom properties, which must have labels.
-        skip_bad: skip records that cannot be read.
+        skip_bad: leave out structures that cannot be used; only those that can are counted.
 
     Raises:
         EutecticError: as `read`; no label at all, none under a given key, or none of a defined property.
@@ -91,41 +95,42 @@ def scan(
     counts: dict[str, Counter[str]] = {}
     ignored: Counter[str] = Counter()
     groups: Counter[str] = Counter()
-    files, skipped = _files(Path(source))
-    root = _root(files)
+    files, skipped, table = _files(Path(source))
     of_file: dict[Path, int | None] = {}
     entries: dict[str, None] = {}
-    structures = 0
     for file in files:
-        number = 0
-        try:
-            for name, where, atoms, info in _all_atoms(file, root):
-                number += 1
-                if len(entries) < MOST_NAMES:
-                    entries |= dict.fromkeys(_entries(atoms, info))
-                try:
-                    used = _find(atoms, info, keys, units, where)
-                    group = _group(name, atoms, info, group_key, len(files) > 1, where)
-                except EutecticError:
-                    if not skip_bad:
-                        raise
-                    continue
-                for label, (key, _) in used.items():
-                    counts.setdefault(label, Counter())[key] += 1
-                ignored.update(_unused(atoms, info, {key for key, _ in used.values()}))
-                groups[group] += 1
-            of_file[file] = number
-        except EutecticError:
-            if not skip_bad:
-                raise
-            of_file[file] = None
-        structures += number
+        number: int | None = 0
+        for item in _every(file, _root(files), elements, skip_bad, table):
+            if item is None or number is None:
+                number = None
+                break
+            number += 1
+            if isinstance(item, EutecticError):
+                continue
+            name, where, atoms, info = item
+            if len(entries) < MOST_NAMES:
+                entries |= dict.fromkeys(_entries(atoms, info))
+            try:
+                used = _find(atoms, info, keys, units, where)
+                group = _group(name, atoms, info, group_key, len(files) > 1, where)
+                if skip_bad:
+                    labels = {label: value for label, (_, value) in used.items()}
+                    LabelledStructure(structure=_structure(atoms), labels=labels, id=name, group=group).check(where)
+            except EutecticError:
+                if not skip_bad:
+                    raise
+                continue
+            for label, (key, _) in used.items():
+                counts.setdefault(label, Counter())[key] += 1
+            ignored.update(_unused(atoms, info, {key for key, _ in used.values()}))
+            groups[group] += 1
+        of_file[file] = number
     tried = {name: _candidates(name, keys) for name in PROPERTIES}
     own_files.check_matches(str(source), keys, defined, counts, entries, tried)
     if not counts:
         raise _no_labels(Path(source), ignored)
     return LabelsFound(
-        structures=structures,
+        structures=groups.total(),
         files=len(files),
         counts={name: dict(counts[name]) for name in PROPERTIES if name in counts},
         ignored=dict(ignored),
@@ -133,6 +138,7 @@ def scan(
         largest_group=max(groups.values(), default=0),
         skipped=tuple(skipped),
         of_file=of_file,
+        table=table,
     )
 
 
@@ -143,7 +149,7 @@ class AseFiles:
     Attributes:
         source: a file or a folder.
         found: its contents, from `scan`.
-        keys, group_key, units: as for `read`.
+        keys, group_key, units, elements: as for `read`.
         defined: custom properties defined for these files.
         level_of_theory: level of theory of the labels, which the files do not state.
     """
@@ -153,6 +159,7 @@ class AseFiles:
     keys: Mapping[str, str] = field(default_factory=dict)
     group_key: str | None = None
     units: Mapping[str, str] = field(default_factory=dict)
+    elements: Elements = field(default_factory=dict)
     defined: tuple[Property, ...] = ()
     level_of_theory: str = "not stated"
 
@@ -171,7 +178,7 @@ class AseFiles:
     def pieces(self, source: Path, name: str) -> list[Piece]:
         """The files; those with random access with their number of structures."""
         return [
-            Piece(path=file, count=count if _format(file) in SEEKABLE else None)
+            Piece(path=file, count=count if structure_files.format_of(file) in structure_files.SEEKABLE else None)
             for file, count in self.found.of_file.items()
         ]
 
@@ -179,12 +186,34 @@ class AseFiles:
         """The structures of a file, or of a part of it; unchecked."""
         files = list(self.found.of_file)
         several = len(files) > 1
-        rows = _rows(piece.path, _root(files), several, self.keys, self.group_key, self.units, piece.first, piece.count)
+        options = (self.keys, self.group_key, self.units, self.elements)
+        rows = _rows(piece.path, _root(files), several, *options, self.found.table, piece.first, piece.count)
         yield from (row for _, row in rows)
 
     def published_splits(self, source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
         """None."""
         return {}
+
+
+def check_stated(source: Path, found: LabelsFound, units: Mapping[str, str] | None) -> None:
+    """Require the units of labels from a table: ASE's units hold for ASE's files only.
+
+    Raises:
+        EutecticError: names the properties, and how to state their units.
+    """
+    of_table = {entry for entries in found.table.values() for entry in entries}
+    missing = [
+        name
+        for name, entries in found.counts.items()
+        if of_table & set(entries) and own_files.unit_required(name) and name not in (units or {})
+    ]
+    if missing:
+        raise EutecticError(
+            str(source),
+            f"no unit of {', '.join(missing)}, whose values are in a table",
+            "information that is missing from the files and must not be guessed",
+            "give their units: " + " ".join(f"--unit {n}={as_typed(PROPERTIES[n].unit)}" for n in missing),
+        )
 
 
 def card(
@@ -209,6 +238,9 @@ def card(
     # The largest group goes to training: with one trajectory and a few isolated atoms nothing is left for the test.
     few = found.groups < 3 or found.structures - found.largest_group < 2 * TEST_SHARE * found.structures
     notes = own_files.notes(found.counts, units or {}, assumed=True)
+    if found.skipped:
+        more = f" and {len(found.skipped) - 5} more" if len(found.skipped) > 5 else ""
+        notes.append(f"not read as structures: {', '.join(found.skipped[:5])}{more}")
     if found.ignored:
         notes.append("not used as labels: " + ", ".join(f"{k} ({n})" for k, n in found.ignored.items()))
     if few:
@@ -232,6 +264,7 @@ def read(
     keys: Mapping[str, str] | None = None,
     group_key: str | None = None,
     units: Mapping[str, str] | None = None,
+    elements: Elements | None = None,
 ) -> Iterator[LabelledStructure]:
     """Every structure with its labels; files of a folder sorted by name.
 
@@ -245,6 +278,7 @@ def read(
             file, if there are several; else the chemical formula.
         units: property, "positions" or "cell" (default: as positions) → unit in the files, instead of ASE's, with a
             leading minus to change the sign. The unit of a stress given as virials is an energy.
+        elements: type or label of an atom in the files → symbol of its element, where the files do not name it.
 
     Yields:
         Structures with ids "<file>#<position in the file>".
@@ -253,7 +287,7 @@ def read(
         EutecticError: no such source; a file that is empty, truncated or of unknown format; an unusable structure or
             label (non-finite, wrong shape, element X, periodic without volume).
     """
-    for where, row in rows(source, keys, group_key, units):
+    for where, row in rows(source, keys, group_key, units, elements):
         row.check(where)
         yield row
 
@@ -263,44 +297,13 @@ def rows(
     keys: Mapping[str, str] | None = None,
     group_key: str | None = None,
     units: Mapping[str, str] | None = None,
+    elements: Elements | None = None,
 ) -> Iterator[tuple[str, LabelledStructure]]:
     """As `read`, unchecked: location and structure."""
     keys, units = _checked(keys, units)
-    files, _ = _files(Path(source))
+    files, _, table = _files(Path(source))
     for file in files:
-        yield from _rows(file, _root(files), len(files) > 1, keys, group_key, units)
-
-
-def structures(source: Path, first: int = 0) -> Iterator[tuple[str, Atoms, Structure]]:
-    """The structures of one file whatever their labels, unchecked, from the one at `first`.
-
-    Yields:
-        Location; the structure as ASE reads it, with all entries in `info`; the same as a `Structure`.
-
-    Raises:
-        EutecticError: as `read`; a folder.
-    """
-    source = Path(source)
-    if source.is_dir():
-        raise EutecticError(str(source), "a folder", "one file of structures", "give its files one by one")
-    files, _ = _files(source)
-    for _, where, atoms, info in _all_atoms(source, _root(files), first):
-        atoms.info = dict(info)
-        yield where, atoms, Structure.from_ase(_with_valid_tags(atoms))
-
-
-def continues_after_a_bad_structure(source: Path) -> bool:
-    """Whether `structures` can begin after a structure that cannot be read."""
-    return _format(Path(source)) in SEEKABLE
-
-
-def _with_valid_tags(atoms: Atoms) -> Atoms:
-    """The same, or a copy without tags that are not those of a catalyst's surface (see `read`)."""
-    if np.isin(atoms.get_tags(), (0, 1, 2)).all():
-        return atoms
-    copy = atoms.copy()
-    copy.set_tags(np.full(len(atoms), 2))
-    return copy
+        yield from _rows(file, _root(files), len(files) > 1, keys, group_key, units, elements, table)
 
 
 def _checked(
@@ -327,6 +330,8 @@ def _rows(
     keys: Mapping[str, str],
     group_key: str | None,
     units: Mapping[str, str],
+    elements: Elements | None = None,
+    table: id_prop.Labels | None = None,
     first: int = 0,
     count: int | None = None,
 ) -> Iterator[tuple[str, LabelledStructure]]:
@@ -334,15 +339,45 @@ def _rows(
         own_files.length(what, unit) if (unit := units.get(what, units.get("positions"))) else None
         for what in ("positions", "cell")
     )
-    for name, where, atoms, info in _all_atoms(file, root, first, count):
+    for item in _all_atoms(file, root, elements, table, first, count):
+        if isinstance(item, EutecticError):
+            raise item
+        name, where, atoms, info = item
         if of_cell is not None:
             atoms.set_cell(atoms.cell.array * of_cell)
         if of_positions is not None:
             atoms.positions *= of_positions
         labels = {label: value for label, (_, value) in _find(atoms, info, keys, units, where).items()}
         group = _group(name, atoms, info, group_key, several_files, where)
-        structure = Structure.from_ase(_with_valid_tags(atoms))
-        yield where, LabelledStructure(structure=structure, labels=labels, id=name, group=group)
+        yield where, LabelledStructure(structure=_structure(atoms), labels=labels, id=name, group=group)
+
+
+def structures(
+    source: Path, elements: Elements | None = None, first: int = 0
+) -> Iterator[tuple[str, Atoms, Structure] | EutecticError]:
+    """Location, contents as ASE reads them, and structure of every entry from `first` on; no labels, unchecked.
+
+    An entry that cannot be read is an error in its place, where the reading goes on after it.
+
+    Raises:
+        EutecticError: as `read`; the rest of the file cannot be read.
+    """
+    for item in _all_atoms(source, source.parent, elements, first=first):
+        if isinstance(item, EutecticError):
+            yield item
+            continue
+        _, where, atoms, entries = item
+        # Key-value pairs of a database and fields of a molfile are not in ASE's `info`.
+        more = {k: v for k, v in entries.items() if k not in atoms.info and isinstance(v, str | int | float)}
+        atoms.info.update(more)
+        yield where, atoms, _structure(atoms)
+
+
+def _structure(atoms: Atoms) -> Structure:
+    structure = Structure.from_ase(atoms)
+    if np.isin(structure.tags, (0, 1, 2)).all():
+        return structure
+    return replace(structure, tags=np.full(len(atoms), 2, dtype=np.int64))
 
 
 def _places(atoms: Atoms, info: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -393,7 +428,9 @@ def _shaped(prop: Property, value: object, n_atoms: int, where: str) -> np.ndarr
     shape = prop.shape(n_atoms)
     try:
         if isinstance(value, bool | np.bool_) and not prop.categorical:
-            raise ValueError("a key without a value")
+            raise ValueError("true or false, or a key without a value")
+        if prop.categorical and isinstance(value, str) and (word := value.strip().lower()) in _TRUTH:
+            value = _TRUTH[word]
         array = np.asarray(value, dtype=np.float64)
         if prop.rank == 2 and array.shape == (6,):
             return voigt_6_to_full_3x3_stress(array)
@@ -408,6 +445,8 @@ def _shaped(prop: Property, value: object, n_atoms: int, where: str) -> np.ndarr
             else f"{prop.name} in {prop.unit}, of shape {shape}",
             "number the classes in the file, from 0"
             if prop.categorical
+            else f"a property that is true or false is defined as a class (--define {prop.name}=,class)"
+            if isinstance(value, bool | np.bool_)
             else "repair the file, or name another key for this property",
         ) from error
 
@@ -443,21 +482,37 @@ def _group(name: str, atoms: Atoms, info: Mapping[str, Any], key: str | None, se
         )
     if (entry := key or "group") in info:
         return str(info[entry])
-    return name.rpartition("#")[0] if several_files else str(atoms.get_chemical_formula())
+    return name.rpartition("#")[0] if several_files else formula(atoms.numbers)
 
 
-def _files(source: Path) -> tuple[list[Path], list[str]]:
-    """Files to read, and names of those that ASE does not read."""
+def files_of(source: Path) -> list[Path]:
+    """All files from which structures and labels of a source are read.
+
+    Raises:
+        EutecticError: none here.
+    """
+    files, _, _ = _files(source)
+    return [*files, *id_prop.tables(source)]
+
+
+def _files(source: Path) -> tuple[list[Path], list[str], id_prop.Labels]:
+    """Files to read, names of those that are not, and labels of files in tables."""
     if not source.exists():
         raise EutecticError(str(source), "nothing is here", "a file or folder of structures", "check the path")
+    table = id_prop.read(source)
+    if table:
+        # The tables say what belongs to the data.
+        tables = id_prop.tables(source)
+        beside = () if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
+        return list(table), [p.name for p in beside if p not in table and p not in tables], table
     if source.is_file():
-        _format(source)
-        return [source], []
+        structure_files.format_of(source)
+        return [source], [], {}
     files: list[Path] = []
     skipped: list[str] = []
     for file in sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith(".")):
         try:
-            format_name = _format(file)
+            format_name = structure_files.format_of(file)
         except EutecticError:
             skipped.append(file.name)
             continue
@@ -473,77 +528,72 @@ def _files(source: Path) -> tuple[list[Path], list[str]]:
             "extxyz, db, traj, json, or another format of ASE",
             "check the path",
         )
-    return files, skipped
-
-
-def _format(file: Path) -> str:
-    """ASE's name for a file's format."""
-    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
-
-    if file.stat().st_size == 0:
-        raise EutecticError(str(file), "an empty file", "structures", "write it again, or remove it")
-    if file.suffix == ase_lmdb.SUFFIX:
-        return "aselmdb"
-    try:
-        name = str(filetype(str(file)))
-    except (UnknownFileTypeError, OSError):
-        name = ""
-    if name == "castep-md" and b"BEGIN header" not in file.read_bytes()[:200]:
-        name = "markdown"  # README.md is not a trajectory of CASTEP, though both end in .md
-    if name not in ioformats or name in REFUSED or not ioformats[name].can_read:
-        raise EutecticError(
-            str(file),
-            f"format {name or 'unknown'}",
-            "extxyz, db, aselmdb, traj, json, or another format that ASE reads",
-            "convert it with ASE (`ase convert`)",
-        )
-    return name
+    return files, skipped, {}
 
 
 def _root(files: list[Path]) -> Path:
     return Path(os.path.commonpath([file.parent for file in files]))
 
 
+_Item = tuple[str, str, Atoms, Entries]
+"""Id, location, structure, and all its entries."""
+
+
 def _all_atoms(
-    file: Path, root: Path, first: int = 0, count: int | None = None
-) -> Iterator[tuple[str, str, Atoms, Mapping[str, Any]]]:
-    """Id, location, structure, and all its entries."""
-    index, stream = first, _atoms(file, first, count)
-    while True:
-        where = f"{file}, structure {index}"
-        try:
-            atoms, info = next(stream)
-        except StopIteration:
-            break
-        except EutecticError:
-            raise
-        # ASE's readers raise many kinds of exceptions on damaged files.
-        except Exception as error:
-            raise EutecticError(
-                where,
-                f"could not be read ({type(error).__name__}: {error})",
-                f"a complete file of the format {_format(file)}",
-                "it may be truncated or damaged: write it again, or remove the incomplete part",
-            ) from error
-        yield f"{file.relative_to(root).as_posix()}#{index}", where, atoms, info
+    file: Path,
+    root: Path,
+    elements: Elements | None = None,
+    table: id_prop.Labels | None = None,
+    first: int = 0,
+    count: int | None = None,
+) -> Iterator[_Item | EutecticError]:
+    """The structures of a file, or an error in the place of one."""
+    index = first
+    for found in structure_files.structures(file, first, count, elements):
+        if isinstance(found, EutecticError):
+            yield found
+        else:
+            atoms, entries = found
+            if table and index:
+                raise EutecticError(
+                    str(file),
+                    "a second structure",
+                    "one structure, to which the labels of its line belong",
+                    "divide it",
+                )
+            more = table[file] if table else {}
+            yield (
+                f"{file.relative_to(root).as_posix()}#{index}",
+                f"{file}, structure {index}",
+                atoms,
+                {**entries, **more},
+            )
         index += 1
     if index == 0 and count != 0:
         raise EutecticError(str(file), "no structures", "at least one", "write it again, or remove it")
 
 
-def _atoms(file: Path, first: int, count: int | None) -> Iterator[tuple[Atoms, Mapping[str, Any]]]:
-    end = None if count is None else first + count
-    if _format(file) in ("db", "json"):
-        from ase.db import connect
+def _every(
+    file: Path, root: Path, elements: Elements | None, skip_bad: bool, table: id_prop.Labels
+) -> Iterator[_Item | EutecticError | None]:
+    """As `_all_atoms`; raises the errors, or with `skip_bad` goes on after them, as a preparation does.
 
-        # ase.io drops the key-value pairs of a database, which may be the labels.
-        for row in connect(str(file), type=_format(file)).select(offset=first, limit=count):
-            atoms = row.toatoms()
-            yield atoms, {**atoms.info, **row.data, **row.key_value_pairs}
-    elif _format(file) == "aselmdb":
-        yield from ase_lmdb.read_rows(file, first, count)
-    else:
-        from ase.io import iread
-
-        for atoms in iread(str(file), index=f"{first}:{'' if end is None else end}", format=_format(file)):
-            yield atoms, atoms.info
+    Yields None where the rest of a file is given up.
+    """
+    first = in_a_row = 0
+    while True:
+        try:
+            for item in _all_atoms(file, root, elements, table, first):
+                if isinstance(item, EutecticError) and not skip_bad:
+                    raise item
+                first, in_a_row = first + 1, 0
+                yield item
+            return
+        except EutecticError as error:
+            if not skip_bad:
+                raise
+            first, in_a_row = first + 1, in_a_row + 1
+            if in_a_row >= MOST_IN_A_ROW:
+                yield None
+                return
+            yield error

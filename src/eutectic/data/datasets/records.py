@@ -17,9 +17,8 @@ In an LMDB or JSON the geometry may also be one field `structure`, a crystal of 
 from __future__ import annotations
 
 import csv
-import gzip
+import io
 import itertools
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,15 +26,15 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
-from ase.data import atomic_numbers, chemical_symbols
-from ase.formula import Formula
+from ase.data import atomic_numbers
 
-from eutectic.atoms import MAX_ATOMIC_NUMBER, PROPERTIES, EutecticError, LabelledStructure, Property, Structure, units
+from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure, units
 from eutectic.data import own_files
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
-from eutectic.data.formats import cif, pickled_lmdb, pymatgen_json
-from eutectic.data.formats.archives import damage_explained, opened
+from eutectic.data.formats import cif, npz_arrays, pickled_lmdb, pymatgen_json
+from eutectic.data.formats.archives import damage_explained, unpacked
+from eutectic.data.formats.elements import formula
 from eutectic.data.formats.npz_arrays import array_head, blocks, cut
 from eutectic.data.formats.open_catalyst import find
 from eutectic.data.splits import TEST_SHARE
@@ -114,12 +113,14 @@ class Found:
     """Contents of a source, from `scan`.
 
     Attributes:
-        of_file: structures in each file.
+        structures: number of usable structures.
+        of_file: records in each file.
         counts: property → field → number of structures.
         groups: number of groups.
         largest_group: structures in the largest group.
     """
 
+    structures: int
     of_file: Mapping[Path, int]
     counts: Mapping[str, Mapping[str, int]]
     groups: int
@@ -132,7 +133,7 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
     Args:
         source: a file, or a folder of files of one kind.
         choices: the user's options.
-        skip_bad: skip records that cannot be read.
+        skip_bad: leave out records that cannot be used; only those that can are counted.
 
     Raises:
         EutecticError: unsupported files; no geometry, or no label, under these names; an unknown unit or periodicity.
@@ -144,7 +145,7 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
     of_file: dict[Path, int] = {}
     cells = False
     for path in paths:
-        n, complete = 0, False
+        n, complete, before = 0, False, ""
         while not complete:
             try:
                 for record in _records(path, choices, n):
@@ -154,6 +155,8 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
                         found = {p: key for p in PROPERTIES if (key := record.key(*choices.names(p))) is not None}
                         group = _group(record, choices, len(paths) > 1)
                         cells = cells or _needs_periodicity(record, choices)
+                        if skip_bad:
+                            _labelled(record, choices, group).check(record.where)
                     except EutecticError:
                         if not skip_bad:
                             raise
@@ -162,17 +165,19 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
                         counts.setdefault(name, Counter())[key] += 1
                     groups[group] += 1
                 complete = True
-            except EutecticError:
+            except EutecticError as error:
                 if not skip_bad:
                     raise
-                # After an unreadable record of an LMDB there may be others; the rest of a sequential file is lost.
-                n, complete = n + 1, path.suffix != ".lmdb"
+                # After an unreadable record there may be others, unless the file itself ends there.
+                complete = str(error) == before
+                n, before = n + (not complete), str(error)
         if not n:
             raise EutecticError(str(path), "no records", "at least one structure", _INCOMPLETE)
         of_file[path] = n
     _check_labels(Path(source), choices, counts, names)
     _check_stated(Path(source), choices, counts, names, cells)
     return Found(
+        structures=groups.total(),
         of_file=of_file,
         counts={name: dict(counts[name]) for name in PROPERTIES if name in counts},
         groups=len(groups),
@@ -202,7 +207,7 @@ class RecordFiles:
 
     def card(self, name: str) -> Card:
         """Card from the contents, with the given units and level of theory."""
-        found, total = self.found, sum(self.found.of_file.values())
+        found, total = self.found, self.found.structures
         # As in `ase_files.card`: the largest group goes to training.
         few = found.groups < 3 or total - found.largest_group < 2 * TEST_SHARE * total
         notes = own_files.notes(found.counts, self.choices.units)
@@ -240,13 +245,7 @@ class RecordFiles:
         """
         several = len(self.found.of_file) > 1
         for record in _records(piece.path, self.choices, piece.first, piece.count):
-            structure = _structure(record, self.choices)
-            yield LabelledStructure(
-                structure=structure,
-                labels=_labels(record, self.choices, len(structure)),
-                id=record.id,
-                group=_group(record, self.choices, several),
-            )
+            yield _labelled(record, self.choices, _group(record, self.choices, several))
 
     def published_splits(self, source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
         """None."""
@@ -324,6 +323,13 @@ def _is_nothing(value: object) -> bool:
 
 def _is_crystal(value: Mapping[str, object]) -> bool:
     return "lattice" in value and "sites" in value
+
+
+def _labelled(record: Record, choices: Choices, group: str) -> LabelledStructure:
+    structure = _structure(record, choices)
+    return LabelledStructure(
+        structure=structure, labels=_labels(record, choices, len(structure)), id=record.id, group=group
+    )
 
 
 def _structure(record: Record, choices: Choices) -> Structure:
@@ -422,6 +428,13 @@ def _labels(record: Record, choices: Choices, n: int) -> dict[str, np.ndarray]:
         if key is None:
             continue
         shape = prop.shape(n)
+        if isinstance(value := record.value(key), bool | np.bool_) and not prop.categorical:
+            raise EutecticError(
+                f"{record.where}, {key}",
+                str(value),
+                f"{name} in {prop.unit}",
+                f"name another field, or define a class for it: --define {name}_class=,class --key {name}_class={key}",
+            )
         if prop.categorical and (classes := _classes(record, key)) is not None:
             record = replace(record, fields={**record.fields, key: classes})
         read = _of_atoms(record, key, n, shape, prop) if prop.level == "atom" else _shaped(record, key, shape, prop, n)
@@ -475,8 +488,7 @@ def _group(record: Record, choices: Choices, several_files: bool) -> str:
     else:
         _needed(record, choices, "positions")
         numbers = _atomic_numbers(record, choices)
-    symbols = [chemical_symbols[z] if 0 < z <= MAX_ATOMIC_NUMBER else "X" for z in numbers.tolist()]
-    return format(Formula.from_list(symbols), "hill")
+    return formula(numbers)
 
 
 # --- required information ---------------------------------------------------------------------------
@@ -544,15 +556,17 @@ def _records(path: Path, choices: Choices, first: int = 0, count: int | None = N
         if path.suffix == ".npz":
             yield from _of_npz(path, choices, first, count)
             return
+        rows: Iterator[Mapping[str, Any] | EutecticError]
         rows = _of_json(path) if path.name.endswith((".json", ".json.gz")) else _of_csv(path)
-        for number, fields in enumerate(itertools.islice(rows, first, stop), start=first):
-            yield Record(id=f"{path.name}#{number}", where=f"{path}, record {number}", fields=fields)
+        for number, row in enumerate(itertools.islice(rows, first, stop), start=first):
+            if isinstance(row, EutecticError):
+                raise row
+            yield Record(id=f"{path.name}#{number}", where=f"{path}, record {number}", fields=row)
 
 
 def _of_json(path: Path) -> Iterator[Mapping[str, Any]]:
-    with opened(path) as raw:
-        read = gzip.GzipFile(fileobj=raw).read if path.suffix == ".gz" else raw.read
-        for key, row in pymatgen_json.items(read):
+    with unpacked(path) as content:
+        for key, row in pymatgen_json.items(content.read):
             if key or not isinstance(row, Mapping):
                 raise EutecticError(
                     str(path),
@@ -563,27 +577,43 @@ def _of_json(path: Path) -> Iterator[Mapping[str, Any]]:
             yield row
 
 
-def _of_csv(path: Path) -> Iterator[Mapping[str, Any]]:
-    packed = path.suffix == ".gz"
+def _of_csv(path: Path) -> Iterator[Mapping[str, Any] | EutecticError]:
+    """Lines, or an error in the place of one, after which others can be read."""
     with (
-        gzip.open(path, "rt", encoding="utf-8", newline="") if packed else path.open(newline="", encoding="utf-8") as f
+        unpacked(path) as content,
+        io.TextIOWrapper(cast(IO[bytes], content), encoding="utf-8-sig", newline="") as stream,
     ):
-        stream = cast(IO[str], f)
         csv.field_size_limit(LONGEST_LINE)  # Python's default is shorter than many CIFs
         try:
-            # Limits the memory used by a very long line.
-            for row in csv.DictReader(iter(lambda: stream.readline(LONGEST_LINE), "")):
-                yield {name: value for name, value in row.items() if isinstance(name, str)}
+            reader = csv.DictReader(_bounded(stream))
+            for row in reader:
+                if None in row or None in row.values():
+                    held = sum(value is not None for value in row.values()) + len(row.get(None) or [0]) - 1
+                    of = len(reader.fieldnames or ())
+                    yield EutecticError(
+                        f"{path}, line {reader.line_num}", f"{held} of {of} columns", f"{of}", _INCOMPLETE
+                    )
+                else:
+                    yield row
         except csv.Error as error:
             raise ValueError(str(error)) from error
 
 
+def _bounded(stream: io.TextIOBase) -> Iterator[str]:
+    """Lines of limited length, which limits the memory that a damaged file takes."""
+    while line := stream.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE and not line.endswith("\n"):
+            raise ValueError(f"a line of more than {LONGEST_LINE:,} characters")
+        yield line
+
+
 def _of_npz(path: Path, choices: Choices, first: int, count: int | None) -> Iterator[Record]:
-    with opened(path) as raw, zipfile.ZipFile(raw) as bundle:
-        heads = {Path(name).stem: array_head(bundle, Path(name).stem) for name in bundle.namelist()}
+    with npz_arrays.opened(path, str(path)) as bundle:
+        heads = {name: array_head(bundle, name) for name in npz_arrays.names(bundle)}
         shapes = {name: shape for name, (dtype, shape, _) in heads.items() if dtype.kind in "biufUS"}
         key = {what: next((n for n in choices.names(what) if n in shapes), "") for what in GEOMETRY}
         positions, numbers, sizes = (key[what] for what in ("positions", "numbers", "n_atoms"))
+        meant = {name.partition(":")[0] for what in (*PROPERTIES, *GEOMETRY) for name in choices.names(what)}
         shape = shapes.get(positions, ())
         flat = len(shape) == 2
         if not positions or not numbers or len(shape) not in (2, 3) or shape[-1] != 3 or (flat and not sizes):
@@ -604,16 +634,27 @@ def _of_npz(path: Path, choices: Choices, first: int, count: int | None) -> Iter
                     f"{path}, {sizes}", f"{of_each.sum()} atoms", f"{shape[0]}, as in {positions}", _INCOMPLETE
                 )
             start, counts = int(of_each[:first].sum()), of_each[first:stop].tolist()
+        # One cell, and its periodicity, may be that of all structures.
+        once = ((key["cell"], (3, 3)), (key["pbc"], (3,)), (key["pbc"], ()))
+        of_all = [name for name, one in once if n != 3 and shapes.get(name) == one]
+        strange = [
+            f"{name} {held}"
+            for name, held in shapes.items()
+            if name in meant - {numbers, *of_all} and held[:1] not in ((n,), shape[:1])
+        ]
+        if strange:
+            raise EutecticError(
+                str(path),
+                f"{', '.join(strange)} for {n} structures",
+                f"one row for each of the {n} structures" + (f" or {shape[0]} atoms" if flat else ""),
+                "write the file again; --key NAME= leaves a property out",
+            )
         for name, held in shapes.items():
             if flat and held[:1] == shape[:1]:
                 columns[name] = cut(blocks(bundle, name, start, shape[0]), counts)
             elif held[:1] == (n,) and not (name == numbers and len(held) == 1):
                 columns[name] = itertools.chain.from_iterable(blocks(bundle, name, first, stop))
-        shared = (
-            {}
-            if numbers in columns
-            else {numbers: next(blocks(bundle, numbers, 0, shapes[numbers][0], at_once=1 << 20))}
-        )
+        shared = {name: npz_arrays.array(bundle, name) for name in {numbers, *of_all} - columns.keys()}
         for i in range(first, stop):
             row = {name: next(column) for name, column in columns.items()}
             fields = {
