@@ -178,7 +178,7 @@ def test_one_after_the_other_goes_on_after_a_bad_structure(model: TrainedModel) 
 def test_a_prediction_that_is_not_finite_is_an_error(model: TrainedModel) -> None:
     broken = copy.deepcopy(model)
     next(broken.module.parameters()).data.fill_(float("nan"))
-    with pytest.raises(EutecticError, match=r"relative, structure 0, \w+: a prediction that is not finite"):
+    with pytest.raises(EutecticError, match=r"structure 0, \w+: \w+ of task relative predicted as nan"):
         predict(broken, "relative", [Structure.from_ase(molecule("H2O"))])
 
 

@@ -201,12 +201,11 @@ def _predict_batch(
         for at, (index, structure, _) in enumerate(items):
             of_one = {name: rows[at] for name, rows in arrays.items() if name != "stress" or structure.pbc.all()}
             try:
-                found[index] = {
-                    name: _finite(
-                        name, value if normalised else _denormalised(task, name, value, structure, conservative)
-                    )
-                    for name, value in of_one.items()
-                }
+                for name, value in of_one.items():
+                    _check_finite(name, value, task)
+                    if not normalised:
+                        of_one[name] = _denormalised(task, name, value, structure, conservative)
+                found[index] = of_one
             except EutecticError as error:
                 found[index] = _of(error, task, index)
     return [found[index] for index, _ in structures]
@@ -217,16 +216,16 @@ def _of(error: EutecticError, task: Task, index: int) -> EutecticError:
     return EutecticError(f"{task.name}, structure {index}, {error.where}", error.given, error.expected, error.fix)
 
 
-def _finite(name: str, value: np.ndarray) -> np.ndarray:
-    if not np.isfinite(value).all():
+def _check_finite(name: str, value: np.ndarray, task: Task) -> None:
+    wrong = value[~np.isfinite(value)]
+    if wrong.size:
         raise EutecticError(
             name,
-            "a prediction that is not finite",
-            "finite numbers",
-            "check that this structure is like those the model was trained on (distances, elements), and that the "
-            "model's weights are finite",
+            f"{name} of task {task.name} predicted as {wrong[0]}",
+            "finite predictions",
+            "check its positions and elements (`eutectic data check`); if other structures fail too, the model is "
+            "damaged: copy or train it again",
         )
-    return value
 
 
 def _per_structure(name: str, value: torch.Tensor, items: Sequence[Sample]) -> list[np.ndarray]:
