@@ -229,9 +229,7 @@ GRID = {" ".join(map(str, picked)): dict(zip(CHOICES, picked, strict=True)) for 
 CASES = [pytest.param(name, marks=pytest.mark.slow if i % 16 else ()) for i, name in enumerate(GRID)]
 
 
-@pytest.mark.parametrize(
-    "name", [*CONFIGS, *(pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in GRID)]
-)
+@pytest.mark.parametrize("name", [*CONFIGS, *CASES])
 def test_whatever_sizes_the_published_classes_can_have_open(name: str, tmp_path: Path) -> None:
     config = TINY | (CONFIGS.get(name) or GRID[name])
     model, report = read_published_checkpoint(write_published(tmp_path / "a.pt", config))

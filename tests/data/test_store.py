@@ -303,14 +303,16 @@ def test_a_fingerprint_is_of_what_a_split_depends_on(tmp_path: Path, monkeypatch
         "published": (CARD, rows, lists),
         "otherwise published": (CARD, rows, {"official_01": {**lists["official_01"], "test": np.array([3])}}),
     }
-    found = {}
+    found, contents = {}, {}
     for name, (card, some, splits) in variants.items():
         write_store(tmp_path / name, card, some, splits=splits)
         found[name] = Store(tmp_path / name).fingerprint()
+        contents[name] = Store(tmp_path / name).content_hash()
     monkeypatch.setattr(store_module, "ROWS_PER_BATCH", 4)
     monkeypatch.setattr(store_module, "ROWS_PER_SHARD", 8)
     write_store(tmp_path / "shards", CARD, rows)
     found["shards"] = Store(tmp_path / "shards").fingerprint()
+    contents["shards"] = Store(tmp_path / "shards").content_hash()
     assert {name for name, value in found.items() if value == found["same"]} == {
         "same",
         "another card",
@@ -318,6 +320,27 @@ def test_a_fingerprint_is_of_what_a_split_depends_on(tmp_path: Path, monkeypatch
         "shards",
     }
     assert len(set(found.values())) == 8
+    assert {name for name, value in contents.items() if value == contents["same"]} == {"same", "another card", "shards"}
+    assert len(set(contents.values())) == 9
+
+
+def test_the_hash_of_the_contents_is_of_every_value(tmp_path: Path) -> None:
+    rows = list(made_up(3))
+    first = rows[0]
+    moved = first.structure.positions.copy()
+    moved[0, 0] += 1e-5  # less than by what structures are told apart
+    variants = {
+        "same": first,
+        "moved": replace(first, structure=replace(first.structure, positions=moved)),
+        "fixed": replace(first, structure=replace(first.structure, fixed=~first.structure.fixed)),
+        "tagged": replace(first, structure=replace(first.structure, tags=np.zeros_like(first.structure.tags))),
+        "unlabelled": replace(first, labels={}),
+    }
+    found = set()
+    for name, row in variants.items():
+        write_store(tmp_path / name, CARD, [row, *rows[1:]])
+        found.add(Store(tmp_path / name).content_hash())
+    assert len(found) == len(variants)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ Pooling = Literal["sum", "mean", "max"]
 class HeadSettings(BaseModel):
     """Settings of one head. Unset fields follow from the property (see `resolve`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: str | None = Field(
         default=None, description="type of head, e.g. gradient_forces; default: the one for the property"

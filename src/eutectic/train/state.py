@@ -69,7 +69,7 @@ class RunState:
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
-        """Restore everything from the folder's checkpoint, if there is one.
+        """Restore everything from the folder's checkpoint; without one, empty the journal of an earlier attempt.
 
         Raises:
             EutecticError: a damaged checkpoint, or one of another run; processes read different checkpoints.
@@ -78,6 +78,7 @@ class RunState:
         state = None if path is None else load_checkpoint(path, self.steps)
         self._check_same_step(0 if state is None else state["step"])
         if path is None or state is None:
+            self.journal.resume(0)
             return
         try:
             load_weights(self.model, state["model"])
