@@ -97,7 +97,7 @@ def data_prepare(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out unusable records, and report their number.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(help="Number of processes; by default one per core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes; by default one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
 ) -> None:
     """Convert a data set's published files into a store.
@@ -216,8 +216,8 @@ def data_generate(
     out: Annotated[Path, typer.Option(help="Output folder for the stores.")],
     names: Annotated[list[str] | None, typer.Argument(help="Data sets to generate; all by default.")] = None,
     scale: Annotated[float, typer.Option(help="Size relative to the data sets shipped with the package.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Number of processes; by default one per core.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes; by default one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing stores.")] = False,
 ) -> None:
     """Regenerate the embedded data sets, or larger versions (needs `pip install 'eutectic[generate]'`).

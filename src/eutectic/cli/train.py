@@ -350,12 +350,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demonstration; an interrupted one is resumed.")] = Path(
         "demo-output"
     ),
-    steps: Annotated[int | None, typer.Option(help="Pre-training steps; default: the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Pre-training steps; default: the recipe's.")] = None,
     finetune_steps: Annotated[
-        int | None, typer.Option(help="Fine-tuning steps of every run; default: the recipe's.")
+        int | None, typer.Option(min=1, help="Fine-tuning steps of every run; default: the recipe's.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each start.")] = 3,
-    workers: Annotated[int, typer.Option(help="Processes for pre-training and for fine-tuning.")] = 2,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each start.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Processes for pre-training and for fine-tuning.")] = 2,
 ) -> None:
     """Pre-train on four domains and fine-tune to five unseen tasks, against training from scratch, in ten minutes.
 
@@ -389,7 +389,7 @@ def demo(
 def replay(
     folder: Annotated[Path, typer.Argument(help="A saved step: RUN/nonfinite-steps/step-000123.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    rows: Annotated[int, typer.Option(help="Structures to show.")] = 10,
+    rows: Annotated[int, typer.Option(min=1, help="Structures to show.")] = 10,
 ) -> None:
     """Replay a step with a non-finite loss or gradient, by structure and by module.
 

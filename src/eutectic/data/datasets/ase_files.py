@@ -352,16 +352,24 @@ def _rows(
         yield where, LabelledStructure(structure=_structure(atoms), labels=labels, id=name, group=group)
 
 
-def structures(source: Path, elements: Elements | None = None) -> Iterator[tuple[str, Atoms, Structure]]:
-    """Location, contents as ASE reads them, and structure of every entry of a file; no labels, unchecked.
+def structures(
+    source: Path, elements: Elements | None = None, first: int = 0
+) -> Iterator[tuple[str, Atoms, Structure] | EutecticError]:
+    """Location, contents as ASE reads them, and structure of every entry from `first` on; no labels, unchecked.
+
+    An entry that cannot be read is an error in its place, where the reading goes on after it.
 
     Raises:
-        EutecticError: as `read`.
+        EutecticError: as `read`; the rest of the file cannot be read.
     """
-    for item in _all_atoms(source, source.parent, elements):
+    for item in _all_atoms(source, source.parent, elements, first=first):
         if isinstance(item, EutecticError):
-            raise item
-        _, where, atoms, _ = item
+            yield item
+            continue
+        _, where, atoms, entries = item
+        # Key-value pairs of a database and fields of a molfile are not in ASE's `info`.
+        more = {k: v for k, v in entries.items() if k not in atoms.info and isinstance(v, str | int | float)}
+        atoms.info.update(more)
         yield where, atoms, _structure(atoms)
 
 
