@@ -51,6 +51,7 @@ def check(
     store_or_file: str | Path,
     *,
     keys: Mapping[str, str] | None = None,
+    units: Mapping[str, str] | None = None,
     define: Sequence[str] = (),
     model_elements: Iterable[int] | None = None,
     progress: bool = False,
@@ -59,8 +60,9 @@ def check(
 
     Args:
         store_or_file: an embedded data set, a store, any file or folder that ASE reads, or an HDF5 or npz file of
-            arrays, which is read as it is: no unit conversion, no change of sign, no unpickling.
-        keys: property → key (or array) in the files, instead of the usual names.
+            arrays, which is read as it is: no change of sign, no unpickling, no conversion but by `units`.
+        keys: property, or "virial", → key (or array) in the files, instead of the usual names.
+        units: property, "virial", "positions" or "cell" → unit in the files, as for `eutectic.prepare_data`.
         define: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
         model_elements: atomic numbers in a model's training data; empty if its provenance does not list them.
         progress: show progress and time left when it takes more than a few seconds.
@@ -69,10 +71,10 @@ def check(
         The report; its `ok` is False if any finding is an error.
 
     Raises:
-        EutecticError: nothing to check; an invalid definition or key.
+        EutecticError: nothing to check; an invalid definition, key or unit; units of a store.
     """
     defined = define_all(define)
-    source = _opened(store_or_file, keys)
+    source = _opened(store_or_file, keys, units)
     contents, energies, geometry, motion = Contents(), Energies(), Geometry(), Motion()
     bad: list[str] = []
     n_bad = n_structures = 0
@@ -97,20 +99,21 @@ def check(
         n_bad += 1
         bad.append(str(error))
     broken = {"count": n_bad, "first": bad}
-    found_keys, ignored = _keys(source, store_or_file, keys, defined)
-    judged = judge(energies, geometry, motion, source.arrays.declared, raw=source.kind == "arrays")
-    units = judged.units
+    scanned = _scanned(source, store_or_file, keys, units, defined)
+    declared = {role: unit for role, unit in source.arrays.declared.items() if role not in (units or {})}
+    judged = judge(energies, geometry, motion, declared, raw=source.kind == "arrays")
+    inferred = judged.units
     if energies.n:
-        units = replace(units, residual_per_atom=spread(energies.residuals())[1])
-    geometric, wild = diagnosis.of_geometry(geometry, units)
+        inferred = replace(inferred, residual_per_atom=spread(energies.residuals())[1])
+    geometric, wild = diagnosis.of_geometry(geometry, inferred)
     split_leaks = leaks(source.store) if source.store is not None else []
     findings = [
-        *diagnosis.of_contents(contents, n_structures, broken, ignored),
+        *diagnosis.of_contents(contents, n_structures, broken, scanned.ignored),
         *judged.findings,
-        *diagnosis.of_energies(energies, units),
+        *diagnosis.of_energies(energies, inferred),
         *geometric,
         *diagnosis.of_elements(contents, model_elements),
-        *diagnosis.of_motion(motion, units),
+        *diagnosis.of_motion(motion, inferred),
         *diagnosis.of_splits(split_leaks),
     ]
     pairs = sorted(motion.pairs, key=lambda p: p.curvature / (abs(p.work) + 1e-300))
@@ -121,13 +124,13 @@ def check(
         kind=source.kind,
         structures=n_structures,
         labels=dict(contents.labels),
-        keys=found_keys,
-        ignored=ignored,
+        keys=scanned.counts,
+        ignored=scanned.ignored,
         bad=broken,
         duplicates=contents.distinct.repeated(),
         force_outliers=wild,
         largest_force=geometry.wild.items()[0][0] if len(geometry.largest) else None,
-        units=units,
+        units=inferred,
         force_test=judged.force_test,
         stress_test=judged.stress_test,
         bond_test={} if judged.bonds is None else _numbers(asdict(judged.bonds)),
@@ -151,15 +154,22 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: float(v) if isinstance(v, np.floating) else v for k, v in values.items()}
 
 
-def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None) -> _Source:
+def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None, units: Mapping[str, str] | None) -> _Source:
     path = Path(store_or_file)
     if str(store_or_file) in embedded() or is_store(path) or not path.exists():
+        if units:
+            raise EutecticError(
+                "--unit",
+                f"used with {store_or_file}, which is a store already",
+                "this option only with a file",
+                "leave it out, or check the file itself",
+            )
         store = open_store(store_or_file)
         rows = ((f"{store.path}, {row.id}", row) for row in store)
         return _Source(kind="store", rows=rows, total=len(store), store=store)
     if raw_arrays.is_arrays(path):
         arrays = raw_arrays.Arrays()
-        return _Source(kind="arrays", rows=raw_arrays.rows(path, arrays, keys), arrays=arrays)
+        return _Source(kind="arrays", rows=raw_arrays.rows(path, arrays, keys, units), arrays=arrays)
     if path.suffix.lower() in (".lmdb", ".pkl", ".pickle", ".pt"):
         raise EutecticError(
             str(path),
@@ -168,21 +178,26 @@ def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None) -> _Sourc
             "pickles can run arbitrary code and are not opened here; convert it with `eutectic data prepare`, and "
             "check the store",
         )
-    return _Source(kind="structures", rows=ase_files.rows(path, keys))
+    return _Source(kind="structures", rows=ase_files.rows(path, keys, units=units))
 
 
-def _keys(
-    source: _Source, store_or_file: str | Path, keys: Mapping[str, str] | None, defined: Sequence[Property]
-) -> tuple[Mapping[str, Mapping[str, int]], Mapping[str, int]]:
-    """Property → key → structures; and keys that look like labels but are not used."""
+def _scanned(
+    source: _Source,
+    store_or_file: str | Path,
+    keys: Mapping[str, str] | None,
+    units: Mapping[str, str] | None,
+    defined: Sequence[Property],
+) -> ase_files.LabelsFound:
+    """Labels, keys that look like labels, and what else a file says of its structures."""
     if source.store is not None:
-        return {name: {name: n} for name, n in source.store.label_counts().items()}, {}
+        counts = {name: {name: n} for name, n in source.store.label_counts().items()}
+        return ase_files.LabelsFound(structures=len(source.store), files=0, counts=counts)
     if source.kind == "arrays":
-        return source.arrays.keys, source.arrays.ignored
+        arrays = source.arrays
+        return ase_files.LabelsFound(structures=0, files=1, counts=arrays.keys, ignored=arrays.ignored)
     try:
-        scanned = ase_files.scan(Path(store_or_file), keys, defined=defined, skip_bad=bool(keys or defined))
+        return ase_files.scan(Path(store_or_file), keys, units=units, defined=defined, skip_bad=True)
     except EutecticError:
         if keys or defined:
             raise
-        return {}, {}  # no labels, or a damaged end: reported already
-    return scanned.counts, scanned.ignored
+        return ase_files.LabelsFound(structures=0, files=0)  # no labels: reported already

@@ -72,13 +72,17 @@ def data_prepare(
     key: Annotated[
         list[str] | None,
         typer.Option(
-            help="For ase and records: entry that holds a property, property=key; repeatable. For records also "
-            "numbers=…, positions=…, cell=…, and property= to leave one out."
+            help="For ase and records: entry that holds a property, property=key; repeatable. virial=key names a virial "
+            "W = −σV; stress=key:xx,yy,zz,xy,yz,zx states the order of six numbers; property= leaves one out. For "
+            "records also numbers=…, positions=…, cell=…."
         ),
     ] = None,
     unit: Annotated[
         list[str] | None,
-        typer.Option(help="For ase and records: unit in the files, energy=kcal/mol or positions=bohr; repeatable."),
+        typer.Option(
+            help="For ase and records: unit in the files, energy=kcal/mol or positions=bohr; repeatable. It goes before "
+            "one that the file states. A minus turns the sign: stress=-kbar as in VASP, virial=-eV for W = +σV."
+        ),
     ] = None,
     define: Annotated[list[str] | None, typer.Option(help=DEFINE)] = None,
     pbc: Annotated[
@@ -95,6 +99,14 @@ def data_prepare(
     ] = "not stated",
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out unusable records, and report their number.")
+    ] = False,
+    skip_unconverged: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unconverged",
+            help="For ase and records: leave out structures whose calculation did not converge, as an entry "
+            "`converged` or the output of VASP or Quantum ESPRESSO says.",
+        ),
     ] = False,
     workers: Annotated[int | None, typer.Option(help="Number of processes; by default one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
@@ -113,6 +125,10 @@ def data_prepare(
     `eutectic data prepare qm9 --store stores/qm9` (from the package of `pip install 'eutectic[qm9]'` if installed)
 
     `eutectic data prepare ase --source my.xyz --store stores/mine`
+
+    `eutectic data prepare ase --source my.xyz --key virial=my_virial --unit virial=eV --store stores/mine`
+
+    `eutectic data prepare ase --source vasprun.xml --skip-unconverged --store stores/mine`
 
     `eutectic data prepare ase --source my.xyz --key adsorption_energy=E_ads --define adsorption_energy=eV
     --store stores/ads` (a custom property)
@@ -134,6 +150,7 @@ def data_prepare(
         group_key=group_key,
         level_of_theory=level_of_theory,
         skip_bad=skip_bad,
+        skip_unconverged=skip_unconverged,
         workers=workers,
         overwrite=overwrite,
     )
@@ -167,13 +184,16 @@ def data_check(
         Path | None, typer.Option(help="Model folder; report elements absent from its training data.")
     ] = None,
     key: Annotated[
-        list[str] | None, typer.Option(help="Entry that holds a property, property=key; repeatable.")
+        list[str] | None, typer.Option(help="Entry that holds a property, property=key (as for prepare); repeatable.")
+    ] = None,
+    unit: Annotated[
+        list[str] | None, typer.Option(help="Unit in the file, energy=kcal/mol (as for prepare); repeatable.")
     ] = None,
     define: Annotated[list[str] | None, typer.Option(help=DEFINE)] = None,
 ) -> None:
     """Check data for problems before training: units, signs, outliers, duplicates, leakage between splits.
 
-    HDF5 and npz files are read as they are, without conversion. Exit status: 0 usable, 1 errors were found,
+    HDF5 and npz files are read as they are, without conversion except by --unit. Exit status: 0 usable, 1 errors were found,
     2 cannot be read.
 
     **Examples**
@@ -183,13 +203,16 @@ def data_check(
     `eutectic data check stores/ethanol --model runs/demo/model`
 
     `eutectic data check ani.h5 --key energy=wb97x_tz.energy --key forces=wb97x_tz.forces --json`
+
+    `eutectic data check ani.h5 --unit energy=hartree --unit forces=hartree/angstrom`
     """
     from eutectic.check import check
     from eutectic.checkpoints.model import elements_seen, load_model
 
     try:
         seen = None if model is None else elements_seen(load_model(model))
-        report = check(data, keys=pairs(key), define=define or (), model_elements=seen, progress=True)
+        units = pairs(unit, "--unit", "energy=kcal/mol")
+        report = check(data, keys=pairs(key), units=units, define=define or (), model_elements=seen, progress=True)
     except EutecticError as error:
         fail(error, status=2)
     if html is not None:

@@ -184,6 +184,7 @@ def prepare(
     pbc: str | None = None,
     level_of_theory: str = "not stated",
     skip_bad: bool = False,
+    skip_unconverged: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -199,11 +200,13 @@ def prepare(
         molecule: member of a family such as rMD17, if not part of `name`.
         keys: "ase" and "records" only: property → key in the files.
         group_key: "ase" and "records" only: entry that names the group of a structure.
-        units: "ase" and "records" only: property, "positions" or "cell" → unit in the files.
+        units: "ase" and "records" only: property, "virial", "positions" or "cell" → unit in the files.
         define: "ase" and "records" only: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
         pbc: "records" only: periodic directions, "true", "false" or e.g. "TTF".
         level_of_theory: "ase" and "records" only: level of theory of the labels.
         skip_bad: leave out unusable records; their number is written to the store and its card.
+        skip_unconverged: "ase" and "records" only: leave out structures whose calculation did not converge, as the
+            files say.
         workers: number of processes; None is one per core.
         overwrite: replace an existing store.
         progress: show count, rate and time left when it takes more than a few seconds.
@@ -213,7 +216,7 @@ def prepare(
 
     Raises:
         EutecticError: unknown name; no source; files that cannot be read or downloaded; a folder that cannot be
-            written; an invalid definition, key or unit.
+            written; an invalid definition, key or unit; stress and virial of a file that contradict each other.
         Interrupted: Ctrl-C; finished parts are kept.
     """
     if molecule is not None and ":" not in name:
@@ -221,7 +224,14 @@ def prepare(
     modules = _modules()
     if name not in _OWN and name not in modules:
         raise _unknown(name)
-    options = {"--key": keys, "--group-key": group_key, "--unit": units, "--define": define, "--pbc": pbc}
+    options: dict[str, object] = {
+        "--key": keys,
+        "--group-key": group_key,
+        "--unit": units,
+        "--define": define,
+        "--pbc": pbc,
+    }
+    options |= {"--skip-unconverged": skip_unconverged}
     for option, value in options.items():
         if value and name not in (("records",) if option == "--pbc" else _OWN):
             raise EutecticError(
@@ -242,7 +252,16 @@ def prepare(
         source = Path(source)
         with ProgressBar("Counting structures and labels", unit="", enabled=progress):
             if name == "ase":
-                scanned = ase_files.scan(source, keys, group_key, units=units, defined=defined, skip_bad=skip_bad)
+                scanned = ase_files.scan(
+                    source,
+                    keys,
+                    group_key,
+                    units=units,
+                    defined=defined,
+                    skip_bad=skip_bad,
+                    skip_unconverged=skip_unconverged,
+                )
+                scanned.check_consistent(source)
                 dataset = ase_files.AseFiles(
                     source=source,
                     found=scanned,
@@ -251,6 +270,7 @@ def prepare(
                     units=dict(units or {}),
                     defined=defined,
                     level_of_theory=level_of_theory,
+                    skip_unconverged=skip_unconverged,
                 )
             else:
                 choices = records.Choices(
@@ -259,6 +279,7 @@ def prepare(
                     defined=defined,
                     pbc=None if pbc is None else records.periodicity(pbc),
                     group_key=group_key,
+                    skip_unconverged=skip_unconverged,
                 )
                 found = records.scan(source, choices, skip_bad=skip_bad)
                 dataset = records.RecordFiles(

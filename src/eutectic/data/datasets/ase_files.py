@@ -3,9 +3,10 @@ or a folder of these.
 
 The label of each property of `eutectic.atoms.PROPERTIES` is the first of: `REF_<property>`, `dft_<property>`,
 `<property>` in `atoms.info` or `atoms.arrays`; the results in `atoms.calc`; for the stress also `REF_virials` and
-`virials` (σ = −W/V). Energies are in eV, forces in eV/Å, stress in eV/Å³ with tension positive, as in ASE, unless
-other units are given; custom properties are in the unit of their definition. Names such as `mace_energy` are
-predictions, not labels.
+`virials` (σ = −W/V, see `eutectic.data.stresses`). Energies are in eV, forces in eV/Å, stress in eV/Å³ with tension
+positive, as in ASE, unless other units are given or stated in the files (`eutectic.data.stated_units`); custom
+properties are in the unit of their definition. Names such as `mace_energy` are predictions, not labels; charge and
+spin are conditions of a calculation (`eutectic.data.conditions`), and a charge is a label only if it is named.
 """
 
 from __future__ import annotations
@@ -19,17 +20,15 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.stress import voigt_6_to_full_3x3_stress
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure
-from eutectic.data import own_files
+from eutectic.data import conditions, own_files, own_labels, stated_units, stresses
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
-from eutectic.data.formats import ase_lmdb
+from eutectic.data.formats import ase_lmdb, convergence
+from eutectic.data.own_labels import PREFIXES as PREFIXES
 from eutectic.data.splits import TEST_SHARE
 
-PREFIXES = ("REF_", "dft_", "")
-VIRIALS = ("REF_virials", "REF_virial", "virials", "virial")
 LABEL_LIKE = ("energy", "energies", "force", "forces", "stress", "virial", "virials")
 MOST_NAMES = 1000  # entries of structures that an error may list
 # Pickle-based formats, which can run arbitrary code when opened.
@@ -51,6 +50,11 @@ class LabelsFound:
         largest_group: structures in the largest group.
         skipped: files of a folder without structures.
         of_file: structures in each file, in order; None for a file that could not be read to its end.
+        units: property, "positions" or "cell" → units that the files state.
+        conditions: charge, spin, level of theory, …: entry → its values, if there are several.
+        contradictions: ids of structures whose stress and virial contradict each other.
+        contradiction: the first of these, in words.
+        unconverged: structures whose calculation did not converge → reason; left out if so chosen.
     """
 
     structures: int
@@ -61,10 +65,30 @@ class LabelsFound:
     largest_group: int = 0
     skipped: tuple[str, ...] = ()
     of_file: Mapping[Path, int | None] = field(default_factory=dict)
+    units: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    conditions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    contradictions: tuple[str, ...] = ()
+    contradiction: str = ""
+    unconverged: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[str, str, int, str]]:
         """Table rows: property, key, structures, unit."""
         return [(name, key, n, PROPERTIES[name].unit) for name, keys in self.counts.items() for key, n in keys.items()]
+
+    def check_consistent(self, source: Path) -> None:
+        """Refuse stresses and virials that contradict each other, of which the user has chosen neither.
+
+        Raises:
+            EutecticError: there are such structures.
+        """
+        if self.contradictions:
+            raise EutecticError(
+                f"{source}, {self.contradictions[0]}",
+                f"{self.contradiction} (in {len(self.contradictions)} structures)",
+                "one stress",
+                "choose one: --key stress=NAME, or --key virial=NAME; and state its unit, e.g. --unit stress=-kbar or "
+                "--unit virial=-eV for a virial of the opposite sign",
+            )
 
 
 def scan(
@@ -75,6 +99,7 @@ def scan(
     units: Mapping[str, str] | None = None,
     defined: Sequence[Property] = (),
     skip_bad: bool = False,
+    skip_unconverged: bool = False,
 ) -> LabelsFound:
     """Read a source once and count its labels.
 
@@ -83,6 +108,7 @@ def scan(
         keys, group_key, units: as for `read`.
         defined: custom properties, which must have labels.
         skip_bad: skip records that cannot be read.
+        skip_unconverged: as for `read`.
 
     Raises:
         EutecticError: as `read`; no label at all, none under a given key, or none of a defined property.
@@ -96,34 +122,42 @@ def scan(
     of_file: dict[Path, int | None] = {}
     entries: dict[str, None] = {}
     structures = 0
+    seen = _Seen(keys=keys, units=units, skip_unconverged=skip_unconverged)
     for file in files:
         number = 0
+        about = _About.of(file)
         try:
             for name, where, atoms, info in _all_atoms(file, root):
                 number += 1
                 if len(entries) < MOST_NAMES:
-                    entries |= dict.fromkeys(_entries(atoms, info))
+                    entries |= dict.fromkeys(own_labels.entries(atoms, info))
                 try:
-                    used = _find(atoms, info, keys, units, where)
+                    if not seen.wants(name, info, about):
+                        continue
+                    said = about.units_of(info)
+                    to_angstrom(atoms, units, said, where)
+                    used = own_labels.find(atoms, info, keys, units, said, where)
+                    seen.add(name, where, atoms, info, used, said)
                     group = _group(name, atoms, info, group_key, len(files) > 1, where)
                 except EutecticError:
                     if not skip_bad:
                         raise
                     continue
-                for label, (key, _) in used.items():
-                    counts.setdefault(label, Counter())[key] += 1
-                ignored.update(_unused(atoms, info, {key for key, _ in used.values()}))
+                for label, found in used.items():
+                    counts.setdefault(label, Counter())[found.entry] += 1
+                ignored.update(_unused(atoms, info, {found.entry for found in used.values()}))
                 groups[group] += 1
+            about.check_finished(file, number)
             of_file[file] = number
         except EutecticError:
             if not skip_bad:
                 raise
             of_file[file] = None
         structures += number
-    tried = {name: _candidates(name, keys) for name in PROPERTIES}
+    tried = {name: own_labels.candidates(name, keys) for name in (*PROPERTIES, stresses.VIRIAL.name)}
     own_files.check_matches(str(source), keys, defined, counts, entries, tried)
     if not counts:
-        raise _no_labels(Path(source), ignored)
+        raise _no_labels(Path(source), ignored, entries, seen)
     return LabelsFound(
         structures=structures,
         files=len(files),
@@ -133,7 +167,85 @@ def scan(
         largest_group=max(groups.values(), default=0),
         skipped=tuple(skipped),
         of_file=of_file,
+        units={name: tuple(said) for name, said in seen.said.items()},
+        conditions=seen.conditions.differing(),
+        contradictions=tuple(seen.contradictions),
+        contradiction=seen.contradiction,
+        unconverged=seen.unconverged,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """What a file says of all its structures: units in its metadata, convergence of its steps."""
+
+    units: stated_units.Stated
+    convergence: convergence.Convergence
+
+    @classmethod
+    def of(cls, file: Path) -> _About:
+        form = _format(file)
+        return cls(units=stated_units.of_file(file, form), convergence=convergence.of_file(file, form))
+
+    def units_of(self, info: Mapping[str, Any]) -> stated_units.Stated:
+        return {**self.units, **stated_units.stated(info)}
+
+    def unconverged(self, name: str, info: Mapping[str, Any]) -> str:
+        """Why a structure's calculation did not converge, or empty."""
+        reason = self.convergence.unconverged.get(int(name.rpartition("#")[2]), "")
+        return reason or ("an entry of it says so" if convergence.of_entries(info) else "")
+
+    def check_finished(self, file: Path, structures: int) -> None:
+        if self.convergence.unfinished:
+            raise EutecticError(
+                f"{file}, after {structures} structures",
+                self.convergence.unfinished,
+                "a complete file",
+                "the calculation was stopped, or the file is truncated: write it again, or remove it",
+            )
+
+
+@dataclass(eq=False, kw_only=True)
+class _Seen:
+    """What else is met in a scan, see `LabelsFound`."""
+
+    keys: Mapping[str, str]
+    units: Mapping[str, str]
+    skip_unconverged: bool
+    said: dict[str, dict[str, None]] = field(default_factory=dict)
+    conditions: conditions.Met = field(default_factory=conditions.Met)
+    contradictions: list[str] = field(default_factory=list)
+    contradiction: str = ""
+    unconverged: dict[str, str] = field(default_factory=dict)
+
+    def wants(self, name: str, info: Mapping[str, Any], about: _About) -> bool:
+        """Whether the structure is used: it converged, or such are not left out."""
+        if reason := about.unconverged(name, info):
+            self.unconverged[name] = reason
+        return not (reason and self.skip_unconverged)
+
+    def add(
+        self,
+        name: str,
+        where: str,
+        atoms: Atoms,
+        info: Mapping[str, Any],
+        used: Mapping[str, own_labels.Label],
+        said: stated_units.Stated,
+    ) -> None:
+        """Add a structure that is used."""
+        for label, found in used.items():
+            if found.said:
+                self.said.setdefault(label, {})[found.said] = None
+        for what in own_files.GEOMETRY_UNITS:
+            if (unit := stated_units.specific(what, what, said)) is not None:
+                self.said.setdefault(what, {})[unit] = None
+        taken = {found.entry for found in used.values()}
+        self.conditions.add((str(key), value) for key, value in info.items() if key not in taken)
+        words = own_labels.contradiction(atoms, info, self.keys, self.units, said, where)
+        if words is not None:
+            self.contradiction = self.contradiction or words
+            self.contradictions.append(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +258,7 @@ class AseFiles:
         keys, group_key, units: as for `read`.
         defined: custom properties defined for these files.
         level_of_theory: level of theory of the labels, which the files do not state.
+        skip_unconverged: as for `read`.
     """
 
     source: Path
@@ -155,6 +268,7 @@ class AseFiles:
     units: Mapping[str, str] = field(default_factory=dict)
     defined: tuple[Property, ...] = ()
     level_of_theory: str = "not stated"
+    skip_unconverged: bool = False
 
     def names(self) -> tuple[str, ...]:
         """One data set."""
@@ -162,7 +276,13 @@ class AseFiles:
 
     def card(self, name: str) -> Card:
         """Card from the contents, with the given level of theory."""
-        return card(self.source, self.found, units=self.units, level_of_theory=self.level_of_theory)
+        return card(
+            self.source,
+            self.found,
+            units=self.units,
+            level_of_theory=self.level_of_theory,
+            skip_unconverged=self.skip_unconverged,
+        )
 
     def files(self, name: str) -> tuple[File, ...]:
         """None: the files are the user's own."""
@@ -179,7 +299,17 @@ class AseFiles:
         """The structures of a file, or of a part of it; unchecked."""
         files = list(self.found.of_file)
         several = len(files) > 1
-        rows = _rows(piece.path, _root(files), several, self.keys, self.group_key, self.units, piece.first, piece.count)
+        rows = _rows(
+            piece.path,
+            _root(files),
+            several,
+            self.keys,
+            self.group_key,
+            self.units,
+            piece.first,
+            piece.count,
+            skip_unconverged=self.skip_unconverged,
+        )
         yield from (row for _, row in rows)
 
     def published_splits(self, source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
@@ -195,6 +325,7 @@ def card(
     level_of_theory: str = "not stated",
     licence: str = "not stated",
     citation: str = "not stated",
+    skip_unconverged: bool = False,
 ) -> Card:
     """Card of a source, from the contents found by `scan`.
 
@@ -205,12 +336,18 @@ def card(
         level_of_theory: level of theory of the labels, which the files do not state.
         licence: SPDX identifier or free text.
         citation: reference to cite.
+        skip_unconverged: whether structures that did not converge were left out.
     """
     # The largest group goes to training: with one trajectory and a few isolated atoms nothing is left for the test.
     few = found.groups < 3 or found.structures - found.largest_group < 2 * TEST_SHARE * found.structures
-    notes = own_files.notes(found.counts, units or {}, assumed=True)
+    notes = own_files.notes(found.counts, units or {}, found.units, assumed=True)
     if found.ignored:
         notes.append("not used as labels: " + ", ".join(f"{k} ({n})" for k, n in found.ignored.items()))
+    if found.conditions:
+        notes.append(conditions.note(found.conditions))
+    if found.unconverged:
+        first = ": ".join(next(iter(found.unconverged.items())))
+        notes.append(convergence.note(len(found.unconverged), first, left_out=skip_unconverged))
     if few:
         notes.append("Nearly all is one group: the split is random, with structures of one trajectory on both sides.")
     return Card(
@@ -232,6 +369,8 @@ def read(
     keys: Mapping[str, str] | None = None,
     group_key: str | None = None,
     units: Mapping[str, str] | None = None,
+    *,
+    skip_unconverged: bool = False,
 ) -> Iterator[LabelledStructure]:
     """Every structure with its labels; files of a folder sorted by name.
 
@@ -240,11 +379,14 @@ def read(
 
     Args:
         source: a file or a folder.
-        keys: property → key in `info`, `arrays` or the results, instead of the usual ones; "" leaves it out.
+        keys: property → key in `info`, `arrays` or the results, instead of the usual ones; "" leaves it out. "virial"
+            names a virial W = −σV, and "NAME:xx,yy,zz,xy,yz,zx" the order of six numbers (`eutectic.data.stresses`).
         group_key: entry of `info` that names a structure's group. By default `info["group"]` if present; else the
             file, if there are several; else the chemical formula.
-        units: property, "positions" or "cell" (default: as positions) → unit in the files, instead of ASE's, with a
-            leading minus to change the sign. The unit of a stress given as virials is an energy.
+        units: property, "virial", "positions" or "cell" (default: as positions) → unit in the files, instead of the
+            one that they state, or ASE's; with a leading minus to change the sign.
+        skip_unconverged: leave out structures whose calculation did not converge, as an entry `converged`, or the
+            output of VASP or Quantum ESPRESSO, says.
 
     Yields:
         Structures with ids "<file>#<position in the file>".
@@ -253,7 +395,7 @@ def read(
         EutecticError: no such source; a file that is empty, truncated or of unknown format; an unusable structure or
             label (non-finite, wrong shape, element X, periodic without volume).
     """
-    for where, row in rows(source, keys, group_key, units):
+    for where, row in rows(source, keys, group_key, units, skip_unconverged=skip_unconverged):
         row.check(where)
         yield row
 
@@ -263,12 +405,15 @@ def rows(
     keys: Mapping[str, str] | None = None,
     group_key: str | None = None,
     units: Mapping[str, str] | None = None,
+    *,
+    skip_unconverged: bool = False,
 ) -> Iterator[tuple[str, LabelledStructure]]:
     """As `read`, unchecked: location and structure."""
     keys, units = _checked(keys, units)
     files, _ = _files(Path(source))
     for file in files:
-        yield from _rows(file, _root(files), len(files) > 1, keys, group_key, units)
+        options = (keys, group_key, units)
+        yield from _rows(file, _root(files), len(files) > 1, *options, skip_unconverged=skip_unconverged)
 
 
 def _checked(
@@ -297,17 +442,18 @@ def _rows(
     units: Mapping[str, str],
     first: int = 0,
     count: int | None = None,
+    *,
+    skip_unconverged: bool = False,
 ) -> Iterator[tuple[str, LabelledStructure]]:
-    of_positions, of_cell = (
-        own_files.length(what, unit) if (unit := units.get(what, units.get("positions"))) else None
-        for what in ("positions", "cell")
-    )
+    about = _About.of(file)
+    number = first
     for name, where, atoms, info in _all_atoms(file, root, first, count):
-        if of_cell is not None:
-            atoms.set_cell(atoms.cell.array * of_cell)
-        if of_positions is not None:
-            atoms.positions *= of_positions
-        labels = {label: value for label, (_, value) in _find(atoms, info, keys, units, where).items()}
+        number += 1
+        if skip_unconverged and about.unconverged(name, info):
+            continue
+        said = about.units_of(info)
+        to_angstrom(atoms, units, said, where)
+        labels = {label: found.value for label, found in own_labels.find(atoms, info, keys, units, said, where).items()}
         group = _group(name, atoms, info, group_key, several_files, where)
         tags = np.asarray(atoms.get_tags())
         if not np.isin(tags, (0, 1, 2)).all():
@@ -316,93 +462,48 @@ def _rows(
             where,
             LabelledStructure(structure=Structure.from_ase(atoms), labels=labels, id=name, group=group),
         )
+    if count is None:
+        about.check_finished(file, number)
 
 
-def _places(atoms: Atoms, info: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [info, atoms.arrays, atoms.calc.results if atoms.calc is not None else {}]
+def to_angstrom(atoms: Atoms, given: Mapping[str, str], said: stated_units.Stated, where: str) -> None:
+    """Convert positions and cell from the unit given, or else stated in the file.
 
-
-def _entries(atoms: Atoms, info: Mapping[str, Any]) -> list[str]:
-    """Names of entries that may be labels."""
-    named = [str(name) for place in _places(atoms, info) for name in place]
-    return [name for name in named if name not in ("numbers", "positions")]
-
-
-def _candidates(name: str, keys: Mapping[str, str]) -> tuple[str, ...]:
-    """Possible entries of a property, in order of preference."""
-    if name in keys:
-        return (keys[name],) if keys[name] else ()
-    # Some codes give only the free energy, whose negative gradient the forces are.
-    return (*(prefix + name for prefix in PREFIXES), *(("free_energy",) if name == "energy" else ()))
-
-
-def _find(
-    atoms: Atoms, info: Mapping[str, Any], keys: Mapping[str, str], units: Mapping[str, str], where: str
-) -> dict[str, tuple[str, np.ndarray]]:
-    """Property → its key, and its value in the library's shape and unit."""
-    places = _places(atoms, info)
-    found: dict[str, tuple[str, np.ndarray]] = {}
-    for name, prop in PROPERTIES.items():
-        for key in _candidates(name, keys):
-            value = next((place[key] for place in places if place.get(key) is not None), None)
-            if value is not None:
-                label = _shaped(prop, value, len(atoms), f"{where}, {key}")
-                if name in units:
-                    label = prop.conversion(units[name])(label, len(atoms))
-                found[name] = (key, label)
-                break
-    if "stress" not in found and "stress" not in keys:
-        for key in VIRIALS:
-            value = next((place[key] for place in places if place.get(key) is not None), None)
-            if value is not None and atoms.cell.rank == 3:
-                virial = _shaped(PROPERTIES["stress"], value, len(atoms), f"{where}, {key}")
-                virial = virial * own_files.of_virials(units.get("stress"), key)
-                found["stress"] = (key, -virial / atoms.get_volume())
-                break
-    return found
-
-
-def _shaped(prop: Property, value: object, n_atoms: int, where: str) -> np.ndarray:
-    shape = prop.shape(n_atoms)
-    try:
-        if isinstance(value, bool | np.bool_) and not prop.categorical:
-            raise ValueError("a key without a value")
-        array = np.asarray(value, dtype=np.float64)
-        if prop.rank == 2 and array.shape == (6,):
-            return voigt_6_to_full_3x3_stress(array)
-        # (1,) for a scalar and (9,) for a tensor are accepted.
-        return array.reshape(shape) if _same_numbers(array.shape, shape) else array
-    except (ValueError, TypeError) as error:
-        raise EutecticError(
-            where,
-            f"{str(value)[:60]!r} ({error})",
-            "a class: true, false, or one of the whole numbers 0, 1, …"
-            if prop.categorical
-            else f"{prop.name} in {prop.unit}, of shape {shape}",
-            "number the classes in the file, from 0"
-            if prop.categorical
-            else "repair the file, or name another key for this property",
-        ) from error
-
-
-def _same_numbers(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether the shapes agree up to flattening or dimensions of size one; (3, n) never equals (n, 3)."""
-    alike = [n for n in given if n != 1] == [n for n in shape if n != 1]
-    return alike or (len(given) == 1 and given[0] == int(np.prod(shape)))
+    Args:
+        atoms: to change.
+        given: "positions" and "cell" → unit; that of the cell is by default that of the positions.
+        said: units that the file states.
+        where: the structure, in errors.
+    """
+    of_positions = stated_units.unit_of("positions", "positions", given, said, where=where)
+    of_cell = stated_units.unit_of("cell", "cell", given, said, where=where) or of_positions
+    if of_cell is not None:
+        atoms.set_cell(atoms.cell.array * own_files.length("cell", of_cell))
+    if of_positions is not None:
+        atoms.positions *= own_files.length("positions", of_positions)
 
 
 def _unused(atoms: Atoms, info: Mapping[str, Any], used: set[str]) -> set[str]:
-    names = {name for place in _places(atoms, info) for name in place}
+    names = {name for place in own_labels.places(atoms, info) for name in place}
     plain = {"free_energy", "energies", "stresses", "magmoms"}
     return {n for n in names - used - plain if n.lower().endswith(LABEL_LIKE)}
 
 
-def _no_labels(source: Path, ignored: Mapping[str, int]) -> EutecticError:
+def _no_labels(source: Path, ignored: Mapping[str, int], entries: Mapping[str, None], seen: _Seen) -> EutecticError:
+    others = sorted(set(ignored)) or [name for name in entries if name not in ("tags", "initial_magmoms")][:30]
+    example = next((name for name in others if "energy" in name.lower() or name in ("E", "e")), "my_energy")
+    if seen.skip_unconverged and seen.unconverged:
+        given = f"no label in a structure that converged: {len(seen.unconverged)} did not"
+    elif others:
+        given = f"no label under the usual names; there are {', '.join(others)}"
+    else:
+        given = "no label"
     return EutecticError(
         str(source),
-        f"no label under the usual names; there are {', '.join(sorted(ignored))}" if ignored else "no label",
+        given,
         "energy, forces, stress or another property: in atoms.calc, or as REF_energy, REF_forces, …",
-        "name the key of a property, e.g. --key energy=my_energy",
+        f"name the key of a property, and its unit if that is not ASE's, e.g. --key energy={example} "
+        "--unit energy=hartree",
     )
 
 
