@@ -18,15 +18,17 @@ from ase.data import chemical_symbols
 
 from eutectic.atoms import EutecticError, LabelledStructure, Property
 from eutectic.atoms.properties import define_all
-from eutectic.check import diagnosis, raw_arrays
+from eutectic.check import diagnosis, raw_arrays, sizes
 from eutectic.check.contents import Contents, leaks
 from eutectic.check.energies import Energies
 from eutectic.check.geometry import Geometry
 from eutectic.check.motion import Motion
 from eutectic.check.report import Finding, Plotted, Report, SlopeTest, Units
 from eutectic.check.scales import spread
+from eutectic.check.stresses import Stresses
 from eutectic.check.units import judge
 from eutectic.console import track
+from eutectic.data import conditions
 from eutectic.data.catalogue import embedded, open_store
 from eutectic.data.datasets import ase_files
 from eutectic.data.store import Store, is_store
@@ -75,7 +77,7 @@ def check(
     """
     defined = define_all(define)
     source = _opened(store_or_file, keys, units)
-    contents, energies, geometry, motion = Contents(), Energies(), Geometry(), Motion()
+    contents, energies, geometry, motion, stresses = Contents(), Energies(), Geometry(), Motion(), Stresses()
     bad: list[str] = []
     n_bad = n_structures = 0
     try:
@@ -92,6 +94,7 @@ def check(
             if "energy" in row.labels:
                 energies.add(row.id, row.structure.numbers, float(row.labels["energy"]))
             motion.add(row)
+            stresses.add(row)
     except EutecticError as error:
         # The rest of the file is unreadable; still report on the structures before it.
         if not n_structures:
@@ -106,11 +109,20 @@ def check(
     if energies.n:
         inferred = replace(inferred, residual_per_atom=spread(energies.residuals())[1])
     geometric, wild = diagnosis.of_geometry(geometry, inferred)
+    differing = conditions.words(scanned.conditions)
+    if source.store is not None:
+        differing = conditions.from_notes(source.store.card.notes)
     split_leaks = leaks(source.store) if source.store is not None else []
     findings = [
-        *diagnosis.of_contents(contents, n_structures, broken, scanned.ignored),
+        *diagnosis.of_contents(contents, n_structures, broken, scanned.ignored, differing),
+        *diagnosis.of_file(scanned),
         *judged.findings,
         *diagnosis.of_energies(energies, inferred),
+        *diagnosis.of_stresses(stresses),
+        *sizes.of_energies(energies, inferred),
+        *sizes.of_forces(geometry, inferred, judged.bonds),
+        *sizes.of_stresses(stresses, judged.stress_test),
+        *sizes.of_scalars(contents),
         *geometric,
         *diagnosis.of_elements(contents, model_elements),
         *diagnosis.of_motion(motion, inferred),

@@ -15,7 +15,7 @@ from eutectic.data import catalogue
 from eutectic.data.store import Store, is_store
 from eutectic.files import write_atomically
 
-VERSION = 1
+VERSION = 2
 """Version of the cache; changing it prepares files again."""
 
 
@@ -36,7 +36,7 @@ def open_data(
     Args:
         data: name of an embedded or prepared data set, path of a store, or a file of structures.
         keys: for a file: property → name of the entry that holds it.
-        units: for a file: property → unit in the file.
+        units: for a file: property, "virial", "positions" or "cell" → unit in the file, before the one that it states.
         define: for a file: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
         level_of_theory: for a file: level of theory of its labels.
         console: where to report the preparation and the findings; silent if None.
@@ -76,6 +76,8 @@ def open_data(
     findings = json.loads(verdict.read_text())
     if console is not None:
         console.print(f"{path}: prepared and checked. {findings['verdict']}", highlight=False)
+        for note in Store(cached).card.notes:
+            console.print(f"  {note}", highlight=False, markup=False)
         if findings["findings"]:
             console.print(f"  for all findings: eutectic data check {path}", highlight=False)
     errors = [finding for finding in findings["findings"] if finding["severity"] == "error"]

@@ -72,7 +72,7 @@ def data_prepare(
     key: Annotated[
         list[str] | None,
         typer.Option(
-            help="For ase and records: entry that holds a property, property=key; repeatable. virial=key names a virial "
+            help="For ase and records: entry that holds a property, property=key; repeatable. virial=key is a virial "
             "W = −σV; stress=key:xx,yy,zz,xy,yz,zx states the order of six numbers; property= leaves one out. For "
             "records also numbers=…, positions=…, cell=…."
         ),
@@ -80,7 +80,7 @@ def data_prepare(
     unit: Annotated[
         list[str] | None,
         typer.Option(
-            help="For ase and records: unit in the files, energy=kcal/mol or positions=bohr; repeatable. It goes before "
+            help="For ase and records: unit in the files, energy=kcal/mol or positions=bohr; repeatable. It overrides "
             "one that the file states. A minus turns the sign: stress=-kbar as in VASP, virial=-eV for W = +σV."
         ),
     ] = None,
@@ -193,8 +193,8 @@ def data_check(
 ) -> None:
     """Check data for problems before training: units, signs, outliers, duplicates, leakage between splits.
 
-    HDF5 and npz files are read as they are, without conversion except by --unit. Exit status: 0 usable, 1 errors were found,
-    2 cannot be read.
+    HDF5 and npz files are read as they are, without conversion except by --unit. Exit status: 0 usable, 1 errors were
+    found, 2 cannot be read.
 
     **Examples**
 
