@@ -74,12 +74,16 @@ def _is_virial(entry: str, unit: str | None) -> bool:
 
 
 def of_energy(unit: str) -> bool:
-    """Whether a unit (with or without a minus) is one of energy, as that of a virial."""
-    try:
-        units.conversion(unit, "eV")
-    except EutecticError:
-        return False
-    return True
+    """Whether a unit (with or without a minus) is one of energy, as that of a virial; "a.u." may also be a stress."""
+
+    def converts(wanted: str) -> bool:
+        try:
+            units.conversion(unit, wanted)
+        except EutecticError:
+            return False
+        return True
+
+    return converts("eV") and not converts("eV/angstrom^3")
 
 
 def unit_of_virial(stated: Mapping[str, str]) -> Mapping[str, str]:

@@ -181,7 +181,9 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
                         cells = cells or _needs_periodicity(record, choices)
                         place = _stress_of(record, choices)
                         unordered = unordered or _unordered(record, place)
-                        taken = {"positions": "positions", "cell": "cell", **found}
+                        taken = {
+                            what: record.key(*choices.names(what)) or what for what in own_files.GEOMETRY_UNITS
+                        } | found
                         if place is not None and place.virial:
                             taken["virial"] = taken.pop("stress")
                         silent |= {name for name, key in taken.items() if _unit(record, choices, name, key) is None}
@@ -384,14 +386,14 @@ def _structure(record: Record, choices: Choices) -> Structure:
     numbers = _atomic_numbers(record, choices)
     n = len(numbers)
     positions = _of_atoms(record, _needed(record, choices, "positions"), n, (n, 3))
-    unit = _unit(record, choices, "positions", "positions") or "angstrom"
+    unit = _unit(record, choices, "positions", _needed(record, choices, "positions")) or "angstrom"
     key = record.key(*choices.names("cell"))
     cell = np.zeros((3, 3)) if key is None else _shaped(record, key, (3, 3))
     pbc_key = record.key(*choices.names("pbc"))
     pbc = np.array(choices.pbc or (False, False, False))
     if pbc_key is not None and choices.pbc is None:
         pbc = _periodic(record, pbc_key)
-    of_cell = _unit(record, choices, "cell", "cell") or unit
+    of_cell = _unit(record, choices, "cell", key or "cell") or unit
     cell = cell * (own_files.length("cell", of_cell) if key is not None else 1.0)
     if unit == "fractional":
         if key is None:
