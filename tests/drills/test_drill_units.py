@@ -306,6 +306,37 @@ def test_units_that_the_user_gives(
     assert not codes.keys() & {"length_unit", "forces_unit", "forces_sign", "forces_size", "forces_unexplained"}
 
 
+@pytest.mark.parametrize("source", ["given", "stated", "database"])
+def test_predictions_are_for_angstrom(tmp_path: Path, source: str) -> None:
+    """predict of a file in bohr"""
+    frames = methanol(3)
+    labels = truth(frames)
+    ase.io.write(tmp_path / "plain.xyz", frames)
+    wide = [Atoms(a.numbers, a.positions / BOHR) for a in frames]
+    options: list[object] = []
+    if source == "database":
+        file = schnetpack(tmp_path / "mine.db", frames, *labels[:2], "Hartree", "Bohr")
+    elif source == "stated":
+        file = extended(tmp_path / "mine.xyz", wide, *labels[:2], {"positions_unit": "bohr"})
+    else:
+        file, options = extended(tmp_path / "mine.xyz", wide, *labels[:2], {}), ["--unit", "positions=bohr"]
+    predicted = []
+    for path, more in ((tmp_path / "plain.xyz", []), (file, options)):
+        done = eutectic("predict", "eutectic-small", path, "--task", "molecules", "--json", *more)
+        assert_done(done)
+        predicted.append([p["energy"] for p in json.loads(done.output)["predictions"]])
+    np.testing.assert_allclose(predicted[1], predicted[0], atol=2e-4)
+
+
+def test_fine_tuning_reads_what_the_file_states(tmp_path: Path) -> None:
+    """finetune of a file in other units"""
+    frames = methanol(30)
+    file = schnetpack(tmp_path / "mine.db", frames, *truth(frames)[:2], "kcal/mol", "Ang")
+    done = eutectic("finetune", file, "-p", "energy", "--steps", 2, "--batch-size", 2, "--out", tmp_path / "run")
+    assert_done(done)
+    assert "energy from 'energy' in kcal/mol, as the file says" in done.output
+
+
 # --- stresses and virials ---------------------------------------------------------------------------
 
 VOIGT = "xx,yy,zz,yz,xz,xy"

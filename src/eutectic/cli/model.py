@@ -12,6 +12,7 @@ from rich.table import Table
 
 from eutectic.atoms import EutecticError
 from eutectic.cli.app import app
+from eutectic.cli.options import pairs
 from eutectic.cli.show import console, plain, show_facts
 
 
@@ -58,6 +59,10 @@ def predict(
         bool, typer.Option("--conservative", help="Predict forces and stress as derivatives of the energy.")
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Structures per batch.")] = 32,
+    unit: Annotated[
+        list[str] | None,
+        typer.Option(help="Unit of the file's positions or cell, if that is not Å: positions=bohr; repeatable."),
+    ] = None,
 ) -> None:
     """Predict energies, forces and the other properties of a task.
 
@@ -84,7 +89,7 @@ def predict(
     keep_freed_memory()
     prefer_fast_matmul(trained.module)
     selected = prediction.task_of(trained, task)
-    atoms, inputs = prediction.read_structures(structures)
+    atoms, inputs = prediction.read_structures(structures, pairs(unit, "--unit", "positions=bohr"))
     with ProgressBar("predicting", len(inputs)) as bar:
         predictions = prediction.predict(
             trained,

@@ -142,8 +142,12 @@ def relative_energies(model: TrainedModel, task_name: str) -> str | None:
 # --- files -----------------------------------------------------------------------------------------------------
 
 
-def read_structures(source: Path) -> tuple[list[Atoms], list[Structure]]:
+def read_structures(source: Path, units: Mapping[str, str] | None = None) -> tuple[list[Atoms], list[Structure]]:
     """All structures of a file: as ASE objects with all their data, and as `Structure`.
+
+    Args:
+        source: the file.
+        units: "positions" and "cell" → unit in the file, before the one that it states; Å by default.
 
     Raises:
         EutecticError: as `eutectic.data.datasets.ase_files.read`; or a folder.
@@ -154,10 +158,15 @@ def read_structures(source: Path) -> tuple[list[Atoms], list[Structure]]:
         raise EutecticError(str(source), "a folder", "one file of structures", "predict its files one by one")
     structures = []
     # First, since it rejects formats whose reading would run code.
-    for where, row in ase_files.rows(source):
+    for where, row in ase_files.rows(source, units=units):
         row.structure.check(where)
         structures.append(row.structure)
-    return list(iread(str(source), index=":")), structures
+    atoms = list(iread(str(source), index=":"))
+    for one, structure in zip(atoms, structures, strict=True):
+        # In Å, as the predictions are for.
+        one.set_cell(structure.cell)
+        one.positions[:] = structure.positions
+    return atoms, structures
 
 
 def key_of(task_name: str, property_name: str) -> str:

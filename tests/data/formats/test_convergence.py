@@ -20,7 +20,7 @@ LOOP = "----- Iteration      {step}(  {cycle})  -----\n"
 FREE = "  FREE ENERGIE OF THE ION-ELECTRON SYSTEM (eV)\n"
 
 
-def outcar(*cycles: int, words: bool, end: str = " General timing and accounting informations\n") -> str:
+def outcar(*cycles: int, words: bool, end: str = " General timing and accounting of this job\n") -> str:
     text = "   NELM   =      3;   NELMIN=  2\n"
     for step, n in enumerate(cycles, start=1):
         text += "".join(LOOP.format(step=step, cycle=cycle) for cycle in range(1, n + 1))
