@@ -15,8 +15,10 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from emt_frames import copper, methanol, truth
 from pyg_records import write_aselmdb
+from typer.testing import CliRunner
 
-from drills import assert_clear_error, assert_done, eutectic
+from drills import Outcome, assert_clear_error, assert_done, eutectic
+from eutectic.cli.app import app
 from eutectic.data.store import Store
 
 # CODATA 2014, as in ASE: Hartree and bohr; the kilocalorie of 4184 J; e and N_A.
@@ -34,14 +36,22 @@ def cases() -> Path:
     return folder
 
 
+def here(*arguments: object) -> Outcome:
+    """One command in this process: there are hundreds."""
+    result = CliRunner().invoke(app, [str(word) for word in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
 def prepared(source: Path, *options: object, kind: str = "ase") -> Store:
     store = source.parent / "prepared"
-    assert_done(eutectic("data", "prepare", kind, "--source", source, "--store", store, "--workers", 1, *options))
+    assert_done(here("data", "prepare", kind, "--source", source, "--store", store, "--workers", 1, *options))
     return Store(store)
 
 
 def findings(source: Path, *options: object) -> dict[str, dict]:
-    outcome = eutectic("data", "check", source, "--json", *options)
+    outcome = here("data", "check", source, "--json", *options)
     assert outcome.code in (0, 1), outcome.errors
     return {finding["code"]: finding for finding in json.loads(outcome.output)["findings"]}
 
