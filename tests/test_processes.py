@@ -152,7 +152,7 @@ def alive(folder: Path) -> list[int]:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill a process outright")
-@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda blow: blow.name)
+@pytest.mark.parametrize("blow", [*processes.SIGNALS, signal.SIGKILL], ids=lambda blow: blow.name)
 @pytest.mark.parametrize("how", ["at once", "graceful"])
 def test_stopped(tmp_path: Path, blow: signal.Signals, how: str) -> None:
     script = tmp_path / "script.py"
@@ -165,3 +165,8 @@ def test_stopped(tmp_path: Path, blow: signal.Signals, how: str) -> None:
     saved = sorted(file.name for file in tmp_path.glob("saved-*"))
     assert saved == (["saved-0", "saved-1"] if how == "graceful" and blow != signal.SIGKILL else [])
     assert not (tmp_path / "pid-2").exists()
+
+
+def test_a_closed_terminal_ends_nothing_under_nohup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+    assert processes.caught() == [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]

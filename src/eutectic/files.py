@@ -1,9 +1,11 @@
-"""Atomic writes of files and folders, and locks between processes."""
+"""Atomic writes of files and folders, guarded reads, and locks between processes."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import logging
 import os
 import platform
@@ -11,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -94,6 +97,41 @@ def write_atomically(path: Path, content: str | bytes, *, sync: bool = True, sol
     """Write a file atomically. Arguments and errors are those of `replacing`; text is written as UTF-8."""
     with replacing(path, sync=sync, sole_writer=sole_writer) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read_json(path: Path, *, expected: str = "a file written by eutectic", fix: str) -> dict[str, Any]:
+    """Read a JSON object, which may be missing, truncated, or something else altogether.
+
+    Args:
+        path: of the file.
+        expected, fix: for the error.
+
+    Raises:
+        EutecticError: there is no JSON object.
+    """
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+    except FileNotFoundError as error:
+        raise EutecticError(str(path), "nothing is here", expected, fix) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise EutecticError(str(path), f"cannot be read ({error})", expected, fix) from error
+    return values
+
+
+def hash_of_files(*paths: Path) -> str:
+    """32 hexadecimal digits, equal only for files of the same contents, given in the same order.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    whole = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with Path(path).open("rb") as file:
+            whole.update(hashlib.file_digest(file, "blake2b").digest())
+    return whole.hexdigest()
 
 
 def put_in_place(temporary: Path, path: Path, *, sync: bool = True) -> None:

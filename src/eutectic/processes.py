@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 
 from eutectic.atoms import EutecticError, Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Signals that stop work so that it can be resumed: Ctrl-C, a scheduler's or a cluster's warning, a closed terminal."""
+
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Result = TypeVar("Result")
@@ -26,6 +28,11 @@ _counter: Any = None
 
 _stopping: Any = None
 """In a worker process: whether to start no further calls, shared with the parent."""
+
+
+def caught() -> list[signal.Signals]:
+    """The signals to catch: `SIGNALS`, without SIGHUP where it is ignored, as under nohup."""
+    return [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
 
 
 def cores() -> int:
@@ -55,7 +62,7 @@ def run_in_processes(
 ) -> list[Result]:
     """Call a function with several sets of arguments, in worker processes.
 
-    If a call, `progress` or `finished` raises, or a signal stops the work (Ctrl-C, SIGTERM), no further calls are
+    If a call, `progress` or `finished` raises, or a signal stops the work (see `SIGNALS`), no further calls are
     started, the workers are ended, and the exception is raised here. Workers also end when this process is killed.
 
     Args:
@@ -75,10 +82,12 @@ def run_in_processes(
         The results, in the order of `calls`.
 
     Raises:
-        EutecticError: a worker process died.
-        KeyboardInterrupt: Ctrl-C or SIGTERM.
+        EutecticError: a worker process died; no workers.
+        KeyboardInterrupt: one of `SIGNALS`.
         Exception: raised by a call.
     """
+    if workers < 1:
+        raise EutecticError(where, f"{workers} worker processes", "at least 1", "leave the number out for one per core")
     if not calls:
         return []
     # Spawned: a fork of a process with threads (Arrow has some) may hang.
@@ -163,9 +172,9 @@ def _end(pool: ProcessPoolExecutor, graceful: bool) -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[], None]]:
-    """Ignore signals, also in processes started in the block, until the yielded function is called; from then on Ctrl-C
-    and SIGTERM raise KeyboardInterrupt (in the main thread only)."""
-    signals = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    """Ignore signals, also in processes started in the block, until the yielded function is called; from then on they
+    raise KeyboardInterrupt (in the main thread only)."""
+    signals = caught() if threading.current_thread() is threading.main_thread() else []
 
     def listen() -> None:
         # A shell that starts this in the background has Ctrl-C ignored.

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from eutectic.data.examples import structure_from_dict
+from eutectic.files import write_atomically
 from eutectic.plan.plan import plan_run
 from eutectic.recipes import RECIPES
 from eutectic.recipes.demonstration import pretraining_summary
@@ -23,7 +24,8 @@ from eutectic.train import finetune as training
 from eutectic.train import pretrain as pretraining
 from eutectic.train.finetune import FinetuneResult
 from eutectic.train.pretrain import PretrainResult
-from eutectic.train.run_folder import stored_settings
+from eutectic.train.run_folder import stored_settings, without_notes
+from eutectic.train.runtime.journal import read_journal
 from eutectic.train.runtime.launch import is_first
 from eutectic.train.settings import FinetuneSettings, PretrainSettings
 
@@ -49,7 +51,7 @@ def pretrain(
     chosen = RECIPES[settings]() if isinstance(settings, str) else settings
     result = pretraining.pretrain(chosen, out, console=_console(console, quiet), page=write_run_page, planner=plan_run)
     if is_first():
-        (out / "results.json").write_text(json.dumps(dict(result.summary), indent=1))
+        write_atomically(out / "results.json", json.dumps(dict(result.summary), indent=1))
         write_run_page(out, pretraining=pretraining_summary(chosen, result), environment=environment())
     return result
 
@@ -169,13 +171,12 @@ def write_report(folder: str | Path) -> Path:
     if stored.get("command") != "finetune":
         return write_run_page(folder)
     result = training.read_result(folder)
-    journal = folder / "journal.jsonl"
     write_finetune_page(
         page,
         result.to_dict(),
-        settings={k: v for k, v in stored.items() if k not in ("command", "version")},
+        settings=without_notes(stored),
         environment=environment(),
-        journal=[json.loads(line) for line in journal.read_text().splitlines()] if journal.is_file() else (),
+        journal=read_journal(folder),
         examples=[structure_from_dict(example) for example in result.examples],
     )
     return page

@@ -262,3 +262,68 @@ def test_data_check_tells_scripts_by_its_status(molecules: Store, tmp_path: Path
     assert "no labels were found" in bad.output
     for arguments in (["absent.xyz"], [str(molecules.path), "--model", "absent"], ["absent.xyz", "--key", "energy"]):
         assert RUNNER.invoke(cli.app, ["data", "check", *arguments]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "predict m in.xyz --json --batch-size {}",
+        "demo --steps {}",
+        "demo --finetune-steps {}",
+        "demo --seeds {}",
+        "demo --workers {}",
+        "compare molecules -p energy --out o --seeds {}",
+        "compare molecules -p energy --out o --workers {}",
+        "compare molecules -p energy --out o --steps {}",
+        "compare molecules -p energy --out o --batch-size {}",
+        "compare molecules -p energy --out o --learning-rate {}",
+        "finetune molecules -p energy --out o --steps {}",
+        "finetune molecules -p energy --out o --batch-size {}",
+        "finetune molecules -p energy --out o --n-train {}",
+        "finetune molecules -p energy --out o --n-validation {}",
+        "finetune molecules -p energy --out o --learning-rate {}",
+        "finetune molecules -p energy --out o --train.threads {}",
+        "finetune molecules -p energy --out o --train.processes {}",
+        "pretrain demo --out o --train.batch_size {}",
+        "pretrain demo --out o --temperature {}",
+        "plan demo --gpus {}",
+        "plan demo --memory-gb {}",
+        "plan demo --peak-tflops {}",
+        "plan demo --efficiency {}",
+        "plan demo --link-gb-s {}",
+        "replay folder --rows {}",
+        "data prepare qm9 --workers {}",
+        "data generate molecules --out o --scale {}",
+        "data generate molecules --out o --workers {}",
+    ],
+)
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_numbers_out_of_range_are_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, value: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.app, command.format(value).split())
+    assert result.exit_code == 2 or isinstance(result.exception, EutecticError), result.output
+    assert "Invalid value" in result.output or value in str(result.exception)
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "finetune molecules -p energy --out o --learning-rate {}",
+        "compare molecules -p energy --out o --weight-decay {}",
+        "pretrain demo --out o --temperature {}",
+        "plan demo --price {}",
+        "plan demo --size x=10,{}",
+        "data generate molecules --out o --scale {}",
+    ],
+)
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_numbers_that_are_not_finite_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, value: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.app, command.format(value).split())
+    assert isinstance(result.exception, EutecticError), result.output
+    assert not list(tmp_path.rglob("*"))

@@ -303,14 +303,16 @@ def test_a_fingerprint_is_of_what_a_split_depends_on(tmp_path: Path, monkeypatch
         "published": (CARD, rows, lists),
         "otherwise published": (CARD, rows, {"official_01": {**lists["official_01"], "test": np.array([3])}}),
     }
-    found = {}
+    found, contents = {}, {}
     for name, (card, some, splits) in variants.items():
         write_store(tmp_path / name, card, some, splits=splits)
         found[name] = Store(tmp_path / name).fingerprint()
+        contents[name] = Store(tmp_path / name).content_hash()
     monkeypatch.setattr(store_module, "ROWS_PER_BATCH", 4)
     monkeypatch.setattr(store_module, "ROWS_PER_SHARD", 8)
     write_store(tmp_path / "shards", CARD, rows)
     found["shards"] = Store(tmp_path / "shards").fingerprint()
+    contents["shards"] = Store(tmp_path / "shards").content_hash()
     assert {name for name, value in found.items() if value == found["same"]} == {
         "same",
         "another card",
@@ -318,6 +320,27 @@ def test_a_fingerprint_is_of_what_a_split_depends_on(tmp_path: Path, monkeypatch
         "shards",
     }
     assert len(set(found.values())) == 8
+    assert {name for name, value in contents.items() if value == contents["same"]} == {"same", "another card", "shards"}
+    assert len(set(contents.values())) == 9
+
+
+def test_the_hash_of_the_contents_is_of_every_value(tmp_path: Path) -> None:
+    rows = list(made_up(3))
+    first = rows[0]
+    moved = first.structure.positions.copy()
+    moved[0, 0] += 1e-5  # less than by what structures are told apart
+    variants = {
+        "same": first,
+        "moved": replace(first, structure=replace(first.structure, positions=moved)),
+        "fixed": replace(first, structure=replace(first.structure, fixed=~first.structure.fixed)),
+        "tagged": replace(first, structure=replace(first.structure, tags=np.zeros_like(first.structure.tags))),
+        "unlabelled": replace(first, labels={}),
+    }
+    found = set()
+    for name, row in variants.items():
+        write_store(tmp_path / name, CARD, [row, *rows[1:]])
+        found.add(Store(tmp_path / name).content_hash())
+    assert len(found) == len(variants)
 
 
 @pytest.mark.parametrize(
@@ -502,3 +525,31 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EutecticError, match="could not be written"):
         write_store(tmp_path / "file" / "store", CARD, made_up(2))
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+def test_atoms_far_from_the_origin_are_stored_as_at_home(periodic: bool, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    cell, pbc = np.diag([3.6, 3.7, 3.8]), np.full(3, periodic)
+    home = Structure(numbers=np.array([29] * 4), positions=random.uniform(0, 3.6, (4, 3)), cell=cell, pbc=pbc)
+    moves = random.integers(-5000, 5000, (4, 3)) @ cell if periodic else np.array([5432.1, -7000.0, 7.0])
+    far = replace(home, positions=home.positions + moves)
+    rows = [LabelledStructure(structure=s, labels={}, id=i, group=i) for i, s in (("a", home), ("b", far))]
+    write_store(tmp_path / "store", CARD, rows)
+    stored = [row.structure for row in Store(tmp_path / "store")]
+    np.testing.assert_array_equal(stored[0].positions, home.positions.astype(np.float32))
+    arms = [s.positions - s.positions[0] if not periodic else s.positions for s in (stored[1], home)]
+    np.testing.assert_allclose(*arms, atol=1e-6)
+    # Stored and read, it is still the same content, and is not moved again.
+    assert content_hash(far) == content_hash(stored[1])
+    assert content_hash(stored[0]) == content_hash(home)
+    if periodic:
+        assert content_hash(far) == content_hash(home)
+
+
+def test_atoms_near_the_origin_are_stored_where_they_are(tmp_path: Path) -> None:
+    cell, pbc = np.diag([60.0, 60.0, 60.0]), np.ones(3, dtype=bool)
+    positions = np.random.default_rng(0).integers(-10, 70, (50, 3)) + 0.25
+    structure = Structure(numbers=np.full(50, 6), positions=positions, cell=cell, pbc=pbc)
+    write_store(tmp_path / "store", CARD, [LabelledStructure(structure=structure, labels={}, id="a", group="a")])
+    np.testing.assert_array_equal(Store(tmp_path / "store")[0].structure.positions, positions)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +20,14 @@ from typer.testing import CliRunner
 
 from eutectic import cli
 from eutectic.atoms import EutecticError, Structure
-from eutectic.checkpoints.model import TrainedModel, build_backbone, save_model
+from eutectic.checkpoints.model import TrainedModel, build_backbone, load_model, save_model
 from eutectic.data.datasets import ase_files
 from eutectic.data.store import Store
 from eutectic.graph import GraphSettings, build_graph
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel
-from eutectic.predict.prediction import as_json, key_of, predict, relative_energies, write_predictions
+from eutectic.predict.files import JSONWriter, Read, XYZWriter, key_of, writing_predictions
+from eutectic.predict.prediction import predict, predict_each, relative_energies
 from eutectic.tasks import Normaliser, Sample, Target, TargetSettings, Task, fit_task
 from eutectic.tasks.references import References
 from eutectic.train.evaluation import evaluate
@@ -136,8 +141,46 @@ def test_errors_have_four_parts(model: TrainedModel) -> None:
         predict(model, "xyz", [water])
     with pytest.raises(EutecticError, match=r"direct, structure 1, .* element Cu has no reference"):
         predict(model, "direct", [water, Structure.from_ase(bulk("Cu"))])
+    same = Structure(numbers=np.array([1, 1]), positions=np.zeros((2, 3)))
     with pytest.raises(EutecticError, match=r"structure 1: .*same position"):
-        predict(model, "relative", [water, Structure(numbers=np.array([1, 1]), positions=np.zeros((2, 3)))])
+        predict(model, "relative", [water, same])
+    for batch_size in (0, -1):
+        with pytest.raises(EutecticError, match="at least one structure per batch"):
+            predict(model, "relative", [water], batch_size=batch_size)
+
+
+def test_one_after_the_other_goes_on_after_a_bad_structure(model: TrainedModel) -> None:
+    water, copper = Structure.from_ase(molecule("H2O")), Structure.from_ase(bulk("Cu"))
+    same = Structure(numbers=np.array([1, 1]), positions=np.zeros((2, 3)))
+    given = [water, copper, same, *[water] * 30, copper]
+    (expected,) = predict(model, "direct", [water])
+    read = 0
+
+    def structures() -> Iterator[Structure]:
+        nonlocal read
+        for structure in given:
+            read += 1
+            yield structure
+
+    done: list[int] = []
+    found = predict_each(model, "direct", structures(), batch_size=1, on_done=done.append)
+    first = next(found)
+    assert read < len(given)  # not all at once
+    for index, one in enumerate([first, *found]):
+        if index in (1, 2, len(given) - 1):
+            assert isinstance(one, EutecticError)
+            assert f"structure {index}" in one.where
+        else:
+            assert not isinstance(one, EutecticError)
+            np.testing.assert_allclose(one["energy"], expected["energy"], rtol=1e-12)
+    assert sum(done) == len(given)
+
+
+def test_a_prediction_that_is_not_finite_is_an_error(model: TrainedModel) -> None:
+    broken = copy.deepcopy(model)
+    next(broken.module.parameters()).data.fill_(float("nan"))
+    with pytest.raises(EutecticError, match=r"structure 0, \w+: \w+ of task relative predicted as nan"):
+        predict(broken, "relative", [Structure.from_ase(molecule("H2O"))])
 
 
 def test_energies_without_references_are_called_relative(model: TrainedModel) -> None:
@@ -150,6 +193,57 @@ def test_predictions_are_never_named_like_labels() -> None:
     assert key_of("oc20", "energy") == "oc20_energy"
     labels = {prefix + "energy" for prefix in ase_files.PREFIXES}
     assert not {key_of(task, "energy") for task in ("REF", "dft", "oc20")} & labels
+
+
+# --- far from home ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cells", [10, 1000, 50_000])
+def test_forces_of_atoms_far_from_their_cell_are_those_at_home(cells: int) -> None:
+    small = load_model("eutectic-small")
+    atoms = bulk("Cu", cubic=True)
+    atoms.numbers[0] = 79
+    atoms.rattle(0.1, seed=1)
+    home = Structure.from_ase(atoms)
+    jumps = np.random.default_rng(0).integers(-cells, cells + 1, (4, 3))
+    far = replace(home, positions=home.positions + jumps @ home.cell)
+    together = replace(home, positions=home.positions + cells * home.cell[0])
+    for conservative in (False, True):
+        expected, *found = predict(small, "metal_slabs", [home, far, together], conservative=conservative)
+        for one in found:
+            np.testing.assert_allclose(one["forces"], expected["forces"], atol=1e-5)
+            np.testing.assert_allclose(one["energy"], expected["energy"], atol=1e-5)
+
+
+@pytest.mark.parametrize("away", [25.0, 1e3, 1e6, 5e7])
+def test_forces_of_a_molecule_far_from_the_origin_are_those_at_home(away: float) -> None:
+    small = load_model("eutectic-small")
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=1)
+    home = Structure.from_ase(atoms)
+    far = replace(home, positions=home.positions + away * np.array([0.6, -1.0, 0.3]))
+    boxed = replace(home, positions=(home.positions - 0.3) % 900, cell=900 * np.eye(3), pbc=np.ones(3, dtype=bool))
+    apart = Structure(
+        numbers=np.concatenate([home.numbers] * 2),
+        positions=np.concatenate([home.positions, home.positions + min(away, 9e3) * np.array([[0, 0.6, 0.8]])]),
+    )
+    expected, *found, two = predict(small, "molecules", [home, far, boxed, apart])
+    for one in found:
+        np.testing.assert_allclose(one["forces"], expected["forces"], atol=1e-5)
+    # Two parts beside each other are wider than one, and coarser.
+    np.testing.assert_allclose(two["forces"], np.concatenate([expected["forces"]] * 2), atol=3e-5)
+
+
+@pytest.mark.parametrize("away", [1e3, 1e6])
+def test_another_backbone_predicts_far_structures_as_at_home(model: TrainedModel, away: float) -> None:
+    single = replace(model, module=copy.deepcopy(model.module).float())
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=1)
+    home = Structure.from_ase(atoms)
+    far = replace(home, positions=home.positions + away)
+    for name in ("direct", "gradient"):
+        expected, found = predict(single, name, [home, far])
+        np.testing.assert_allclose(found["forces"], expected["forces"], atol=1e-5)
 
 
 # --- files -----------------------------------------------------------------------------------------------------
@@ -184,12 +278,18 @@ def test_files_hold_vectors_tensors_and_classes(tmp_path: Path) -> None:
     bare = predict(trained, "any", [Structure.from_ase(copper)], normalised=True)[0]["is_metal"]
     np.testing.assert_allclose(made[1]["is_metal"], np.exp(bare) / np.exp(bare).sum())
 
-    write_predictions(tmp_path / "out.xyz", atoms, made, task)
+    text = StringIO()
+    json_writer = JSONWriter(text.write, task, list(task.heads))
+    with writing_predictions(tmp_path / "out.xyz") as stream:
+        for writer in (XYZWriter(stream, task), json_writer):
+            for index, (one, prediction) in enumerate(zip(atoms, made, strict=True)):
+                writer.add(Read(index, "", atoms=one), prediction)
+    json_writer.close(complete=True)
     for written, expected in zip(read(tmp_path / "out.xyz", ":"), made, strict=True):
         for name, value in expected.items():
             found = written.arrays if name == "charges" else written.info
             np.testing.assert_allclose(found[f"any_{name}"], value, rtol=1e-6, atol=1e-7)
-    content = json.loads(as_json(made, task))
+    content = json.loads(text.getvalue())
     assert content["units"] == {
         "charges": "e",
         "dipole": "e Å",

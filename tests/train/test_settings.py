@@ -39,3 +39,27 @@ def test_settings_survive_json() -> None:
         assert PretrainSettings.model_validate(json.loads(settings.model_dump_json())) == settings
     with pytest.raises(EutecticError, match="data"):
         parse(FinetuneSettings, {"targets": {"gap": {}}, "start": "scratch"}, "test")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimiser": {"learning_rate": float("inf")}},
+        {"optimiser": {"learning_rate": float("nan")}},
+        {"optimiser": {"weight_decay": float("inf")}},
+        {"optimiser": {"betas": [0.9, 1.0]}},
+        {"optimiser": {"betas": [-0.1, 0.9]}},
+        {"train": {"threads": 0}},
+        {"train": {"seed": -1}},
+        {"train": {"seed": 2**64}},
+        {"train": {"checkpoint_every": float("nan")}},
+        {"graph": {"cutoff": float("inf")}},
+        {"graph": {"atom_edge_neighbours": 0}},
+        {"targets": {"energy": {"weight": float("inf")}}},
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range(change: dict[str, object]) -> None:
+    values = {"data": {"store": "metal_slabs"}, "targets": {"energy": {}}, **change}
+    with pytest.raises(EutecticError, match=r"settings: (optimiser|train|graph|targets)\."):
+        parse(FinetuneSettings, values, "settings")

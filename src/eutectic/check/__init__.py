@@ -28,9 +28,11 @@ from eutectic.check.scales import spread
 from eutectic.check.stresses import Stresses
 from eutectic.check.units import judge
 from eutectic.console import track
-from eutectic.data import conditions
+from eutectic.data import conditions, own_files
 from eutectic.data.catalogue import embedded, open_store
 from eutectic.data.datasets import ase_files
+from eutectic.data.formats.elements import Elements
+from eutectic.data.formats.elements import parse as parse_elements
 from eutectic.data.store import Store, is_store
 
 __all__ = ["Finding", "Report", "SlopeTest", "Units", "check"]
@@ -55,6 +57,7 @@ def check(
     keys: Mapping[str, str] | None = None,
     units: Mapping[str, str] | None = None,
     define: Sequence[str] = (),
+    elements: str | None = None,
     model_elements: Iterable[int] | None = None,
     progress: bool = False,
 ) -> Report:
@@ -66,6 +69,7 @@ def check(
         keys: property, or "virial", → key (or array) in the files, instead of the usual names.
         units: property, "virial", "positions" or "cell" → unit in the files, as for `eutectic.prepare_data`.
         define: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
+        elements: elements of atoms in files of types or labels, "Cu,Au" or "OW=O,HW=H".
         model_elements: atomic numbers in a model's training data; empty if its provenance does not list them.
         progress: show progress and time left when it takes more than a few seconds.
 
@@ -76,7 +80,8 @@ def check(
         EutecticError: nothing to check; an invalid definition, key or unit; units of a store.
     """
     defined = define_all(define)
-    source = _opened(store_or_file, keys, units)
+    named = parse_elements(elements)
+    source = _opened(store_or_file, keys, units, named)
     contents, energies, geometry, motion, stresses = Contents(), Energies(), Geometry(), Motion(), Stresses()
     bad: list[str] = []
     n_bad = n_structures = 0
@@ -102,7 +107,7 @@ def check(
         n_bad += 1
         bad.append(str(error))
     broken = {"count": n_bad, "first": bad}
-    scanned = _scanned(source, store_or_file, keys, units, defined)
+    scanned = _scanned(source, store_or_file, keys, units, named, defined)
     declared = {role: unit for role, unit in source.arrays.declared.items() if role not in (units or {})}
     judged = judge(energies, geometry, motion, declared, raw=source.kind == "arrays")
     inferred = judged.units
@@ -166,7 +171,9 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: float(v) if isinstance(v, np.floating) else v for k, v in values.items()}
 
 
-def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None, units: Mapping[str, str] | None) -> _Source:
+def _opened(
+    store_or_file: str | Path, keys: Mapping[str, str] | None, units: Mapping[str, str] | None, elements: Elements
+) -> _Source:
     path = Path(store_or_file)
     if str(store_or_file) in embedded() or is_store(path) or not path.exists():
         if units:
@@ -177,9 +184,26 @@ def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None, units: Ma
                 "leave it out, or check the file itself",
             )
         store = open_store(store_or_file)
+        for option, value in {"--key": keys, "--elements": elements}.items():
+            if value:
+                raise EutecticError(
+                    option,
+                    f"used with {store_or_file}, which is a store already",
+                    "this option only with a file of structures",
+                    "leave it out, or give the file itself",
+                )
         rows = ((f"{store.path}, {row.id}", row) for row in store)
         return _Source(kind="store", rows=rows, total=len(store), store=store)
     if raw_arrays.is_arrays(path):
+        own_files.check_keys(keys or {})
+        for name in keys or ():
+            if name not in ("energy", "forces"):
+                raise EutecticError(
+                    f"--key {name}",
+                    f"used with {path}",
+                    "energy or forces, which are all that is checked in files of arrays",
+                    "prepare a store of it (`eutectic data prepare records`), and check that",
+                )
         arrays = raw_arrays.Arrays()
         return _Source(kind="arrays", rows=raw_arrays.rows(path, arrays, keys, units), arrays=arrays)
     if path.suffix.lower() in (".lmdb", ".pkl", ".pickle", ".pt"):
@@ -190,7 +214,7 @@ def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None, units: Ma
             "pickles can run arbitrary code and are not opened here; convert it with `eutectic data prepare`, and "
             "check the store",
         )
-    return _Source(kind="structures", rows=ase_files.rows(path, keys, units=units))
+    return _Source(kind="structures", rows=ase_files.rows(path, keys, units=units, elements=elements))
 
 
 def _scanned(
@@ -198,6 +222,7 @@ def _scanned(
     store_or_file: str | Path,
     keys: Mapping[str, str] | None,
     units: Mapping[str, str] | None,
+    elements: Elements,
     defined: Sequence[Property],
 ) -> ase_files.LabelsFound:
     """Labels, keys that look like labels, and what else a file says of its structures."""
@@ -205,10 +230,11 @@ def _scanned(
         counts = {name: {name: n} for name, n in source.store.label_counts().items()}
         return ase_files.LabelsFound(structures=len(source.store), files=0, counts=counts)
     if source.kind == "arrays":
-        arrays = source.arrays
+        arrays, tried = source.arrays, {name: (key,) for name, key in (keys or {}).items()}
+        own_files.check_matches(str(store_or_file), keys or {}, (), arrays.keys, [*arrays.seen], tried)
         return ase_files.LabelsFound(structures=0, files=1, counts=arrays.keys, ignored=arrays.ignored)
     try:
-        return ase_files.scan(Path(store_or_file), keys, units=units, defined=defined, skip_bad=True)
+        return ase_files.scan(Path(store_or_file), keys, units=units, elements=elements, defined=defined, skip_bad=True)
     except EutecticError:
         if keys or defined:
             raise

@@ -12,6 +12,7 @@ from rich.console import Console
 from eutectic.atoms import EutecticError
 from eutectic.check import Report, check
 from eutectic.data import catalogue
+from eutectic.data.datasets import ase_files
 from eutectic.data.store import Store, is_store
 from eutectic.files import write_atomically
 
@@ -25,10 +26,11 @@ def open_data(
     keys: Mapping[str, str] | None = None,
     units: Mapping[str, str] | None = None,
     define: Sequence[str] = (),
+    elements: str | None = None,
     level_of_theory: str = "not stated",
     console: Console | None = None,
 ) -> Store:
-    """Open a store by name or path, or a file that ASE reads, which is first prepared and checked.
+    """Open a store by name or path, or a file or folder that ASE reads, which is first prepared and checked.
 
     A file is prepared once for each content and set of options, under `$EUTECTIC_DATA`; the findings of the check are
     kept beside the store.
@@ -38,6 +40,7 @@ def open_data(
         keys: for a file: property → name of the entry that holds it.
         units: for a file: property, "virial", "positions" or "cell" → unit in the file, before the one that it states.
         define: for a file: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
+        elements: for a file of types or labels: their elements, "Cu,Au" or "OW=O,HW=H".
         level_of_theory: for a file: level of theory of its labels.
         console: where to report the preparation and the findings; silent if None.
 
@@ -46,8 +49,8 @@ def open_data(
             given for a store.
     """
     path = Path(data)
-    if str(data) in catalogue.embedded() or is_store(path) or not path.is_file():
-        given = {"--key": keys, "--unit": units}
+    if not _is_of_files(data):
+        given = {"--key": keys, "--unit": units, "--elements": elements}
         for option, value in given.items():
             if value:
                 raise EutecticError(
@@ -57,7 +60,7 @@ def open_data(
                     "leave it out, or give the file itself",
                 )
         return catalogue.open_store(data)
-    cached = _cache_path(path, keys, units, define, level_of_theory)
+    cached = _cache_path(path, keys, units, define, elements, level_of_theory)
     verdict = cached.with_name(cached.name + ".check.json")
     if not (is_store(cached) and verdict.is_file()):
         catalogue.prepare(
@@ -67,6 +70,7 @@ def open_data(
             keys=keys,
             units=units,
             define=define,
+            elements=elements,
             level_of_theory=level_of_theory,
             overwrite=is_store(cached),
             progress=console is not None,
@@ -92,19 +96,31 @@ def open_data(
     return Store(cached)
 
 
+def _is_of_files(data: str | Path) -> bool:
+    """Whether this is a file or a folder of structures, and no store or name of one."""
+    path = Path(data)
+    if str(data) in catalogue.embedded() or is_store(path):
+        return False
+    return path.is_file() or (path.is_dir() and str(data) not in catalogue.native() and not any(path.glob("*.arrow")))
+
+
 def _cache_path(
     path: Path,
     keys: Mapping[str, str] | None,
     units: Mapping[str, str] | None,
     define: Sequence[str],
+    elements: str | None,
     level_of_theory: str,
 ) -> Path:
     """Path of the cached store for the content of a file and these options."""
     content = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            content.update(block)
-    given = [sorted((keys or {}).items()), sorted((units or {}).items()), sorted(define), level_of_theory]
+    for one in ase_files.files_of(path):
+        if not path.is_file():
+            content.update(f"{one.relative_to(path).as_posix()} {one.stat().st_size} ".encode())
+        with one.open("rb") as file:
+            while block := file.read(1 << 20):
+                content.update(block)
+    given = [sorted((keys or {}).items()), sorted((units or {}).items()), sorted(define), elements, level_of_theory]
     options = json.dumps([VERSION, *given])
     content.update(f"{path.name} {options}".encode())
     return catalogue.data_folder() / "files" / content.hexdigest()[:24] / (path.stem or "structures")

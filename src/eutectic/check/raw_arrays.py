@@ -22,7 +22,7 @@ from ase.data import atomic_numbers
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Structure
 from eutectic.data import own_files
-from eutectic.data.formats import hdf5
+from eutectic.data.formats import hdf5, npz_arrays
 
 FRAMES_AT_ONCE = 512
 SUFFIXES = (".h5", ".hdf5", ".npz")
@@ -42,11 +42,13 @@ class Arrays:
 
     Attributes:
         keys: "positions", "numbers", "energy", "forces" → name → structures.
+        seen: names of all arrays of numbers.
         declared: "positions", … → unit stated in the file.
         ignored: names that look like energies or forces but are not used → structures.
     """
 
     keys: dict[str, dict[str, int]] = field(default_factory=dict)
+    seen: dict[str, None] = field(default_factory=dict)
     declared: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
 
@@ -81,6 +83,7 @@ def rows(
     try:
         with _opened(path) as file:
             for group, arrays in _groups(file):
+                used.seen |= dict.fromkeys(n for n, a in arrays.items() if a.kind in "fiu")
                 for where, row in _records(path, group, arrays, used, chosen):
                     n += 1
                     yield where, _converted(row, units) if units else row
@@ -115,8 +118,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with h5py.File(path, "r", locking="best-effort") as file:
             yield file
         return
-    # Opened here, since np.load does not close a damaged npz.
-    with path.open("rb") as handle, np.load(handle, allow_pickle=False) as bundle:
+    with npz_arrays.opened(path, str(path)) as bundle:
         yield bundle
 
 
@@ -134,11 +136,14 @@ class _Array:
 def _groups(file: Any) -> Iterator[tuple[str, dict[str, _Array]]]:
     if not isinstance(file, h5py.File):
         arrays = {}
-        for name in file.files:
+        for name in npz_arrays.names(file):
             try:
-                whole = file[name]
-            except ValueError:  # an array of objects is pickled: not opened
-                continue
+                npz_arrays.array_head(file, name)
+            except ValueError as error:
+                if "Python objects" not in str(error):
+                    raise
+                continue  # pickled: not opened
+            whole = npz_arrays.array(file, name)
             arrays[name] = _Array(name, whole.shape, whole.dtype.kind, whole.__getitem__)
         yield "", arrays
         return
@@ -148,6 +153,9 @@ def _groups(file: Any) -> Iterator[tuple[str, dict[str, _Array]]]:
         # Soft and external links may lead to other files or form cycles: only hard links are followed.
         members = [group[n] for n in group if isinstance(group.get(n, getlink=True), h5py.HardLink)]
         pending += [m for m in reversed(members) if isinstance(m, h5py.Group)]
+        for m in members:
+            if isinstance(m, h5py.Dataset) and m.shape is not None:
+                hdf5.check_size(m)
         arrays = {
             (name := m.name.rsplit("/", 1)[-1]): _Array(
                 name, m.shape, m.dtype.kind, m.__getitem__, _text(m.attrs.get("units", m.attrs.get("unit", "")))

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from eutectic.atoms import EutecticError
 from eutectic.cli.app import data_app, fail
-from eutectic.cli.options import pairs
+from eutectic.cli.options import ELEMENTS, pairs
 from eutectic.cli.show import console, plain, shared, show_facts, show_report
 
 DEFINE = "Custom property, NAME=UNIT[,atom][,vector|tensor|class][,extensive]; repeatable."
@@ -85,6 +85,7 @@ def data_prepare(
         ),
     ] = None,
     define: Annotated[list[str] | None, typer.Option(help=DEFINE)] = None,
+    elements: Annotated[str | None, typer.Option(help=f"For ase. {ELEMENTS}")] = None,
     pbc: Annotated[
         str | None, typer.Option(help="For records: periodic boundaries: true, false, or e.g. TTF for slabs.")
     ] = None,
@@ -108,7 +109,7 @@ def data_prepare(
             "`converged` or the output of VASP or Quantum ESPRESSO says.",
         ),
     ] = False,
-    workers: Annotated[int | None, typer.Option(help="Number of processes; by default one per core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes; by default one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
 ) -> None:
     """Convert a data set's published files into a store.
@@ -146,6 +147,7 @@ def data_prepare(
         keys=pairs(key),
         units=pairs(unit, "--unit", "energy=kcal/mol"),
         define=define or (),
+        elements=elements,
         pbc=pbc,
         group_key=group_key,
         level_of_theory=level_of_theory,
@@ -190,6 +192,7 @@ def data_check(
         list[str] | None, typer.Option(help="Unit in the file, energy=kcal/mol (as for prepare); repeatable.")
     ] = None,
     define: Annotated[list[str] | None, typer.Option(help=DEFINE)] = None,
+    elements: Annotated[str | None, typer.Option(help=ELEMENTS)] = None,
 ) -> None:
     """Check data for problems before training: units, signs, outliers, duplicates, leakage between splits.
 
@@ -211,8 +214,15 @@ def data_check(
 
     try:
         seen = None if model is None else elements_seen(load_model(model))
-        units = pairs(unit, "--unit", "energy=kcal/mol")
-        report = check(data, keys=pairs(key), units=units, define=define or (), model_elements=seen, progress=True)
+        report = check(
+            data,
+            keys=pairs(key),
+            units=pairs(unit, "--unit", "energy=kcal/mol"),
+            define=define or (),
+            elements=elements,
+            model_elements=seen,
+            progress=True,
+        )
     except EutecticError as error:
         fail(error, status=2)
     if html is not None:
@@ -234,8 +244,8 @@ def data_generate(
     out: Annotated[Path, typer.Option(help="Output folder for the stores.")],
     names: Annotated[list[str] | None, typer.Argument(help="Data sets to generate; all by default.")] = None,
     scale: Annotated[float, typer.Option(help="Size relative to the data sets shipped with the package.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Number of processes; by default one per core.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of processes; by default one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing stores.")] = False,
 ) -> None:
     """Regenerate the embedded data sets, or larger versions (needs `pip install 'eutectic[generate]'`).

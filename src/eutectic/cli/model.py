@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from eutectic.atoms import EutecticError
 from eutectic.cli.app import app
-from eutectic.cli.options import pairs
+from eutectic.cli.options import ELEMENTS, pairs
 from eutectic.cli.show import console, plain, show_facts
 
 
@@ -55,10 +57,11 @@ def predict(
     normalised: Annotated[
         bool, typer.Option("--normalised", help="Predict in model units, without scales and reference energies.")
     ] = False,
+    elements: Annotated[str | None, typer.Option(help=ELEMENTS)] = None,
     conservative: Annotated[
         bool, typer.Option("--conservative", help="Predict forces and stress as derivatives of the energy.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(help="Structures per batch.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 32,
     unit: Annotated[
         list[str] | None,
         typer.Option(help="Unit of the file's positions or cell, if that is not Å: positions=bohr; repeatable."),
@@ -67,7 +70,11 @@ def predict(
     """Predict energies, forces and the other properties of a task.
 
     The file written holds the structures as read, with the predictions added as `TASK_energy`, `TASK_forces`, …;
-    labels are kept.
+    labels are kept. It appears when it is complete, and replaces an older one then; until then, and after an
+    interruption, what was predicted is in `NAME.partial.xyz`.
+
+    A structure that cannot be predicted or read is reported, and the others are predicted. Exit status: 0 all
+    predicted, 3 all but those reported, 1 none.
 
     **Examples**
 
@@ -79,36 +86,60 @@ def predict(
     """
     from eutectic.checkpoints.model import load_model
     from eutectic.console import ProgressBar
-    from eutectic.predict import prediction
+    from eutectic.data.formats.elements import parse as parse_elements
+    from eutectic.predict.files import JSONWriter, XYZWriter, check_output, predict_file, writing_predictions
+    from eutectic.predict.prediction import relative_energies, task_of
     from eutectic.train.runtime.matmul import prefer_fast_matmul
     from eutectic.train.runtime.memory import keep_freed_memory
+    from eutectic.train.runtime.stop import StopFlag
 
     if out is None and not as_json:
         raise EutecticError("predict", "no output for the predictions", "--out FILE.xyz, --json, or both", "give one")
+    if out is not None:
+        check_output(out, structures)
+    replaced = out is not None and out.exists()
     trained = load_model(model)
     keep_freed_memory()
     prefer_fast_matmul(trained.module)
-    selected = prediction.task_of(trained, task)
-    atoms, inputs = prediction.read_structures(structures, pairs(unit, "--unit", "positions=bohr"))
-    with ProgressBar("predicting", len(inputs)) as bar:
-        predictions = prediction.predict(
-            trained,
-            selected.name,
-            inputs,
-            batch_size=batch_size,
-            normalised=normalised,
-            conservative=conservative,
-            on_done=bar.advance,
-        )
-    note = None if normalised else prediction.relative_energies(trained, selected.name)
-    if out is not None:
-        prediction.write_predictions(out, atoms, predictions, selected, normalised=normalised)
-    if as_json:
-        sys.stdout.write(prediction.as_json(predictions, selected, normalised=normalised, note=note) + "\n")
+    selected = task_of(trained, task)
+    note = None if normalised else relative_energies(trained, selected.name)
+    names = dict.fromkeys([*selected.heads, *(("forces", "stress") if conservative else ())])
+    json_writer = JSONWriter(sys.stdout.write, selected, names, normalised=normalised, note=note) if as_json else None
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopFlag().listening())
+        stream = None if out is None else stack.enter_context(writing_predictions(out))
+        writers = [] if stream is None else [XYZWriter(stream, selected, normalised=normalised).add]
+        bar = stack.enter_context(ProgressBar("predicting"))
+        try:
+            summary = predict_file(
+                trained,
+                selected.name,
+                structures,
+                [*writers, *([] if json_writer is None else [json_writer.add])],
+                elements=parse_elements(elements),
+                units=pairs(unit, "--unit", "positions=bohr"),
+                batch_size=batch_size,
+                normalised=normalised,
+                conservative=conservative,
+                stop=lambda: stop.raised,
+                on_done=bar.advance,
+            )
+        except BaseException:
+            if json_writer is not None:
+                json_writer.close(complete=False)
+            raise
+    if json_writer is not None:
+        json_writer.close(complete=True)
     else:
-        console.print(f"{len(predictions)} structures, task {selected.name} ({plain(selected.level_of_theory)}): {out}")
+        where = f"{out} (an older file was replaced)" if replaced else f"{out}"
+        words = f"{summary.predicted} structures, task {selected.name} ({selected.level_of_theory}): {where}"
+        console.print(plain(words), soft_wrap=True)
         if note is not None:
             console.print(f"[yellow]energies are[/] {plain(note)}")
+    for line in summary.lines():
+        Console(stderr=True).print(f"[yellow]{plain(line)}[/]", soft_wrap=True, highlight=False)
+    if summary.failed:
+        raise typer.Exit(3)
 
 
 @app.command()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from eutectic.atoms import EutecticError
 
+ELEMENTS = "Elements of a file that has only types or labels: Cu,Au for types 1 and 2, or OW=O,HW=H."
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -35,7 +37,7 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
             )
         try:
             parsed = yaml.safe_load(value if equals else rest.pop(0))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise EutecticError("command line", f"the value of --{key}: {error}", "a YAML value", "quote it") from error
         if isinstance(parsed, str):
             # YAML 1.1 reads 1e-3 as a string.
@@ -54,7 +56,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    # A value that cannot be, such as a 30th of February, is a ValueError; thousands of brackets are a RecursionError.
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise EutecticError(
             str(path), f"cannot be read ({error})", "a YAML file of settings", "check the file"
         ) from error

@@ -76,6 +76,9 @@ def show_finetuning(result: FinetuneResult) -> None:
     from eutectic.report.formatting import significant
 
     tested = bool(result.test_errors)
+    if not tested and not result.validated_on:
+        console.print("no test or validation structures, and so no errors", highlight=False)
+        return
     part = "test" if tested else "validation"
     best = result.steps.index(result.best_step)
     errors = result.test_errors if tested else {name: curve[best] for name, curve in result.curves.items()}

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from eutectic.atoms import EutecticError
 from eutectic.cli.app import OVERRIDES, app
-from eutectic.cli.options import overrides, pairs, pretraining_settings, print_settings
+from eutectic.cli.options import ELEMENTS, overrides, pairs, pretraining_settings, print_settings
 from eutectic.cli.show import console, plain, show_finetuning
 
 
@@ -166,6 +166,7 @@ Define = Annotated[
     list[str] | None,
     typer.Option(help="New property, as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; repeat."),
 ]
+Elements = Annotated[str | None, typer.Option(help=f"For a file. {ELEMENTS}")]
 LevelOfTheory = Annotated[str | None, typer.Option(help="For a file: level of theory of its labels.")]
 
 
@@ -193,6 +194,7 @@ def finetune(
     key: Key = None,
     unit: Unit = None,
     define: Define = None,
+    elements: Elements = None,
     level_of_theory: LevelOfTheory = None,
     show_settings: Annotated[
         bool, typer.Option("--show-settings", help="Print the resolved settings and stop.")
@@ -237,6 +239,7 @@ def finetune(
         keys=pairs(key),
         units=pairs(unit, "--unit", "energy=kcal/mol"),
         define=define or (),
+        elements=elements,
         level_of_theory=level_of_theory,
         settings=overrides(context.args),
     )
@@ -285,6 +288,7 @@ def compare(
     key: Key = None,
     unit: Unit = None,
     define: Define = None,
+    elements: Elements = None,
     level_of_theory: LevelOfTheory = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: one per core.")] = None,
 ) -> None:
@@ -328,6 +332,7 @@ def compare(
         keys=pairs(key),
         units=pairs(unit, "--unit", "energy=kcal/mol"),
         define=define or (),
+        elements=elements,
         level_of_theory=level_of_theory,
         settings=overrides(context.args),
     )
@@ -351,12 +356,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demonstration; an interrupted one is resumed.")] = Path(
         "demo-output"
     ),
-    steps: Annotated[int | None, typer.Option(help="Pre-training steps; default: the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Pre-training steps; default: the recipe's.")] = None,
     finetune_steps: Annotated[
-        int | None, typer.Option(help="Fine-tuning steps of every run; default: the recipe's.")
+        int | None, typer.Option(min=1, help="Fine-tuning steps of every run; default: the recipe's.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each start.")] = 3,
-    workers: Annotated[int, typer.Option(help="Processes for pre-training and for fine-tuning.")] = 2,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each start.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Processes for pre-training and for fine-tuning.")] = 2,
 ) -> None:
     """Pre-train on four domains and fine-tune to five unseen tasks, against training from scratch, in ten minutes.
 
@@ -390,7 +395,7 @@ def demo(
 def replay(
     folder: Annotated[Path, typer.Argument(help="A saved step: RUN/nonfinite-steps/step-000123.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    rows: Annotated[int, typer.Option(help="Structures to show.")] = 10,
+    rows: Annotated[int, typer.Option(min=1, help="Structures to show.")] = 10,
 ) -> None:
     """Replay a step with a non-finite loss or gradient, by structure and by module.
 

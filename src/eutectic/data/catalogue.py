@@ -22,6 +22,7 @@ from eutectic.data.card import Card
 from eutectic.data.dataset import Dataset, File
 from eutectic.data.datasets import ase_files, published, records
 from eutectic.data.download import fetch
+from eutectic.data.formats.elements import parse as parse_elements
 from eutectic.data.prepare import prepare_store
 from eutectic.data.store import Store, check_place, is_store
 
@@ -181,6 +182,7 @@ def prepare(
     group_key: str | None = None,
     units: Mapping[str, str] | None = None,
     define: Sequence[str] = (),
+    elements: str | None = None,
     pbc: str | None = None,
     level_of_theory: str = "not stated",
     skip_bad: bool = False,
@@ -202,6 +204,7 @@ def prepare(
         group_key: "ase" and "records" only: entry that names the group of a structure.
         units: "ase" and "records" only: property, "virial", "positions" or "cell" → unit in the files.
         define: "ase" and "records" only: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
+        elements: "ase" only: elements of atoms in files of types or labels, "Cu,Au" or "OW=O,HW=H".
         pbc: "records" only: periodic directions, "true", "false" or e.g. "TTF".
         level_of_theory: "ase" and "records" only: level of theory of the labels.
         skip_bad: leave out unusable records; their number is written to the store and its card.
@@ -224,21 +227,17 @@ def prepare(
     modules = _modules()
     if name not in _OWN and name not in modules:
         raise _unknown(name)
-    options: dict[str, object] = {
-        "--key": keys,
-        "--group-key": group_key,
-        "--unit": units,
-        "--define": define,
-        "--pbc": pbc,
-    }
-    options |= {"--skip-unconverged": skip_unconverged}
-    for option, value in options.items():
-        if value and name not in (("records",) if option == "--pbc" else _OWN):
+    options = {"--key": keys, "--group-key": group_key, "--unit": units, "--define": define}
+    only = {**dict.fromkeys(options, tuple(_OWN)), "--elements": ("ase",), "--pbc": ("records",)}
+    only["--skip-unconverged"] = tuple(_OWN)
+    others = {"--elements": elements, "--pbc": pbc, "--skip-unconverged": skip_unconverged}
+    for option, value in {**options, **others}.items():
+        if value and name not in only[option]:
             raise EutecticError(
                 option,
                 f"used with {name}, which defines this itself",
                 "this option only with your own files",
-                f"leave it out, or prepare them as {'records' if option == '--pbc' else ' or '.join(_OWN)}",
+                f"leave it out, or prepare them as {' or '.join(only[option])}",
             )
     defined = define_all(define)
     if store is None and name in _OWN:
@@ -252,15 +251,18 @@ def prepare(
         source = Path(source)
         with ProgressBar("Counting structures and labels", unit="", enabled=progress):
             if name == "ase":
+                named = parse_elements(elements)
                 scanned = ase_files.scan(
                     source,
                     keys,
                     group_key,
                     units=units,
+                    elements=named,
                     defined=defined,
                     skip_bad=skip_bad,
                     skip_unconverged=skip_unconverged,
                 )
+                ase_files.check_stated(source, scanned, units)
                 scanned.check_consistent(source)
                 dataset = ase_files.AseFiles(
                     source=source,
@@ -268,6 +270,7 @@ def prepare(
                     keys=dict(keys or {}),
                     group_key=group_key,
                     units=dict(units or {}),
+                    elements=named,
                     defined=defined,
                     level_of_theory=level_of_theory,
                     skip_unconverged=skip_unconverged,

@@ -12,10 +12,10 @@ from ase import Atoms
 from eutectic.atoms import PROPERTIES, EutecticError, Property
 from eutectic.data import stated_units, stresses
 from eutectic.data.conditions import CONDITIONS
+from eutectic.data.formats.structure_files import Entries
 
 PREFIXES = ("REF_", "dft_", "")
-
-Entries = Mapping[str, Any]
+_TRUTH = {"true": 1.0, "t": 1.0, "false": 0.0, "f": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,9 @@ def _shaped(prop: Property, value: object, n_atoms: int, where: str, order: tupl
     shape = prop.shape(n_atoms)
     try:
         if isinstance(value, bool | np.bool_) and not prop.categorical:
-            raise ValueError("a key without a value")
+            raise ValueError("true or false, or a key without a value")
+        if prop.categorical and isinstance(value, str) and (word := value.strip().lower()) in _TRUTH:
+            value = _TRUTH[word]
         array = np.asarray(value, dtype=np.float64)
         if prop.rank == 2 and prop.level == "structure" and array.shape in ((6,), (1, 6)):
             return stresses.tensor(array.reshape(6), order)
@@ -169,6 +171,8 @@ def _shaped(prop: Property, value: object, n_atoms: int, where: str, order: tupl
             else f"{prop.name} in {prop.unit}, of shape {shape}",
             "number the classes in the file, from 0"
             if prop.categorical
+            else f"a property that is true or false is defined as a class (--define {prop.name}=,class)"
+            if isinstance(value, bool | np.bool_)
             else "repair the file, or name another key for this property",
         ) from error
 

@@ -388,7 +388,7 @@ def prepare_store(
             _begin(work, dataset, name, card, pieces)
         reference = dataset.__name__ if isinstance(dataset, ModuleType) else dataset
         job = Job(dataset=reference, name=name, card=card, work=work, skip_bad=skip_bad)
-        reports = _make_all(job, parts, workers or cores(), progress)
+        reports = _make_all(job, parts, cores() if workers is None else workers, progress)
         left_out = sum((r.left_out for r in reports), LeftOut())
         shards = [r.shard for r in reports if r.shard.rows]
         if not shards:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,10 +87,12 @@ def generate(
                 f"one of {', '.join(GENERATORS)}",
                 did_you_mean(name, GENERATORS),
             )
-    if scale <= 0:
+    if not 0 < scale < math.inf:
         raise EutecticError(
             "data generate", f"scale {scale:g}", "a number above 0", "1 is the size of the embedded data sets"
         )
+    if seed < 0:
+        raise EutecticError("data generate", f"seed {seed}", "0 or more", "choose another seed")
     if workers is not None and workers < 1:
         raise EutecticError("data generate", f"{workers} workers", "at least 1", "leave it out for one per core")
     for name in names:

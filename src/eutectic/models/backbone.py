@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from eutectic.atoms import EutecticError
 from eutectic.graph import LISTS, Graph, GraphSettings
 
+MAX_LAYERS, MAX_WIDTH = 1000, 100_000
+"""Limits of settings, far above any model, so that a mistyped or damaged number is an error at once."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
@@ -50,7 +53,7 @@ class BackboneSettings(BaseModel):
             the graph's cutoff, and the energy jumps when an atom crosses it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     cutoff_setting: ClassVar[str | None] = None
     cutoff_may_exceed_graph: ClassVar[bool] = False

@@ -38,6 +38,30 @@ Predictions = dict[str, dict[str, Tensor]]
 classification."""
 
 
+_EMPTY = nn.ModuleDict()
+
+
+class ByTask(nn.ModuleDict):
+    """Modules by task. A task may have any name, since stores have: one that torch does not allow for a module (with a
+    point, empty, or that of an attribute) is encoded, which only the names of weights show."""
+
+    def __getitem__(self, task: str) -> nn.Module:
+        return super().__getitem__(_encoded(task))
+
+    def __setitem__(self, task: str, module: nn.Module) -> None:
+        super().__setitem__(_encoded(task), module)
+
+    def __contains__(self, task: str) -> bool:
+        return super().__contains__(_encoded(task))
+
+
+def _encoded(task: str) -> str:
+    # All other names are as they were in models of before.
+    if task and "." not in task and not task.startswith("%") and not hasattr(_EMPTY, task):
+        return task
+    return "%" + task.replace("%", "%25").replace(".", "%2E")
+
+
 class MultitaskModel(nn.Module):
     """A backbone shared by all tasks, and the heads of each task.
 
@@ -61,7 +85,7 @@ class MultitaskModel(nn.Module):
             }
             for task, task_heads in heads.items()
         }
-        self.heads = nn.ModuleDict()
+        self.heads = ByTask()
         for task, settings in self.head_settings.items():
             check_needs(settings, edges=backbone.edge_width > 0, where=f"task {task!r}")
             modules = nn.ModuleDict()

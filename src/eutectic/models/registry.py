@@ -5,10 +5,12 @@ from __future__ import annotations
 from eutectic.atoms import EutecticError, did_you_mean
 from eutectic.models.backbone import BackboneEntry
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
+from eutectic.models.gotennet import GotenNet, GotenNetSettings
 from eutectic.models.painn import PaiNN, PaiNNSettings
 
 BACKBONES: dict[str, BackboneEntry] = {
     "gemnet_oc": BackboneEntry(GemNetOCSettings, GemNetOC),
+    "gotennet": BackboneEntry(GotenNetSettings, GotenNet),
     "painn": BackboneEntry(PaiNNSettings, PaiNN),
 }
 """Name → backbone. Backbones of this package are listed here; others call `register_backbone`."""

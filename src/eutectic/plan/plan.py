@@ -341,7 +341,7 @@ def known_sizes(given: Sequence[str] = ()) -> dict[str, Published]:
         name, _, numbers = text.partition("=")
         try:
             structures, atoms = (float(x) for x in numbers.split(","))
-            if not (name and structures >= 1 and atoms >= 1):
+            if not (name and 1 <= structures < math.inf and 1 <= atoms < math.inf):
                 raise ValueError
         except ValueError:
             raise EutecticError(

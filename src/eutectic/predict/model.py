@@ -97,7 +97,8 @@ class Model:
             for a sequence.
 
         Raises:
-            EutecticError: several tasks and none given; no such task; an invalid structure.
+            EutecticError: several tasks and none given; no such task; a structure that cannot be predicted, named by
+                its index (see `eutectic.predict.prediction.predict`).
         """
         single = isinstance(structures, Atoms | Structure)
         given = [cast(Input, structures)] if single else list(cast(Sequence[Input], structures))

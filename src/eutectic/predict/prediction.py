@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from ase import Atoms
 
 from eutectic.atoms import PROPERTIES, EutecticError, Structure
 from eutectic.checkpoints.model import TrainedModel, task_named
-from eutectic.data.datasets import ase_files
 from eutectic.graph import build_graph
 from eutectic.tasks import Sample, Task, make_batch
 
@@ -69,9 +65,83 @@ def predict(
         or probabilities (n_classes,) for classes.
 
     Raises:
-        EutecticError: no such task; an invalid structure, or one with an element that has no reference; derivatives
-            from a task without an energy head.
+        EutecticError: no such task; derivatives from a task without an energy head; a structure, named by its index,
+            that is invalid, has an element without reference, or has a prediction that is not finite. Those that can
+            be found beforehand are found before anything is predicted; `predict_each` goes on without them.
     """
+    task = _checked(model, task_name, batch_size, conservative)
+    for index, structure in enumerate(structures):
+        _check(structure, task, index, normalised)
+    predictions: list[Prediction] = []
+    # One window: similar sizes from the whole list share a batch.
+    each = predict_each(
+        model,
+        task_name,
+        structures,
+        batch_size=batch_size,
+        normalised=normalised,
+        conservative=conservative,
+        window=max(1, len(structures)),
+        on_done=on_done,
+    )
+    for prediction in each:
+        if isinstance(prediction, EutecticError):
+            raise prediction
+        predictions.append(prediction)
+    return predictions
+
+
+def predict_each(
+    model: TrainedModel,
+    task_name: str,
+    structures: Iterable[Structure],
+    *,
+    batch_size: int = 32,
+    normalised: bool = False,
+    conservative: bool = False,
+    window: int | None = None,
+    on_done: Callable[[int], None] = lambda structures: None,
+) -> Iterator[Prediction | EutecticError]:
+    """As `predict`, one by one and in constant memory; a structure that cannot be predicted gives its error.
+
+    Args:
+        model, task_name, batch_size, normalised, conservative, on_done: as for `predict`.
+        structures: read as they are needed.
+        window: number of structures that are read together, of which similar sizes share a batch; default: eight
+            batches.
+
+    Yields:
+        In the order of the structures, a prediction or the reason why there is none.
+
+    Raises:
+        EutecticError: no such task; derivatives from a task without an energy head.
+    """
+    task = _checked(model, task_name, batch_size, conservative)
+    remaining, first = iter(structures), 0
+    while some := list(itertools.islice(remaining, 8 * batch_size if window is None else window)):
+        found: list[Prediction | EutecticError | None] = [None] * len(some)
+        for i, structure in enumerate(some):
+            try:
+                _check(structure, task, first + i, normalised)
+            except EutecticError as error:
+                found[i] = error
+        # Similar sizes together, so that no batch is much larger than the others.
+        order = sorted((i for i in range(len(some)) if found[i] is None), key=lambda i: len(some[i]))
+        for start in range(0, len(order), batch_size):
+            chunk = order[start : start + batch_size]
+            together = [(first + i, some[i]) for i in chunk]
+            made = _predict_batch(model, task, together, normalised=normalised, conservative=conservative)
+            for i, prediction in zip(chunk, made, strict=True):
+                found[i] = prediction
+            on_done(len(chunk))
+        on_done(len(some) - len(order))
+        yield from (one for one in found if one is not None)
+        first += len(some)
+
+
+def _checked(model: TrainedModel, task_name: str, batch_size: int, conservative: bool) -> Task:
+    if batch_size < 1:
+        raise EutecticError("batch_size", f"{batch_size}", "at least one structure per batch", "choose a larger number")
     task = task_of(model, task_name)
     if conservative and task.heads.get("energy") is None:
         raise EutecticError(
@@ -80,35 +150,82 @@ def predict(
             "a task with an energy head",
             "choose another task, or leave out --conservative",
         )
-    weight = next(model.module.parameters())
-    predictions: list[Prediction] = [{} for _ in structures]
-    # Similar sizes together, so that no batch is much larger than the others.
-    order = sorted(range(len(structures)), key=lambda i: len(structures[i]))
-    training = model.module.training
-    model.module.eval()
-    try:
-        for first in range(0, len(order), batch_size):
-            chunk = order[first : first + batch_size]
-            items = []
-            for i in chunk:
-                structures[i].check(f"structure {i}")
-                graph = build_graph(structures[i], task.graph, lists=model.module.backbone.edge_lists)
-                items.append(Sample(0, graph, {}))
-            # The batch has a slice of this task only, so the heads of other tasks do not run.
-            batch = make_batch(items, [task], weight.dtype).to(weight.device)
+    return task
+
+
+def _check(structure: Structure, task: Task, index: int, normalised: bool) -> None:
+    """Find beforehand why a structure cannot be predicted.
+
+    Raises:
+        EutecticError: invalid, or with an element that has no reference.
+    """
+    structure.check(f"structure {index}")
+    for target in task.targets.values():
+        if target.normaliser.references is not None and not normalised:
+            try:
+                target.normaliser.references.of(structure.numbers)
+            except EutecticError as error:
+                raise _of(error, task, index) from error
+
+
+def _predict_batch(
+    model: TrainedModel,
+    task: Task,
+    structures: Sequence[tuple[int, Structure]],
+    *,
+    normalised: bool,
+    conservative: bool,
+) -> list[Prediction | EutecticError]:
+    """Predict structures, given with their indices, in one forward pass."""
+    found: dict[int, Prediction | EutecticError] = {}
+    items: list[tuple[int, Structure, Sample]] = []
+    for index, structure in structures:
+        try:
+            graph = build_graph(structure, task.graph, lists=model.module.backbone.edge_lists)
+            items.append((index, structure, Sample(0, graph, {})))
+        except EutecticError as error:
+            found[index] = _of(error, task, index)
+    if items:
+        samples = [sample for _, _, sample in items]
+        weight = next(model.module.parameters())
+        # The batch has a slice of this task only, so the heads of other tasks do not run.
+        batch = make_batch(samples, [task], weight.dtype).to(weight.device)
+        training = model.module.training
+        model.module.eval()
+        try:
             with torch.no_grad():
                 values = model.module(batch.graph, batch.parts, conservative=conservative)[task.name]
-            for name, value in values.items():
-                for i, rows in zip(chunk, _per_structure(name, value, items), strict=True):
-                    if name == "stress" and not structures[i].pbc.all():
-                        continue
-                    predictions[i][name] = (
-                        rows if normalised else _denormalised(task, name, rows, structures[i], i, conservative)
-                    )
-            on_done(len(chunk))
-    finally:
-        model.module.train(training)
-    return predictions
+        finally:
+            model.module.train(training)
+        arrays = {name: _per_structure(name, value, samples) for name, value in values.items()}
+        for at, (index, structure, _) in enumerate(items):
+            of_one = {name: rows[at] for name, rows in arrays.items() if name != "stress" or structure.pbc.all()}
+            try:
+                for name, value in of_one.items():
+                    _check_finite(name, value, task)
+                    if not normalised:
+                        of_one[name] = _denormalised(task, name, value, structure, conservative)
+                found[index] = of_one
+            except EutecticError as error:
+                found[index] = _of(error, task, index)
+    return [found[index] for index, _ in structures]
+
+
+def _of(error: EutecticError, task: Task, index: int) -> EutecticError:
+    """The error of one structure, with its index."""
+    return EutecticError(f"{task.name}, structure {index}, {error.where}", error.given, error.expected, error.fix)
+
+
+def _check_finite(name: str, value: np.ndarray, task: Task) -> None:
+    wrong = value[~np.isfinite(value)]
+    if wrong.size:
+        raise EutecticError(
+            name,
+            f"{name} of task {task.name} predicted as {wrong[0]}",
+            "finite predictions",
+            "check its positions and elements (`eutectic data check`); if other structures fail too, the model is "
+            "damaged: copy or train it again",
+        )
 
 
 def _per_structure(name: str, value: torch.Tensor, items: Sequence[Sample]) -> list[np.ndarray]:
@@ -119,16 +236,10 @@ def _per_structure(name: str, value: torch.Tensor, items: Sequence[Sample]) -> l
     return [rows.copy() for rows in np.split(array, ends[:-1])]
 
 
-def _denormalised(
-    task: Task, name: str, value: np.ndarray, structure: Structure, index: int, conservative: bool
-) -> np.ndarray:
+def _denormalised(task: Task, name: str, value: np.ndarray, structure: Structure, conservative: bool) -> np.ndarray:
     if conservative and name in ("forces", "stress"):
         return value * task.targets["energy"].normaliser.scale
-    try:
-        return task.targets[name].physical(value, structure.numbers)
-    except EutecticError as error:
-        where = f"{task.name}, structure {index}, {error.where}"
-        raise EutecticError(where, error.given, error.expected, error.fix) from error
+    return task.targets[name].physical(value, structure.numbers)
 
 
 def relative_energies(model: TrainedModel, task_name: str) -> str | None:
@@ -139,74 +250,10 @@ def relative_energies(model: TrainedModel, task_name: str) -> str | None:
     return str(model.provenance.get("energies", "relative: no per-element references are known"))
 
 
-# --- files -----------------------------------------------------------------------------------------------------
-
-
-def read_structures(source: Path, units: Mapping[str, str] | None = None) -> tuple[list[Atoms], list[Structure]]:
-    """All structures of a file: as ASE objects with all their data, and as `Structure`.
-
-    Args:
-        source: the file.
-        units: "positions" and "cell" → unit in the file, before the one that it states; Å by default.
-
-    Raises:
-        EutecticError: as `eutectic.data.datasets.ase_files.read`; or a folder.
-    """
-    from ase.io import iread
-
-    if Path(source).is_dir():
-        raise EutecticError(str(source), "a folder", "one file of structures", "predict its files one by one")
-    structures = []
-    # First, since it rejects formats whose reading would run code.
-    for where, row in ase_files.rows(source, units=units):
-        row.structure.check(where)
-        structures.append(row.structure)
-    atoms = list(iread(str(source), index=":"))
-    for one, structure in zip(atoms, structures, strict=True):
-        # In Å, as the predictions are for.
-        one.set_cell(structure.cell)
-        one.positions[:] = structure.positions
-    return atoms, structures
-
-
-def key_of(task_name: str, property_name: str) -> str:
-    """Key of a prediction in a file, e.g. "oc20_energy". Never a key from which labels are read."""
-    prefix = f"{task_name}_"
-    return f"{'predicted_' if prefix in ase_files.PREFIXES else ''}{prefix}{property_name}"
-
-
-def write_predictions(
-    path: Path, atoms: Sequence[Atoms], predictions: Sequence[Prediction], task: Task, *, normalised: bool = False
-) -> None:
-    """Write extended xyz: the structures as read, labels included, with the predictions added (see `key_of`)."""
-    from ase.io import write
-
-    written = []
-    for one, prediction in zip(atoms, predictions, strict=True):
-        copy = one.copy()
-        copy.calc = one.calc
-        for name, value in prediction.items():
-            key = key_of(task.name, name) + ("_normalised" if normalised else "")
-            if PROPERTIES[name].level == "atom":
-                copy.arrays[key] = value
-            else:
-                copy.info[key] = float(value) if value.ndim == 0 else value
-        written.append(copy)
-    write(str(path), written, format="extxyz")
-
-
-def as_json(predictions: Sequence[Prediction], task: Task, *, normalised: bool = False, note: str | None = None) -> str:
-    """JSON with task, units and one object per structure, in order."""
-    names = dict.fromkeys(name for prediction in predictions for name in prediction)
-    units: Mapping[str, str] = {name: "normalised" if normalised else _unit(task, name) for name in names}
-    content: dict[str, Any] = {"task": task.name, "level_of_theory": task.level_of_theory, "units": units}
-    if note is not None:
-        content["energies"] = note
-    content["predictions"] = [{name: value.tolist() for name, value in p.items()} for p in predictions]
-    return json.dumps(content, indent=1, ensure_ascii=False)
-
-
-def _unit(task: Task, name: str) -> str:
+def unit_of(task: Task, name: str, *, normalised: bool = False) -> str:
+    """Unit of a prediction, in words."""
+    if normalised:
+        return "normalised"
     # Conservative forces and stress need no target of the task.
     target = task.targets.get(name)
     return "probability of each class" if target is not None and target.categorical else PROPERTIES[name].unit

@@ -7,7 +7,6 @@ About ten minutes on two CPU cores.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from eutectic.study.compare import Choice, compare, environment
 from eutectic.study.results import PretrainingSummary, StudyResults, summarise
 from eutectic.tasks import TargetSettings
 from eutectic.train.pretrain import PretrainResult, pretrain
+from eutectic.train.runtime.journal import read_journal
 from eutectic.train.settings import (
     BackboneChoice,
     DataSettings,
@@ -184,7 +184,7 @@ def finetuning(task: DemoTask) -> FinetuneSettings:
 
 def pretraining_summary(settings: PretrainSettings, result: PretrainResult) -> PretrainingSummary:
     """Summary of a pre-training for the report."""
-    journal = [json.loads(line) for line in (result.folder / "journal.jsonl").read_text().splitlines()]
+    journal = read_journal(result.folder)
     every = max(1, len(journal) // 200)
     summary = result.summary
     return PretrainingSummary(

@@ -30,6 +30,7 @@ def finetuning(
     keys: Mapping[str, str] | None = None,
     units: Mapping[str, str] | None = None,
     define: Sequence[str] = (),
+    elements: str | None = None,
     level_of_theory: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> FinetuneSettings:
@@ -45,7 +46,7 @@ def finetuning(
         split: name of the split.
         n_train, n_validation, n_test: numbers of structures.
         steps, batch_size, learning_rate, weight_decay, seed: of the training.
-        keys, units, level_of_theory: how to read a file.
+        keys, units, elements, level_of_theory: how to read a file.
         define: new properties, as NAME=UNIT[,atom][,vector|tensor|class][,extensive].
         settings: any other setting, section by section, e.g. {"train": {"precision": "bf16-mixed"}}.
 
@@ -68,6 +69,7 @@ def finetuning(
             "test": n_test,
             "keys": dict(keys or {}),
             "units": dict(units or {}),
+            "elements": elements,
         },
         "targets": {name: target.model_dump(exclude_none=True) for name, target in targets.items()},
         "start": "scratch" if from_scratch else start,

@@ -5,7 +5,6 @@ It reads settings.json, journal.jsonl, validation.json and plan.json; what is no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from eutectic.atoms import PROPERTIES, EutecticError
+from eutectic.files import read_json
 from eutectic.report import figures
 from eutectic.report.page import write_page
 from eutectic.study.results import PretrainingSummary
@@ -38,10 +38,15 @@ def write_run_page(
     """
     folder = Path(folder)
     settings = _read(folder / "settings.json")
+    given = None
     if settings.get("command") != "pretrain":
+        given = f"a run of `eutectic {settings['command']}`" if "command" in settings else "no pre-training is here"
+    elif not (isinstance(settings.get("sets"), dict) and isinstance(settings.get("train"), dict)):
+        given = "a settings.json without `sets` or `train`"
+    if given is not None:
         raise EutecticError(
             str(folder),
-            "no pre-training is here" if not settings else f"a run of `eutectic {settings.get('command')}`",
+            given,
             "the folder of a pre-training (settings.json, journal.jsonl)",
             "give the --out of `eutectic pretrain`",
         )
@@ -49,7 +54,7 @@ def write_run_page(
     validated = _read(folder / "validation.json")
     plan = _read(folder / "plan.json")
     names = list(settings["sets"])
-    progress = _progress(journal, int(settings["train"]["steps"]), (folder / "summary.json").exists(), plan)
+    progress = _progress(journal, int(settings["train"].get("steps", 1)), (folder / "summary.json").exists(), plan)
     state = "finished" if progress["finished"] else f"step {progress['done']} of {progress['steps']}"
     write_page(
         folder / "report.html",
@@ -116,15 +121,7 @@ def validation_panels(
 
 def _read(path: Path) -> dict[str, Any]:
     """A JSON file of a run; empty where it is not there yet."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if not isinstance(values, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise EutecticError(
-            str(path), f"cannot be read ({error})", "a file this program wrote", "copy the run's folder again"
-        ) from error
-    return values
+    return read_json(path, fix="copy the run's folder again") if path.exists() else {}
 
 
 def _progress(
@@ -140,7 +137,7 @@ def _progress(
         "steps": steps,
         "share": last["step"] / steps,
         "finished": finished,
-        "seconds": last["seconds"],
+        "seconds": last.get("seconds", 0.0),
         "left": (steps - last["step"]) * float(seconds.mean()),
         "rate": sum(e.get("structures", 0) for e in recent) / max(float(seconds.sum()), 1e-9),
         "planned": None if estimate is None else 3600 * estimate["hours"],

@@ -15,7 +15,7 @@ import eutectic
 from eutectic.atoms import PROPERTIES, EutecticError
 from eutectic.study.results import Curve, Run, Start, StudyResults, TaskComparison, Trial
 from eutectic.study.runs import run_all
-from eutectic.train.finetune import FinetuneResult, prepare_run
+from eutectic.train.finetune import FinetuneResult, Prepared, prepare_run
 from eutectic.train.settings import FinetuneSettings, parse
 
 STARTS: tuple[Start, Start] = ("scratch", "pretrained")
@@ -83,6 +83,8 @@ def run_study(
     """
     if base.data.test == 0:
         raise EutecticError("data.test", "0 structures", "test structures to compare starts", "leave it out")
+    if seeds < 1:
+        raise EutecticError("seeds", f"{seeds}", "at least one run of each start", "leave it out for three")
     if model is None and "pretrained" in starts:
         raise EutecticError(
             "--model", "none", "a pre-trained model", "pass --model eutectic-small, or a model of your own"
@@ -95,7 +97,7 @@ def run_study(
         for rate in (learning_rates or [base.optimiser.learning_rate])
     ]
     for start in starts:
-        prepare_run(variant(base, start, model, seed=0, choice=grid[0]), console)
+        _check_parts(prepare_run(variant(base, start, model, seed=0, choice=grid[0]), console))
     trials: dict[str, list[Trial]] = {}
     chosen: dict[str, Choice] = dict.fromkeys(starts, grid[0])
     if len(grid) > 1:
@@ -124,6 +126,23 @@ def run_study(
     )
     results.write(out / "results.json")
     return results
+
+
+def _check_parts(prepared: Prepared) -> None:
+    """Refuse, before anything is trained, a comparison that the data leave no structures for.
+
+    Raises:
+        EutecticError: no validation or no test structures.
+    """
+    parts, store = prepared.split, prepared.store
+    for part, rows in (("validation", parts.validation), ("test", parts.test)):
+        if not len(rows):
+            raise EutecticError(
+                f"split {parts.name!r} of {store.card.name}",
+                f"no {part} structures are left ({len(parts.train):,} of {len(store):,} structures are for training)",
+                "some validation structures to choose the step by, and some test structures to compare starts",
+                "ask for fewer training structures, or give more data; `eutectic finetune` trains without them",
+            )
 
 
 def sweep(

@@ -500,7 +500,7 @@ class StudyResults:
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise EutecticError(
                 str(path),
                 f"cannot be read ({type(error).__name__}: {error})",

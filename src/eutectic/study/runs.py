@@ -70,7 +70,7 @@ def run_all(
             results = run_in_processes(
                 _one,
                 [runs[i] for i in order],
-                workers or cores(),
+                cores() if workers is None else workers,
                 where=title,
                 kept="finished runs are kept, and the others resume",
                 # From here on a signal is noted, never fatal: the run at hand stops at its next step and saves.

@@ -21,7 +21,7 @@ Loss = Literal["mae", "mse", "huber", "cross_entropy"]
 class TargetSettings(BaseModel):
     """One property to learn. Defaults depend on the property (see `resolve`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     head: HeadSettings = Field(default=HeadSettings(), description="head that predicts the property")
     weight: float = Field(default=1.0, ge=0, description="weight of this property in the loss")

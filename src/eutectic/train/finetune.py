@@ -14,6 +14,7 @@ import lightning_fabric as lf
 import numpy as np
 import torch
 from ase.data import chemical_symbols
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from torch import nn
 
@@ -25,7 +26,7 @@ from eutectic.checkpoints.seen_rows import LearnedRows, seen_rows
 from eutectic.data.examples import structure_to_dict, varied
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
-from eutectic.files import write_atomically
+from eutectic.files import read_json, write_atomically
 from eutectic.graph import GraphSettings
 from eutectic.models.heads import Head
 from eutectic.models.multitask import MultitaskModel
@@ -38,7 +39,7 @@ from eutectic.train.cost import size_model
 from eutectic.train.evaluation import evaluate
 from eutectic.train.loop import total, train
 from eutectic.train.pretrain import initial_model
-from eutectic.train.run_folder import claim_folder, claimed
+from eutectic.train.run_folder import claim_content, claim_folder, claimed, model_hash
 from eutectic.train.runtime.display import Display
 from eutectic.train.runtime.launch import is_first, launch, launched_outside, make_fabric, once, share_threads
 from eutectic.train.runtime.stop import StopFlag
@@ -117,6 +118,8 @@ class FinetuneResult:
         best = self.steps.index(self.best_step)
         errors = self.test_errors or {name: curve[best] for name, curve in self.curves.items()}
         part, number = ("test", self.tested_on) if self.test_errors else ("validation", self.validated_on)
+        if not number:
+            return f"FinetuneResult {self.name}: no test or validation structures (step {self.best_step})"
         words = ", ".join(f"{name.replace('_', ' ')} {error:.4g} {self.units[name]}" for name, error in errors.items())
         return f"FinetuneResult {self.name}: {part} error {words} ({number} structures; step {self.best_step})"
 
@@ -222,44 +225,61 @@ def read_result(folder: Path) -> FinetuneResult:
         EutecticError: there is none, or it is not one of this version.
     """
     path = Path(folder) / "result.json"
+    expected = "the result of a fine-tuning by this version"
+    fix = "delete the folder, or choose another --out, and run again"
+    values = read_json(path, expected=expected, fix=fix)
     try:
-        return FinetuneResult(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise EutecticError(
-            str(path),
-            f"cannot be read ({type(error).__name__}: {error})",
-            "the result of a fine-tuning by this version",
-            "delete the folder, or choose another --out, and run again",
-        ) from error
+        return TypeAdapter(FinetuneResult).validate_python(values)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        given = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"
+        raise EutecticError(str(path), given, expected, fix) from error
 
 
 def _begin(settings: FinetuneSettings, folder: Path | None, console: Console | None) -> Prepared | None:
     """Claim the folder and read what the run needs; None where the run is finished already."""
-    if folder is not None:
-        claim_folder(folder, settings, "finetune")
-        if (folder / "result.json").exists():
-            if console is not None:
-                console.print(f"{folder} holds this run, finished; nothing to do.", highlight=False)
-            return None
-    return prepare_run(settings, console)
+    if folder is None:
+        return prepare_run(settings, console)
+    claim_folder(folder, settings, "finetune")
+    finished = (folder / "result.json").exists()
+    store = _open(settings, None if finished else console)
+    content = {f"data {settings.data.store}": store.content_hash()}
+    if (model := _model_named(settings)) is not None:
+        content[f"model {model}"] = model_hash(model)
+    claim_content(folder, content)
+    if finished:
+        if console is not None:
+            console.print(f"{folder} holds this run, finished; nothing to do.", highlight=False)
+        return None
+    return prepare_run(settings, console, store)
 
 
-def prepare_run(settings: FinetuneSettings, console: Console | None = None) -> Prepared:
+def _open(settings: FinetuneSettings, console: Console | None) -> Store:
+    data = settings.data
+    return open_data(
+        data.store,
+        keys=data.keys,
+        units=data.units,
+        define=(*settings.define, *data.define),
+        elements=data.elements,
+        level_of_theory=data.level_of_theory,
+        console=console,
+    )
+
+
+def prepare_run(settings: FinetuneSettings, console: Console | None = None, store: Store | None = None) -> Prepared:
     """Read the data and the start of a run, fit references and scales, and report all of it.
+
+    Args:
+        settings: of the run.
+        console: where to report; silent without.
+        store: the data, if open already.
 
     Raises:
         EutecticError: data, model or settings that cannot be used.
     """
     backbone, graph, start = _backbone_of(settings)
-    data = settings.data
-    store = open_data(
-        data.store,
-        keys=data.keys,
-        units=data.units,
-        define=(*settings.define, *data.define),
-        level_of_theory=data.level_of_theory,
-        console=console,
-    )
+    store = _open(settings, console) if store is None else store
     parts = split_of(store, settings)
     task = fit_task(settings.name, store, parts.train, settings.targets, graph)
     prepared = Prepared(store, parts, task, backbone.for_graphs([graph]), graph, start)
@@ -344,12 +364,14 @@ def _worker(
     def validate(averaged: MultitaskModel, step: int, elapsed: float) -> None:
         found = evaluate(averaged, [task], validation, device=fabric.device)[task.name]
         errors, baselines = _summed(fabric, found)
-        if not curve.steps or errors[judged] < min(curve.errors[judged]):
+        # Without validation structures no step is known to be better than the last one.
+        if not len(parts.validation) or curve.improves(judged, errors[judged]):
             best.update(step=step, weights={k: v.detach().cpu().clone() for k, v in averaged.state_dict().items()})
         curve.add(step, elapsed, errors, baselines)
         by_set = {f"{name}_mae": error for name, error in errors.items()}
         by_set |= {f"{name}_baseline": baseline for name, baseline in baselines.items()}
-        display.validated(step, {task.name: by_set})
+        if len(parts.validation):
+            display.validated(step, {task.name: by_set})
 
     def stepped(entry: dict[str, Any]) -> None:
         display.stepped(entry)
@@ -397,6 +419,10 @@ class _Curve:
     errors: dict[str, list[float]]
     baselines: dict[str, float]
 
+    def improves(self, name: str, error: float) -> bool:
+        """Whether an error is below all others; not a number never is, except as the first."""
+        return not self.steps or bool(error < np.nanmin([*self.errors[name], np.inf]))
+
     def add(self, step: int, elapsed: float, errors: Mapping[str, float], baselines: Mapping[str, float]) -> None:
         self.steps.append(step)
         self.seconds.append(round(elapsed, 3))
@@ -408,7 +434,10 @@ class _Curve:
         return json.dumps(asdict(self))
 
     def restore(self, text: str) -> None:
-        self.__dict__.update(json.loads(text))
+        values = json.loads(text)
+        if values.keys() != self.__dict__.keys():
+            raise ValueError(f"a curve of {', '.join(values)}")
+        self.__dict__.update(values)
 
 
 def _summed(fabric: lf.Fabric, found: Mapping[str, ErrorSum]) -> tuple[dict[str, float], dict[str, float]]:
@@ -449,10 +478,14 @@ def split_of(store: Store, settings: FinetuneSettings) -> Split:
     )
 
 
+def _model_named(settings: FinetuneSettings) -> str | None:
+    """The model started from, or whose architecture is taken, if there is one."""
+    return settings.architecture_from if settings.start == "scratch" else settings.start
+
+
 def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSettings, TrainedModel | None]:
     """Backbone and graph come from the model started from, or whose architecture is taken."""
-    scratch = settings.start == "scratch"
-    folder = settings.architecture_from if scratch else settings.start
+    folder = _model_named(settings)
     if folder is None:
         return settings.backbone or BackboneChoice(), settings.graph or GraphSettings(), None
     if settings.backbone is not None:
@@ -464,7 +497,7 @@ def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSetti
         )
     model = load_model(folder)
     choice = BackboneChoice(name=model.backbone, settings=dict(model.backbone_settings))
-    return choice, settings.graph or model.graph, None if scratch else model
+    return choice, settings.graph or model.graph, None if settings.start == "scratch" else model
 
 
 def _kept_heads(settings: FinetuneSettings, prepared: Prepared) -> tuple[Task | None, list[str]]:
@@ -493,6 +526,13 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
         f"{len(parts.test):,} test",
         highlight=False,
     )
+    missing = {
+        "validation": "the weights of the last step are kept, and there is no validation error",
+        "test": "there is no test error",
+    }
+    for part, rows in (("validation", parts.validation), ("test", parts.test)):
+        if not len(rows):
+            console.print(f"[yellow]no {part} structures:[/] {missing[part]}", highlight=False)
     start = prepared.start
     if start is None:
         like = f" with the architecture of {settings.architecture_from}" if settings.architecture_from else ""
@@ -558,7 +598,7 @@ def _result(
     return FinetuneResult(
         name=settings.name,
         start="scratch" if settings.start == "scratch" else "pretrained",
-        model=settings.architecture_from if settings.start == "scratch" else settings.start,
+        model=_model_named(settings),
         property=judged,
         unit=shown(judged, 1.0)[1],
         dataset=store.card.name,
@@ -620,5 +660,5 @@ def _save(
         model, (prepared.task,), prepared.backbone.name, prepared.backbone.settings, prepared.graph, provenance
     )
     save_model(folder / "model", described)
-    write_atomically(folder / "result.json", json.dumps(result.to_dict()))
+    write_atomically(folder / "result.json", json.dumps(result.to_dict()), sole_writer=True)
     remove_checkpoints(folder / "checkpoint.pt")

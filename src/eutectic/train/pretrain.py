@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning_fabric as lf
 import torch
+from pydantic import ValidationError
 from rich.console import Console
 from torch import nn
 
@@ -23,7 +25,7 @@ from eutectic.checkpoints.shipped import model_folder
 from eutectic.data.catalogue import open_store
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
-from eutectic.files import write_atomically
+from eutectic.files import read_json, write_atomically
 from eutectic.graph import LISTS, GraphSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task, make_batch
@@ -34,13 +36,15 @@ from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 from eutectic.train.cost import Calibration, SizeModel, size_model
 from eutectic.train.evaluation import Breakdown, evaluate
 from eutectic.train.loop import total, train
-from eutectic.train.run_folder import claim_folder, claimed
+from eutectic.train.run_folder import claim_content, claim_folder, claimed, model_hash, stored_settings
 from eutectic.train.runtime.display import Display
 from eutectic.train.runtime.launch import is_first, launch, launched_outside, once, share_threads
 from eutectic.train.runtime.loggers import Factory, Loggers
 from eutectic.train.runtime.loggers import chosen as chosen_loggers
 from eutectic.train.runtime.stop import StopFlag, stopping_at_once
 from eutectic.train.settings import BackboneChoice, Coefficients, PretrainSettings, SetSettings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -176,23 +180,37 @@ def pretrain(
                     planner=planner,
                 )
                 launch(settings.train, work)
-    return PretrainResult(folder, json.loads((folder / "summary.json").read_text()))
+    fix = "delete this file: the same command then writes it again, from the last checkpoint"
+    return PretrainResult(folder, read_json(folder / "summary.json", expected="the summary of the run", fix=fix))
 
 
 def _begin(settings: PretrainSettings, folder: Path, console: Console | None) -> _Prepared | None:
     """Claim the folder and fit references and scales; None if the run is finished."""
     claim_folder(folder, settings, "pretrain")
+    at_once = "stopped before the first step; the same command starts again"
+    with stopping_at_once(at_once):
+        claim_content(folder, _contents(settings))
     if (folder / "summary.json").exists():
         if console is not None:
             console.print(f"the run in {folder} is finished; nothing to do.")
         return None
-    with stopping_at_once("stopped before the first step; the same command starts again"):
+    with stopping_at_once(at_once):
         prepared = _prepare(settings)
         if console is not None:
             _announce(console, settings, prepared)
     tasks = [task.to_dict() for task in prepared.tasks]
-    write_atomically(folder / "tasks.json", json.dumps(tasks, indent=1, ensure_ascii=False))
+    _write_json(folder / "tasks.json", tasks)
     return prepared
+
+
+def _contents(settings: PretrainSettings) -> dict[str, str]:
+    """What a run is computed from → hash of it."""
+    contents, known = {}, []
+    if settings.start is not None:
+        contents[f"model {settings.start}"] = model_hash(settings.start)
+        known = [task.name for task in load_model(settings.start).tasks]
+    stores = {chosen.store for chosen in (*settings.sets.values(), *_watched(settings, known).values())}
+    return contents | {f"data {store}": open_store(store).content_hash() for store in sorted(stores)}
 
 
 def _prepare(settings: PretrainSettings) -> _Prepared:
@@ -249,10 +267,13 @@ def _watched(settings: PretrainSettings, known: Sequence[str]) -> dict[str, SetS
     watch = dict(settings.watch)
     start_settings = None if settings.start is None else model_folder(settings.start).parent / "settings.json"
     if start_settings is not None and not watch and start_settings.is_file():
-        values = json.loads(start_settings.read_text())
-        if values.get("command") == "pretrain":
-            every = {**values["watch"], **values["sets"]} if "watch" in values else values["sets"]
-            watch = {name: SetSettings.model_validate(v) for name, v in every.items() if name in known}
+        try:
+            values = stored_settings(start_settings.parent)
+            if values.get("command") == "pretrain":
+                every = {**values.get("watch", {}), **values["sets"]}
+                watch = {name: SetSettings.model_validate(v) for name, v in every.items() if name in known}
+        except (EutecticError, ValidationError, KeyError, TypeError) as error:
+            log.warning("%s: the data sets of this run are not validated on (%s)", start_settings, error)
     return {name: chosen for name, chosen in watch.items() if name not in settings.sets}
 
 
@@ -473,7 +494,10 @@ class _Reporting:
     def update(self) -> None:
         began = time.monotonic()
         if self.page is not None and began >= self._not_before:
-            self.page(self.folder)
+            try:
+                self.page(self.folder)
+            except EutecticError as error:
+                log.warning("the report could not be renewed: %s", error)  # the run matters more than its page
             duration = time.monotonic() - began
             self._not_before = began + duration / self.SHARE
 
@@ -590,5 +614,5 @@ def _finish(
     )
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False))
+def _write_json(path: Path, values: Mapping[str, Any] | list[dict[str, Any]]) -> None:
+    write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False), sole_writer=True)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -23,7 +23,7 @@ from eutectic.tasks import Targets, TargetSettings
 class Settings(BaseModel):
     """Base of all settings: unknown keys are errors, and values are frozen after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Defining(Settings):
@@ -49,7 +49,7 @@ class Defining(Settings):
 class BackboneChoice(Settings):
     """A backbone and its settings, validated at once; missing ones get their defaults."""
 
-    name: str = Field(default="gemnet_oc", description="backbone: gemnet_oc, painn, or a registered one")
+    name: str = Field(default="gemnet_oc", description="backbone: gemnet_oc, gotennet, painn, or a registered one")
     settings: dict[str, Any] = Field(
         default_factory=dict, description="settings of the backbone; see its settings class"
     )
@@ -97,6 +97,9 @@ class BackboneChoice(Settings):
         return BackboneChoice(name=self.name, settings=settings.model_dump())
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimiserSettings(Settings):
     """AdamW with linear warm-up and cosine decay; defaults are JMP's for pre-training (Shoghi et al. 2024)."""
 
@@ -104,7 +107,7 @@ class OptimiserSettings(Settings):
     backbone_lr_scale: float = Field(
         default=1.0, gt=0, description="learning rate of the backbone, relative to that of the heads"
     )
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW's β₁ and β₂")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.95), description="AdamW's β₁ and β₂")
     weight_decay: float = Field(default=0.1, ge=0, description="AdamW's weight decay, on all parameters")
     warmup_steps: int = Field(default=2000, ge=0, description="steps of linear warm-up")
     warmup_lr_ratio: float = Field(
@@ -131,12 +134,12 @@ class TrainSettings(Settings):
     batch_size: int = Field(default=32, ge=1, description="structures per batch, over all processes")
     evaluate_every: int = Field(default=200, ge=1, description="steps between validations")
     checkpoint_every: float = Field(default=60.0, ge=0, description="seconds between checkpoints for resuming")
-    seed: int = Field(default=0, description="random seed")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="random seed")
     processes: int = Field(
         default=1, ge=1, description="training processes on this machine; on a CPU two processes beat two threads"
     )
     threads: int | None = Field(
-        default=None, description="CPU threads per process; default: the cores divided by the processes"
+        default=None, ge=1, description="CPU threads per process; default: the cores divided by the processes"
     )
     accelerator: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="device to train on; auto: a GPU if there is one"
@@ -318,6 +321,9 @@ class DataSettings(Defining):
     )
     keys: dict[str, str] = Field(default_factory=dict, description="for a file: property → key of its entry")
     units: dict[str, str] = Field(default_factory=dict, description="for a file: property → its unit in the file")
+    elements: str | None = Field(
+        default=None, description="for a file of types or labels: their elements, e.g. Cu,Au or OW=O,HW=H"
+    )
     level_of_theory: str = Field(default="not stated", description="for a file: level of theory of its labels")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane, FixScaled
 from pyg_records import write_aselmdb
 
 from eutectic.atoms import PROPERTIES, EutecticError, define, parse_definition
@@ -321,8 +321,74 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(EutecticError, match="no file of structures"):
         list(ase_files.read(tmp_path / "folder"))
     (tmp_path / "element.xyz").write_text("1\n\nZz 0.0 0.0 0.0\n")
-    with pytest.raises(EutecticError, match="structure 0: could not be read"):
+    with pytest.raises(EutecticError, match="structure 0: types without elements: Zz"):
         list(ase_files.read(tmp_path / "element.xyz"))
+
+
+@pytest.mark.parametrize("bad", [0, 9, 29])
+@pytest.mark.parametrize("how", ["row", "count", "text", "element", "nan"])
+def test_labels_after_a_bad_structure(tmp_path: Path, bad: int, how: str) -> None:
+    # Forces only after the bad one; energies everywhere.
+    atoms = [dimer(-float(i)) for i in range(30)]
+    for one in atoms[: bad + 1]:
+        one.calc.results.pop("forces")
+    lines = [write(tmp_path / "one.xyz", one).read_text().splitlines() for one in atoms]
+    changed = {"row": "C 0.0 0.0", "text": "and so on", "element": "Qq 0 0 0", "nan": "C 0 0 nan"}
+    lines[bad][2:3] = [] if how == "count" else [changed[how]]
+    file = tmp_path / "mine.xyz"
+    file.write_text("\n".join("\n".join(one) for one in lines) + "\n")
+    store = Store(catalogue.prepare("ase", file, tmp_path / "store", skip_bad=True, workers=1))
+    assert store.left_out["count"] == 1
+    assert store.label_counts() == {"energy": 29, **({"forces": 29 - bad} if bad < 29 else {})}
+    assert [r.id for r in store] == [f"mine.xyz#{i}" for i in range(30) if i != bad]
+    assert "energy from 'energy': 29 structures" in store.card.notes
+    with pytest.raises(EutecticError, match=f"(structure |#){bad}"):
+        catalogue.prepare("ase", file, tmp_path / "no", workers=1)
+
+
+FIXED = {
+    "FixAtoms": lambda: [FixAtoms([0])],
+    "FixCartesian": lambda: [FixCartesian([0]), FixCartesian([1], mask=(True, False, True))],
+    "three FixCartesian": lambda: [FixCartesian([0], mask=np.eye(3)[i] > 0) for i in range(3)],
+    "FixScaled": lambda: [FixScaled([0]), FixScaled([1], mask=(True, True, False))],
+    "FixedPlane and FixedLine": lambda: [FixedPlane([0], (0, 1, 1)), FixedLine([0, 1], (0, 1, 1))],
+    "two FixedLine": lambda: [FixedLine([0], (0, 0, 1)), FixedLine([0, 1], (0, 1, 1))],
+}
+
+
+WRITTEN = {
+    "xyz": ("FixAtoms", "FixCartesian", "three FixCartesian"),
+    "vasp": ("FixAtoms", "FixScaled"),
+}
+
+
+@pytest.mark.parametrize("kind", FIXED)
+@pytest.mark.parametrize("suffix", ["xyz", "traj", "db", "json", "vasp", "aselmdb"])
+def test_atoms_without_a_direction_to_move_in_are_fixed(tmp_path: Path, kind: str, suffix: str) -> None:
+    atoms = dimer()
+    atoms.set_cell(np.diag([5.0, 6.0, 7.0]) + 0.1)
+    atoms.pbc = True
+    atoms.set_constraint(FIXED[kind]())
+    file = tmp_path / f"mine.{suffix}"
+    if suffix == "aselmdb":
+        fields = {"numbers": [6, 8], "positions": atoms.positions.tolist(), "cell": atoms.cell.tolist()}
+        write_aselmdb(file, [{**fields, "constraints": [c.todict() for c in atoms.constraints]}])
+    elif kind not in WRITTEN.get(suffix, FIXED):
+        pytest.skip("the format has no such constraint")
+    else:
+        write(file, atoms)
+    ((_, _, structure),) = ase_files.structures(file)
+    assert structure.fixed.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("number", [200, 119, 0, -5, 10**9])
+def test_numbers_of_no_element(tmp_path: Path, number: int) -> None:
+    file = tmp_path / "mine.xyz"
+    file.write_text(f"1\nProperties=Z:I:1:pos:R:3 energy=1.0\n{number} 0 0 0\n")
+    with pytest.raises(EutecticError, match=f"atomic number {number}"):
+        list(ase_files.read(file))
+    with pytest.raises(EutecticError, match=f"atomic number {number}"):
+        catalogue.prepare("ase", file, tmp_path / "store", workers=1)
 
 
 @pytest.mark.parametrize("suffix", ["xyz", "traj", "db", "json"])

@@ -17,8 +17,10 @@ import torch
 from pyg_records import write_lmdb
 
 from eutectic.atoms import PROPERTIES, EutecticError, units
+from eutectic.check import check
 from eutectic.data import catalogue, own_files
 from eutectic.data.datasets import records
+from eutectic.data.formats import archives
 from eutectic.data.store import Store
 
 UNITS = {"positions": "angstrom", "energy": "eV", "forces": "eV/angstrom"}
@@ -389,3 +391,101 @@ def test_true_and_false_in_a_table(tmp_path: Path) -> None:
     source.write_text(f'cif,stable\n"{CIF}",True\n"{CIF}",false\n"{CIF}",2\n"{CIF}",\n')
     store = prepared(source, tmp_path, keys={"is_stable": "stable"}, define=["is_stable=,class"], units={})
     assert [row.labels.get("is_stable") for row in store] == [1, 0, 2, None]
+
+
+# --- nothing is dropped without a word ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("array", ["E", "F", "z", "cell", "pbc"])
+@pytest.mark.parametrize("by", [-1, 1])
+def test_arrays_of_other_lengths(tmp_path: Path, array: str, by: int) -> None:
+    n = 4
+    arrays = {
+        "R": np.arange(3.0 * n * 2).reshape(n, 2, 3),
+        "z": np.full((n, 2), 6),
+        "E": np.zeros(n),
+        "F": np.zeros((n, 2, 3)),
+        "cell": np.tile(np.eye(3) * 9, (n, 1, 1)),
+        "pbc": np.ones((n, 3)),
+    }
+    np.savez(tmp_path / "my.npz", **arrays)  # type: ignore[arg-type]
+    assert prepared(tmp_path / "my.npz", tmp_path).label_counts() == {"energy": n, "forces": n}
+    arrays[array] = np.concatenate([arrays[array]] * 2)[: n + by]
+    np.savez(tmp_path / "my.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(EutecticError, match=rf"{array} \({n + by},|{array} of shape|atoms"):
+        prepared(tmp_path / "my.npz", tmp_path / "other")
+
+
+def test_one_cell_of_all_structures(tmp_path: Path) -> None:
+    arrays = {"R": np.arange(24.0).reshape(4, 2, 3), "z": np.array([6, 8]), "E": np.arange(4.0), "cell": np.eye(3) * 9}
+    np.savez(tmp_path / "my.npz", pbc=np.array([True, True, False]), **arrays)  # type: ignore[arg-type]
+    for row in prepared(tmp_path / "my.npz", tmp_path):
+        assert row.structure.pbc.tolist() == [True, True, False]
+        assert row.structure.cell.tolist() == (np.eye(3) * 9).tolist()
+
+
+@pytest.mark.parametrize("rest", ["[{}]", "{}", "and so on", "]", "\x00"])
+@pytest.mark.parametrize("name", ["my.json", "my.json.gz"])
+def test_what_follows_the_last_bracket(tmp_path: Path, rest: str, name: str) -> None:
+    def write(text: str) -> Path:
+        content = (json.dumps(rows()) + text).encode()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+        return tmp_path / name
+
+    assert len(prepared(write(" \n\n"), tmp_path)) == 4
+    with pytest.raises(EutecticError, match="after its last bracket"):
+        prepared(write("\n" + rest), tmp_path / "other")
+
+
+def test_lines_of_other_columns(tmp_path: Path) -> None:
+    cif = '"' + CIF.replace('"', '""') + '"'
+    lines = [f"{cif},{i}.5,{i}\n" for i in range(4)]
+    (tmp_path / "my.csv").write_text("cif,gap,note\n" + "".join(lines))
+    assert prepared(tmp_path / "my.csv", tmp_path, units={"gap": "eV"}).label_counts() == {"gap": 4}
+    for bad, given in ((f"{cif}\n", "1 of 3 columns"), (f"{cif},1,2,3,4\n", "5 of 3 columns")):
+        (tmp_path / "my.csv").write_text("cif,gap,note\n" + "".join([lines[0], bad, *lines[2:]]))
+        with pytest.raises(EutecticError, match=given):
+            prepared(tmp_path / "my.csv", tmp_path / "other", units={"gap": "eV"})
+        store = prepared(tmp_path / "my.csv", tmp_path / given, units={"gap": "eV"}, skip_bad=True)
+        assert [float(row.labels["gap"]) for row in store] == [0.5, 2.5, 3.5]
+    (tmp_path / "my.csv").write_text("cif,gap,note\n" + cif + ",1," + "x" * (1 << 21) + "\n")
+    with pytest.raises(EutecticError, match=r"characters|field larger"):
+        prepared(tmp_path / "my.csv", tmp_path / "other", units={"gap": "eV"})
+
+
+@pytest.mark.parametrize("layout", ["json", "lmdb"])
+def test_labels_after_a_bad_record(tmp_path: Path, layout: str) -> None:
+    made = rows()
+    made[0]["positions"] = np.zeros((2, 3)).tolist()
+    del made[1]["forces"]
+    source = WRITERS[layout][0](tmp_path, made)
+    store = prepared(source, tmp_path, skip_bad=True)
+    assert store.label_counts() == {"energy": 3, "forces": 2}
+    assert store.left_out["count"] == 1
+    assert "energy from 'energy' in eV: 3 structures" in store.card.notes
+
+
+def test_true_is_no_number(tmp_path: Path) -> None:
+    made = [{**row, "energy": True} for row in rows()]
+    with pytest.raises(EutecticError, match=r"energy: True.*--define energy_class"):
+        prepared(as_json(tmp_path, made), tmp_path)
+
+
+@pytest.mark.parametrize("lie", ["declared", "ratio"])
+def test_sizes_that_cannot_be(tmp_path: Path, lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "my.npz"
+    arrays = {"R": np.zeros((10**5, 2, 3)), "z": np.array([6, 8]), "E": np.zeros(10**5)}
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    if lie == "ratio":
+        monkeypatch.setattr(archives, "ALWAYS_UNPACKED", 1 << 20)
+    else:
+        with zipfile.ZipFile(file, "w") as bundle:
+            for name, shape in (("R", (10**12, 2, 3)), ("z", (2,)), ("E", (10**12,))):
+                with bundle.open(f"{name}.npy", "w") as handle:
+                    head = {"descr": "<f8", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(handle, head)
+                    handle.write(bytes(160))
+    with pytest.raises(EutecticError, match=r"is declared, in|bytes that unpack to"):
+        prepared(file, tmp_path)
+    with pytest.raises(EutecticError, match=r"is declared, in|bytes that unpack to"):
+        check(file)

@@ -82,7 +82,7 @@ def test_entries_of_other_types(path: Path) -> None:
 def test_a_header_that_asks_for_all_memory(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "bomb.h5", "w") as file:
         file.create_dataset("values", (10**6, 10**6, 3), "f8", chunks=(1000, 1000, 3))
-    with open_(tmp_path / "bomb.h5") as file, pytest.raises(EutecticError, match="an array that fits into memory"):
+    with open_(tmp_path / "bomb.h5") as file, pytest.raises(EutecticError, match="bytes that unpack to"):
         hdf5.numbers_in(hdf5.dataset(file, "values", None, None, 3))
 
 

@@ -31,6 +31,6 @@ print(given_back, pages())
 def test_the_next_step_asks_for_no_pages() -> None:
     done = subprocess.run([sys.executable, "-c", COUNT], check=True, capture_output=True, text=True)
     given_back, kept = map(int, done.stdout.split())
-    # 200 MB are 51,200 pages of 4 kB.
-    assert given_back > 1000
-    assert kept < 100
+    # 200 MB are 51,200 pages of 4 kB; now and then the heap grows by one more array, 1,024 pages.
+    assert given_back > 20_000
+    assert kept < given_back / 20

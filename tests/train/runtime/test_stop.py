@@ -13,9 +13,10 @@ from runs import losses, settings_for
 from eutectic.atoms import Interrupted
 from eutectic.checkpoints.model import load_model
 from eutectic.data.store import Store
+from eutectic.processes import SIGNALS
 from eutectic.train import loop
 from eutectic.train.pretrain import pretrain
-from eutectic.train.runtime.stop import SIGNALS, StopFlag
+from eutectic.train.runtime.stop import StopFlag
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -1,5 +1,5 @@
 """The user's own structures: any file that ASE reads (extxyz, db, traj, json, VASP output, …), fairchem's `.aselmdb`,
-or a folder of these.
+or a folder of these, perhaps with a table of their labels (`id_prop.csv`, see `eutectic.data.formats.id_prop`).
 
 The label of each property of `eutectic.atoms.PROPERTIES` is the first of: `REF_<property>`, `dft_<property>`,
 `<property>` in `atoms.info` or `atoms.arrays`; the results in `atoms.calc`; for the stress also `REF_virials` and
@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,19 @@ import numpy as np
 from ase import Atoms
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure
+from eutectic.atoms.units import as_typed
 from eutectic.data import conditions, own_files, own_labels, stated_units, stresses
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
-from eutectic.data.formats import ase_lmdb, convergence
+from eutectic.data.formats import convergence, id_prop, structure_files
+from eutectic.data.formats.elements import Elements, formula
+from eutectic.data.formats.structure_files import Entries
 from eutectic.data.own_labels import PREFIXES as PREFIXES
 from eutectic.data.splits import TEST_SHARE
 
 LABEL_LIKE = ("energy", "energies", "force", "forces", "stress", "virial", "virials")
 MOST_NAMES = 1000  # entries of structures that an error may list
-# Pickle-based formats, which can run arbitrary code when opened.
-REFUSED = ("bundletrajectory",)
-# Formats in which ASE can read a range without reading everything before it.
-SEEKABLE = ("extxyz", "traj", "db", "aselmdb")
+MOST_IN_A_ROW = 20  # unreadable structures, after which the rest of a file is given up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class LabelsFound:
         largest_group: structures in the largest group.
         skipped: files of a folder without structures.
         of_file: structures in each file, in order; None for a file that could not be read to its end.
+        table: labels of files in a table beside them.
         units: property, "positions" or "cell" → units that the files state.
         conditions: charge, spin, level of theory, …: entry → its values, if there are several.
         contradictions: ids of structures whose stress and virial contradict each other.
@@ -65,6 +67,7 @@ class LabelsFound:
     largest_group: int = 0
     skipped: tuple[str, ...] = ()
     of_file: Mapping[Path, int | None] = field(default_factory=dict)
+    table: id_prop.Labels = field(default_factory=dict)
     units: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     conditions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     contradictions: tuple[str, ...] = ()
@@ -97,6 +100,7 @@ def scan(
     group_key: str | None = None,
     *,
     units: Mapping[str, str] | None = None,
+    elements: Elements | None = None,
     defined: Sequence[Property] = (),
     skip_bad: bool = False,
     skip_unconverged: bool = False,
@@ -105,9 +109,9 @@ def scan(
 
     Args:
         source: a file or a folder.
-        keys, group_key, units: as for `read`.
+        keys, group_key, units, elements: as for `read`.
         defined: custom properties, which must have labels.
-        skip_bad: skip records that cannot be read.
+        skip_bad: leave out structures that cannot be used; only those that can are counted.
         skip_unconverged: as for `read`.
 
     Raises:
@@ -117,49 +121,49 @@ def scan(
     counts: dict[str, Counter[str]] = {}
     ignored: Counter[str] = Counter()
     groups: Counter[str] = Counter()
-    files, skipped = _files(Path(source))
-    root = _root(files)
+    files, skipped, table = _files(Path(source))
     of_file: dict[Path, int | None] = {}
     entries: dict[str, None] = {}
-    structures = 0
     seen = _Seen(keys=keys, units=units, skip_unconverged=skip_unconverged)
     for file in files:
-        number = 0
-        about = _About.of(file)
-        try:
-            for name, where, atoms, info in _all_atoms(file, root):
-                number += 1
-                if len(entries) < MOST_NAMES:
-                    entries |= dict.fromkeys(own_labels.entries(atoms, info))
-                try:
-                    if not seen.wants(name, info, about):
-                        continue
-                    said = about.units_of(info)
-                    to_angstrom(atoms, units, said, where)
-                    used = own_labels.find(atoms, info, keys, units, said, where)
-                    seen.add(name, where, atoms, info, used, said)
-                    group = _group(name, atoms, info, group_key, len(files) > 1, where)
-                except EutecticError:
-                    if not skip_bad:
-                        raise
-                    continue
-                for label, found in used.items():
-                    counts.setdefault(label, Counter())[found.entry] += 1
-                ignored.update(_unused(atoms, info, {found.entry for found in used.values()}))
-                groups[group] += 1
-            about.check_finished(file, number)
-            of_file[file] = number
-        except EutecticError:
-            if not skip_bad:
-                raise
-            of_file[file] = None
-        structures += number
+        about = _about(file)
+        number: int | None = 0
+        for item in _every(file, _root(files), elements, skip_bad, table):
+            if item is None or number is None:
+                number = None
+                break
+            number += 1
+            if isinstance(item, EutecticError):
+                continue
+            name, where, atoms, info = item
+            if len(entries) < MOST_NAMES:
+                entries |= dict.fromkeys(own_labels.entries(atoms, info))
+            if not seen.wants(name, info, about):
+                continue
+            try:
+                said = about.units_of(info)
+                to_angstrom(atoms, units, said, where)
+                used = own_labels.find(atoms, info, keys, units, said, where)
+                group = _group(name, atoms, info, group_key, len(files) > 1, where)
+                if skip_bad:
+                    labels = {label: found.value for label, found in used.items()}
+                    LabelledStructure(structure=_structure(atoms), labels=labels, id=name, group=group).check(where)
+                seen.add(name, where, atoms, info, used, said)
+            except EutecticError:
+                if not skip_bad:
+                    raise
+                continue
+            for label, found in used.items():
+                counts.setdefault(label, Counter())[found.entry] += 1
+            ignored.update(_unused(atoms, info, {found.entry for found in used.values()}))
+            groups[group] += 1
+        of_file[file] = number
     tried = {name: own_labels.candidates(name, keys) for name in (*PROPERTIES, stresses.VIRIAL.name)}
     own_files.check_matches(str(source), keys, defined, counts, entries, tried)
     if not counts:
         raise _no_labels(Path(source), ignored, entries, seen)
     return LabelsFound(
-        structures=structures,
+        structures=groups.total(),
         files=len(files),
         counts={name: dict(counts[name]) for name in PROPERTIES if name in counts},
         ignored=dict(ignored),
@@ -167,6 +171,7 @@ def scan(
         largest_group=max(groups.values(), default=0),
         skipped=tuple(skipped),
         of_file=of_file,
+        table=table,
         units={name: tuple(said) for name, said in seen.said.items()},
         conditions=seen.conditions.differing(),
         contradictions=tuple(seen.contradictions),
@@ -182,11 +187,6 @@ class _About:
     units: stated_units.Stated
     convergence: convergence.Convergence
 
-    @classmethod
-    def of(cls, file: Path) -> _About:
-        form = _format(file)
-        return cls(units=stated_units.of_file(file, form), convergence=convergence.of_file(file, form))
-
     def units_of(self, info: Mapping[str, Any]) -> stated_units.Stated:
         return {**self.units, **stated_units.stated(info)}
 
@@ -195,14 +195,27 @@ class _About:
         reason = self.convergence.unconverged.get(int(name.rpartition("#")[2]), "")
         return reason or ("an entry of it says so" if convergence.of_entries(info) else "")
 
-    def check_finished(self, file: Path, structures: int) -> None:
-        if self.convergence.unfinished:
-            raise EutecticError(
-                f"{file}, after {structures} structures",
-                self.convergence.unfinished,
-                "a complete file",
-                "the calculation was stopped, or the file is truncated: write it again, or remove it",
-            )
+    def unfinished(self, file: Path, structures: int) -> EutecticError | None:
+        """An error in the place of the structure that is cut off; None if the file is complete."""
+        if not self.convergence.unfinished:
+            return None
+        return EutecticError(
+            f"{file}, structure {structures}",
+            self.convergence.unfinished,
+            "a complete file",
+            "the calculation was stopped, or the file is truncated: write it again, or remove it",
+        )
+
+
+def _about(file: Path) -> _About:
+    state = file.stat()
+    return _read_about(file, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _read_about(file: Path, size: int, time: int) -> _About:
+    form = structure_files.format_of(file)
+    return _About(units=stated_units.of_file(file, form), convergence=convergence.of_file(file, form))
 
 
 @dataclass(eq=False, kw_only=True)
@@ -255,7 +268,7 @@ class AseFiles:
     Attributes:
         source: a file or a folder.
         found: its contents, from `scan`.
-        keys, group_key, units: as for `read`.
+        keys, group_key, units, elements: as for `read`.
         defined: custom properties defined for these files.
         level_of_theory: level of theory of the labels, which the files do not state.
         skip_unconverged: as for `read`.
@@ -266,6 +279,7 @@ class AseFiles:
     keys: Mapping[str, str] = field(default_factory=dict)
     group_key: str | None = None
     units: Mapping[str, str] = field(default_factory=dict)
+    elements: Elements = field(default_factory=dict)
     defined: tuple[Property, ...] = ()
     level_of_theory: str = "not stated"
     skip_unconverged: bool = False
@@ -291,7 +305,7 @@ class AseFiles:
     def pieces(self, source: Path, name: str) -> list[Piece]:
         """The files; those with random access with their number of structures."""
         return [
-            Piece(path=file, count=count if _format(file) in SEEKABLE else None)
+            Piece(path=file, count=count if structure_files.format_of(file) in structure_files.SEEKABLE else None)
             for file, count in self.found.of_file.items()
         ]
 
@@ -299,22 +313,34 @@ class AseFiles:
         """The structures of a file, or of a part of it; unchecked."""
         files = list(self.found.of_file)
         several = len(files) > 1
-        rows = _rows(
-            piece.path,
-            _root(files),
-            several,
-            self.keys,
-            self.group_key,
-            self.units,
-            piece.first,
-            piece.count,
-            skip_unconverged=self.skip_unconverged,
-        )
+        options = (self.keys, self.group_key, self.units, self.elements, self.skip_unconverged)
+        rows = _rows(piece.path, _root(files), several, *options, self.found.table, piece.first, piece.count)
         yield from (row for _, row in rows)
 
     def published_splits(self, source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
         """None."""
         return {}
+
+
+def check_stated(source: Path, found: LabelsFound, units: Mapping[str, str] | None) -> None:
+    """Require the units of labels from a table: ASE's units hold for ASE's files only.
+
+    Raises:
+        EutecticError: names the properties, and how to state their units.
+    """
+    of_table = {entry for entries in found.table.values() for entry in entries}
+    missing = [
+        name
+        for name, entries in found.counts.items()
+        if of_table & set(entries) and own_files.unit_required(name) and name not in (units or {})
+    ]
+    if missing:
+        raise EutecticError(
+            str(source),
+            f"no unit of {', '.join(missing)}, whose values are in a table",
+            "information that is missing from the files and must not be guessed",
+            "give their units: " + " ".join(f"--unit {n}={as_typed(PROPERTIES[n].unit)}" for n in missing),
+        )
 
 
 def card(
@@ -341,6 +367,9 @@ def card(
     # The largest group goes to training: with one trajectory and a few isolated atoms nothing is left for the test.
     few = found.groups < 3 or found.structures - found.largest_group < 2 * TEST_SHARE * found.structures
     notes = own_files.notes(found.counts, units or {}, found.units, assumed=True)
+    if found.skipped:
+        more = f" and {len(found.skipped) - 5} more" if len(found.skipped) > 5 else ""
+        notes.append(f"not read as structures: {', '.join(found.skipped[:5])}{more}")
     if found.ignored:
         notes.append("not used as labels: " + ", ".join(f"{k} ({n})" for k, n in found.ignored.items()))
     if found.conditions:
@@ -369,7 +398,7 @@ def read(
     keys: Mapping[str, str] | None = None,
     group_key: str | None = None,
     units: Mapping[str, str] | None = None,
-    *,
+    elements: Elements | None = None,
     skip_unconverged: bool = False,
 ) -> Iterator[LabelledStructure]:
     """Every structure with its labels; files of a folder sorted by name.
@@ -385,6 +414,7 @@ def read(
             file, if there are several; else the chemical formula.
         units: property, "virial", "positions" or "cell" (default: as positions) → unit in the files, instead of the
             one that they state, or ASE's; with a leading minus to change the sign.
+        elements: type or label of an atom in the files → symbol of its element, where the files do not name it.
         skip_unconverged: leave out structures whose calculation did not converge, as an entry `converged`, or the
             output of VASP or Quantum ESPRESSO, says.
 
@@ -395,7 +425,7 @@ def read(
         EutecticError: no such source; a file that is empty, truncated or of unknown format; an unusable structure or
             label (non-finite, wrong shape, element X, periodic without volume).
     """
-    for where, row in rows(source, keys, group_key, units, skip_unconverged=skip_unconverged):
+    for where, row in rows(source, keys, group_key, units, elements, skip_unconverged):
         row.check(where)
         yield row
 
@@ -405,15 +435,15 @@ def rows(
     keys: Mapping[str, str] | None = None,
     group_key: str | None = None,
     units: Mapping[str, str] | None = None,
-    *,
+    elements: Elements | None = None,
     skip_unconverged: bool = False,
 ) -> Iterator[tuple[str, LabelledStructure]]:
     """As `read`, unchecked: location and structure."""
     keys, units = _checked(keys, units)
-    files, _ = _files(Path(source))
+    files, _, table = _files(Path(source))
     for file in files:
-        options = (keys, group_key, units)
-        yield from _rows(file, _root(files), len(files) > 1, *options, skip_unconverged=skip_unconverged)
+        options = (keys, group_key, units, elements, skip_unconverged)
+        yield from _rows(file, _root(files), len(files) > 1, *options, table)
 
 
 def _checked(
@@ -440,30 +470,25 @@ def _rows(
     keys: Mapping[str, str],
     group_key: str | None,
     units: Mapping[str, str],
+    elements: Elements | None = None,
+    skip_unconverged: bool = False,
+    table: id_prop.Labels | None = None,
     first: int = 0,
     count: int | None = None,
-    *,
-    skip_unconverged: bool = False,
 ) -> Iterator[tuple[str, LabelledStructure]]:
-    about = _About.of(file)
-    number = first
-    for name, where, atoms, info in _all_atoms(file, root, first, count):
-        number += 1
+    about = _about(file)
+    for item in _all_atoms(file, root, elements, table, first, count):
+        if isinstance(item, EutecticError):
+            raise item
+        name, where, atoms, info = item
         if skip_unconverged and about.unconverged(name, info):
             continue
         said = about.units_of(info)
         to_angstrom(atoms, units, said, where)
-        labels = {label: found.value for label, found in own_labels.find(atoms, info, keys, units, said, where).items()}
+        used = own_labels.find(atoms, info, keys, units, said, where)
+        labels = {label: found.value for label, found in used.items()}
         group = _group(name, atoms, info, group_key, several_files, where)
-        tags = np.asarray(atoms.get_tags())
-        if not np.isin(tags, (0, 1, 2)).all():
-            atoms.set_tags(np.full(len(atoms), 2))
-        yield (
-            where,
-            LabelledStructure(structure=Structure.from_ase(atoms), labels=labels, id=name, group=group),
-        )
-    if count is None:
-        about.check_finished(file, number)
+        yield where, LabelledStructure(structure=_structure(atoms), labels=labels, id=name, group=group)
 
 
 def to_angstrom(atoms: Atoms, given: Mapping[str, str], said: stated_units.Stated, where: str) -> None:
@@ -481,6 +506,43 @@ def to_angstrom(atoms: Atoms, given: Mapping[str, str], said: stated_units.State
         atoms.set_cell(atoms.cell.array * own_files.length("cell", of_cell))
     if of_positions is not None:
         atoms.positions *= own_files.length("positions", of_positions)
+
+
+def structures(
+    source: Path, elements: Elements | None = None, first: int = 0, *, units: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, Atoms, Structure] | EutecticError]:
+    """Location, contents as ASE reads them, and structure of every entry from `first` on; no labels, unchecked.
+
+    An entry that cannot be read is an error in its place, where the reading goes on after it.
+
+    Args:
+        source: a file.
+        elements: as for `read`.
+        first: the first structure to read.
+        units: "positions" and "cell" → unit in the file, as for `read`; the contents are converted to Å too.
+
+    Raises:
+        EutecticError: as `read`; the rest of the file cannot be read.
+    """
+    _, units = _checked(None, units)
+    about = _about(source)
+    for item in _all_atoms(source, source.parent, elements, first=first):
+        if isinstance(item, EutecticError):
+            yield item
+            continue
+        _, where, atoms, entries = item
+        # Key-value pairs of a database and fields of a molfile are not in ASE's `info`.
+        to_angstrom(atoms, units, about.units_of(entries), where)
+        more = {k: v for k, v in entries.items() if k not in atoms.info and isinstance(v, str | int | float)}
+        atoms.info.update(more)
+        yield where, atoms, _structure(atoms)
+
+
+def _structure(atoms: Atoms) -> Structure:
+    structure = Structure.from_ase(atoms)
+    if np.isin(structure.tags, (0, 1, 2)).all():
+        return structure
+    return replace(structure, tags=np.full(len(atoms), 2, dtype=np.int64))
 
 
 def _unused(atoms: Atoms, info: Mapping[str, Any], used: set[str]) -> set[str]:
@@ -517,21 +579,37 @@ def _group(name: str, atoms: Atoms, info: Mapping[str, Any], key: str | None, se
         )
     if (entry := key or "group") in info:
         return str(info[entry])
-    return name.rpartition("#")[0] if several_files else str(atoms.get_chemical_formula())
+    return name.rpartition("#")[0] if several_files else formula(atoms.numbers)
 
 
-def _files(source: Path) -> tuple[list[Path], list[str]]:
-    """Files to read, and names of those that ASE does not read."""
+def files_of(source: Path) -> list[Path]:
+    """All files from which structures and labels of a source are read.
+
+    Raises:
+        EutecticError: none here.
+    """
+    files, _, _ = _files(source)
+    return [*files, *id_prop.tables(source)]
+
+
+def _files(source: Path) -> tuple[list[Path], list[str], id_prop.Labels]:
+    """Files to read, names of those that are not, and labels of files in tables."""
     if not source.exists():
         raise EutecticError(str(source), "nothing is here", "a file or folder of structures", "check the path")
+    table = id_prop.read(source)
+    if table:
+        # The tables say what belongs to the data.
+        tables = id_prop.tables(source)
+        beside = () if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
+        return list(table), [p.name for p in beside if p not in table and p not in tables], table
     if source.is_file():
-        _format(source)
-        return [source], []
+        structure_files.format_of(source)
+        return [source], [], {}
     files: list[Path] = []
     skipped: list[str] = []
     for file in sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith(".")):
         try:
-            format_name = _format(file)
+            format_name = structure_files.format_of(file)
         except EutecticError:
             skipped.append(file.name)
             continue
@@ -547,77 +625,76 @@ def _files(source: Path) -> tuple[list[Path], list[str]]:
             "extxyz, db, traj, json, or another format of ASE",
             "check the path",
         )
-    return files, skipped
-
-
-def _format(file: Path) -> str:
-    """ASE's name for a file's format."""
-    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
-
-    if file.stat().st_size == 0:
-        raise EutecticError(str(file), "an empty file", "structures", "write it again, or remove it")
-    if file.suffix == ase_lmdb.SUFFIX:
-        return "aselmdb"
-    try:
-        name = str(filetype(str(file)))
-    except (UnknownFileTypeError, OSError):
-        name = ""
-    if name == "castep-md" and b"BEGIN header" not in file.read_bytes()[:200]:
-        name = "markdown"  # README.md is not a trajectory of CASTEP, though both end in .md
-    if name not in ioformats or name in REFUSED or not ioformats[name].can_read:
-        raise EutecticError(
-            str(file),
-            f"format {name or 'unknown'}",
-            "extxyz, db, aselmdb, traj, json, or another format that ASE reads",
-            "convert it with ASE (`ase convert`)",
-        )
-    return name
+    return files, skipped, {}
 
 
 def _root(files: list[Path]) -> Path:
     return Path(os.path.commonpath([file.parent for file in files]))
 
 
+_Item = tuple[str, str, Atoms, Entries]
+"""Id, location, structure, and all its entries."""
+
+
 def _all_atoms(
-    file: Path, root: Path, first: int = 0, count: int | None = None
-) -> Iterator[tuple[str, str, Atoms, Mapping[str, Any]]]:
-    """Id, location, structure, and all its entries."""
-    index, stream = first, _atoms(file, first, count)
-    while True:
-        where = f"{file}, structure {index}"
-        try:
-            atoms, info = next(stream)
-        except StopIteration:
-            break
-        except EutecticError:
-            raise
-        # ASE's readers raise many kinds of exceptions on damaged files.
-        except Exception as error:
-            raise EutecticError(
-                where,
-                f"could not be read ({type(error).__name__}: {error})",
-                f"a complete file of the format {_format(file)}",
-                "it may be truncated or damaged: write it again, or remove the incomplete part",
-            ) from error
-        yield f"{file.relative_to(root).as_posix()}#{index}", where, atoms, info
+    file: Path,
+    root: Path,
+    elements: Elements | None = None,
+    table: id_prop.Labels | None = None,
+    first: int = 0,
+    count: int | None = None,
+) -> Iterator[_Item | EutecticError]:
+    """The structures of a file, or an error in the place of one."""
+    index = first
+    for found in structure_files.structures(file, first, count, elements):
+        if isinstance(found, EutecticError):
+            yield found
+        else:
+            atoms, entries = found
+            if table and index:
+                raise EutecticError(
+                    str(file),
+                    "a second structure",
+                    "one structure, to which the labels of its line belong",
+                    "divide it",
+                )
+            more = table[file] if table else {}
+            yield (
+                f"{file.relative_to(root).as_posix()}#{index}",
+                f"{file}, structure {index}",
+                atoms,
+                {**entries, **more},
+            )
         index += 1
+    # Whoever goes on behind the last structure has met the error already.
+    if count is None and (index > first or not index) and (error := _about(file).unfinished(file, index)):
+        yield error
+        return
     if index == 0 and count != 0:
         raise EutecticError(str(file), "no structures", "at least one", "write it again, or remove it")
 
 
-def _atoms(file: Path, first: int, count: int | None) -> Iterator[tuple[Atoms, Mapping[str, Any]]]:
-    end = None if count is None else first + count
-    if _format(file) in ("db", "json"):
-        from ase.db import connect
+def _every(
+    file: Path, root: Path, elements: Elements | None, skip_bad: bool, table: id_prop.Labels
+) -> Iterator[_Item | EutecticError | None]:
+    """As `_all_atoms`; raises the errors, or with `skip_bad` goes on after them, as a preparation does.
 
-        # ase.io drops the key-value pairs of a database, which may be the labels.
-        for row in connect(str(file), type=_format(file)).select(offset=first, limit=count):
-            atoms = row.toatoms()
-            yield atoms, {**atoms.info, **row.data, **row.key_value_pairs}
-    elif _format(file) == "aselmdb":
-        yield from ase_lmdb.read_rows(file, first, count)
-    else:
-        from ase.io import iread
-
-        for atoms in iread(str(file), index=f"{first}:{'' if end is None else end}", format=_format(file)):
-            yield atoms, atoms.info
+    Yields None where the rest of a file is given up.
+    """
+    first = in_a_row = 0
+    while True:
+        try:
+            for item in _all_atoms(file, root, elements, table, first):
+                if isinstance(item, EutecticError) and not skip_bad:
+                    raise item
+                first, in_a_row = first + 1, 0
+                yield item
+            return
+        except EutecticError as error:
+            if not skip_bad:
+                raise
+            first, in_a_row = first + 1, in_a_row + 1
+            if in_a_row >= MOST_IN_A_ROW:
+                yield None
+                return
+            yield error

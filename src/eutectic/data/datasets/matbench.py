@@ -7,7 +7,6 @@ pymatgen structure and the target. The rows must stay in file order: the officia
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from eutectic.atoms import EutecticError, LabelledStructure
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
 from eutectic.data.formats import pymatgen_json
-from eutectic.data.formats.archives import damage_explained, opened
+from eutectic.data.formats.archives import damage_explained, unpacked
 
 FOLDS = 5
 SEED = 18012019
@@ -291,10 +290,8 @@ def _rows(path: Path, name: str) -> Iterator[tuple[Any, Any]]:
     """Structure and target of each row, unchecked."""
     task = TASKS[_known(name)]
     columns: list[Any] = []
-    with damage_explained(str(path), _LAYOUT, _FETCH), opened(path) as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        for key, item in pymatgen_json.items(gzip.GzipFile(fileobj=raw).read if packed else raw.read):
+    with damage_explained(str(path), _LAYOUT, _FETCH), unpacked(path) as raw:
+        for key, item in pymatgen_json.items(raw.read):
             if key == "columns":
                 columns.append(item)
             elif key == "data":

@@ -18,9 +18,8 @@ In an LMDB or JSON the geometry may also be one field `structure`, a crystal of 
 from __future__ import annotations
 
 import csv
-import gzip
+import io
 import itertools
-import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -28,15 +27,15 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
-from ase.data import atomic_numbers, chemical_symbols
-from ase.formula import Formula
+from ase.data import atomic_numbers
 
-from eutectic.atoms import MAX_ATOMIC_NUMBER, PROPERTIES, EutecticError, LabelledStructure, Property, Structure, units
+from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure, units
 from eutectic.data import conditions, own_files, stated_units, stresses
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
-from eutectic.data.formats import cif, convergence, pickled_lmdb, pymatgen_json
-from eutectic.data.formats.archives import damage_explained, opened
+from eutectic.data.formats import cif, convergence, npz_arrays, pickled_lmdb, pymatgen_json
+from eutectic.data.formats.archives import damage_explained, unpacked
+from eutectic.data.formats.elements import formula
 from eutectic.data.formats.npz_arrays import array_head, blocks, cut
 from eutectic.data.formats.open_catalyst import find
 from eutectic.data.splits import TEST_SHARE
@@ -127,7 +126,8 @@ class Found:
     """Contents of a source, from `scan`.
 
     Attributes:
-        of_file: structures in each file.
+        structures: number of usable structures.
+        of_file: records in each file.
         counts: property → field → number of structures.
         groups: number of groups.
         largest_group: structures in the largest group.
@@ -136,6 +136,7 @@ class Found:
         unconverged: records whose calculation did not converge.
     """
 
+    structures: int
     of_file: Mapping[Path, int]
     counts: Mapping[str, Mapping[str, int]]
     groups: int
@@ -151,7 +152,7 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
     Args:
         source: a file, or a folder of files of one kind.
         choices: the user's options.
-        skip_bad: skip records that cannot be read.
+        skip_bad: leave out records that cannot be used; only those that can are counted.
 
     Raises:
         EutecticError: unsupported files; no geometry, or no label, under these names; an unknown unit or periodicity.
@@ -166,7 +167,7 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
     said: dict[str, dict[str, None]] = {}
     silent: set[str] = set()
     for path in paths:
-        n, complete = 0, False
+        n, complete, before = 0, False, ""
         while not complete:
             try:
                 for record in _records(path, choices, n):
@@ -187,6 +188,8 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
                         if place is not None and place.virial:
                             taken["virial"] = taken.pop("stress")
                         silent |= {name for name, key in taken.items() if _unit(record, choices, name, key) is None}
+                        if skip_bad and not unordered:
+                            _labelled(record, choices, group).check(record.where)
                     except EutecticError:
                         if not skip_bad:
                             raise
@@ -199,17 +202,19 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
                     met.add((name, value) for name, value in record.fields.items() if name not in found.values())
                     groups[group] += 1
                 complete = True
-            except EutecticError:
+            except EutecticError as error:
                 if not skip_bad:
                     raise
-                # After an unreadable record of an LMDB there may be others; the rest of a sequential file is lost.
-                n, complete = n + 1, path.suffix != ".lmdb"
+                # After an unreadable record there may be others, unless the file itself ends there.
+                complete = str(error) == before
+                n, before = n + (not complete), str(error)
         if not n:
             raise EutecticError(str(path), "no records", "at least one structure", _INCOMPLETE)
         of_file[path] = n
     _check_labels(Path(source), choices, counts, names)
     _check_stated(Path(source), choices, silent, names, cells, unordered)
     return Found(
+        structures=groups.total(),
         of_file=of_file,
         counts={name: dict(counts[name]) for name in PROPERTIES if name in counts},
         groups=len(groups),
@@ -242,7 +247,7 @@ class RecordFiles:
 
     def card(self, name: str) -> Card:
         """Card from the contents, with the given units and level of theory."""
-        found, total = self.found, sum(self.found.of_file.values())
+        found, total = self.found, self.found.structures
         # As in `ase_files.card`: the largest group goes to training.
         few = found.groups < 3 or total - found.largest_group < 2 * TEST_SHARE * total
         notes = own_files.notes(found.counts, self.choices.units, found.units)
@@ -284,15 +289,8 @@ class RecordFiles:
         """
         several = len(self.found.of_file) > 1
         for record in _records(piece.path, self.choices, piece.first, piece.count):
-            if not self.choices.uses(record):
-                continue
-            structure = _structure(record, self.choices)
-            yield LabelledStructure(
-                structure=structure,
-                labels=_labels(record, self.choices, structure),
-                id=record.id,
-                group=_group(record, self.choices, several),
-            )
+            if self.choices.uses(record):
+                yield _labelled(record, self.choices, _group(record, self.choices, several))
 
     def published_splits(self, source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
         """None."""
@@ -375,6 +373,11 @@ def _is_nothing(value: object) -> bool:
 
 def _is_crystal(value: Mapping[str, object]) -> bool:
     return "lattice" in value and "sites" in value
+
+
+def _labelled(record: Record, choices: Choices, group: str) -> LabelledStructure:
+    structure = _structure(record, choices)
+    return LabelledStructure(structure=structure, labels=_labels(record, choices, structure), id=record.id, group=group)
 
 
 def _structure(record: Record, choices: Choices) -> Structure:
@@ -499,6 +502,13 @@ def _labels(record: Record, choices: Choices, structure: Structure) -> dict[str,
                 found[name] = stress
             continue
         shape = prop.shape(n)
+        if isinstance(value := record.value(key), bool | np.bool_) and not prop.categorical:
+            raise EutecticError(
+                f"{record.where}, {key}",
+                str(value),
+                f"{name} in {prop.unit}",
+                f"name another field, or define a class for it: --define {name}_class=,class --key {name}_class={key}",
+            )
         if prop.categorical and (classes := _classes(record, key)) is not None:
             record = replace(record, fields={**record.fields, key: classes})
         read = _of_atoms(record, key, n, shape, prop) if prop.level == "atom" else _shaped(record, key, shape, prop, n)
@@ -569,8 +579,7 @@ def _group(record: Record, choices: Choices, several_files: bool) -> str:
     else:
         _needed(record, choices, "positions")
         numbers = _atomic_numbers(record, choices)
-    symbols = [chemical_symbols[z] if 0 < z <= MAX_ATOMIC_NUMBER else "X" for z in numbers.tolist()]
-    return format(Formula.from_list(symbols), "hill")
+    return formula(numbers)
 
 
 # --- required information ---------------------------------------------------------------------------
@@ -657,15 +666,17 @@ def _records(path: Path, choices: Choices, first: int = 0, count: int | None = N
         if path.suffix == ".npz":
             yield from _of_npz(path, choices, first, count)
             return
+        rows: Iterator[Mapping[str, Any] | EutecticError]
         rows = _of_json(path) if path.name.endswith((".json", ".json.gz")) else _of_csv(path)
-        for number, fields in enumerate(itertools.islice(rows, first, stop), start=first):
-            yield Record(id=f"{path.name}#{number}", where=f"{path}, record {number}", fields=fields)
+        for number, row in enumerate(itertools.islice(rows, first, stop), start=first):
+            if isinstance(row, EutecticError):
+                raise row
+            yield Record(id=f"{path.name}#{number}", where=f"{path}, record {number}", fields=row)
 
 
 def _of_json(path: Path) -> Iterator[Mapping[str, Any]]:
-    with opened(path) as raw:
-        read = gzip.GzipFile(fileobj=raw).read if path.suffix == ".gz" else raw.read
-        for key, row in pymatgen_json.items(read):
+    with unpacked(path) as content:
+        for key, row in pymatgen_json.items(content.read):
             if key or not isinstance(row, Mapping):
                 raise EutecticError(
                     str(path),
@@ -676,33 +687,43 @@ def _of_json(path: Path) -> Iterator[Mapping[str, Any]]:
             yield row
 
 
-def _of_csv(path: Path) -> Iterator[Mapping[str, Any]]:
-    packed = path.suffix == ".gz"
+def _of_csv(path: Path) -> Iterator[Mapping[str, Any] | EutecticError]:
+    """Lines, or an error in the place of one, after which others can be read."""
     with (
-        gzip.open(path, "rt", encoding="utf-8", newline="") if packed else path.open(newline="", encoding="utf-8") as f
+        unpacked(path) as content,
+        io.TextIOWrapper(cast(IO[bytes], content), encoding="utf-8-sig", newline="") as stream,
     ):
-        stream = cast(IO[str], f)
         csv.field_size_limit(LONGEST_LINE)  # Python's default is shorter than many CIFs
         try:
-            # Limits the memory used by a very long line.
-            for row in csv.DictReader(iter(lambda: stream.readline(LONGEST_LINE), "")):
-                yield {name: value for name, value in row.items() if isinstance(name, str)}
+            reader = csv.DictReader(_bounded(stream))
+            for row in reader:
+                if None in row or None in row.values():
+                    held = sum(value is not None for value in row.values()) + len(row.get(None) or [0]) - 1
+                    of = len(reader.fieldnames or ())
+                    yield EutecticError(
+                        f"{path}, line {reader.line_num}", f"{held} of {of} columns", f"{of}", _INCOMPLETE
+                    )
+                else:
+                    yield row
         except csv.Error as error:
             raise ValueError(str(error)) from error
 
 
-def _one_text(bundle: zipfile.ZipFile, name: str) -> str:
-    with bundle.open(f"{name}.npy") as member:
-        value = np.lib.format.read_array(member, allow_pickle=False)[()]
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+def _bounded(stream: io.TextIOBase) -> Iterator[str]:
+    """Lines of limited length, which limits the memory that a damaged file takes."""
+    while line := stream.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE and not line.endswith("\n"):
+            raise ValueError(f"a line of more than {LONGEST_LINE:,} characters")
+        yield line
 
 
 def _of_npz(path: Path, choices: Choices, first: int, count: int | None) -> Iterator[Record]:
-    with opened(path) as raw, zipfile.ZipFile(raw) as bundle:
-        heads = {Path(name).stem: array_head(bundle, Path(name).stem) for name in bundle.namelist()}
+    with npz_arrays.opened(path, str(path)) as bundle:
+        heads = {name: array_head(bundle, name) for name in npz_arrays.names(bundle)}
         shapes = {name: shape for name, (dtype, shape, _) in heads.items() if dtype.kind in "biufUS"}
         key = {what: next((n for n in choices.names(what) if n in shapes), "") for what in GEOMETRY}
         positions, numbers, sizes = (key[what] for what in ("positions", "numbers", "n_atoms"))
+        meant = {name.partition(":")[0] for what in (*PROPERTIES, *GEOMETRY) for name in choices.names(what)}
         shape = shapes.get(positions, ())
         flat = len(shape) == 2
         if not positions or not numbers or len(shape) not in (2, 3) or shape[-1] != 3 or (flat and not sizes):
@@ -723,18 +744,30 @@ def _of_npz(path: Path, choices: Choices, first: int, count: int | None) -> Iter
                     f"{path}, {sizes}", f"{of_each.sum()} atoms", f"{shape[0]}, as in {positions}", _INCOMPLETE
                 )
             start, counts = int(of_each[:first].sum()), of_each[first:stop].tolist()
+        # One cell, and its periodicity, may be that of all structures.
+        once = ((key["cell"], (3, 3)), (key["pbc"], (3,)), (key["pbc"], ()))
+        of_all = [name for name, one in once if n != 3 and shapes.get(name) == one]
+        strange = [
+            f"{name} {held}"
+            for name, held in shapes.items()
+            if name in meant - {numbers, *of_all} and held[:1] not in ((n,), shape[:1])
+        ]
+        if strange:
+            raise EutecticError(
+                str(path),
+                f"{', '.join(strange)} for {n} structures",
+                f"one row for each of the {n} structures" + (f" or {shape[0]} atoms" if flat else ""),
+                "write the file again; --key NAME= leaves a property out",
+            )
         for name, held in shapes.items():
             if flat and held[:1] == shape[:1]:
                 columns[name] = cut(blocks(bundle, name, start, shape[0]), counts)
             elif held[:1] == (n,) and not (name == numbers and len(held) == 1):
                 columns[name] = itertools.chain.from_iterable(blocks(bundle, name, first, stop))
-        shared: dict[str, Any] = (
-            {}
-            if numbers in columns
-            else {numbers: next(blocks(bundle, numbers, 0, shapes[numbers][0], at_once=1 << 20))}
-        )
+        shared: dict[str, Any] = {name: npz_arrays.array(bundle, name) for name in {numbers, *of_all} - columns.keys()}
         # A text of the whole file may state a unit: e_unit, r_unit.
-        shared |= {name: _one_text(bundle, name) for name, (d, held, _) in heads.items() if d.kind in "SU" and not held}
+        texts = [name for name, (dtype, held, _) in heads.items() if dtype.kind in "SU" and not held]
+        shared |= {name: str(npz_arrays.array(bundle, name)[()]) for name in texts}
         for i in range(first, stop):
             row = {name: next(column) for name, column in columns.items()}
             fields = {

@@ -12,7 +12,6 @@ files at doi:10.6084/m9.figshare.12672038. Supported sources:
 
 from __future__ import annotations
 
-import contextlib
 import io
 import zipfile
 import zlib
@@ -29,6 +28,7 @@ from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.atoms.units import KCAL_PER_MOL
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, PaperSplit, Piece
+from eutectic.data.formats import npz_arrays
 from eutectic.data.formats.archives import damage_explained, tar_members
 
 CARD = Card(
@@ -271,14 +271,8 @@ def _length(data: io.BytesIO | Path, where: str = "") -> int:
     """Number of energies, without reading them."""
     where = where or str(data)
     try:
-        with zipfile.ZipFile(data) as bundle, bundle.open("energies.npy") as handle:
-            version = np.lib.format.read_magic(handle)
-            header = (
-                np.lib.format.read_array_header_1_0(handle)
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0(handle)
-            )
-        return int(header[0][0])
+        with npz_arrays.opened(data, where) as bundle:
+            return int(npz_arrays.array_head(bundle, "energies")[1][0])
     except (zipfile.BadZipFile, zlib.error, KeyError, IndexError, ValueError, EOFError, OSError) as error:
         raise _broken(where, error) from error
 
@@ -288,13 +282,10 @@ def _arrays(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     try:
         # Plain arrays only: pickles in an npz are never opened.
-        # Opened here, since np.load does not close a damaged npz.
-        with contextlib.ExitStack() as opened:
-            handle = opened.enter_context(data.open("rb")) if isinstance(data, Path) else data
-            bundle = opened.enter_context(np.load(handle, allow_pickle=False))
-            numbers = np.asarray(bundle["nuclear_charges"], dtype=np.int64)
+        with npz_arrays.opened(data, where) as bundle:
+            numbers = np.asarray(npz_arrays.array(bundle, "nuclear_charges"), dtype=np.int64)
             coords, energies, forces = (
-                np.asarray(bundle[k], dtype=np.float64) for k in ("coords", "energies", "forces")
+                np.asarray(npz_arrays.array(bundle, k), dtype=np.float64) for k in ("coords", "energies", "forces")
             )
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, OSError) as error:
         raise _broken(where, error) from error

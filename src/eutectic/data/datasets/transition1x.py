@@ -18,13 +18,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from ase.data import chemical_symbols
-from ase.formula import Formula
 
 from eutectic.atoms import EutecticError, LabelledStructure, Structure
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
-from eutectic.data.formats import hdf5
+from eutectic.data.formats import elements, hdf5
 from eutectic.data.formats.open_catalyst import find, lmdb_pieces
 from eutectic.data.formats.pickled_lmdb import array, read_records
 
@@ -194,12 +192,11 @@ def _horm(piece: Piece) -> Iterator[LabelledStructure]:
             for key in ("charges", "pos", "energy", "forces")
         )
         numbers = np.rint(charges).astype(np.int64)
-        symbols = [chemical_symbols[z] if 0 < z < len(chemical_symbols) else "X" for z in numbers.reshape(-1)]
         yield LabelledStructure(
             structure=Structure(numbers=numbers, positions=positions),
             labels={"energy": energy.reshape(()), "forces": forces},
             id=f"{piece.path.stem}-{number}",
-            group=format(Formula.from_list(symbols), "hill"),
+            group=elements.formula(numbers.reshape(-1)),
         )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
 import io
 import lzma
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 from eutectic.atoms import EutecticError
 
@@ -19,6 +21,12 @@ Bytes = IO[bytes] | io.BufferedIOBase
 
 INSIDE = "!"
 """Separator of members in nested archives: "qmof_database.zip!qmof.json"."""
+
+MOST_RATIO = 200
+"""Compressed files of structures unpack to three to twenty times their size; more than this is not plausible."""
+
+ALWAYS_UNPACKED = 1 << 25
+"""Bytes; a small file may unpack to any multiple of its size up to this."""
 
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -49,20 +57,89 @@ def damage_explained(where: str, expected: str, fix: str) -> Iterator[None]:
         raise EutecticError(where, f"not readable ({type(error).__name__}: {reason})", expected, fix) from error
 
 
+def check_ratio(where: str, packed: int, unpacked: int) -> None:
+    """Refuse what unpacks to far more than structures and their labels can.
+
+    Args:
+        where: the file, for the error.
+        packed, unpacked: bytes on disk, and unpacked so far.
+
+    Raises:
+        EutecticError: an implausible ratio.
+    """
+    if unpacked > max(ALWAYS_UNPACKED, MOST_RATIO * packed):
+        raise EutecticError(
+            where,
+            f"{packed:,} bytes that unpack to {unpacked:,} or more",
+            f"at most {MOST_RATIO} times as many: numbers do not compress that well",
+            "fetch the file again, or unpack it yourself if you trust it",
+        )
+
+
+class _Unpacked(io.RawIOBase):
+    """An unpacked stream that stops where its size becomes implausible."""
+
+    def __init__(self, path: Path, stream: Any) -> None:
+        self._path, self._stream, self._packed = path, stream, path.stat().st_size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        content = self._stream.read(len(buffer))
+        buffer[: len(content)] = content
+        check_ratio(str(self._path), self._packed, self._stream.tell())
+        return len(content)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
+@contextlib.contextmanager
+def unpacked(path: Path) -> Iterator[Bytes]:
+    """Open a file that may be compressed by gzip, bzip2 or xz, as its first bytes say, as seekable bytes.
+
+    Raises:
+        EutecticError: while reading, a file that unpacks to an implausible size (`check_ratio`).
+    """
+    with path.open("rb") as raw:
+        magic = raw.read(6)
+        raw.seek(0)
+        kinds: dict[bytes, Callable[..., Any]] = {
+            b"\x1f\x8b": gzip.open,
+            b"BZh": bz2.open,
+            b"\xfd7zXZ\x00": lzma.open,
+        }
+        unpack = next((kind for start, kind in kinds.items() if magic.startswith(start)), None)
+        if unpack is None:
+            yield raw
+            return
+        with unpack(raw) as stream, io.BufferedReader(_Unpacked(path, stream), 1 << 16) as content:
+            yield content
+
+
 @contextlib.contextmanager
 def opened(path: Path, member: str = "") -> Iterator[Bytes]:
     """Open a file, or a member of a (nested) zip archive, as seekable bytes; nested members are joined by `INSIDE`."""
     with contextlib.ExitStack() as stack:
         handle: IO[bytes] = stack.enter_context(path.open("rb"))
         for part in member.split(INSIDE) if member else ():
-            handle = stack.enter_context(stack.enter_context(zipfile.ZipFile(handle)).open(part))
+            bundle = stack.enter_context(zipfile.ZipFile(handle))
+            check_ratio(f"{path}, {part}", bundle.getinfo(part).compress_size, bundle.getinfo(part).file_size)
+            handle = stack.enter_context(bundle.open(part))
         yield handle
 
 
 def tar_members(path: Path, *patterns: str) -> Iterator[tuple[str, Bytes]]:
     """Name and bytes of each file in a tar archive, compressed or not, whose name matches one of the patterns (as
     `Path.match`), front to back in one pass."""
-    with tarfile.open(path) as tar:
+    with unpacked(path) as content, tarfile.open(fileobj=cast(IO[bytes], content)) as tar:
         for member in tar:
             if member.isfile() and any(Path(member.name).match(pattern) for pattern in patterns):
                 handle = tar.extractfile(member)

@@ -19,12 +19,13 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
+from ase.constraints import dict2constraint
 
 from eutectic.atoms import EutecticError
 from eutectic.data.formats.lmdb_files import get, opened, unreadable
 
 SUFFIX = ".aselmdb"
+_FIXING = ("FixAtoms", "FixCartesian", "FixScaled", "FixedLine", "FixedPlane")
 LARGEST_ROW = 1 << 28
 """Maximum bytes of JSON of a row, against decompression bombs; ten thousand atoms need two million."""
 
@@ -126,10 +127,9 @@ def _atoms(row: dict[str, Any]) -> Atoms:
         pbc=np.asarray(row.get("pbc", (False, False, False)), dtype=bool),
         tags=np.asarray(row.get("tags", np.zeros(len(row["numbers"]))), dtype=np.int64),
     )
-    # Other constraints are ignored.
-    fixed = [c["kwargs"]["indices"] for c in row.get("constraints") or [] if c["name"].split(".")[-1] == "FixAtoms"]
-    if fixed:
-        atoms.set_constraint(FixAtoms(np.concatenate([np.atleast_1d(i) for i in fixed]).astype(np.int64)))
+    # Those that may fix atoms; others are ignored.
+    written = [{**c, "name": c["name"].split(".")[-1]} for c in row.get("constraints") or []]
+    atoms.set_constraint([dict2constraint(c) for c in written if c["name"] in _FIXING])
     results = {name: row[name] for name in all_properties if row.get(name) is not None}
     atoms.calc = SinglePointCalculator(
         atoms, **{name: np.asarray(value, dtype=np.float64)[()] for name, value in results.items()}

@@ -5,13 +5,15 @@ ASE reads energies and forces of VASP, Quantum ESPRESSO and others whether or no
 
 from __future__ import annotations
 
-import gzip
+import io
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
+
+from eutectic.data.formats.archives import unpacked
 
 ENTRIES = (
     "converged",
@@ -50,7 +52,7 @@ def of_file(path: Path, form: str) -> Convergence:
     read = {"vasp-xml": _vasprun, "vasp-out": _outcar, "espresso-out": _espresso}.get(form)
     if read is None:
         return NOTHING
-    with _opened(path) as lines:
+    with unpacked(path) as raw, io.TextIOWrapper(cast(IO[bytes], raw), errors="replace") as lines:
         return read(lines)
 
 
@@ -75,12 +77,6 @@ def note(number: int, first: str = "", *, left_out: bool) -> str:
     """
     done = ", and were left out" if left_out else "; --skip-unconverged leaves them out"
     return f"{number} structures did not converge{done}{f' (first: {first})' if first else ''}."
-
-
-def _opened(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return cast(IO[str], gzip.open(path, "rt", errors="replace"))
-    return path.open(errors="replace")
 
 
 def _vasprun(lines: Iterable[str]) -> Convergence:

@@ -15,6 +15,7 @@ import numpy as np
 
 from eutectic.atoms import EutecticError
 from eutectic.data.dataset import Piece
+from eutectic.data.formats.archives import check_ratio
 
 FRAMES_PER_PIECE = 16_384
 SUFFIXES = (".h5", ".hdf5", ".hdf")
@@ -162,6 +163,15 @@ def is_external(node: h5py.Dataset) -> bool:
     return node.external is not None or bool(node.is_virtual)
 
 
+def check_size(node: h5py.Dataset) -> None:
+    """Refuse an array that is declared far larger than its file: rows that were never written cost nothing there.
+
+    Raises:
+        EutecticError: an implausible size.
+    """
+    check_ratio(place(node), Path(node.file.filename).stat().st_size, int(node.nbytes))
+
+
 def dataset(group: h5py.Group, name: str, *sizes: int | None) -> h5py.Dataset:
     """An array, checked by its header; no data is read.
 
@@ -171,7 +181,7 @@ def dataset(group: h5py.Group, name: str, *sizes: int | None) -> h5py.Dataset:
         sizes: required shape; None is any size.
 
     Raises:
-        EutecticError: as `child`; not an array, a different shape, or data in another file.
+        EutecticError: as `child`; not an array, a different shape, data in another file, or as `check_size`.
     """
     node = child(group, name)
     if not isinstance(node, h5py.Dataset):
@@ -192,6 +202,7 @@ def dataset(group: h5py.Group, name: str, *sizes: int | None) -> h5py.Dataset:
             f"shape ({required})",
             "the file is damaged or of another data set: fetch it again",
         )
+    check_size(node)
     return node
 
 

@@ -2,26 +2,67 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 import zipfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
-from eutectic.data.formats.archives import Bytes
+from eutectic.data.formats.archives import Bytes, check_ratio
 
 ROWS_AT_ONCE = 256
+
+
+@contextlib.contextmanager
+def opened(content: Path | Bytes, where: str) -> Iterator[zipfile.ZipFile]:
+    """Open an npz.
+
+    Args:
+        content: its path or bytes.
+        where: location, for errors.
+
+    Raises:
+        EutecticError: it unpacks to an implausible size.
+        zipfile.BadZipFile: not an npz.
+    """
+    # Opened here, since ZipFile does not close a file that it cannot read.
+    with contextlib.ExitStack() as stack:
+        handle = stack.enter_context(content.open("rb")) if isinstance(content, Path) else content
+        bundle = stack.enter_context(zipfile.ZipFile(cast(IO[bytes], handle)))
+        members = bundle.infolist()
+        check_ratio(where, sum(m.compress_size for m in members), sum(m.file_size for m in members))
+        yield bundle
+
+
+def names(bundle: zipfile.ZipFile) -> list[str]:
+    """Names of the arrays."""
+    return [name.removesuffix(".npy") for name in bundle.namelist() if name.endswith(".npy")]
+
+
+def array(bundle: zipfile.ZipFile, key: str) -> np.ndarray:
+    """A whole array.
+
+    Raises:
+        ValueError, KeyError: as `array_head`.
+    """
+    array_head(bundle, key)
+    with bundle.open(f"{key}.npy") as handle:
+        return np.asarray(np.lib.format.read_array(handle, allow_pickle=False))
 
 
 def array_head(bundle: zipfile.ZipFile, key: str) -> tuple[np.dtype, tuple[int, ...], bool]:
     """Type, shape, and whether the array is in Fortran order.
 
     Raises:
-        ValueError: an array of Python objects; not a NumPy header.
+        ValueError: an array of Python objects; not a NumPy header; a header that declares more than the file holds.
         KeyError: no array of this name.
     """
     with bundle.open(f"{key}.npy") as handle:
-        return _read_head(handle)
+        return _read_head(handle, bundle.getinfo(f"{key}.npy").file_size)
 
 
 def blocks(
@@ -34,7 +75,7 @@ def blocks(
         EOFError: truncated.
     """
     with bundle.open(f"{key}.npy") as handle:
-        dtype, shape, fortran = _read_head(handle)
+        dtype, shape, fortran = _read_head(handle, bundle.getinfo(f"{key}.npy").file_size)
         if fortran and len(shape) > 1:
             handle.seek(0)
             whole = np.lib.format.read_array(handle, allow_pickle=False)
@@ -69,10 +110,13 @@ def cut(parts: Iterator[np.ndarray], counts: Iterable[int]) -> Iterator[np.ndarr
         yield np.concatenate([some for some in held if len(some)] or held[-1:])
 
 
-def _read_head(handle: Bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
+def _read_head(handle: Bytes, held: int) -> tuple[np.dtype, tuple[int, ...], bool]:
     version = np.lib.format.read_magic(handle)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(handle)
     if dtype.hasobject:
         raise ValueError("an array of Python objects, which would have to be unpickled")
+    # Memory would be taken for what is declared.
+    if math.prod(shape) * dtype.itemsize > held or min(shape, default=0) < 0:
+        raise ValueError(f"an array of shape {shape} is declared, in {held:,} bytes")
     return dtype, shape, fortran

@@ -104,6 +104,10 @@ def items(read: Callable[[int], bytes]) -> Iterator[tuple[str, Any]]:
                 text.take()
     else:
         raise ValueError("neither an object nor a list")
+    if opening == "{":
+        text.take()
+    if (rest := text.rest()).strip():
+        raise ValueError(f"{rest.strip()[:40]!r} after its last bracket")
 
 
 class _Text:
@@ -133,6 +137,14 @@ class _Text:
                 return self._window[self._at]
             if not self._more():
                 raise ValueError("the file ends before its last bracket")
+
+    def rest(self) -> str:
+        """What follows in the file, up to some characters that are not white space."""
+        while not self._window[self._at :].strip():
+            self._at = len(self._window)
+            if not self._more():
+                return ""
+        return self._window[self._at :]
 
     def take(self) -> None:
         """Consume one character."""

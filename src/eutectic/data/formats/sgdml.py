@@ -28,7 +28,9 @@ from jaxtyping import Int
 from eutectic.atoms import EutecticError
 from eutectic.atoms.units import HARTREE, KCAL_PER_MOL, convert
 from eutectic.data.formats.archives import Bytes, damage_explained, opened
+from eutectic.data.formats.frames import xyz as xyz_frames
 from eutectic.data.formats.npz_arrays import array_head, blocks
+from eutectic.data.formats.npz_arrays import opened as opened_npz
 
 FRAMES_PER_PIECE = 50_000
 STRETCHES = 40
@@ -135,7 +137,7 @@ def frames(head: Trajectory, first: int, count: int | None, fetch: str) -> Itera
                     )
                 yield positions * head.length_unit, energy * head.energy_unit, forces * force_unit
             return
-        with zipfile.ZipFile(handle) as bundle:
+        with opened_npz(handle, head.where) as bundle:
             parts = [blocks(bundle, key, first, stop) for key in ("R", "E", "F")]
             for positions, energies, forces in zip(*parts, strict=True):
                 for r, e, f in zip(positions, energies.reshape(-1), forces, strict=True):
@@ -144,7 +146,7 @@ def frames(head: Trajectory, first: int, count: int | None, fetch: str) -> Itera
 
 def _npz_head(where: str, handle: Bytes, fetch: str) -> tuple[np.ndarray, int, float, tuple[str, str]]:
     """Atomic numbers, number of frames, first energy, stated units (energy, length)."""
-    with zipfile.ZipFile(handle) as bundle:
+    with opened_npz(handle, where) as bundle:
         names = {Path(n).stem for n in bundle.namelist()}
         if {"nuclear_charges", "coords"} <= names and "R" not in names:
             raise EutecticError(
@@ -226,21 +228,17 @@ def _xyz(where: str, handle: Bytes) -> Iterator[tuple[np.ndarray, np.ndarray, fl
     lines = io.TextIOWrapper(cast(IO[bytes], handle), encoding="utf-8")
     # Detached at the end: the caller closes the file.
     try:
-        for i in itertools.count():
-            head = lines.readline()
-            if not head.strip():
-                if not i:
-                    raise ValueError("no frames")
-                return
-            frame = f"frame {i}"
+        i = -1
+        for i, frame in enumerate(xyz_frames(lines)):
             try:
+                if frame.problem:
+                    raise ValueError(frame.problem)
+                head, comment, *atoms = frame.text.splitlines()
                 n = int(head)
-                comment = lines.readline()
                 found = _ENERGY.search(comment)
                 energy = float(found[1] if found else comment)
                 positions_at, forces_at = _columns(comment)
-                # The file's end limits the reading if the count is wrong.
-                rows = [line.split() for line in itertools.islice(iter(lines.readline, ""), n)]
+                rows = [line.split() for line in atoms]
                 numbers = np.array([atomic_numbers[row[0]] for row in rows], dtype=np.int64)
                 values = np.array([[float(x) for x in row[1:]] for row in rows])
                 positions = values[:, positions_at : positions_at + 3]
@@ -248,8 +246,10 @@ def _xyz(where: str, handle: Bytes) -> Iterator[tuple[np.ndarray, np.ndarray, fl
                 if positions.shape != (n, 3) or forces.shape != (n, 3):
                     raise ValueError("too few columns")
             except (ValueError, IndexError, KeyError) as error:
-                raise ValueError(f"{frame}: {error}") from error
+                raise ValueError(f"frame {i}: {error}") from error
             yield numbers, positions, energy, forces
+        if i < 0:
+            raise ValueError("no frames")
     finally:
         lines.detach()
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import lightning_fabric as lf
 import torch
 
-from eutectic.files import write_atomically
+from eutectic.atoms import EutecticError
+from eutectic.files import read_json, write_atomically
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task
 from eutectic.train.batches.sampler import BatchSampler, TaskDataset
@@ -79,7 +80,7 @@ def _measured(
 ) -> Calibration:
     path = None if folder is None else folder / "cost.json"
     if path is not None and path.exists():
-        return Calibration.from_dict(json.loads(path.read_text()))
+        return _read(path)
     if train.activation_checkpointing:
         checkpoint_activations(model)
     calibration = calibrate(
@@ -91,5 +92,15 @@ def _measured(
         autocast=fabric.autocast,
     )
     if path is not None:
-        write_atomically(path, json.dumps(calibration.to_dict(), indent=1))
+        write_atomically(path, json.dumps(calibration.to_dict(), indent=1), sole_writer=True)
     return calibration
+
+
+def _read(path: Path) -> Calibration:
+    fix = "put back a copy of this file, or delete it: the costs are then measured again, and batches may differ"
+    values = read_json(path, expected="the costs measured when the run began", fix=fix)
+    try:
+        return Calibration.from_dict(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        given = f"not such costs ({type(error).__name__}: {error})"
+        raise EutecticError(str(path), given, "the costs measured when the run began", fix) from error

@@ -3,26 +3,55 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 from eutectic.files import write_atomically, writing_to
 
+log = logging.getLogger(__name__)
+
+DAMAGED = "journal.damaged.jsonl"
+
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:
-    """The complete entries of the journal in a run's folder, if any; the run can be running, killed or finished."""
-    path = Path(folder) / "journal.jsonl"
-    entries: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    """The readable entries of the journal in a run's folder, by step; the run can be running, killed or finished."""
+    return _read(Path(folder) / "journal.jsonl")[0]
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The readable entries, by step, and the number of other lines.
+
+    The last line is not counted if it has no end: it is of a process that was killed while it wrote.
+    """
+    entries: dict[int, dict[str, Any]] = {}
+    damaged = 0
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for line in lines[:-1]:
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # last line of a killed process
-    return entries
+            entry = json.loads(line)
+            # Of a step that is there twice, the later entry belongs to the checkpoint.
+            entries[_step(entry)] = entry
+        except (ValueError, RecursionError):
+            damaged += 1
+    return [entries[step] for step in sorted(entries)], damaged
+
+
+def _step(entry: Any) -> int:
+    """The step of an entry.
+
+    Raises:
+        ValueError: not an entry of a journal.
+    """
+    step = entry.get("step") if isinstance(entry, dict) else None
+    if not isinstance(step, int) or isinstance(step, bool) or step < 1:
+        raise ValueError("not an entry")
+    return step
 
 
 class Journal:
-    """Append-only journal, except that a resumed run drops the entries after its checkpoint.
+    """Append-only journal, except that a run that is resumed or begun drops the entries after its checkpoint.
 
     Args:
         path: the file; None keeps the journal only in memory.
@@ -34,11 +63,41 @@ class Journal:
         self._pending: list[str] = []
 
     def resume(self, step: int) -> None:
-        """Keep the entries up to and including `step`."""
+        """Keep the entries up to and including `step`, that of the checkpoint; 0 without one.
+
+        Where entries are missing, a copy of the journal is kept as `journal.damaged.jsonl`, with a warning in the log.
+
+        Raises:
+            EutecticError: the disk is full.
+        """
         if self.path is None or not self.path.exists():
+            if self.path is not None and step:
+                log.warning("%s is missing: the losses of steps 1 to %d are lost, the run goes on", self.path, step)
             return
-        self.entries += [entry for entry in read_journal(self.path.parent) if entry["step"] <= step]
-        write_atomically(self.path, "".join(json.dumps(e) + "\n" for e in self.entries), sole_writer=True)
+        found, damaged = _read(self.path)
+        self.entries = [entry for entry in found if entry["step"] <= step]
+        copy, missing = self.path.with_name(DAMAGED), step - len(self.entries)
+        # What is missing since an earlier damage has been said.
+        if missing and (damaged or not copy.exists()):
+            with writing_to(copy):
+                shutil.copyfile(self.path, copy)
+            log.warning(
+                "%s is damaged (%d unreadable lines): the losses of %d of %d steps are lost, the run goes on; the "
+                "file is kept as %s",
+                self.path,
+                damaged,
+                missing,
+                step,
+                copy.name,
+            )
+        if not step and found:
+            log.warning(
+                "%s: no checkpoint, so the run begins again (its journal had reached step %d)",
+                self.path.parent,
+                found[-1]["step"],
+            )
+        content = "".join(json.dumps(e) + "\n" for e in self.entries)
+        write_atomically(self.path, content, sole_writer=True)
 
     def add(self, entry: dict[str, Any]) -> None:
         """Add one step's entry."""

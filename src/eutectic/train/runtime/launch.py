@@ -29,8 +29,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eutectic.atoms import EutecticError, Interrupted
 from eutectic.models import Backbone
-from eutectic.processes import cores
-from eutectic.train.runtime.stop import SIGNALS, StopFlag
+from eutectic.processes import SIGNALS, cores
+from eutectic.train.runtime.stop import StopFlag
 from eutectic.train.settings import TrainSettings
 
 # At import, so that spawned processes are quiet from the start; warnings and errors still come through.

@@ -11,8 +11,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from eutectic.atoms import Interrupted
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+from eutectic.processes import caught
 
 
 class StopFlag:
@@ -85,9 +84,7 @@ def stopping_at_once(message: str) -> Iterator[None]:
 def _install(handler: Any) -> dict[signal.Signals, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
-    # Under nohup SIGHUP is ignored, and must stay so.
-    caught = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in caught}
+    return {number: signal.signal(number, handler) for number in caught()}
 
 
 def _restore(before: dict[signal.Signals, Any]) -> None:

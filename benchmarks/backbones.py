@@ -1,0 +1,256 @@
+"""Compare backbones at equal CPU time: one molecule's dynamics from scratch, energies and conservative forces.
+
+    python -m venv mace && mace/bin/pip install torch==2.13.0 mace-torch            # the peer, in its own environment
+    eutectic data prepare rmd17:aspirin --source FOLDER --store stores/aspirin
+    python benchmarks/backbones.py stores/aspirin --minutes 2 --mace mace/bin/python --out docs/results/backbones
+    python benchmarks/backbones.py stores/aspirin --minutes 2 --only gotennet --rate 2e-3 --rate 4e-3
+
+Every entrant trains on the same 950 structures on one core (pinned, one thread), is validated on the same 50, and
+tested once, at the end, on the same 1,000. Machines are shared and noisy, so a budget is CPU time of the process and
+its children, not wall time: two short runs give the CPU time of a step (an epoch for MACE), and the length of the run
+follows. Learning rates of our entrants are the best of those given, by validation error; MACE has the values of its
+documentation.
+Errors are mean absolute errors of force components (meV/Å) and of energies (meV). Inference is energies and forces of
+the test structures in batches of 32, in structures per CPU second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TRAIN, VALIDATION, TEST = 950, 50, 1000
+COMPLETE = ["--graph.cutoff", "5", "--graph.max_neighbours", "100"]
+ENTRANTS: dict[str, tuple[list[str], float]] = {
+    "gotennet": (["--backbone.name", "gotennet", *COMPLETE], 3e-3),
+    "painn": (["--backbone.name", "painn", *COMPLETE], 3e-3),
+    "gemnet_oc": ([], 6e-3),
+    "gemnet_oc, 20 neighbours": (["--graph.max_neighbours", "20", "--graph.smooth_cap", "0.5"], 6e-3),
+}
+"""Entrant → options of `eutectic finetune --from-scratch`, and the learning rate if none is given. GemNet-OC is that of
+`eutectic-small`."""
+
+MACE = {
+    "model": "MACE",
+    "hidden_irreps": "32x0e + 32x1o",
+    "r_max": "5.0",
+    "E0s": "average",
+    "batch_size": "5",
+    "lr": "0.01",
+    "ema_decay": "0.99",
+    "default_dtype": "float32",
+    "device": "cpu",
+    "seed": "1",
+    "error_table": "TotalMAE",
+}
+MACE_INFERENCE = """
+import sys, time, json, torch, ase.io
+from mace.tools import torch_geometric
+from mace import data
+torch.set_num_threads(1)
+model = torch.load(sys.argv[1], map_location="cpu", weights_only=False).float()
+torch.set_default_dtype(torch.float32)
+from mace.tools import AtomicNumberTable
+table = AtomicNumberTable([int(z) for z in model.atomic_numbers])
+key = data.KeySpecification() if hasattr(data, "KeySpecification") else None
+frames = ase.io.read(sys.argv[2], ":320")
+def run():
+    configs = [data.config_from_atoms(a, key_specification=key) for a in frames]
+    sets = [data.AtomicData.from_config(c, z_table=table, cutoff=float(model.r_max)) for c in configs]
+    for batch in torch_geometric.dataloader.DataLoader(dataset=sets, batch_size=32, shuffle=False):
+        model(batch.to_dict(), compute_stress=False)
+run()
+start = time.process_time(); run(); print(len(frames) / (time.process_time() - start))
+"""
+
+
+def measured(command: Sequence[str], core: int, log: Path) -> float:
+    """CPU seconds of a command and its children, pinned to one core.
+
+    Raises:
+        RuntimeError: the command failed.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            ["taskset", "-c", str(core), *command], stdout=out, stderr=subprocess.STDOUT, env=environment
+        )
+        _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{' '.join(command[:6])} …: status {status}; see {log}\n{log.read_text()[-2000:]}")
+    return used.ru_utime + used.ru_stime
+
+
+def train_ours(store: Path, folder: Path, options: list[str], rate: float, seconds: float, core: int) -> dict[str, Any]:
+    def run(steps: int, name: str) -> tuple[float, dict[str, Any]]:
+        out = folder / name
+        command = [
+            *(sys.executable, "-m", "eutectic", "finetune", str(store), "-p", "energy", "-p", "forces"),
+            *("--forces", "gradient", "--from-scratch", "--out", str(out), "--steps", str(steps)),
+            *("--batch-size", "8", "--optimiser.learning_rate", str(rate), "--train.threads", "1"),
+            *("--train.evaluate_every", str(max(1, steps // 10)), "--train.workers", "0"),
+            *("--n-train", str(TRAIN), "--n-validation", str(VALIDATION)),
+            *("--n-test", str(TEST if name == "run" else 1), *options),
+        ]
+        used = measured(command, core, folder / f"{name}.log")
+        return used, json.loads((out / "result.json").read_text())
+
+    folder.mkdir(parents=True, exist_ok=True)
+    short, long = run(10, "short")[0], run(60, "long")[0]
+    per_step = (long - short) / 50
+    steps = max(20, int(seconds / per_step))
+    used, result = run(steps, "run")
+    return {
+        "rate": rate,
+        "steps": steps,
+        "structures_per_second": 8 / per_step,
+        "process_cpu_seconds": used,
+        "validation_forces": result["curves"]["forces"],
+        "validation_at": [s * per_step for s in result["steps"]],
+        "test_forces": result["test_errors"]["forces"],
+        "test_energy": result["test_errors"]["energy"],
+        "model": str(folder / "run" / "model"),
+    }
+
+
+def train_mace(python: str, files: dict[str, Path], folder: Path, seconds: float, core: int) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    script = Path(python).with_name("mace_run_train")
+
+    def run(epochs: int, name: str) -> float:
+        options = {
+            **MACE,
+            "name": name,
+            "train_file": str(files["train"]),
+            "valid_file": str(files["validation"]),
+            "test_file": str(files["test"] if name == "run" else files["validation"]),
+            "energy_key": "REF_energy",
+            "forces_key": "REF_forces",
+            "max_num_epochs": str(epochs),
+            "work_dir": str(folder / name),
+            "eval_interval": "1",
+        }
+        command = [str(script), "--ema", "--amsgrad", *(x for k, v in options.items() for x in (f"--{k}", v))]
+        return measured(command, core, folder / f"{name}.log")
+
+    short, long = run(1, "short"), run(2, "long")
+    per_epoch = long - short
+    epochs = max(1, round(seconds / per_epoch))
+    used = run(epochs, "run")
+    log = (folder / "run.log").read_text()
+    validation = [float(x) for x in re.findall(r"Epoch \d+:.*?MAE_F=\s*([\d.]+)", log)]
+    table = log[log.rindex("Error-table on TEST") :] if "Error-table on TEST" in log else ""
+    row = re.findall(r"\|\s*\S+\s*\|\s*([\d.]+)\s*\|\s*([\d.]+)", table)
+    energy, forces = map(float, row[0]) if row else (float("nan"), float("nan"))
+    (model,) = (folder / "run").rglob("run.model")
+    return {
+        "epochs": epochs,
+        "structures_per_second": TRAIN / per_epoch,
+        "process_cpu_seconds": used,
+        "validation_forces": validation,
+        "validation_at": [(k + 1) * per_epoch for k in range(len(validation))],
+        "test_forces": forces,
+        "test_energy": energy,
+        "model": str(model),
+    }
+
+
+def infer_ours(model: str, test: Path) -> float:
+    import ase.io
+    import torch
+
+    import eutectic
+
+    torch.set_num_threads(1)
+    loaded, frames = eutectic.load(model), ase.io.read(test, ":320")
+    loaded.predict(frames[:32])
+    start = time.process_time()
+    loaded.predict(frames)
+    return len(frames) / (time.process_time() - start)
+
+
+def write_files(store: Path, folder: Path) -> dict[str, Path]:
+    """The rows of our split, as extended xyz files for MACE."""
+    import ase.io
+
+    from eutectic.data.catalogue import open_store
+    from eutectic.data.splits import split
+
+    opened = open_store(str(store))
+    parts = split(opened, opened.card.default_split, n_train=TRAIN, n_validation=VALIDATION, n_test=TEST)
+    files = {}
+    for name in ("train", "validation", "test"):
+        frames = []
+        for row in getattr(parts, name):
+            structure = opened[int(row)]
+            atoms = structure.structure.to_ase()
+            atoms.calc = None
+            atoms.info = {"REF_energy": float(structure.labels["energy"])}
+            atoms.arrays["REF_forces"] = np.asarray(structure.labels["forces"])
+            frames.append(atoms)
+        files[name] = folder / f"{name}.xyz"
+        ase.io.write(files[name], frames, format="extxyz")
+    return files
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", type=Path, help="store of one rMD17 molecule, with its published split")
+    parser.add_argument("--minutes", type=float, default=2.0, help="CPU minutes of training for each entrant")
+    parser.add_argument("--only", action="append", help="entrants, default: all")
+    parser.add_argument("--rate", action="append", type=float, help="learning rates to try, default: one for each")
+    parser.add_argument("--mace", help="Python of an environment with mace-torch")
+    parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--work", type=Path, help="folder for the runs, default: a temporary one")
+    parser.add_argument("--out", type=Path, help="folder for STORE-MINUTES.json")
+    given = parser.parse_args()
+    work = given.work or Path(tempfile.mkdtemp())
+    work.mkdir(parents=True, exist_ok=True)
+    files, seconds, rows = write_files(given.store, work), 60 * given.minutes, {}
+    for name, (options, usual) in ENTRANTS.items():
+        if given.only and name not in given.only:
+            continue
+        tried = [
+            train_ours(given.store, work / f"{name}-{rate:g}", options, rate, seconds, given.core)
+            for rate in given.rate or [usual]
+        ]
+        rows[name] = min(tried, key=lambda r: min(r["validation_forces"]))
+        rows[name]["rates_tried"] = {f"{r['rate']:g}": min(r["validation_forces"]) for r in tried}
+        rows[name]["inference"] = infer_ours(rows[name]["model"], files["test"])
+        show(name, rows[name])
+    if given.mace and not (given.only and "mace" not in given.only):
+        rows["mace"] = train_mace(given.mace, files, work / "mace", seconds, given.core)
+        log = work / "mace-inference.log"
+        measured([given.mace, "-c", MACE_INFERENCE, rows["mace"]["model"], str(files["test"])], given.core, log)
+        rows["mace"]["inference"] = float(log.read_text().split()[-1])
+        show("mace", rows["mace"])
+    if given.out:
+        given.out.mkdir(parents=True, exist_ok=True)
+        for row in rows.values():
+            del row["model"]
+        path = given.out / f"{given.store.name}-{given.minutes:g}min.json"
+        before = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**before, **rows}, indent=1))
+
+
+def show(name: str, row: dict[str, Any]) -> None:
+    print(
+        f"{name:26} structures/s: training {row['structures_per_second']:6.1f}, inference {row['inference']:6.1f}; "
+        f"test errors {row['test_forces']:6.1f} meV/Å, {row['test_energy']:6.1f} meV",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

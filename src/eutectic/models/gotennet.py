@@ -1,0 +1,308 @@
+"""GotenNet: attention over neighbours, with vectors and tensors that meet through inner products only.
+
+    graph_settings = GraphSettings(cutoff=5.0, max_neighbours=100)
+    backbone = GotenNet(GotenNetSettings().for_graphs([graph_settings]))
+    graph = collate([build_graph(structure, graph_settings, lists=backbone.edge_lists)])
+    features = backbone(graph)  # features.atoms: (n_atoms, 64)
+
+Aykent and Xia, "GotenNet: Rethinking Efficient 3D Equivariant Graph Neural Networks", ICLR 2025 (OpenReview
+5wxCQDtbMo). Every atom carries `width` scalars h and `width` steerable features X of degree 1 (vectors, 3 components)
+and degree 2 (traceless tensors, 5 components); every edge carries `width` scalars t. A layer passes attention-weighted
+messages to h and X, refines t by the parts of both atoms' X perpendicular to the edge, and mixes h and X of each atom.
+No Clebsch-Gordan products are needed: degrees meet only in inner products and scalar gates.
+
+Three things differ from the paper. The envelope is polynomial instead of a cosine, and multiplies the attention weights
+too, so that energies and forces have no jump when an atom crosses the cutoff. The softmax has a constant term in its
+denominator, so that the weight of a last neighbour also fades, and a lone atom is no special case. And edges have
+features for heads, as `eutectic.models.backbone.Features` describes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from eutectic.atoms import MAX_ATOMIC_NUMBER
+from eutectic.graph import Edges, Graph
+from eutectic.graph.operations import carry, meet, sum_over_neighbours
+from eutectic.graph.padded import PaddedEdges, padded_edges
+from eutectic.graph.settings import LONGEST_CUTOFF
+from eutectic.models.backbone import MAX_LAYERS, MAX_WIDTH, Backbone, BackboneSettings, Features
+from eutectic.models.components import polynomial_envelope
+
+DEGREES = (3, 5)
+"""Components of the steerable features of degree 1 and 2."""
+
+
+class GotenNetSettings(BackboneSettings):
+    """Sizes of a GotenNet."""
+
+    cutoff_setting = "cutoff"
+
+    width: int = Field(
+        default=64, ge=1, le=MAX_WIDTH, description="scalars, vectors and tensors per atom, and scalars per edge"
+    )
+    layers: int = Field(default=3, ge=1, le=MAX_LAYERS, description="rounds of messages")
+    attention_heads: int = Field(
+        default=8, ge=1, le=MAX_WIDTH, description="attention weights per edge; a divisor of width"
+    )
+    radial_functions: int = Field(default=32, ge=1, le=MAX_WIDTH, description="functions that describe a distance")
+    cutoff: float | None = Field(
+        default=None,
+        gt=0,
+        le=LONGEST_CUTOFF,
+        description="distance at which messages vanish, Å, at most the graph's, which is the default",
+    )
+    edge_width: int = Field(
+        default=64, ge=0, le=MAX_WIDTH, description="features per edge; 0 for a backbone without edge features"
+    )
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> GotenNetSettings:
+        if self.width % self.attention_heads:
+            raise ValueError(f"width {self.width} is not a multiple of attention_heads {self.attention_heads}")
+        return self
+
+    @classmethod
+    def tiny(cls) -> GotenNetSettings:
+        """The size that the conformance suite tests."""
+        return cls(width=16, layers=2, attention_heads=4, radial_functions=8, edge_width=8)
+
+    @property
+    def edge_lists(self) -> tuple[str, ...]:
+        return ("main",)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Geometry:
+    """What the layers need to know of the edges.
+
+    Attributes:
+        edges, padded: the edges, and their places in a table of (atoms, slots).
+        reverse: (n_edges,) index of each edge's reverse.
+        envelope: (n_edges, 1), zero at the cutoff.
+        harmonics: for each degree, (n_atoms, slots, components) harmonics of the directions; 0 in empty slots.
+    """
+
+    edges: Edges
+    padded: PaddedEdges
+    reverse: Int[Tensor, edges]
+    envelope: Float[Tensor, "edges 1"]
+    harmonics: tuple[Tensor, ...]
+
+
+def spherical_harmonics(direction: Float[Tensor, "edges 3"]) -> Float[Tensor, "edges 8"]:
+    """Real spherical harmonics of degree 1 and 2 of unit vectors, each with norm 1."""
+    x, y, z = direction.unbind(-1)
+    root = math.sqrt(3.0)
+    second = (root * x * y, root * y * z, 0.5 * (3 * z * z - 1), root * x * z, 0.5 * root * (x * x - y * y))
+    return torch.stack([x, y, z, *second], dim=-1)
+
+
+class RadialBasis(nn.Module):
+    """Gaussians of exp(−5 d/c), times an envelope that ends smoothly at the cutoff c.
+
+    PhysNet (Unke and Meuwly 2019, eq. 7), with fixed centres spread evenly between the values at c and at 0.
+    """
+
+    def __init__(self, n_functions: int, cutoff: float) -> None:
+        super().__init__()
+        self.n_functions, self.cutoff = n_functions, cutoff
+
+    def forward(
+        self, distance: Float[Tensor, edges]
+    ) -> tuple[Float[Tensor, "edges functions"], Float[Tensor, "edges 1"]]:
+        x = (distance / self.cutoff)[:, None]  # (edges, 1)
+        envelope = polynomial_envelope(x, exponent=5)  # (edges, 1)
+        last = math.exp(-5.0)
+        centres = torch.linspace(last, 1.0, self.n_functions, dtype=x.dtype, device=x.device)
+        sharpness = (0.5 * self.n_functions / (1 - last)) ** 2
+        return envelope * torch.exp(-sharpness * (torch.exp(-5.0 * x) - centres).square()), envelope
+
+
+def perceptron(width_in: int, width: int, width_out: int) -> nn.Sequential:
+    """Two linear layers with a SiLU between them."""
+    return nn.Sequential(nn.Linear(width_in, width), nn.SiLU(), nn.Linear(width, width_out))
+
+
+def per_degree(x: Float[Tensor, "rows degrees width"]) -> Float[Tensor, "rows components width"]:
+    """Repeat one number per degree for every component of that degree."""
+    return torch.cat([x[:, d : d + 1].expand(-1, n, -1) for d, n in enumerate(DEGREES)], dim=1)
+
+
+class GotenNetLayer(nn.Module):
+    """Messages, refinement of edges (omitted in the last layer), and feed-forward of atoms."""
+
+    def __init__(self, width: int, attention_heads: int, refines: bool) -> None:
+        super().__init__()
+        self.width, self.attention_heads, self.refines = width, attention_heads, refines
+        blocks = 1 + 2 * len(DEGREES)  # scalars; per degree, along the edge and carried from the neighbour
+        self.query_and_key = nn.Linear(width, 2 * width)
+        self.edge_attention = nn.Linear(width, width)
+        self.values = perceptron(width, width, 2 * blocks * width)  # γ_v and γ_s
+        self.filters = nn.Linear(width, blocks * width, bias=False)
+        self.mix = nn.Linear(width, width, bias=False)
+        self.gates = perceptron(2 * width, width, 2 * width)
+        if refines:
+            self.refine_query = nn.Linear(width, width, bias=False)
+            self.refine_keys = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in DEGREES)
+            self.refine_gate = nn.Linear(width, width)
+
+    def forward(
+        self,
+        h: Float[Tensor, "atoms width"],
+        x: Float[Tensor, "atoms 8 width"],
+        t: Float[Tensor, "edges width"],
+        geometry: Geometry,
+    ) -> tuple[Float[Tensor, "atoms width"], Float[Tensor, "atoms 8 width"], Float[Tensor, "edges width"]]:
+        h, x = self._messages(h, x, t, geometry)
+        if self.refines:
+            t = t + nn.functional.silu(self.refine_gate(t)) * self._perpendicular(x, geometry)
+        return *self._feed_forward(h, x), t
+
+    def _attention(
+        self, h: Float[Tensor, "atoms width"], t: Float[Tensor, "edges width"], geometry: Geometry
+    ) -> Float[Tensor, "edges heads"]:
+        edges = geometry.edges
+        query, key = self.query_and_key(h).split(self.width, dim=-1)
+        product = (
+            query.index_select(0, edges.target)
+            * key.index_select(0, edges.source)
+            * nn.functional.silu(self.edge_attention(t))
+        )
+        logits = product.unflatten(-1, (self.attention_heads, -1)).sum(-1)  # (edges, heads)
+        # exp(l) f / (1 + Σ exp(l) f), with the largest exponent subtracted from all, the constant's (0) included.
+        with torch.no_grad():
+            largest = logits.new_zeros(len(h), self.attention_heads)
+            index = edges.target[:, None].expand_as(logits)
+            largest.scatter_reduce_(0, index, logits, "amax", include_self=True)
+        weights = torch.exp(logits - largest[edges.target]) * geometry.envelope
+        total = torch.exp(-largest) + sum_over_neighbours(weights, edges, len(h))
+        return weights / (total[edges.target] * math.sqrt(self.width))
+
+    def _messages(
+        self,
+        h: Float[Tensor, "atoms width"],
+        x: Float[Tensor, "atoms 8 width"],
+        t: Float[Tensor, "edges width"],
+        geometry: Geometry,
+    ) -> tuple[Float[Tensor, "atoms width"], Float[Tensor, "atoms 8 width"]]:
+        edges = geometry.edges
+        weights = self._attention(h, t, geometry).repeat_interleave(self.width // self.attention_heads, dim=1)
+        values, filtered = self.values(h).unflatten(-1, (2, -1, self.width)).unbind(1)  # (atoms, blocks, width) each
+        filters = self.filters(t * geometry.envelope).unflatten(-1, (-1, self.width))  # (edges, blocks, width)
+        n = len(DEGREES)
+        # What neighbours send as it is: their scalars, and their own features times one gate per degree.
+        sent = carry(filters[:, n:], self._sent(filtered[:, n:], x), edges.source, edges.target, (1, *DEGREES))
+        sent = sent + carry(
+            weights[:, None], self._sent(values[:, n:], x), edges.source, edges.target, (sent.shape[1],)
+        )
+        # What they send along the edge.
+        attended = values[:, :n].flatten(1).index_select(0, edges.source).unflatten(1, (n, -1)) * weights[:, None]
+        along = (
+            attended + filtered[:, :n].flatten(1).index_select(0, edges.source).unflatten(1, (n, -1)) * filters[:, :n]
+        )
+        directed = [h_.mT @ geometry.padded.to_padded(along[:, d]) for d, h_ in enumerate(geometry.harmonics)]
+        return h + sent[:, 0], x + sent[:, 1:] + torch.cat(directed, dim=1)
+
+    @staticmethod
+    def _sent(
+        gates: Float[Tensor, "atoms blocks width"], x: Float[Tensor, "atoms 8 width"]
+    ) -> Float[Tensor, "atoms 9 width"]:
+        parts = [gates[:, d : d + 1] * part for d, part in enumerate(x.split(DEGREES, dim=1), start=1)]
+        return torch.cat([gates[:, :1], *parts], dim=1)
+
+    def _perpendicular(self, x: Float[Tensor, "atoms 8 width"], geometry: Geometry) -> Float[Tensor, "edges width"]:
+        """Inner products of both atoms' features, without their parts along the edge."""
+        edges = geometry.edges
+        query = self.refine_query(x)
+        key = torch.cat([w(part) for w, part in zip(self.refine_keys, x.split(DEGREES, dim=1), strict=True)], dim=1)
+        product = meet(key, query, edges.source, edges.target, (sum(DEGREES),))[:, 0]
+        pairs = zip(geometry.harmonics, query.split(DEGREES, dim=1), key.split(DEGREES, dim=1), strict=True)
+        for degree, (harmonics, q, k) in enumerate(pairs, start=1):
+            q_along = geometry.padded.from_padded((harmonics @ q).flatten(0, 1))
+            # Along the reverse edge, whose harmonics differ by the parity of the degree.
+            k_along = (-1) ** degree * geometry.padded.from_padded((harmonics @ k).flatten(0, 1))[geometry.reverse]
+            product = product - q_along * k_along
+        return product
+
+    def _feed_forward(
+        self, h: Float[Tensor, "atoms width"], x: Float[Tensor, "atoms 8 width"]
+    ) -> tuple[Float[Tensor, "atoms width"], Float[Tensor, "atoms 8 width"]]:
+        y = self.mix(x)
+        # A norm has no derivative at zero, where every vector starts; 1e-8 keeps both derivatives finite.
+        norm = (y.square().sum(1) + 1e-8).sqrt()
+        scalar, gate = self.gates(torch.cat([h, norm], dim=-1)).chunk(2, dim=-1)
+        return h + scalar, x + gate[:, None] * y
+
+
+class GotenNet(Backbone):
+    """The backbone: a `Graph` in, `Features` out, from the edges of `graph.main` alone."""
+
+    def __init__(self, settings: GotenNetSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        width = settings.width
+        self.atom_width, self.edge_width, self.vector_width = width, settings.edge_width, width
+        self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width)
+        self.neighbour_embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, width)
+        self.basis = RadialBasis(settings.radial_functions, settings.known_cutoff)
+        self.neighbour_filter = nn.Linear(settings.radial_functions, width)
+        self.start = nn.Sequential(nn.Linear(2 * width, width), nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width))
+        self.edge_start = nn.Linear(settings.radial_functions, width)
+        self.layers = nn.ModuleList(
+            GotenNetLayer(width, settings.attention_heads, refines=k < settings.layers - 1)
+            for k in range(settings.layers)
+        )
+        if settings.edge_width:
+            self.edge_features = perceptron(5 * width + settings.radial_functions, width, settings.edge_width)
+
+    @property
+    def repeated(self) -> Sequence[nn.Module]:
+        return list(self.layers)
+
+    def forward(self, graph: Graph) -> Features:
+        edges = graph.main
+        distance, direction = graph.vectors(edges)  # (edges,), (edges, 3)
+        radial, envelope = self.basis(distance)  # (edges, functions), (edges, 1)
+        weight = graph.edge_envelope("main", distance)
+        edge_forces = direction
+        if weight is not None:
+            radial, envelope, edge_forces = (x * weight[:, None] for x in (radial, envelope, direction))
+        geometry = self._geometry(graph, direction, envelope)
+
+        neighbours = self.neighbour_embedding(graph.numbers)[edges.source] * self.neighbour_filter(radial) * envelope
+        around = sum_over_neighbours(neighbours, edges, len(graph.numbers))
+        h = self.start(torch.cat([self.embedding(graph.numbers), around], dim=-1))  # (atoms, width)
+        t = (h[edges.target] + h[edges.source]) * self.edge_start(radial)  # (edges, width)
+        x = h.new_zeros(len(h), sum(DEGREES), h.shape[1])  # (atoms, 8, width)
+        for layer in self.layers:
+            h, x, t = layer(h, x, t, geometry)
+        vectors = x[:, : DEGREES[0]]
+        if not self.edge_width:
+            return Features(atoms=h, edges=None, directions=edge_forces, vectors=vectors)
+        # Scalars of both ends and of the edge, both ends' vectors along the edge (invariant too), and the distance.
+        along = geometry.padded.from_padded((geometry.harmonics[0] @ vectors).flatten(0, 1))
+        known = [h[edges.source], h[edges.target], along, along[graph.reverse], t, radial]
+        f = self.edge_features(torch.cat(known, dim=-1)) * envelope  # (edges, edge_width)
+        return Features(atoms=h, edges=f, directions=edge_forces, vectors=vectors)
+
+    def _geometry(self, graph: Graph, direction: Tensor, envelope: Tensor) -> Geometry:
+        padded = padded_edges(graph.main, len(graph.numbers))
+        if len(graph.main):
+            harmonics = padded.to_padded(spherical_harmonics(direction)) * padded.filled[:, :, None]
+        else:
+            harmonics = direction.new_zeros(len(graph.numbers), 0, sum(DEGREES))
+        return Geometry(
+            edges=graph.main,
+            padded=padded,
+            reverse=graph.reverse,
+            envelope=envelope,
+            harmonics=harmonics.split(DEGREES, dim=-1),
+        )
