@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from eutectic.atoms import EutecticError
+from eutectic.check import check
+from eutectic.data import catalogue
 from eutectic.data.formats.convergence import NOTHING, of_entries, of_file
+from eutectic.data.store import Store
 
 STEP = '<calculation>\n{}<energy><i name="e_fr_energy">-1.0</i></energy></calculation>\n'
 VASPRUN = '<modeling>\n<parameters><i type="int" name="NELM">     3</i></parameters>\n{}'
@@ -56,6 +60,56 @@ def test_outputs(tmp_path: Path, form: str, text: str, unconverged: set[int], fi
     found = of_file(tmp_path / "output", form)
     assert set(found.unconverged) == unconverged
     assert (found.unfinished == "") == finished
+
+
+HELIUM = (
+    '<modeling><kpoints><varray name="kpointlist"><v>0 0 0</v></varray><varray name="weights"><v>1</v></varray>'
+    '</kpoints>\n<parameters><i type="int" name="NELM">3</i></parameters>\n'
+    '<atominfo><array name="atoms"><set><rc><c>He</c><c>1</c></rc></set></array></atominfo>\n{initial}'
+)
+PLACE = (
+    '<structure><crystal><varray name="basis"><v>3 0 0</v><v>0 3 0</v><v>0 0 3</v></varray></crystal>'
+    '<varray name="positions"><v>0 0 0.{x}</v></varray></structure>'
+)
+CYCLE = '<scstep><energy><i name="e_fr_energy">-1.0</i><i name="e_0_energy">-1.0</i></energy></scstep>\n'
+LABELS = (
+    '<varray name="forces"><v>0 0 0.1</v></varray>'
+    '<energy><i name="e_fr_energy">-1.{x}</i><i name="e_0_energy">-1.{x}</i></energy></calculation>\n'
+)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> tuple[Path, Path]:
+    """Output of VASP with four steps, of which the second reached NELM = 3; and the same, cut within the fourth."""
+    initial = PLACE.format(x=0).replace("<structure>", '<structure name="initialpos">')
+    steps = [
+        "<calculation>" + CYCLE * (3 if x == 2 else 2) + PLACE.format(x=x) + LABELS.format(x=x) for x in (1, 2, 3, 4)
+    ]
+    head = '<?xml version="1.0" encoding="ISO-8859-1"?>\n' + HELIUM.format(initial=initial)
+    whole, cut = tmp_path / "vasprun.xml", tmp_path / "cut-vasprun.xml"
+    whole.write_text(head + "".join(steps) + "</modeling>\n")
+    cut.write_text(head + "".join(steps[:3]) + steps[3][:60])
+    return whole, cut
+
+
+def test_steps_are_left_out_on_request(outputs: tuple[Path, Path], tmp_path: Path) -> None:
+    whole, cut = outputs
+    for file, options, energies in (
+        (whole, {}, [-1.1, -1.2, -1.3, -1.4]),
+        (whole, {"skip_unconverged": True}, [-1.1, -1.3, -1.4]),
+        (cut, {"skip_bad": True}, [-1.1, -1.2, -1.3]),
+        (cut, {"skip_bad": True, "skip_unconverged": True}, [-1.1, -1.3]),
+    ):
+        made = catalogue.prepare("ase", file, tmp_path / "store", workers=1, overwrite=True, **options)  # type: ignore[arg-type]
+        store = Store(made)
+        assert [round(float(row.labels["energy"]), 6) for row in store] == energies
+        assert any("1 structures did not converge" in note for note in store.card.notes)
+        assert bool(store.left_out) == (file == cut)
+    with pytest.raises(EutecticError, match=r"structure 3: the file ends within step 3, .*--skip-bad"):
+        catalogue.prepare("ase", cut, tmp_path / "no", workers=1)
+    codes = {finding.code: finding for finding in check(cut).findings}
+    assert codes["unusable_structures"].numbers["count"] == 1
+    assert "vasprun.xml#1: its electrons reached NELM = 3 cycles" in codes["not_converged"].message
 
 
 def test_others(tmp_path: Path) -> None:

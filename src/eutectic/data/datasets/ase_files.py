@@ -195,15 +195,17 @@ class _About:
         reason = self.convergence.unconverged.get(int(name.rpartition("#")[2]), "")
         return reason or ("an entry of it says so" if convergence.of_entries(info) else "")
 
-    def unfinished(self, file: Path, structures: int) -> EutecticError | None:
-        """An error in the place of the structure that is cut off; None if the file is complete."""
-        if not self.convergence.unfinished:
+    def unfinished(self, file: Path, first: int, count: int | None) -> EutecticError | None:
+        """An error in the place of the structure that is cut off; None if the file is complete, or for other ranges."""
+        at = self.convergence.steps
+        if not self.convergence.unfinished or first > at or (count is not None and first + count <= at):
             return None
         return EutecticError(
-            f"{file}, structure {structures}",
+            f"{file}, structure {at}",
             self.convergence.unfinished,
             "a complete file",
-            "the calculation was stopped, or the file is truncated: write it again, or remove it",
+            "the calculation was stopped, or the file is truncated: write it again, or pass --skip-bad to leave this "
+            "structure out",
         )
 
 
@@ -666,8 +668,7 @@ def _all_atoms(
                 {**entries, **more},
             )
         index += 1
-    # Whoever goes on behind the last structure has met the error already.
-    if count is None and (index > first or not index) and (error := _about(file).unfinished(file, index)):
+    if (error := _about(file).unfinished(file, first, count)) is not None:
         yield error
         return
     if index == 0 and count != 0:

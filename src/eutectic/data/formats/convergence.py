@@ -32,10 +32,12 @@ class Convergence:
 
     Attributes:
         unconverged: number of each step whose self-consistent cycle did not converge → reason.
+        steps: number of complete steps.
         unfinished: why the file is incomplete; empty if it is complete.
     """
 
     unconverged: Mapping[int, str]
+    steps: int = 0
     unfinished: str = ""
 
 
@@ -99,6 +101,7 @@ def _vasprun(lines: Iterable[str]) -> Convergence:
                 complete = True
     return Convergence(
         unconverged=unconverged,
+        steps=step,
         unfinished="" if complete else f"the file ends within step {step}, without </modeling>",
     )
 
@@ -125,7 +128,9 @@ def _outcar(lines: Iterable[str]) -> Convergence:
         elif "General timing and accounting" in line:
             complete = True
     return Convergence(
-        unconverged=unconverged, unfinished="" if complete else f"the file ends after step {step}, without the timings"
+        unconverged=unconverged,
+        steps=step,
+        unfinished="" if complete else f"the file ends after step {step}, without the timings",
     )
 
 
@@ -154,5 +159,6 @@ def _espresso(lines: Iterable[str]) -> Convergence:
     failed += [unconverged] * results
     return Convergence(
         unconverged={step: "convergence NOT achieved" for step, bad in enumerate(failed) if bad},
+        steps=len(failed),
         unfinished="" if complete else "the file ends without JOB DONE",
     )
