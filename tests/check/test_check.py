@@ -348,7 +348,7 @@ def store_of(path: Path, splits: dict[str, dict[str, np.ndarray]] | None = None)
         source="made",
     )
     x, e, _ = walk(40)
-    x[34:] = x[:6]
+    x[34:], e[34:] = x[:6], e[:6]
     rows = [
         LabelledStructure(
             structure=Structure(numbers=METHANE, positions=x[i]),

@@ -61,18 +61,22 @@ class Unit:
 _TABLE: dict[str, tuple[Unit, tuple[str, ...]]] = {
     "eV": (Unit(ENERGY, 1.0), ("electronvolt",)),
     "meV": (Unit(ENERGY, 1e-3), ()),
-    "hartree": (Unit(ENERGY, HARTREE), ("Ha", "Eh", "E_h")),
+    "hartree": (Unit(ENERGY, HARTREE), ("Ha", "Eh", "E_h", "hartrees")),
+    "mHa": (Unit(ENERGY, HARTREE / 1000), ("millihartree", "mEh", "mhartree")),
     "rydberg": (Unit(ENERGY, float(_ase.Rydberg)), ("Ry",)),
     "kcal": (Unit(_MOLAR_ENERGY, KCAL_PER_MOL), ()),
     "cal": (Unit(_MOLAR_ENERGY, KCAL_PER_MOL / 1000), ()),
     "kJ": (Unit(_MOLAR_ENERGY, float(_ase.kJ / _ase.mol)), ()),
     "J": (Unit(_MOLAR_ENERGY, float(_ase.J / _ase.mol)), ()),
     "mol": (Unit(_dimension(amount=1), 1.0), ("mole",)),
-    "angstrom": (Unit(LENGTH, 1.0), ("Å", "ang", "A")),
+    "angstrom": (Unit(LENGTH, 1.0), ("Å", "ang", "A", "angstroms")),
     "bohr": (Unit(LENGTH, BOHR), ("a0", "a_0")),
     "nm": (Unit(LENGTH, float(_ase.nm)), ("nanometer", "nanometre")),
+    "pm": (Unit(LENGTH, float(_ase.nm) / 1000), ("picometer", "picometre")),
     "GPa": (Unit(_PRESSURE, float(_ase.GPa)), ()),
     "MPa": (Unit(_PRESSURE, float(_ase.GPa) / 1000), ()),
+    "Pa": (Unit(_PRESSURE, float(_ase.Pascal)), ("pascal",)),
+    "atm": (Unit(_PRESSURE, 101_325 * float(_ase.Pascal)), ()),
     "kbar": (Unit(_PRESSURE, float(_ase.GPa) / 10), ()),
     "bar": (Unit(_PRESSURE, float(_ase.bar)), ()),
     "e": (Unit(_dimension(charge=1), 1.0), ("elementary_charge",)),
@@ -89,6 +93,9 @@ _TABLE: dict[str, tuple[Unit, tuple[str, ...]]] = {
 _BY_NAME: dict[str, Unit] = {
     spelling.lower(): unit for name, (unit, others) in _TABLE.items() for spelling in (name, *others)
 }
+
+_ATOMIC = ("au", "a.u.", "atomic", "atomic unit", "atomic units", "atomic_unit", "atomic_units")
+"""Names of "the atomic unit", which is another for each quantity."""
 
 _EQUIVALENTS: Mapping[Dimension, float] = {
     ENERGY: 1.0,
@@ -293,8 +300,9 @@ def conversion(stated: str, wanted: str, *, extensive: bool = False, where: str 
     """Conversion of values in a file from one unit to another.
 
     Args:
-        stated: unit in the file, case-insensitive. A leading minus reverses the sign: for gradients instead of forces,
-            or pressures instead of stresses (VASP prints kbar with compression positive).
+        stated: unit in the file, case-insensitive; "a.u." is the atomic unit of the quantity. A leading minus reverses
+            the sign: for gradients instead of forces, or pressures instead of stresses (VASP prints kbar with
+            compression positive).
         wanted: unit to convert to.
         extensive: whether the value of a structure may be given per atom.
         where: location named in the error.
@@ -309,7 +317,7 @@ def conversion(stated: str, wanted: str, *, extensive: bool = False, where: str 
             return Conversion(factor=sign)
         raise EutecticError(where, f"unit {text!r}", f"only {wanted or '1'!r}", "omit the unit")
     b, choices = unit(wanted), usual(wanted, extensive)
-    a = _known(text)
+    a = _known(text) or _atomic(text, b)
     if a is None:
         raise _unknown(text, where, choices)
     of_atoms = dict(b.dimension).get("atom", 0) - dict(a.dimension).get("atom", 0)
@@ -318,6 +326,14 @@ def conversion(stated: str, wanted: str, *, extensive: bool = False, where: str 
     if factor is None or not possible or a.logarithm > b.logarithm or (a.logarithm and factor != 1):
         raise _unknown(text, where, choices)
     return Conversion(factor=sign * factor, of_atoms=of_atoms, logarithm=b.logarithm and not a.logarithm)
+
+
+def _atomic(text: str, like: Unit) -> Unit | None:
+    """The atomic unit of a quantity: hartree/bohr if "au" is stated of a force."""
+    powers = dict(like.dimension)
+    if _plain(text) not in _ATOMIC or not powers or powers.keys() - {"energy", "length", "charge"} or like.logarithm:
+        return None
+    return Unit(like.dimension, HARTREE ** powers.get("energy", 0) * BOHR ** powers.get("length", 0))
 
 
 def _without_atoms(unit: Unit) -> Unit:

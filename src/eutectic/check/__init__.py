@@ -18,16 +18,17 @@ from ase.data import chemical_symbols
 
 from eutectic.atoms import EutecticError, LabelledStructure, Property
 from eutectic.atoms.properties import define_all
-from eutectic.check import diagnosis, raw_arrays
+from eutectic.check import diagnosis, raw_arrays, sizes
 from eutectic.check.contents import Contents, leaks
 from eutectic.check.energies import Energies
 from eutectic.check.geometry import Geometry
 from eutectic.check.motion import Motion
 from eutectic.check.report import Finding, Plotted, Report, SlopeTest, Units
 from eutectic.check.scales import spread
+from eutectic.check.stresses import Stresses
 from eutectic.check.units import judge
 from eutectic.console import track
-from eutectic.data import own_files
+from eutectic.data import conditions, own_files
 from eutectic.data.catalogue import embedded, open_store
 from eutectic.data.datasets import ase_files
 from eutectic.data.formats.elements import Elements
@@ -54,6 +55,7 @@ def check(
     store_or_file: str | Path,
     *,
     keys: Mapping[str, str] | None = None,
+    units: Mapping[str, str] | None = None,
     define: Sequence[str] = (),
     elements: str | None = None,
     model_elements: Iterable[int] | None = None,
@@ -63,8 +65,9 @@ def check(
 
     Args:
         store_or_file: an embedded data set, a store, any file or folder that ASE reads, or an HDF5 or npz file of
-            arrays, which is read as it is: no unit conversion, no change of sign, no unpickling.
-        keys: property → key (or array) in the files, instead of the usual names.
+            arrays, which is read as it is: no change of sign, no unpickling, no conversion but by `units`.
+        keys: property, or "virial", → key (or array) in the files, instead of the usual names.
+        units: property, "virial", "positions" or "cell" → unit in the files, as for `eutectic.prepare_data`.
         define: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
         elements: elements of atoms in files of types or labels, "Cu,Au" or "OW=O,HW=H".
         model_elements: atomic numbers in a model's training data; empty if its provenance does not list them.
@@ -74,12 +77,12 @@ def check(
         The report; its `ok` is False if any finding is an error.
 
     Raises:
-        EutecticError: nothing to check; an invalid definition or key.
+        EutecticError: nothing to check; an invalid definition, key or unit; units of a store.
     """
     defined = define_all(define)
     named = parse_elements(elements)
-    source = _opened(store_or_file, keys, named)
-    contents, energies, geometry, motion = Contents(), Energies(), Geometry(), Motion()
+    source = _opened(store_or_file, keys, units, named)
+    contents, energies, geometry, motion, stresses = Contents(), Energies(), Geometry(), Motion(), Stresses()
     bad: list[str] = []
     n_bad = n_structures = 0
     try:
@@ -96,6 +99,7 @@ def check(
             if "energy" in row.labels:
                 energies.add(row.id, row.structure.numbers, float(row.labels["energy"]))
             motion.add(row)
+            stresses.add(row)
     except EutecticError as error:
         # The rest of the file is unreadable; still report on the structures before it.
         if not n_structures:
@@ -103,20 +107,30 @@ def check(
         n_bad += 1
         bad.append(str(error))
     broken = {"count": n_bad, "first": bad}
-    found_keys, ignored = _keys(source, store_or_file, keys, named, defined)
-    judged = judge(energies, geometry, motion, source.arrays.declared, raw=source.kind == "arrays")
-    units = judged.units
+    scanned = _scanned(source, store_or_file, keys, units, named, defined)
+    declared = {role: unit for role, unit in source.arrays.declared.items() if role not in (units or {})}
+    judged = judge(energies, geometry, motion, declared, raw=source.kind == "arrays")
+    inferred = judged.units
     if energies.n:
-        units = replace(units, residual_per_atom=spread(energies.residuals())[1])
-    geometric, wild = diagnosis.of_geometry(geometry, units)
+        inferred = replace(inferred, residual_per_atom=spread(energies.residuals())[1])
+    geometric, wild = diagnosis.of_geometry(geometry, inferred)
+    differing = conditions.words(scanned.conditions)
+    if source.store is not None:
+        differing = conditions.from_notes(source.store.card.notes)
     split_leaks = leaks(source.store) if source.store is not None else []
     findings = [
-        *diagnosis.of_contents(contents, n_structures, broken, ignored),
+        *diagnosis.of_contents(contents, n_structures, broken, scanned.ignored, differing),
+        *diagnosis.of_file(scanned),
         *judged.findings,
-        *diagnosis.of_energies(energies, units),
+        *diagnosis.of_energies(energies, inferred),
+        *diagnosis.of_stresses(stresses),
+        *sizes.of_energies(energies, inferred),
+        *sizes.of_forces(geometry, inferred, judged.bonds),
+        *sizes.of_stresses(stresses, judged.stress_test),
+        *sizes.of_scalars(contents),
         *geometric,
         *diagnosis.of_elements(contents, model_elements),
-        *diagnosis.of_motion(motion, units),
+        *diagnosis.of_motion(motion, inferred),
         *diagnosis.of_splits(split_leaks),
     ]
     pairs = sorted(motion.pairs, key=lambda p: p.curvature / (abs(p.work) + 1e-300))
@@ -127,13 +141,13 @@ def check(
         kind=source.kind,
         structures=n_structures,
         labels=dict(contents.labels),
-        keys=found_keys,
-        ignored=ignored,
+        keys=scanned.counts,
+        ignored=scanned.ignored,
         bad=broken,
         duplicates=contents.distinct.repeated(),
         force_outliers=wild,
         largest_force=geometry.wild.items()[0][0] if len(geometry.largest) else None,
-        units=units,
+        units=inferred,
         force_test=judged.force_test,
         stress_test=judged.stress_test,
         bond_test={} if judged.bonds is None else _numbers(asdict(judged.bonds)),
@@ -157,9 +171,18 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: float(v) if isinstance(v, np.floating) else v for k, v in values.items()}
 
 
-def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None, elements: Elements) -> _Source:
+def _opened(
+    store_or_file: str | Path, keys: Mapping[str, str] | None, units: Mapping[str, str] | None, elements: Elements
+) -> _Source:
     path = Path(store_or_file)
     if str(store_or_file) in embedded() or is_store(path) or not path.exists():
+        if units:
+            raise EutecticError(
+                "--unit",
+                f"used with {store_or_file}, which is a store already",
+                "this option only with a file",
+                "leave it out, or check the file itself",
+            )
         store = open_store(store_or_file)
         for option, value in {"--key": keys, "--elements": elements}.items():
             if value:
@@ -182,7 +205,7 @@ def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None, elements:
                     "prepare a store of it (`eutectic data prepare records`), and check that",
                 )
         arrays = raw_arrays.Arrays()
-        return _Source(kind="arrays", rows=raw_arrays.rows(path, arrays, keys), arrays=arrays)
+        return _Source(kind="arrays", rows=raw_arrays.rows(path, arrays, keys, units), arrays=arrays)
     if path.suffix.lower() in (".lmdb", ".pkl", ".pickle", ".pt"):
         raise EutecticError(
             str(path),
@@ -191,29 +214,28 @@ def _opened(store_or_file: str | Path, keys: Mapping[str, str] | None, elements:
             "pickles can run arbitrary code and are not opened here; convert it with `eutectic data prepare`, and "
             "check the store",
         )
-    return _Source(kind="structures", rows=ase_files.rows(path, keys, elements=elements))
+    return _Source(kind="structures", rows=ase_files.rows(path, keys, units=units, elements=elements))
 
 
-def _keys(
+def _scanned(
     source: _Source,
     store_or_file: str | Path,
     keys: Mapping[str, str] | None,
+    units: Mapping[str, str] | None,
     elements: Elements,
     defined: Sequence[Property],
-) -> tuple[Mapping[str, Mapping[str, int]], Mapping[str, int]]:
-    """Property → key → structures; and keys that look like labels but are not used."""
+) -> ase_files.LabelsFound:
+    """Labels, keys that look like labels, and what else a file says of its structures."""
     if source.store is not None:
-        return {name: {name: n} for name, n in source.store.label_counts().items()}, {}
+        counts = {name: {name: n} for name, n in source.store.label_counts().items()}
+        return ase_files.LabelsFound(structures=len(source.store), files=0, counts=counts)
     if source.kind == "arrays":
-        tried = {name: (key,) for name, key in (keys or {}).items()}
-        own_files.check_matches(str(store_or_file), keys or {}, (), source.arrays.keys, [*source.arrays.seen], tried)
-        return source.arrays.keys, source.arrays.ignored
+        arrays, tried = source.arrays, {name: (key,) for name, key in (keys or {}).items()}
+        own_files.check_matches(str(store_or_file), keys or {}, (), arrays.keys, [*arrays.seen], tried)
+        return ase_files.LabelsFound(structures=0, files=1, counts=arrays.keys, ignored=arrays.ignored)
     try:
-        scanned = ase_files.scan(
-            Path(store_or_file), keys, elements=elements, defined=defined, skip_bad=bool(keys or defined)
-        )
+        return ase_files.scan(Path(store_or_file), keys, units=units, elements=elements, defined=defined, skip_bad=True)
     except EutecticError:
         if keys or defined:
             raise
-        return {}, {}  # no labels, or a damaged end: reported already
-    return scanned.counts, scanned.ignored
+        return ase_files.LabelsFound(structures=0, files=0)  # no labels: reported already

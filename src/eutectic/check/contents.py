@@ -8,11 +8,24 @@ from dataclasses import dataclass, field
 import numpy as np
 from ase.data import chemical_symbols
 
-from eutectic.atoms import MAX_ATOMIC_NUMBER, EutecticError, LabelledStructure
+from eutectic.atoms import MAX_ATOMIC_NUMBER, PROPERTIES, EutecticError, LabelledStructure
+from eutectic.check.scales import Sample
+from eutectic.data.conditions import CONDITIONS
 from eutectic.data.splits import leakage_into, split
 from eutectic.data.store import Store, content_hash
 
 MOST_HASHES = 1_000_000
+
+TYPICAL = {
+    "gap": 30.0,
+    "band_gap": 30.0,
+    "homo": 60.0,
+    "lumo": 60.0,
+    "formation_energy": 12.0,
+    "log10_bulk_modulus": 4.0,
+    "log10_shear_modulus": 4.0,
+}
+"""Property → size, in the library's unit, beyond which it is hardly ever (eV, eV/atom; 10⁴ GPa)."""
 
 
 @dataclass(eq=False)
@@ -25,18 +38,39 @@ class Distinct:
 
     most: int = MOST_HASHES
     _level: int = 0
-    _counted: int = 0
     _hashes: dict[int, int] = field(default_factory=dict)
+    _labels: dict[int, tuple[str, float]] = field(default_factory=dict)
+    _others: dict[int, int] = field(default_factory=dict)
+    furthest: float = 0.0
+    first: tuple[str, ...] = ()
 
-    def add(self, content: bytes) -> None:
-        """Add a structure by its content hash."""
+    def add(self, content: bytes, label: tuple[str, float] | None = None, tolerance: float = 0.0, id: str = "") -> None:
+        """Add a structure by its content hash.
+
+        Args:
+            content: the hash.
+            label: name and value of the label to compare.
+            tolerance: difference of the label that the rounding of geometries allows.
+            id: of the structure.
+        """
         value = int.from_bytes(content[:8], "little")
         if value % (1 << self._level):
             return
+        before = self._labels.get(value)
+        if label is not None and before is not None and label[0] == before[0]:
+            apart = abs(label[1] - before[1])
+            if apart > tolerance:
+                self._others[value] = self._others.get(value, 0) + 1
+                self.furthest = max(self.furthest, apart)
+                self.first = (*self.first, id)[:10]
+        elif label is not None:
+            self._labels[value] = label
         self._hashes[value] = self._hashes.get(value, 0) + 1
         while len(self._hashes) > self.most:
             self._level += 1
-            self._hashes = {h: n for h, n in self._hashes.items() if not h % (1 << self._level)}
+            for name in ("_hashes", "_labels", "_others"):
+                kept = {h: n for h, n in getattr(self, name).items() if not h % (1 << self._level)}
+                setattr(self, name, kept)
 
     @property
     def exact(self) -> bool:
@@ -44,8 +78,12 @@ class Distinct:
         return self._level == 0
 
     def repeated(self) -> int:
-        """Number of structures that repeat an earlier one."""
-        return (sum(self._hashes.values()) - len(self._hashes)) << self._level
+        """Number of structures that repeat an earlier one, with the same label."""
+        return (sum(self._hashes.values()) - len(self._hashes) - sum(self._others.values())) << self._level
+
+    def contradicting(self) -> int:
+        """Number of structures with the geometry of an earlier one, and another label."""
+        return sum(self._others.values()) << self._level
 
 
 @dataclass(eq=False)
@@ -58,6 +96,7 @@ class Contents:
         lacking: property → first structures without it (after one with it).
         structures_with, atoms_of: (119,) structures and atoms by atomic number.
         distinct: counter of distinct structures.
+        sizes: property of `TYPICAL` → absolute values.
         usable: total number of usable structures.
     """
 
@@ -68,6 +107,7 @@ class Contents:
     structures_with: np.ndarray = field(default_factory=lambda: np.zeros(MAX_ATOMIC_NUMBER + 1, dtype=np.int64))
     atoms_of: np.ndarray = field(default_factory=lambda: np.zeros(MAX_ATOMIC_NUMBER + 1, dtype=np.int64))
     distinct: Distinct = field(default_factory=Distinct)
+    sizes: dict[str, Sample[float]] = field(default_factory=dict)
     usable: int = 0
 
     def add(self, row: LabelledStructure) -> None:
@@ -80,10 +120,12 @@ class Contents:
             self.labels[name] += 1
             self.least[name] = min(self.least.get(name, np.inf), float(np.min(value)))
             self.most[name] = max(self.most.get(name, -np.inf), float(np.max(value)))
+            if name in TYPICAL:
+                self.sizes.setdefault(name, Sample(2000)).add(abs(float(value)))
         counts = np.bincount(row.structure.numbers, minlength=MAX_ATOMIC_NUMBER + 1)
         self.atoms_of += counts
         self.structures_with += counts > 0
-        self.distinct.add(content_hash(row.structure))
+        self.distinct.add(content_hash(row.structure), *_compared(row), row.id)
 
     def constant(self) -> list[tuple[str, float]]:
         """Labels with the same value everywhere, and the value."""
@@ -92,6 +134,20 @@ class Contents:
             for name, n in self.labels.items()
             if n >= 3 and self.least[name] == self.most[name]
         ]
+
+
+def _compared(row: LabelledStructure) -> tuple[tuple[str, float] | None, float]:
+    """The label by which structures of one geometry are compared, and the difference that 1e-3 Å makes to it."""
+    if "energy" in row.labels:
+        forces = row.labels.get("forces")
+        along = 0.05 if forces is None else 0.01 + 1e-3 * float(np.abs(forces).sum())
+        return ("energy", float(row.labels["energy"])), along
+    for name in sorted(row.labels.keys() - set(CONDITIONS)):
+        prop = PROPERTIES[name]
+        if prop.level == "structure" and prop.rank == 0:
+            value = float(row.labels[name])
+            return (name, value), 0.02 * abs(value) + 1e-9
+    return None, 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,9 @@ from eutectic.check.geometry import Geometry
 from eutectic.check.motion import Motion
 from eutectic.check.report import Finding, Units
 from eutectic.check.scales import ENERGY_UNITS, LENGTH_UNITS, Largest, number
+from eutectic.check.stresses import Stresses
+from eutectic.data.conditions import CONDITIONS
+from eutectic.data.datasets.ase_files import LabelsFound
 
 SHOWN = 10
 FEW = 10
@@ -24,9 +27,17 @@ PLACEHOLDER = 40.0
 
 
 def of_contents(
-    contents: Contents, structures: int, bad: Mapping[str, Any], ignored: Mapping[str, int]
+    contents: Contents, structures: int, bad: Mapping[str, Any], ignored: Mapping[str, int], differing: str = ""
 ) -> list[Finding]:
-    """Unusable structures, missing or constant labels, duplicates."""
+    """Unusable structures, missing or constant labels, duplicates, and one geometry with several labels.
+
+    Args:
+        contents: counts of all structures.
+        structures: number of structures, usable or not.
+        bad: those that are not usable.
+        ignored: keys that look like labels.
+        differing: charge, spin and the like that differ between structures, in words.
+    """
     findings: list[Finding] = []
     if bad["count"]:
         findings.append(
@@ -80,7 +91,7 @@ def of_contents(
                 numbers={"ignored": dict(ignored)},
             )
         )
-    constant = contents.constant()
+    constant = [(name, value) for name, value in contents.constant() if name not in CONDITIONS]
     if constant:
         words = ", ".join(f"{name} is always {number(value)}" for name, value in constant)
         findings.append(
@@ -107,6 +118,101 @@ def of_contents(
                 why="With copies in both training and test, the test error is too low.",
                 fix="Remove them, or put copies in the same group (`--group-key` of `data prepare`).",
                 numbers={"count": repeated, "exact": contents.distinct.exact},
+            )
+        )
+    return [*findings, *_of_conditions(contents, differing)]
+
+
+def _of_conditions(contents: Contents, differing: str) -> list[Finding]:
+    n = contents.distinct.contradicting()
+    charge = {name: (contents.least[name], contents.most[name]) for name in CONDITIONS if name in contents.labels}
+    if not differing and any(least < most for least, most in charge.values()):
+        differing = " and ".join(f"{name} ({number(a)} to {number(b)})" for name, (a, b) in charge.items())
+    if not n and not differing:
+        return []
+    about = "" if contents.distinct.exact else "about "
+    seen = [f"The structures differ in {differing}."] if differing else []
+    if n:
+        seen.append(
+            f"{about.capitalize()}{n} of {contents.usable} structures have the geometry of an earlier one (to 1e-3 Å) "
+            f"and another label (by up to {number(contents.distinct.furthest)}; first: "
+            f"{', '.join(contents.distinct.first[:3])})."
+        )
+    return [
+        Finding(
+            code="one_geometry_several_labels" if n else "conditions_differ",
+            severity="warning" if n else "note",
+            title=(f"structures of one geometry with different labels: {about}{n}" if n else "structures differ in ")
+            + (f" ({differing} differ)" if n and differing else differing if not n else ""),
+            message=" ".join(seen),
+            why="Models take neither charge nor spin nor level of theory: for one geometry they predict one value, "
+            "between those of the labels.",
+            fix="Make one store, and one task, of each charge, spin or level of theory; such structures are no copies "
+            "to remove."
+            if differing
+            else "Find out what differs (charge, spin, level of theory, a failed calculation), and make one store, and "
+            "one task, of each.",
+            numbers={"count": n, "differing": differing, "furthest": contents.distinct.furthest},
+        )
+    ]
+
+
+def of_file(found: LabelsFound) -> list[Finding]:
+    """What a file says of its calculations: stress and virial that contradict each other, steps without convergence."""
+    findings = []
+    if found.contradictions:
+        n = len(found.contradictions)
+        findings.append(
+            Finding(
+                code="stress_and_virial",
+                severity="error",
+                title=f"stress and virial contradict each other: {n} structures",
+                message=f"In {n} structures, first {found.contradictions[0]}: {found.contradiction}.",
+                why="At most one of them is right.",
+                fix="Choose one: --key stress=NAME or --key virial=NAME, with its unit, e.g. --unit stress=-kbar.",
+                numbers={"count": n, "first": list(found.contradictions[:SHOWN])},
+            )
+        )
+    if found.unconverged:
+        n = len(found.unconverged)
+        findings.append(not_converged(n, ": ".join(next(iter(found.unconverged.items())))))
+    return findings
+
+
+def not_converged(n: int, first: str) -> Finding:
+    """Finding: structures whose calculation did not converge."""
+    return Finding(
+        code="not_converged",
+        severity="warning",
+        title=f"structures whose calculation did not converge: {n}",
+        message=f"{n} structures did not converge, first {first}.",
+        why="Their energies and forces are not those of the level of theory.",
+        fix="Leave them out: `eutectic data prepare … --skip-unconverged`.",
+        numbers={"count": n},
+    )
+
+
+def of_stresses(stresses: Stresses) -> list[Finding]:
+    """Six numbers in another order than they were read."""
+    findings: list[Finding] = []
+    order = stresses.order_test()
+    if order is not None and order.contradicts:
+        seen = (
+            f"in {order.broken_as_read} of {order.symmetric} structures a shear stress is not zero that the symmetry "
+            f"of the neighbours forbids (in that order in {order.broken})"
+            if order.breaks_symmetry
+            else f"the shear stress follows the neighbours' positions in that order ({100 * order.explained:.0f} % of "
+            f"its variance), and hardly as it was read ({100 * max(order.as_read, 0.0):.0f} %)"
+        )
+        findings.append(
+            Finding(
+                code="stress_order",
+                severity="error",
+                title=f"the stress is in the order {' '.join(order.order)}",
+                message=f"Six numbers read as xx, yy, zz, yz, xz, xy are {', '.join(order.order)}: {seen}.",
+                why="A model would learn shear stresses about the wrong axes.",
+                fix=f"State the order: --key stress=NAME:{','.join(order.order)}.",
+                numbers=asdict(order),
             )
         )
     return findings

@@ -38,7 +38,7 @@ def open_data(
     Args:
         data: name of an embedded or prepared data set, path of a store, or a file of structures.
         keys: for a file: property → name of the entry that holds it.
-        units: for a file: property → unit in the file.
+        units: for a file: property, "virial", "positions" or "cell" → unit in the file, before the one that it states.
         define: for a file: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
         elements: for a file of types or labels: their elements, "Cu,Au" or "OW=O,HW=H".
         level_of_theory: for a file: level of theory of its labels.
@@ -80,6 +80,8 @@ def open_data(
     findings = json.loads(verdict.read_text())
     if console is not None:
         console.print(f"{path}: prepared and checked. {findings['verdict']}", highlight=False)
+        for note in Store(cached).card.notes:
+            console.print(f"  {note}", highlight=False, markup=False)
         if findings["findings"]:
             console.print(f"  for all findings: eutectic data check {path}", highlight=False)
     errors = [finding for finding in findings["findings"] if finding["severity"] == "error"]

@@ -33,6 +33,7 @@ class Pair:
         curvature: |(F_b − F_a)·dx|; small compared with the work for similar frames.
         distance: root mean square displacement.
         strain_work: ½(V_a σ_a + V_b σ_b):ε; None if the cell did not change or there is no stress.
+        volume: mean volume of the cells, for pairs with strain_work.
     """
 
     ids: tuple[str, str]
@@ -41,6 +42,7 @@ class Pair:
     curvature: float
     distance: float
     strain_work: float | None = None
+    volume: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,7 @@ class Motion:
                 curvature=curvature,
                 distance=float(np.sqrt((moves**2).sum(-1).mean())),
                 strain_work=0.5 * sum(ends),
+                volume=0.5 * sum(volumes),
             )
         )
 

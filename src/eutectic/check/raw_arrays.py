@@ -12,7 +12,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import h5py
 import numpy as np
 from ase.data import atomic_numbers
 
-from eutectic.atoms import EutecticError, LabelledStructure, Structure
+from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Structure
+from eutectic.data import own_files
 from eutectic.data.formats import hdf5, npz_arrays
 
 FRAMES_AT_ONCE = 512
@@ -62,18 +63,22 @@ def is_arrays(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in SUFFIXES
 
 
-def rows(path: Path, used: Arrays, keys: Mapping[str, str] | None = None) -> Iterator[tuple[str, LabelledStructure]]:
-    """Location and structure of each record, in the file's own units and signs; unchecked.
+def rows(
+    path: Path, used: Arrays, keys: Mapping[str, str] | None = None, units: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, LabelledStructure]]:
+    """Location and structure of each record, in the file's own units and signs where none are given; unchecked.
 
     Args:
         path: .h5, .hdf5 or .npz.
         used: filled as the file is read.
         keys: "energy" or "forces" → name of the array; otherwise recognised by name.
+        units: "energy", "forces" or "positions" → unit of the array, to convert from.
 
     Raises:
         EutecticError: a truncated or damaged file, or no arrays that look like coordinates and atomic numbers.
     """
     chosen = dict(keys or {})
+    own_files.check_units(units or {})
     n = 0
     try:
         with _opened(path) as file:
@@ -81,7 +86,7 @@ def rows(path: Path, used: Arrays, keys: Mapping[str, str] | None = None) -> Ite
                 used.seen |= dict.fromkeys(n for n, a in arrays.items() if a.kind in "fiu")
                 for where, row in _records(path, group, arrays, used, chosen):
                     n += 1
-                    yield where, row
+                    yield where, _converted(row, units) if units else row
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise EutecticError(
             f"{path}, structure {n}",
@@ -96,6 +101,15 @@ def rows(path: Path, used: Arrays, keys: Mapping[str, str] | None = None) -> Ite
             "names such as coordinates, positions, R; atomic_numbers, species, z",
             "convert a published data set to a store (`eutectic data prepare`), other files to extxyz",
         )
+
+
+def _converted(row: LabelledStructure, units: Mapping[str, str]) -> LabelledStructure:
+    labels = {
+        name: PROPERTIES[name].conversion(units[name])(value, len(row.structure)) if name in units else value
+        for name, value in row.labels.items()
+    }
+    factor = own_files.length("positions", units["positions"]) if "positions" in units else 1.0
+    return replace(row, structure=replace(row.structure, positions=row.structure.positions * factor), labels=labels)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 
 from eutectic.check.energies import RELATIVE, Energies, EnergyUnit
 from eutectic.check.geometry import BondTest, Geometry
-from eutectic.check.motion import Motion, Slope, slope
+from eutectic.check.motion import Motion, Pair, Slope, slope
 from eutectic.check.report import Finding, Severity, SlopeTest, Units
 from eutectic.check.scales import (
     ENERGY_UNITS,
@@ -393,6 +393,19 @@ def _stress(motion: Motion, forces: Slope | None) -> tuple[SlopeTest, list[Findi
     factor = math.copysign(STRESS_UNITS[unit], s) if known else None
     if known and unit == "eV/Å³" and s > 0:
         return _result(line, f"energies and stresses agree: tension is positive ({shown})", 1.0), []
+    if not known and (energy := _of_virials(pairs, change)) is not None:
+        words = f"stresses are virials in {energy}, W = {'−' if s < 0 else ''}σV ({shown})"
+        return _result(line, words, None), [
+            Finding(
+                code="stress_is_virial",
+                severity="error",
+                title=f"stresses are virials in {energy}",
+                message=f"Between strained frames energies change as if the {words}.",
+                why="A virial is larger than the stress by the volume of the cell, and mostly of the opposite sign.",
+                fix=f"Read the file with --key virial=NAME --unit virial={'' if s < 0 else '-'}{energy}.",
+                numbers={"slope": s, "correlation": line.correlation, "pairs": line.pairs, "unit": energy},
+            )
+        ]
     sign = "of the opposite sign (compression positive)" if s < 0 else "of the right sign"
     words = f"stresses are {sign}" + (f", in {unit}" if known else ", in an unknown unit") + f" ({shown})"
     finding = Finding(
@@ -405,3 +418,14 @@ def _stress(motion: Motion, forces: Slope | None) -> tuple[SlopeTest, list[Findi
         numbers={"slope": s, "correlation": line.correlation, "pairs": line.pairs, "factor": factor},
     )
     return _result(line, words, factor), [finding]
+
+
+def _of_virials(pairs: list[Pair], change: np.ndarray) -> str | None:
+    """Unit of energy in which the stresses are virials; None if they are not."""
+    work = np.array([p.strain_work for p in pairs], dtype=np.float64) / np.array([p.volume for p in pairs])
+    curvature = np.array([p.curvature / p.volume for p in pairs])
+    whole = slope(change, work, curvature)
+    if whole is None or not _conclusive(whole):
+        return None
+    unit = min(ENERGY_UNITS, key=lambda u: abs(math.log(abs(whole.slope) / ENERGY_UNITS[u])))
+    return unit if abs(math.log(abs(whole.slope) / ENERGY_UNITS[unit])) < 0.15 else None

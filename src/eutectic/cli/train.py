@@ -154,8 +154,14 @@ Validation = Annotated[int | None, typer.Option("--n-validation", "--validation"
 Test = Annotated[int | None, typer.Option("--n-test", "--test", help="Test structures.")]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps [default: 500].")]
 BatchSize = Annotated[int | None, typer.Option(help="Structures per batch [default: 16].")]
-Key = Annotated[list[str] | None, typer.Option(help="For a file: key of a property, as property=key; repeat.")]
-Unit = Annotated[list[str] | None, typer.Option(help="For a file: unit of a property, as energy=kcal/mol; repeat.")]
+Key = Annotated[
+    list[str] | None,
+    typer.Option(help="For a file: key of a property, as property=key; virial=key for a virial; repeat."),
+]
+Unit = Annotated[
+    list[str] | None,
+    typer.Option(help="For a file: unit of a property, as energy=kcal/mol, positions=bohr, virial=-eV; repeat."),
+]
 Define = Annotated[
     list[str] | None,
     typer.Option(help="New property, as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; repeat."),

@@ -186,6 +186,7 @@ def prepare(
     pbc: str | None = None,
     level_of_theory: str = "not stated",
     skip_bad: bool = False,
+    skip_unconverged: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -201,12 +202,14 @@ def prepare(
         molecule: member of a family such as rMD17, if not part of `name`.
         keys: "ase" and "records" only: property → key in the files.
         group_key: "ase" and "records" only: entry that names the group of a structure.
-        units: "ase" and "records" only: property, "positions" or "cell" → unit in the files.
+        units: "ase" and "records" only: property, "virial", "positions" or "cell" → unit in the files.
         define: "ase" and "records" only: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
         elements: "ase" only: elements of atoms in files of types or labels, "Cu,Au" or "OW=O,HW=H".
         pbc: "records" only: periodic directions, "true", "false" or e.g. "TTF".
         level_of_theory: "ase" and "records" only: level of theory of the labels.
         skip_bad: leave out unusable records; their number is written to the store and its card.
+        skip_unconverged: "ase" and "records" only: leave out structures whose calculation did not converge, as the
+            files say.
         workers: number of processes; None is one per core.
         overwrite: replace an existing store.
         progress: show count, rate and time left when it takes more than a few seconds.
@@ -216,7 +219,7 @@ def prepare(
 
     Raises:
         EutecticError: unknown name; no source; files that cannot be read or downloaded; a folder that cannot be
-            written; an invalid definition, key or unit.
+            written; an invalid definition, key or unit; stress and virial of a file that contradict each other.
         Interrupted: Ctrl-C; finished parts are kept.
     """
     if molecule is not None and ":" not in name:
@@ -226,7 +229,9 @@ def prepare(
         raise _unknown(name)
     options = {"--key": keys, "--group-key": group_key, "--unit": units, "--define": define}
     only = {**dict.fromkeys(options, tuple(_OWN)), "--elements": ("ase",), "--pbc": ("records",)}
-    for option, value in {**options, "--elements": elements, "--pbc": pbc}.items():
+    only["--skip-unconverged"] = tuple(_OWN)
+    others = {"--elements": elements, "--pbc": pbc, "--skip-unconverged": skip_unconverged}
+    for option, value in {**options, **others}.items():
         if value and name not in only[option]:
             raise EutecticError(
                 option,
@@ -248,9 +253,17 @@ def prepare(
             if name == "ase":
                 named = parse_elements(elements)
                 scanned = ase_files.scan(
-                    source, keys, group_key, units=units, elements=named, defined=defined, skip_bad=skip_bad
+                    source,
+                    keys,
+                    group_key,
+                    units=units,
+                    elements=named,
+                    defined=defined,
+                    skip_bad=skip_bad,
+                    skip_unconverged=skip_unconverged,
                 )
                 ase_files.check_stated(source, scanned, units)
+                scanned.check_consistent(source)
                 dataset = ase_files.AseFiles(
                     source=source,
                     found=scanned,
@@ -260,6 +273,7 @@ def prepare(
                     elements=named,
                     defined=defined,
                     level_of_theory=level_of_theory,
+                    skip_unconverged=skip_unconverged,
                 )
             else:
                 choices = records.Choices(
@@ -268,6 +282,7 @@ def prepare(
                     defined=defined,
                     pbc=None if pbc is None else records.periodicity(pbc),
                     group_key=group_key,
+                    skip_unconverged=skip_unconverged,
                 )
                 found = records.scan(source, choices, skip_bad=skip_bad)
                 dataset = records.RecordFiles(

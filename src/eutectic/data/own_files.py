@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from eutectic.atoms import PROPERTIES, EutecticError, Property, suggest, units
 from eutectic.atoms.properties import BUILT_IN
+from eutectic.data import stresses
 
 GEOMETRY_UNITS = ("positions", "cell")
 """Quantities with a unit besides the properties."""
@@ -15,31 +16,34 @@ def check_keys(keys: Mapping[str, str], *more: str) -> None:
     """Refuse a `--key` for something that is not a property.
 
     Args:
-        keys: property → entry.
+        keys: property, or "virial" (see `eutectic.data.stresses`), → entry.
         more: other names that may have a key.
 
     Raises:
-        EutecticError: an unknown name; suggests the nearest one.
+        EutecticError: an unknown name; suggests the nearest one; an order of six numbers that is none.
     """
-    _check_names("--key", keys, (*PROPERTIES, *more))
+    _check_names("--key", keys, (*PROPERTIES, stresses.VIRIAL.name, *more))
+    stresses.places((), keys, {})
 
 
 def check_units(stated: Mapping[str, str]) -> None:
     """Refuse a `--unit` for something without a unit, or a unit of the wrong dimension.
 
     Args:
-        stated: property, "positions" or "cell" → unit. A stress may be in a unit of energy (see `of_virials`), and
-            positions "fractional".
+        stated: property, "virial", "positions" or "cell" → unit. A stress may be in a unit of energy, as a virial,
+            and positions "fractional".
 
     Raises:
         EutecticError: an unknown name or a unit of the wrong dimension.
     """
-    _check_names("--unit", stated, (*PROPERTIES, *GEOMETRY_UNITS))
+    _check_names("--unit", stated, (*PROPERTIES, stresses.VIRIAL.name, *GEOMETRY_UNITS))
     for name, unit in stated.items():
         if name in GEOMETRY_UNITS:
             if (name, unit) != ("positions", "fractional"):
                 length(name, unit)
-        elif name != "stress" or not _is_energy(unit):
+        elif name == stresses.VIRIAL.name:
+            stresses.VIRIAL.conversion(unit)
+        elif name != "stress" or not stresses.of_energy(unit):
             PROPERTIES[name].conversion(unit)
 
 
@@ -66,25 +70,6 @@ def length(quantity: str, stated: str) -> float:
     return units.conversion(stated, "angstrom", where=f"--unit {quantity}={stated}").factor
 
 
-def of_virials(stated: str | None, key: str) -> float:
-    """eV per unit of the virials (an energy unit); ASE's eV if not stated.
-
-    Raises:
-        EutecticError: the unit stated for the stress is not a unit of energy.
-    """
-    if stated is None:
-        return 1.0
-    return units.conversion(stated, "eV", where=f"--unit stress={stated}, where {key} holds virials").factor
-
-
-def _is_energy(stated: str) -> bool:
-    try:
-        units.conversion(stated, "eV")
-    except EutecticError:
-        return False
-    return True
-
-
 def unit_required(name: str) -> bool:
     """Whether the unit of a property must be given for a file without units: whether it is published in more than one
     unit. Custom properties are defined with their unit."""
@@ -106,20 +91,37 @@ def others(name: str) -> tuple[str, ...]:
     }.get(PROPERTIES[name].unit, ())
 
 
-def notes(counts: Mapping[str, Mapping[str, int]], stated: Mapping[str, str], *, assumed: bool = False) -> list[str]:
+def notes(
+    counts: Mapping[str, Mapping[str, int]],
+    given: Mapping[str, str],
+    said: Mapping[str, Sequence[str]] | None = None,
+    *,
+    assumed: bool = False,
+) -> list[str]:
     """Notes for the card: source entry and unit conversion of each label.
 
     Args:
         counts: property → entry → structures.
-        stated: as for `check_units`.
+        given: the user's units, as for `check_units`.
+        said: property, "positions" or "cell" → units that the files state themselves.
         assumed: if some unit was stated, also note the assumed units of the other properties.
     """
-    lines = [f"{name} in {unit}: converted to Å" for name, unit in stated.items() if name in GEOMETRY_UNITS]
+    said = said or {}
+    lines = [
+        f"{name} in {unit}{'' if name in given else ', as the file says'}: converted to Å"
+        for name in GEOMETRY_UNITS
+        if (unit := given.get(name) or ", ".join(said.get(name, ())))
+    ]
     for name, keys in counts.items():
-        if name in stated:
-            unit = f" in {stated[name]}"
+        theirs = ", ".join(said.get(name, ()))
+        mine = given.get(name) or (given.get(stresses.VIRIAL.name) if name == "stress" else None)
+        if mine:
+            unit = f" in {mine}" + (f" (the file says {theirs})" if theirs and theirs != mine else "")
+        elif theirs:
+            unit = f" in {theirs}, as the file says"
         else:
-            unit = f", taken to be in {PROPERTIES[name].unit}" if assumed and stated and PROPERTIES[name].unit else ""
+            some = assumed and (given or said)
+            unit = f", taken to be in {PROPERTIES[name].unit}" if some and PROPERTIES[name].unit else ""
         lines += [f"{name} from {key!r}{unit}: {n} structures" for key, n in keys.items()]
     return lines
 
@@ -147,7 +149,8 @@ def check_matches(
     """
     required = [*(name for name, key in keys.items() if key), *(p.name for p in defined if keys.get(p.name) != "")]
     for name in dict.fromkeys(required):
-        if name not in counts and name in PROPERTIES:
+        found = "stress" if name == stresses.VIRIAL.name else name
+        if found not in counts and found in PROPERTIES:
             tried = tuple(candidates[name])
             near = suggest(tried[-1], entries)
             raise EutecticError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -22,6 +22,9 @@ from eutectic.data.store import Store
 
 TEST_SHARE = 0.1
 """Default fraction of the structures for validation, and again for test."""
+
+SAME_ENERGY = 0.05
+"""Energies (eV) of one geometry that are further apart are of another charge, spin or level of theory."""
 
 NEAR = 0.1
 """Å, root mean square over the atoms: consecutive rows that differ by less are neighbours in time. A step of 0.5 fs
@@ -357,7 +360,8 @@ class Leakage:
         structures: structures in the part.
         in_shared_groups: structures whose group (molecule, compound, trajectory, …) is also in training.
         shared_groups: number of these groups.
-        duplicates: structures identical to a training structure to 1e-3 Å.
+        duplicates: structures identical to a training structure to 1e-3 Å, with the same energy if they have one: those
+            of another charge, spin or level of theory are no duplicates.
         neighbours_in_time: structures whose previous or next row is a training structure of the same atoms, less
             than `NEAR` away.
     """
@@ -410,6 +414,8 @@ def leakage_into(
     """What the rows of each part share with the training rows; neighbours in time are counted if `near` is given."""
     groups, content = store.column("group"), store.column("content")
     train_groups, train_content = set(groups[train]), set(content[train])
+    energies = store.column("energy").astype(np.float64) if "energy" in store.card.properties else None
+    shared = _energies_of_shared(content, energies, train, parts)
     beside = np.zeros(len(store), dtype=bool)
     if near is not None:
         # Row i is near row i + 1, and one of them is trained on.
@@ -422,11 +428,33 @@ def leakage_into(
             structures=len(rows),
             in_shared_groups=sum(g in train_groups for g in groups[rows]),
             shared_groups=len(train_groups & set(groups[rows])),
-            duplicates=sum(c in train_content for c in content[rows]),
+            duplicates=sum(
+                content[row] in train_content and (energies is None or _any_near(energies[row], shared[content[row]]))
+                for row in rows
+            ),
             neighbours_in_time=int(beside[rows].sum()),
         )
         for part, rows in parts.items()
     }
+
+
+def _energies_of_shared(
+    content: np.ndarray, energies: np.ndarray | None, train: np.ndarray, parts: Mapping[str, np.ndarray]
+) -> dict[bytes, list[float]]:
+    """Content that is in training and in a part → its energies in training."""
+    if energies is None:
+        return {}
+    outside = {content[row] for rows in parts.values() for row in rows}
+    found: dict[bytes, list[float]] = {}
+    for row in train:
+        if content[row] in outside:
+            found.setdefault(content[row], []).append(float(energies[row]))
+    return found
+
+
+def _any_near(energy: float, others: Sequence[float]) -> bool:
+    """Whether one of the energies is that of the same calculation; an unknown one (NaN) may be."""
+    return any(not abs(energy - other) > SAME_ENERGY for other in others)
 
 
 def _near_the_next(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import StringIO
@@ -43,7 +43,7 @@ class Read:
     error: EutecticError | None = None
 
 
-def read_each(source: Path, elements: Elements | None = None) -> Iterator[Read]:
+def read_each(source: Path, elements: Elements | None = None, units: Mapping[str, str] | None = None) -> Iterator[Read]:
     """Every structure of a file; those that cannot be read are given with the reason.
 
     Where reading cannot go on after a structure, the last one given says so.
@@ -51,6 +51,7 @@ def read_each(source: Path, elements: Elements | None = None) -> Iterator[Read]:
     Args:
         source: a file that ASE reads.
         elements: type or label of an atom → symbol of its element, for a file that does not name elements.
+        units: "positions" and "cell" → unit in the file, before the one that it states; Å by default.
 
     Raises:
         EutecticError: no file of structures at all.
@@ -64,7 +65,7 @@ def read_each(source: Path, elements: Elements | None = None) -> Iterator[Read]:
     lost: list[Read] = []  # in a row, where reading ended: they are structures only if there are others after them
     while True:
         try:
-            for item in ase_files.structures(source, elements, index):
+            for item in ase_files.structures(source, elements, index, units=units):
                 yield from lost
                 lost.clear()
                 if isinstance(item, EutecticError):
@@ -130,6 +131,7 @@ def predict_file(
     writers: Sequence[Write],
     *,
     elements: Elements | None = None,
+    units: Mapping[str, str] | None = None,
     batch_size: int = 32,
     normalised: bool = False,
     conservative: bool = False,
@@ -142,7 +144,7 @@ def predict_file(
         model, task_name, batch_size, normalised, conservative, on_done: as for `predict_each`.
         source: a file that ASE reads.
         writers: called for every structure, in order.
-        elements: as for `read_each`.
+        elements, units: as for `read_each`.
         stop: asked between structures.
 
     Raises:
@@ -158,7 +160,7 @@ def predict_file(
             raise Interrupted(f"{summary.predicted:,} structures were predicted; the same command starts again")
 
     def readable() -> Iterator[Structure]:
-        for read in read_each(source, elements):
+        for read in read_each(source, elements, units):
             go_on()
             waiting.append(read)
             if read.structure is not None:

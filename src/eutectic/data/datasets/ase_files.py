@@ -3,9 +3,10 @@ or a folder of these, perhaps with a table of their labels (`id_prop.csv`, see `
 
 The label of each property of `eutectic.atoms.PROPERTIES` is the first of: `REF_<property>`, `dft_<property>`,
 `<property>` in `atoms.info` or `atoms.arrays`; the results in `atoms.calc`; for the stress also `REF_virials` and
-`virials` (σ = −W/V). Energies are in eV, forces in eV/Å, stress in eV/Å³ with tension positive, as in ASE, unless
-other units are given; custom properties are in the unit of their definition. Names such as `mace_energy` are
-predictions, not labels.
+`virials` (σ = −W/V, see `eutectic.data.stresses`). Energies are in eV, forces in eV/Å, stress in eV/Å³ with tension
+positive, as in ASE, unless other units are given or stated in the files (`eutectic.data.stated_units`); custom
+properties are in the unit of their definition. Names such as `mace_energy` are predictions, not labels; charge and
+spin are conditions of a calculation (`eutectic.data.conditions`), and a charge is a label only if it is named.
 """
 
 from __future__ import annotations
@@ -14,26 +15,24 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.stress import voigt_6_to_full_3x3_stress
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure
 from eutectic.atoms.units import as_typed
-from eutectic.data import own_files
+from eutectic.data import conditions, own_files, own_labels, stated_units, stresses
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
-from eutectic.data.formats import id_prop, structure_files
+from eutectic.data.formats import convergence, id_prop, structure_files
 from eutectic.data.formats.elements import Elements, formula
 from eutectic.data.formats.structure_files import Entries
+from eutectic.data.own_labels import PREFIXES as PREFIXES
 from eutectic.data.splits import TEST_SHARE
 
-PREFIXES = ("REF_", "dft_", "")
-VIRIALS = ("REF_virials", "REF_virial", "virials", "virial")
-_TRUTH = {"true": 1.0, "t": 1.0, "false": 0.0, "f": 0.0}
 LABEL_LIKE = ("energy", "energies", "force", "forces", "stress", "virial", "virials")
 MOST_NAMES = 1000  # entries of structures that an error may list
 MOST_IN_A_ROW = 20  # unreadable structures, after which the rest of a file is given up
@@ -53,6 +52,11 @@ class LabelsFound:
         skipped: files of a folder without structures.
         of_file: structures in each file, in order; None for a file that could not be read to its end.
         table: labels of files in a table beside them.
+        units: property, "positions" or "cell" → units that the files state.
+        conditions: charge, spin, level of theory, …: entry → its values, if there are several.
+        contradictions: ids of structures whose stress and virial contradict each other.
+        contradiction: the first of these, in words.
+        unconverged: structures whose calculation did not converge → reason; left out if so chosen.
     """
 
     structures: int
@@ -64,10 +68,30 @@ class LabelsFound:
     skipped: tuple[str, ...] = ()
     of_file: Mapping[Path, int | None] = field(default_factory=dict)
     table: id_prop.Labels = field(default_factory=dict)
+    units: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    conditions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    contradictions: tuple[str, ...] = ()
+    contradiction: str = ""
+    unconverged: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[str, str, int, str]]:
         """Table rows: property, key, structures, unit."""
         return [(name, key, n, PROPERTIES[name].unit) for name, keys in self.counts.items() for key, n in keys.items()]
+
+    def check_consistent(self, source: Path) -> None:
+        """Refuse stresses and virials that contradict each other, of which the user has chosen neither.
+
+        Raises:
+            EutecticError: there are such structures.
+        """
+        if self.contradictions:
+            raise EutecticError(
+                f"{source}, {self.contradictions[0]}",
+                f"{self.contradiction} (in {len(self.contradictions)} structures)",
+                "one stress",
+                "choose one: --key stress=NAME, or --key virial=NAME; and state its unit, e.g. --unit stress=-kbar or "
+                "--unit virial=-eV for a virial of the opposite sign",
+            )
 
 
 def scan(
@@ -79,6 +103,7 @@ def scan(
     elements: Elements | None = None,
     defined: Sequence[Property] = (),
     skip_bad: bool = False,
+    skip_unconverged: bool = False,
 ) -> LabelsFound:
     """Read a source once and count its labels.
 
@@ -87,6 +112,7 @@ def scan(
         keys, group_key, units, elements: as for `read`.
         defined: custom properties, which must have labels.
         skip_bad: leave out structures that cannot be used; only those that can are counted.
+        skip_unconverged: as for `read`.
 
     Raises:
         EutecticError: as `read`; no label at all, none under a given key, or none of a defined property.
@@ -98,7 +124,9 @@ def scan(
     files, skipped, table = _files(Path(source))
     of_file: dict[Path, int | None] = {}
     entries: dict[str, None] = {}
+    seen = _Seen(keys=keys, units=units, skip_unconverged=skip_unconverged)
     for file in files:
+        about = _about(file)
         number: int | None = 0
         for item in _every(file, _root(files), elements, skip_bad, table):
             if item is None or number is None:
@@ -109,26 +137,31 @@ def scan(
                 continue
             name, where, atoms, info = item
             if len(entries) < MOST_NAMES:
-                entries |= dict.fromkeys(_entries(atoms, info))
+                entries |= dict.fromkeys(own_labels.entries(atoms, info))
+            if not seen.wants(name, info, about):
+                continue
             try:
-                used = _find(atoms, info, keys, units, where)
+                said = about.units_of(info)
+                to_angstrom(atoms, units, said, where)
+                used = own_labels.find(atoms, info, keys, units, said, where)
                 group = _group(name, atoms, info, group_key, len(files) > 1, where)
                 if skip_bad:
-                    labels = {label: value for label, (_, value) in used.items()}
+                    labels = {label: found.value for label, found in used.items()}
                     LabelledStructure(structure=_structure(atoms), labels=labels, id=name, group=group).check(where)
+                seen.add(name, where, atoms, info, used, said)
             except EutecticError:
                 if not skip_bad:
                     raise
                 continue
-            for label, (key, _) in used.items():
-                counts.setdefault(label, Counter())[key] += 1
-            ignored.update(_unused(atoms, info, {key for key, _ in used.values()}))
+            for label, found in used.items():
+                counts.setdefault(label, Counter())[found.entry] += 1
+            ignored.update(_unused(atoms, info, {found.entry for found in used.values()}))
             groups[group] += 1
         of_file[file] = number
-    tried = {name: _candidates(name, keys) for name in PROPERTIES}
+    tried = {name: own_labels.candidates(name, keys) for name in (*PROPERTIES, stresses.VIRIAL.name)}
     own_files.check_matches(str(source), keys, defined, counts, entries, tried)
     if not counts:
-        raise _no_labels(Path(source), ignored)
+        raise _no_labels(Path(source), ignored, entries, seen)
     return LabelsFound(
         structures=groups.total(),
         files=len(files),
@@ -139,7 +172,95 @@ def scan(
         skipped=tuple(skipped),
         of_file=of_file,
         table=table,
+        units={name: tuple(said) for name, said in seen.said.items()},
+        conditions=seen.conditions.differing(),
+        contradictions=tuple(seen.contradictions),
+        contradiction=seen.contradiction,
+        unconverged=seen.unconverged,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """What a file says of all its structures: units in its metadata, convergence of its steps."""
+
+    units: stated_units.Stated
+    convergence: convergence.Convergence
+
+    def units_of(self, info: Mapping[str, Any]) -> stated_units.Stated:
+        return {**self.units, **stated_units.stated(info)}
+
+    def unconverged(self, name: str, info: Mapping[str, Any]) -> str:
+        """Why a structure's calculation did not converge, or empty."""
+        reason = self.convergence.unconverged.get(int(name.rpartition("#")[2]), "")
+        return reason or ("an entry of it says so" if convergence.of_entries(info) else "")
+
+    def unfinished(self, file: Path, first: int, count: int | None) -> EutecticError | None:
+        """An error in the place of the structure that is cut off; None if the file is complete, or for other ranges."""
+        at = self.convergence.steps
+        if not self.convergence.unfinished or first > at or (count is not None and first + count <= at):
+            return None
+        return EutecticError(
+            f"{file}, structure {at}",
+            self.convergence.unfinished,
+            "a complete file",
+            "the calculation was stopped, or the file is truncated: write it again, or pass --skip-bad to leave this "
+            "structure out",
+        )
+
+
+def _about(file: Path) -> _About:
+    state = file.stat()
+    return _read_about(file, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _read_about(file: Path, size: int, time: int) -> _About:
+    form = structure_files.format_of(file)
+    return _About(units=stated_units.of_file(file, form), convergence=convergence.of_file(file, form))
+
+
+@dataclass(eq=False, kw_only=True)
+class _Seen:
+    """What else is met in a scan, see `LabelsFound`."""
+
+    keys: Mapping[str, str]
+    units: Mapping[str, str]
+    skip_unconverged: bool
+    said: dict[str, dict[str, None]] = field(default_factory=dict)
+    conditions: conditions.Met = field(default_factory=conditions.Met)
+    contradictions: list[str] = field(default_factory=list)
+    contradiction: str = ""
+    unconverged: dict[str, str] = field(default_factory=dict)
+
+    def wants(self, name: str, info: Mapping[str, Any], about: _About) -> bool:
+        """Whether the structure is used: it converged, or such are not left out."""
+        if reason := about.unconverged(name, info):
+            self.unconverged[name] = reason
+        return not (reason and self.skip_unconverged)
+
+    def add(
+        self,
+        name: str,
+        where: str,
+        atoms: Atoms,
+        info: Mapping[str, Any],
+        used: Mapping[str, own_labels.Label],
+        said: stated_units.Stated,
+    ) -> None:
+        """Add a structure that is used."""
+        for label, found in used.items():
+            if found.said:
+                self.said.setdefault(label, {})[found.said] = None
+        for what in own_files.GEOMETRY_UNITS:
+            if (unit := stated_units.specific(what, what, said)) is not None:
+                self.said.setdefault(what, {})[unit] = None
+        taken = {found.entry for found in used.values()}
+        self.conditions.add((str(key), value) for key, value in info.items() if key not in taken)
+        words = own_labels.contradiction(atoms, info, self.keys, self.units, said, where)
+        if words is not None:
+            self.contradiction = self.contradiction or words
+            self.contradictions.append(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +273,7 @@ class AseFiles:
         keys, group_key, units, elements: as for `read`.
         defined: custom properties defined for these files.
         level_of_theory: level of theory of the labels, which the files do not state.
+        skip_unconverged: as for `read`.
     """
 
     source: Path
@@ -162,6 +284,7 @@ class AseFiles:
     elements: Elements = field(default_factory=dict)
     defined: tuple[Property, ...] = ()
     level_of_theory: str = "not stated"
+    skip_unconverged: bool = False
 
     def names(self) -> tuple[str, ...]:
         """One data set."""
@@ -169,7 +292,13 @@ class AseFiles:
 
     def card(self, name: str) -> Card:
         """Card from the contents, with the given level of theory."""
-        return card(self.source, self.found, units=self.units, level_of_theory=self.level_of_theory)
+        return card(
+            self.source,
+            self.found,
+            units=self.units,
+            level_of_theory=self.level_of_theory,
+            skip_unconverged=self.skip_unconverged,
+        )
 
     def files(self, name: str) -> tuple[File, ...]:
         """None: the files are the user's own."""
@@ -186,7 +315,7 @@ class AseFiles:
         """The structures of a file, or of a part of it; unchecked."""
         files = list(self.found.of_file)
         several = len(files) > 1
-        options = (self.keys, self.group_key, self.units, self.elements)
+        options = (self.keys, self.group_key, self.units, self.elements, self.skip_unconverged)
         rows = _rows(piece.path, _root(files), several, *options, self.found.table, piece.first, piece.count)
         yield from (row for _, row in rows)
 
@@ -224,6 +353,7 @@ def card(
     level_of_theory: str = "not stated",
     licence: str = "not stated",
     citation: str = "not stated",
+    skip_unconverged: bool = False,
 ) -> Card:
     """Card of a source, from the contents found by `scan`.
 
@@ -234,15 +364,21 @@ def card(
         level_of_theory: level of theory of the labels, which the files do not state.
         licence: SPDX identifier or free text.
         citation: reference to cite.
+        skip_unconverged: whether structures that did not converge were left out.
     """
     # The largest group goes to training: with one trajectory and a few isolated atoms nothing is left for the test.
     few = found.groups < 3 or found.structures - found.largest_group < 2 * TEST_SHARE * found.structures
-    notes = own_files.notes(found.counts, units or {}, assumed=True)
+    notes = own_files.notes(found.counts, units or {}, found.units, assumed=True)
     if found.skipped:
         more = f" and {len(found.skipped) - 5} more" if len(found.skipped) > 5 else ""
         notes.append(f"not read as structures: {', '.join(found.skipped[:5])}{more}")
     if found.ignored:
         notes.append("not used as labels: " + ", ".join(f"{k} ({n})" for k, n in found.ignored.items()))
+    if found.conditions:
+        notes.append(conditions.note(found.conditions))
+    if found.unconverged:
+        first = ": ".join(next(iter(found.unconverged.items())))
+        notes.append(convergence.note(len(found.unconverged), first, left_out=skip_unconverged))
     if few:
         notes.append("Nearly all is one group: the split is random, with structures of one trajectory on both sides.")
     return Card(
@@ -265,6 +401,7 @@ def read(
     group_key: str | None = None,
     units: Mapping[str, str] | None = None,
     elements: Elements | None = None,
+    skip_unconverged: bool = False,
 ) -> Iterator[LabelledStructure]:
     """Every structure with its labels; files of a folder sorted by name.
 
@@ -273,12 +410,15 @@ def read(
 
     Args:
         source: a file or a folder.
-        keys: property → key in `info`, `arrays` or the results, instead of the usual ones; "" leaves it out.
+        keys: property → key in `info`, `arrays` or the results, instead of the usual ones; "" leaves it out. "virial"
+            names a virial W = −σV, and "NAME:xx,yy,zz,xy,yz,zx" the order of six numbers (`eutectic.data.stresses`).
         group_key: entry of `info` that names a structure's group. By default `info["group"]` if present; else the
             file, if there are several; else the chemical formula.
-        units: property, "positions" or "cell" (default: as positions) → unit in the files, instead of ASE's, with a
-            leading minus to change the sign. The unit of a stress given as virials is an energy.
+        units: property, "virial", "positions" or "cell" (default: as positions) → unit in the files, instead of the
+            one that they state, or ASE's; with a leading minus to change the sign.
         elements: type or label of an atom in the files → symbol of its element, where the files do not name it.
+        skip_unconverged: leave out structures whose calculation did not converge, as an entry `converged`, or the
+            output of VASP or Quantum ESPRESSO, says.
 
     Yields:
         Structures with ids "<file>#<position in the file>".
@@ -287,7 +427,7 @@ def read(
         EutecticError: no such source; a file that is empty, truncated or of unknown format; an unusable structure or
             label (non-finite, wrong shape, element X, periodic without volume).
     """
-    for where, row in rows(source, keys, group_key, units, elements):
+    for where, row in rows(source, keys, group_key, units, elements, skip_unconverged):
         row.check(where)
         yield row
 
@@ -298,12 +438,14 @@ def rows(
     group_key: str | None = None,
     units: Mapping[str, str] | None = None,
     elements: Elements | None = None,
+    skip_unconverged: bool = False,
 ) -> Iterator[tuple[str, LabelledStructure]]:
     """As `read`, unchecked: location and structure."""
     keys, units = _checked(keys, units)
     files, _, table = _files(Path(source))
     for file in files:
-        yield from _rows(file, _root(files), len(files) > 1, keys, group_key, units, elements, table)
+        options = (keys, group_key, units, elements, skip_unconverged)
+        yield from _rows(file, _root(files), len(files) > 1, *options, table)
 
 
 def _checked(
@@ -331,43 +473,68 @@ def _rows(
     group_key: str | None,
     units: Mapping[str, str],
     elements: Elements | None = None,
+    skip_unconverged: bool = False,
     table: id_prop.Labels | None = None,
     first: int = 0,
     count: int | None = None,
 ) -> Iterator[tuple[str, LabelledStructure]]:
-    of_positions, of_cell = (
-        own_files.length(what, unit) if (unit := units.get(what, units.get("positions"))) else None
-        for what in ("positions", "cell")
-    )
+    about = _about(file)
     for item in _all_atoms(file, root, elements, table, first, count):
         if isinstance(item, EutecticError):
             raise item
         name, where, atoms, info = item
-        if of_cell is not None:
-            atoms.set_cell(atoms.cell.array * of_cell)
-        if of_positions is not None:
-            atoms.positions *= of_positions
-        labels = {label: value for label, (_, value) in _find(atoms, info, keys, units, where).items()}
+        if skip_unconverged and about.unconverged(name, info):
+            continue
+        said = about.units_of(info)
+        to_angstrom(atoms, units, said, where)
+        used = own_labels.find(atoms, info, keys, units, said, where)
+        labels = {label: found.value for label, found in used.items()}
         group = _group(name, atoms, info, group_key, several_files, where)
         yield where, LabelledStructure(structure=_structure(atoms), labels=labels, id=name, group=group)
 
 
+def to_angstrom(atoms: Atoms, given: Mapping[str, str], said: stated_units.Stated, where: str) -> None:
+    """Convert positions and cell from the unit given, or else stated in the file.
+
+    Args:
+        atoms: to change.
+        given: "positions" and "cell" → unit; that of the cell is by default that of the positions.
+        said: units that the file states.
+        where: the structure, in errors.
+    """
+    of_positions = stated_units.unit_of("positions", "positions", given, said, where=where)
+    of_cell = stated_units.unit_of("cell", "cell", given, said, where=where) or of_positions
+    if of_cell is not None:
+        atoms.set_cell(atoms.cell.array * own_files.length("cell", of_cell))
+    if of_positions is not None:
+        atoms.positions *= own_files.length("positions", of_positions)
+
+
 def structures(
-    source: Path, elements: Elements | None = None, first: int = 0
+    source: Path, elements: Elements | None = None, first: int = 0, *, units: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, Atoms, Structure] | EutecticError]:
     """Location, contents as ASE reads them, and structure of every entry from `first` on; no labels, unchecked.
 
     An entry that cannot be read is an error in its place, where the reading goes on after it.
 
+    Args:
+        source: a file.
+        elements: as for `read`.
+        first: the first structure to read.
+        units: "positions" and "cell" → unit in the file, as for `read`; the contents are converted to Å too.
+
     Raises:
         EutecticError: as `read`; the rest of the file cannot be read.
     """
+    _, units = _checked(None, units)
+    about = _about(source)
     for item in _all_atoms(source, source.parent, elements, first=first):
         if isinstance(item, EutecticError):
             yield item
             continue
         _, where, atoms, entries = item
         # Key-value pairs of a database and fields of a molfile are not in ASE's `info`.
+        to_angstrom(atoms, units, about.units_of(entries), where)
         more = {k: v for k, v in entries.items() if k not in atoms.info and isinstance(v, str | int | float)}
         atoms.info.update(more)
         yield where, atoms, _structure(atoms)
@@ -380,95 +547,27 @@ def _structure(atoms: Atoms) -> Structure:
     return replace(structure, tags=np.full(len(atoms), 2, dtype=np.int64))
 
 
-def _places(atoms: Atoms, info: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [info, atoms.arrays, atoms.calc.results if atoms.calc is not None else {}]
-
-
-def _entries(atoms: Atoms, info: Mapping[str, Any]) -> list[str]:
-    """Names of entries that may be labels."""
-    named = [str(name) for place in _places(atoms, info) for name in place]
-    return [name for name in named if name not in ("numbers", "positions")]
-
-
-def _candidates(name: str, keys: Mapping[str, str]) -> tuple[str, ...]:
-    """Possible entries of a property, in order of preference."""
-    if name in keys:
-        return (keys[name],) if keys[name] else ()
-    # Some codes give only the free energy, whose negative gradient the forces are.
-    return (*(prefix + name for prefix in PREFIXES), *(("free_energy",) if name == "energy" else ()))
-
-
-def _find(
-    atoms: Atoms, info: Mapping[str, Any], keys: Mapping[str, str], units: Mapping[str, str], where: str
-) -> dict[str, tuple[str, np.ndarray]]:
-    """Property → its key, and its value in the library's shape and unit."""
-    places = _places(atoms, info)
-    found: dict[str, tuple[str, np.ndarray]] = {}
-    for name, prop in PROPERTIES.items():
-        for key in _candidates(name, keys):
-            value = next((place[key] for place in places if place.get(key) is not None), None)
-            if value is not None:
-                label = _shaped(prop, value, len(atoms), f"{where}, {key}")
-                if name in units:
-                    label = prop.conversion(units[name])(label, len(atoms))
-                found[name] = (key, label)
-                break
-    if "stress" not in found and "stress" not in keys:
-        for key in VIRIALS:
-            value = next((place[key] for place in places if place.get(key) is not None), None)
-            if value is not None and atoms.cell.rank == 3:
-                virial = _shaped(PROPERTIES["stress"], value, len(atoms), f"{where}, {key}")
-                virial = virial * own_files.of_virials(units.get("stress"), key)
-                found["stress"] = (key, -virial / atoms.get_volume())
-                break
-    return found
-
-
-def _shaped(prop: Property, value: object, n_atoms: int, where: str) -> np.ndarray:
-    shape = prop.shape(n_atoms)
-    try:
-        if isinstance(value, bool | np.bool_) and not prop.categorical:
-            raise ValueError("true or false, or a key without a value")
-        if prop.categorical and isinstance(value, str) and (word := value.strip().lower()) in _TRUTH:
-            value = _TRUTH[word]
-        array = np.asarray(value, dtype=np.float64)
-        if prop.rank == 2 and array.shape == (6,):
-            return voigt_6_to_full_3x3_stress(array)
-        # (1,) for a scalar and (9,) for a tensor are accepted.
-        return array.reshape(shape) if _same_numbers(array.shape, shape) else array
-    except (ValueError, TypeError) as error:
-        raise EutecticError(
-            where,
-            f"{str(value)[:60]!r} ({error})",
-            "a class: true, false, or one of the whole numbers 0, 1, …"
-            if prop.categorical
-            else f"{prop.name} in {prop.unit}, of shape {shape}",
-            "number the classes in the file, from 0"
-            if prop.categorical
-            else f"a property that is true or false is defined as a class (--define {prop.name}=,class)"
-            if isinstance(value, bool | np.bool_)
-            else "repair the file, or name another key for this property",
-        ) from error
-
-
-def _same_numbers(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether the shapes agree up to flattening or dimensions of size one; (3, n) never equals (n, 3)."""
-    alike = [n for n in given if n != 1] == [n for n in shape if n != 1]
-    return alike or (len(given) == 1 and given[0] == int(np.prod(shape)))
-
-
 def _unused(atoms: Atoms, info: Mapping[str, Any], used: set[str]) -> set[str]:
-    names = {name for place in _places(atoms, info) for name in place}
+    names = {name for place in own_labels.places(atoms, info) for name in place}
     plain = {"free_energy", "energies", "stresses", "magmoms"}
     return {n for n in names - used - plain if n.lower().endswith(LABEL_LIKE)}
 
 
-def _no_labels(source: Path, ignored: Mapping[str, int]) -> EutecticError:
+def _no_labels(source: Path, ignored: Mapping[str, int], entries: Mapping[str, None], seen: _Seen) -> EutecticError:
+    others = sorted(set(ignored)) or [name for name in entries if name not in ("tags", "initial_magmoms")][:30]
+    example = next((name for name in others if "energy" in name.lower() or name in ("E", "e")), "my_energy")
+    if seen.skip_unconverged and seen.unconverged:
+        given = f"no label in a structure that converged: {len(seen.unconverged)} did not"
+    elif others:
+        given = f"no label under the usual names; there are {', '.join(others)}"
+    else:
+        given = "no label"
     return EutecticError(
         str(source),
-        f"no label under the usual names; there are {', '.join(sorted(ignored))}" if ignored else "no label",
+        given,
         "energy, forces, stress or another property: in atoms.calc, or as REF_energy, REF_forces, …",
-        "name the key of a property, e.g. --key energy=my_energy",
+        f"name the key of a property, and its unit if that is not ASE's, e.g. --key energy={example} "
+        "--unit energy=hartree",
     )
 
 
@@ -569,6 +668,9 @@ def _all_atoms(
                 {**entries, **more},
             )
         index += 1
+    if (error := _about(file).unfinished(file, first, count)) is not None:
+        yield error
+        return
     if index == 0 and count != 0:
         raise EutecticError(str(file), "no structures", "at least one", "write it again, or remove it")
 

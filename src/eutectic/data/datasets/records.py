@@ -2,7 +2,8 @@
 
 A record is one structure with named fields: `--key energy=total_energy` names the field of a property, and
 `targets.energy` is the field `energy` of the field `targets`. Information missing from the files must be given: units
-(`--unit energy=kcal/mol`) and periodicity (`--pbc true`). Nothing is guessed.
+(`--unit energy=kcal/mol`; a file may state them, see `eutectic.data.stated_units`), periodicity (`--pbc true`), and the
+order of a stress of six numbers (`--key stress=NAME:xx,yy,zz,xy,yz,zx`). Nothing is guessed.
 
 * `.lmdb`: pickled dictionaries or PyTorch Geometric's `Data` under the keys "0", "1", … (some may be missing), read
   without running any code in them.
@@ -20,7 +21,7 @@ import csv
 import io
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, cast
@@ -29,10 +30,10 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure, units
-from eutectic.data import own_files
+from eutectic.data import conditions, own_files, stated_units, stresses
 from eutectic.data.card import Card
 from eutectic.data.dataset import File, Piece
-from eutectic.data.formats import cif, npz_arrays, pickled_lmdb, pymatgen_json
+from eutectic.data.formats import cif, convergence, npz_arrays, pickled_lmdb, pymatgen_json
 from eutectic.data.formats.archives import damage_explained, unpacked
 from eutectic.data.formats.elements import formula
 from eutectic.data.formats.npz_arrays import array_head, blocks, cut
@@ -70,12 +71,13 @@ class Choices:
     """The user's options for the files.
 
     Attributes:
-        keys: property, or part of `GEOMETRY`, → its field; an empty name leaves a property out.
-        units: property, "positions" or "cell" → unit in the files, with a leading minus to change the sign
+        keys: property, "virial", or part of `GEOMETRY`, → its field; an empty name leaves a property out.
+        units: property, "virial", "positions" or "cell" → unit in the files, with a leading minus to change the sign
             (`eutectic.atoms.units.conversion`); positions may be "fractional".
         defined: custom properties defined for these files.
         pbc: periodic directions, if not in the files.
         group_key: field that names the group of a structure.
+        skip_unconverged: leave out records that say that their calculation did not converge (`converged`: false).
     """
 
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -83,6 +85,7 @@ class Choices:
     defined: tuple[Property, ...] = ()
     pbc: tuple[bool, bool, bool] | None = None
     group_key: str | None = None
+    skip_unconverged: bool = False
 
     def __post_init__(self) -> None:
         own_files.check_keys(self.keys, *GEOMETRY)
@@ -92,7 +95,17 @@ class Choices:
         """Possible fields of a property or a part of the geometry."""
         if quantity in self.keys:
             return (self.keys[quantity],) if self.keys[quantity] else ()
+        if quantity in conditions.CONDITIONS:
+            return ()
         return GEOMETRY.get(quantity) or LABELS.get(quantity) or (quantity,)
+
+    def stresses(self) -> tuple[stresses.Place, ...]:
+        """Fields in which the stress may be, in order of preference."""
+        return stresses.places(("stress",), self.keys, self.units, virials=("virial", "virials"))
+
+    def uses(self, record: Record) -> bool:
+        """Whether the record is used: it converged, or such are not left out."""
+        return not (self.skip_unconverged and convergence.of_entries(record.fields))
 
 
 def periodicity(text: str) -> tuple[bool, bool, bool]:
@@ -118,6 +131,9 @@ class Found:
         counts: property → field → number of structures.
         groups: number of groups.
         largest_group: structures in the largest group.
+        units: property, "positions" or "cell" → units that the files state.
+        conditions: charge, spin, level of theory, …: field → its values, if there are several.
+        unconverged: records whose calculation did not converge.
     """
 
     structures: int
@@ -125,6 +141,9 @@ class Found:
     counts: Mapping[str, Mapping[str, int]]
     groups: int
     largest_group: int
+    units: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    conditions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unconverged: int = 0
 
 
 def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
@@ -143,7 +162,10 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
     counts: dict[str, Counter[str]] = {}
     names: dict[str, None] = {}
     of_file: dict[Path, int] = {}
-    cells = False
+    cells, unordered, unconverged = False, "", 0
+    met = conditions.Met()
+    said: dict[str, dict[str, None]] = {}
+    silent: set[str] = set()
     for path in paths:
         n, complete, before = 0, False, ""
         while not complete:
@@ -151,11 +173,22 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
                 for record in _records(path, choices, n):
                     names = names or dict.fromkeys(record.names())
                     n += 1
+                    unconverged += convergence.of_entries(record.fields)
+                    if not choices.uses(record):
+                        continue
                     try:
-                        found = {p: key for p in PROPERTIES if (key := record.key(*choices.names(p))) is not None}
+                        found = _found(record, choices)
                         group = _group(record, choices, len(paths) > 1)
                         cells = cells or _needs_periodicity(record, choices)
-                        if skip_bad:
+                        place = _stress_of(record, choices)
+                        unordered = unordered or _unordered(record, place)
+                        taken = {
+                            what: record.key(*choices.names(what)) or what for what in own_files.GEOMETRY_UNITS
+                        } | found
+                        if place is not None and place.virial:
+                            taken["virial"] = taken.pop("stress")
+                        silent |= {name for name, key in taken.items() if _unit(record, choices, name, key) is None}
+                        if skip_bad and not unordered:
                             _labelled(record, choices, group).check(record.where)
                     except EutecticError:
                         if not skip_bad:
@@ -163,6 +196,10 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
                         continue
                     for name, key in found.items():
                         counts.setdefault(name, Counter())[key] += 1
+                    for name, key in taken.items():
+                        if (unit := stated_units.specific(name, key, record.said, record.fields)) is not None:
+                            said.setdefault("stress" if name == "virial" else name, {})[unit] = None
+                    met.add((name, value) for name, value in record.fields.items() if name not in found.values())
                     groups[group] += 1
                 complete = True
             except EutecticError as error:
@@ -175,13 +212,16 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
             raise EutecticError(str(path), "no records", "at least one structure", _INCOMPLETE)
         of_file[path] = n
     _check_labels(Path(source), choices, counts, names)
-    _check_stated(Path(source), choices, counts, names, cells)
+    _check_stated(Path(source), choices, silent, names, cells, unordered)
     return Found(
         structures=groups.total(),
         of_file=of_file,
         counts={name: dict(counts[name]) for name in PROPERTIES if name in counts},
         groups=len(groups),
         largest_group=max(groups.values(), default=0),
+        units={name: tuple(stated) for name, stated in said.items()},
+        conditions=met.differing(),
+        unconverged=unconverged,
     )
 
 
@@ -210,7 +250,11 @@ class RecordFiles:
         found, total = self.found, self.found.structures
         # As in `ase_files.card`: the largest group goes to training.
         few = found.groups < 3 or total - found.largest_group < 2 * TEST_SHARE * total
-        notes = own_files.notes(found.counts, self.choices.units)
+        notes = own_files.notes(found.counts, self.choices.units, found.units)
+        if found.conditions:
+            notes.append(conditions.note(found.conditions))
+        if found.unconverged:
+            notes.append(convergence.note(found.unconverged, left_out=self.choices.skip_unconverged))
         if few:
             notes.append("Nearly all is one group: the split is random, with structures of one group on both sides.")
         return Card(
@@ -245,7 +289,8 @@ class RecordFiles:
         """
         several = len(self.found.of_file) > 1
         for record in _records(piece.path, self.choices, piece.first, piece.count):
-            yield _labelled(record, self.choices, _group(record, self.choices, several))
+            if self.choices.uses(record):
+                yield _labelled(record, self.choices, _group(record, self.choices, several))
 
     def published_splits(self, source: Path, name: str) -> Mapping[str, Mapping[str, np.ndarray]]:
         """None."""
@@ -288,6 +333,11 @@ class Record:
         # An empty cell of a table is no value.
         return next((name for name in names if not _is_nothing(self.value(name))), None)
 
+    @property
+    def said(self) -> stated_units.Stated:
+        """The units that its fields state."""
+        return stated_units.stated(self.fields)
+
     def names(self) -> list[str]:
         """Names of all fields; those of nested fields are joined with a point."""
         found: list[str] = []
@@ -327,9 +377,7 @@ def _is_crystal(value: Mapping[str, object]) -> bool:
 
 def _labelled(record: Record, choices: Choices, group: str) -> LabelledStructure:
     structure = _structure(record, choices)
-    return LabelledStructure(
-        structure=structure, labels=_labels(record, choices, len(structure)), id=record.id, group=group
-    )
+    return LabelledStructure(structure=structure, labels=_labels(record, choices, structure), id=record.id, group=group)
 
 
 def _structure(record: Record, choices: Choices) -> Structure:
@@ -341,14 +389,14 @@ def _structure(record: Record, choices: Choices) -> Structure:
     numbers = _atomic_numbers(record, choices)
     n = len(numbers)
     positions = _of_atoms(record, _needed(record, choices, "positions"), n, (n, 3))
-    unit = choices.units.get("positions", "angstrom")
+    unit = _unit(record, choices, "positions", _needed(record, choices, "positions")) or "angstrom"
     key = record.key(*choices.names("cell"))
     cell = np.zeros((3, 3)) if key is None else _shaped(record, key, (3, 3))
     pbc_key = record.key(*choices.names("pbc"))
     pbc = np.array(choices.pbc or (False, False, False))
     if pbc_key is not None and choices.pbc is None:
         pbc = _periodic(record, pbc_key)
-    of_cell = choices.units.get("cell", unit)
+    of_cell = _unit(record, choices, "cell", key or "cell") or unit
     cell = cell * (own_files.length("cell", of_cell) if key is not None else 1.0)
     if unit == "fractional":
         if key is None:
@@ -421,11 +469,37 @@ def _periodic(record: Record, key: str) -> np.ndarray:
     return np.broadcast_to(values != 0, 3).copy()
 
 
-def _labels(record: Record, choices: Choices, n: int) -> dict[str, np.ndarray]:
-    found = {}
-    for name, prop in PROPERTIES.items():
-        key = record.key(*choices.names(name))
-        if key is None:
+def _unit(record: Record, choices: Choices, name: str, key: str) -> str | None:
+    """Unit of a field: as the user gives it, else as the file states it; None if nobody does."""
+    given = stresses.unit_of_virial(choices.units) if name == "virial" else choices.units
+    return stated_units.unit_of(name, key, given, record.said, record.fields, f"{record.where}, {key}")
+
+
+def _found(record: Record, choices: Choices) -> dict[str, str]:
+    """Property → its field."""
+    found = {p: key for p in PROPERTIES if p != "stress" and (key := record.key(*choices.names(p))) is not None}
+    place = _stress_of(record, choices)
+    return found if place is None else {**found, "stress": place.entry}
+
+
+def _stress_of(record: Record, choices: Choices) -> stresses.Place | None:
+    return next((place for place in choices.stresses() if record.key(place.entry) is not None), None)
+
+
+def _unordered(record: Record, place: stresses.Place | None) -> str:
+    """Field of a stress of six numbers in an order that is not stated; empty if there is none."""
+    if place is None or place.order or record.numbers(place.entry).size != 6:
+        return ""
+    return place.entry
+
+
+def _labels(record: Record, choices: Choices, structure: Structure) -> dict[str, np.ndarray]:
+    found, n = {}, len(structure)
+    for name, key in _found(record, choices).items():
+        prop = PROPERTIES[name]
+        if name == "stress":
+            if (stress := _stress(record, choices, structure)) is not None:
+                found[name] = stress
             continue
         shape = prop.shape(n)
         if isinstance(value := record.value(key), bool | np.bool_) and not prop.categorical:
@@ -438,10 +512,27 @@ def _labels(record: Record, choices: Choices, n: int) -> dict[str, np.ndarray]:
         if prop.categorical and (classes := _classes(record, key)) is not None:
             record = replace(record, fields={**record.fields, key: classes})
         read = _of_atoms(record, key, n, shape, prop) if prop.level == "atom" else _shaped(record, key, shape, prop, n)
-        if name in choices.units:
-            read = prop.conversion(choices.units[name])(read, n)
+        if (unit := _unit(record, choices, name, key)) is not None:
+            read = prop.conversion(unit)(read, n)
         found[name] = read
     return found
+
+
+def _stress(record: Record, choices: Choices, structure: Structure) -> np.ndarray | None:
+    """Stress (3, 3), eV/Å³, from a stress or a virial; None for a virial of a structure without a cell."""
+    place = _stress_of(record, choices)
+    assert place is not None
+    volume = abs(float(np.linalg.det(structure.cell)))
+    if place.virial and not volume:
+        return None
+    if record.numbers(place.entry).size == 6:
+        tensor = stresses.tensor(record.numbers(place.entry).reshape(6), place.order)
+    else:
+        tensor = _shaped(record, place.entry, (3, 3))
+    name = "virial" if place.virial else "stress"
+    if (unit := _unit(record, choices, name, place.entry)) is not None:
+        tensor = stated_units.conversion(name, unit)(tensor, len(structure))
+    return stresses.of_virial(tensor, volume) if place.virial else tensor
 
 
 def _classes(record: Record, key: str) -> np.ndarray | None:
@@ -503,6 +594,7 @@ def _needs_periodicity(record: Record, choices: Choices) -> bool:
 
 def _check_labels(source: Path, choices: Choices, counts: Mapping[str, object], names: Mapping[str, object]) -> None:
     tried = {name: choices.names(name) for name in PROPERTIES}
+    tried |= dict.fromkeys(("stress", "virial"), tuple(place.entry for place in choices.stresses()))
     own_files.check_matches(str(source), choices.keys, choices.defined, counts, names, tried)
     if not counts:
         raise EutecticError(
@@ -514,26 +606,44 @@ def _check_labels(source: Path, choices: Choices, counts: Mapping[str, object], 
 
 
 def _check_stated(
-    source: Path, choices: Choices, counts: Mapping[str, object], names: Mapping[str, object], cells: bool
+    source: Path, choices: Choices, silent: Collection[str], names: Mapping[str, object], cells: bool, unordered: str
 ) -> None:
-    """Report all missing units and the periodicity in one error."""
-    usual = {name: units.as_typed(PROPERTIES[name].unit) for name in counts if own_files.unit_required(name)}
+    """Report all missing units, the periodicity and the order of a stress in one error.
+
+    Args:
+        source: the files.
+        choices: the user's options.
+        silent: properties, "virial", "positions", "cell" of which neither the user nor a file gives the unit.
+        names: fields.
+        cells: whether there are cells of unknown periodicity.
+        unordered: field of a stress of six numbers in unknown order.
+    """
+    usual = {
+        name: "eV" if name == "virial" else units.as_typed(PROPERTIES[name].unit)
+        for name in (*PROPERTIES, "virial")
+        if name in silent and (name == "virial" or own_files.unit_required(name))
+    }
     if not any(name in names for what in ("structure", "cif") for name in choices.names(what)):
         fractional = choices.units.get("positions") == "fractional"
         usual = {"positions": "angstrom", **({"cell": "angstrom"} if fractional else {}), **usual}
-    missing = [name for name in usual if name not in choices.units]
+        usual = {name: unit for name, unit in usual.items() if name in silent}
     periodic = cells and choices.pbc is None
-    if not missing and not periodic:
+    if not usual and not periodic and not unordered:
         return
-    given = [f"no unit of {', '.join(missing)}"] if missing else []
-    fix = ["give their units: " + " ".join(f"--unit {name}={usual[name]}" for name in missing)] if missing else []
-    if missing:
-        fix.append("others are " + ", ".join(dict.fromkeys(u for name in missing for u in own_files.others(name))))
-    if any(name in PROPERTIES for name in missing):
+    given = [f"no unit of {', '.join(usual)}"] if usual else []
+    fix = ["give their units: " + " ".join(f"--unit {name}={unit}" for name, unit in usual.items())] if usual else []
+    if usual:
+        fix.append("others are " + ", ".join(dict.fromkeys(u for name in usual for u in own_files.others(name))))
+    if "stress" in usual:
+        fix.append("--unit stress=eV is a virial")
+    if any(name in PROPERTIES for name in usual):
         fix.append("--key NAME= leaves a property out")
     if periodic:
         given.append("cells of unknown periodicity")
         fix.append("pass --pbc true for crystals, --pbc false for molecules in a box, or --pbc TTF for slabs")
+    if unordered:
+        given.append(f"six numbers of {unordered} in unknown order")
+        fix.append(f"state it: --key stress={unordered}:ORDER, where ORDER is {stresses.ORDERS}")
     raise EutecticError(
         str(source),
         ", and ".join(given),
@@ -654,7 +764,10 @@ def _of_npz(path: Path, choices: Choices, first: int, count: int | None) -> Iter
                 columns[name] = cut(blocks(bundle, name, start, shape[0]), counts)
             elif held[:1] == (n,) and not (name == numbers and len(held) == 1):
                 columns[name] = itertools.chain.from_iterable(blocks(bundle, name, first, stop))
-        shared = {name: npz_arrays.array(bundle, name) for name in {numbers, *of_all} - columns.keys()}
+        shared: dict[str, Any] = {name: npz_arrays.array(bundle, name) for name in {numbers, *of_all} - columns.keys()}
+        # A text of the whole file may state a unit: e_unit, r_unit.
+        texts = [name for name, (dtype, held, _) in heads.items() if dtype.kind in "SU" and not held]
+        shared |= {name: str(npz_arrays.array(bundle, name)[()]) for name in texts}
         for i in range(first, stop):
             row = {name: next(column) for name, column in columns.items()}
             fields = {

@@ -40,6 +40,17 @@ def row_count(path: Path) -> int:
         return len(_ids(path, transaction))
 
 
+def metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a file; empty if it has none.
+
+    Raises:
+        EutecticError: not a complete LMDB file.
+    """
+    with opened(path) as environment, environment.begin() as transaction:
+        value = _value(path, transaction, "metadata")
+    return value if isinstance(value, dict) else {}
+
+
 def read_rows(path: Path, first: int = 0, count: int | None = None) -> Iterator[tuple[Atoms, dict[str, Any]]]:
     """Rows sorted by number, without deleted ones.
 
