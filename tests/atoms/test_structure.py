@@ -15,6 +15,9 @@ WATER = Structure.from_ase(molecule("H2O"))
 COPPER = Structure.from_ase(bulk("Cu"))
 
 
+SLAB = np.array([True, True, False])
+
+
 def test_a_molecule_has_no_cell() -> None:
     assert len(WATER) == 3
     assert not WATER.pbc.any()
@@ -45,6 +48,10 @@ def test_good_structures_pass() -> None:
     replace(COPPER, cell=COPPER.cell[[1, 0, 2]]).check("left-handed")
     replace(WATER, cell=np.diag([5.0, 0, 0]), pbc=np.array([True, False, False])).check("a wire")
     replace(WATER, cell=np.diag([0, 5.0, 5.0]), pbc=np.array([False, True, True])).check("a slab")
+    replace(WATER, positions=WATER.positions + 9e7).check("far from the origin")
+    replace(COPPER, positions=COPPER.positions + 9e7 * COPPER.cell[0] / 2).check("far from its cell")
+    replace(WATER, positions=moved(1, [0.0, 0.0, 9e3])).check("two parts")
+    replace(WATER, cell=np.diag([9e3, 9e3, 9e3]), pbc=np.ones(3, dtype=bool)).check("in a box")
 
 
 def moved(row: int, value: list[float]) -> np.ndarray:
@@ -61,7 +68,22 @@ def moved(row: int, value: list[float]) -> np.ndarray:
         (replace(WATER, positions=moved(2, [0.0, np.inf, 0.0])), "atom 2 has position"),
         (replace(WATER, numbers=np.array([8, 0, 1])), "atom 1 has atomic number 0"),
         (replace(WATER, numbers=np.array([8, 1, 119])), "atom 2 has atomic number 119"),
+        (replace(WATER, positions=WATER.positions + 2e8), "atom 0 has position"),
+        (replace(WATER, positions=WATER.positions + 1e300), "atom 0 has position"),
+        (replace(COPPER, positions=COPPER.positions + 1e300), "atom 0 has position"),
+        (replace(WATER, positions=moved(1, [0.0, 0.0, 2e4])), "atom 1, at .*, is far from the others"),
+        (replace(WATER, positions=moved(1, [0.0, 0.0, 5e7])), "atom 1, at .*, is far from the others"),
+        (
+            replace(WATER, positions=moved(2, [0, 0, 2e4]), cell=np.diag([9.0, 9, 0]), pbc=SLAB),
+            "is far from the others",
+        ),
         (replace(COPPER, cell=np.full((3, 3), np.nan)), "cell"),
+        (replace(COPPER, cell=COPPER.cell * 1e160), "cell"),
+        (replace(WATER, cell=np.eye(3) * 1e160), "cell"),
+        (replace(COPPER, cell=COPPER.cell * 1e5), "lattice vectors of at most"),
+        (replace(COPPER, cell=np.diag([0.11, 3.0, 30.0])), "planes are 0.11 Å apart"),
+        (replace(COPPER, cell=np.array([[3.0, 0, 0], [3000, 3, 0], [0, 0, 3]])), "planes are 0.003 Å apart"),
+        (replace(COPPER, cell=np.array([[3.0, 0, 0], [0, 3, 0], [1, 1, 0.01]])), "planes are 0.01 Å apart"),
         (replace(COPPER, cell=np.zeros((3, 3))), "no volume"),
         (replace(COPPER, cell=np.ones((3, 3))), "no volume"),
         (replace(WATER, pbc=np.array([True, False, False])), "no volume"),
@@ -78,7 +100,7 @@ def test_unusable_structures_are_refused(structure: Structure, said: str) -> Non
 def test_coincident_atoms_are_those_that_unique_rows_find() -> None:
     random = np.random.default_rng(0)
     lattice = np.stack(np.meshgrid(*[np.arange(5.0)] * 3), axis=-1).reshape(-1, 3)
-    for positions in (lattice, lattice * 1e-160, lattice * 4e307, random.normal(size=(40, 3)), -lattice):
+    for positions in (lattice, lattice * 1e-160, lattice * 2e3, random.normal(size=(40, 3)), -lattice):
         for twins in (False, True):
             places = positions.copy()
             if twins:

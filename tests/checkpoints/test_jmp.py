@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import pickle
@@ -10,7 +11,7 @@ import sys
 import types
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -199,9 +200,38 @@ CONFIGS: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# What decides whether a layer exists: equal widths, numbers of layers, and what is switched off.
+CHOICES: dict[str, tuple[object, object]] = {
+    "emb_size_edge": (12, 8),
+    "num_atom": (2, 0),
+    "num_output_afteratom": (1, 0),
+    "direct_forces": (True, False),
+    "num_global_out_layers": (1, 0),
+    "num_blocks": (1, 2),
+    "num_concat": (1, 0),
+    "num_before_skip": (1, 0),
+    "quad_interaction": (True, False),
+    "edge_atom_interaction": (True, False),
+}
+DECIDING = 4
+"""The first four decide together: all their combinations, the others two by two with each."""
+
+
+def _grid() -> Iterator[tuple[object, ...]]:
+    rest = list(CHOICES.values())[DECIDING:]
+    for deciding in itertools.product(*list(CHOICES.values())[:DECIDING]):
+        yield (*deciding, *(first for first, _ in rest))
+        for pair in itertools.combinations(range(len(rest)), 2):
+            yield (*deciding, *(choice[i in pair] for i, choice in enumerate(rest)))
+
+
+GRID = {" ".join(map(str, picked)): dict(zip(CHOICES, picked, strict=True)) for picked in _grid()}
+CASES = [pytest.param(name, marks=pytest.mark.slow if i % 16 else ()) for i, name in enumerate(GRID)]
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *CASES])
 def test_whatever_sizes_the_published_classes_can_have_open(name: str, tmp_path: Path) -> None:
-    config = TINY | CONFIGS[name]
+    config = TINY | (CONFIGS.get(name) or GRID[name])
     model, report = read_published_checkpoint(write_published(tmp_path / "a.pt", config))
     settings = settings_from_published(config)
     read = GemNetOCSettings.model_validate(model.backbone_settings)
@@ -217,7 +247,8 @@ def test_whatever_sizes_the_published_classes_can_have_open(name: str, tmp_path:
     assert report.parameters == sum(torch.Size(shapes[name]).numel() for name in shapes if is_parameter(name))
     state, averaged = model.module.state_dict(), random_state(shapes, 1)
     assert all(torch.equal(state[f"backbone.{o}"], averaged[t]) for t, o in published_names(settings).items())
-    predicted = predict(model, "ani1x", [WATER])[0]
+    save_model(tmp_path / "model", model)
+    predicted = predict(load_model(tmp_path / "model"), "ani1x", [WATER])[0]
     assert set(predicted) == ({"energy", "forces"} if config["direct_forces"] else {"energy"})
     assert all(np.isfinite(value).all() for value in predicted.values())
 

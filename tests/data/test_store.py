@@ -525,3 +525,31 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EutecticError, match="could not be written"):
         write_store(tmp_path / "file" / "store", CARD, made_up(2))
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+def test_atoms_far_from_the_origin_are_stored_as_at_home(periodic: bool, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    cell, pbc = np.diag([3.6, 3.7, 3.8]), np.full(3, periodic)
+    home = Structure(numbers=np.array([29] * 4), positions=random.uniform(0, 3.6, (4, 3)), cell=cell, pbc=pbc)
+    moves = random.integers(-5000, 5000, (4, 3)) @ cell if periodic else np.array([5432.1, -7000.0, 7.0])
+    far = replace(home, positions=home.positions + moves)
+    rows = [LabelledStructure(structure=s, labels={}, id=i, group=i) for i, s in (("a", home), ("b", far))]
+    write_store(tmp_path / "store", CARD, rows)
+    stored = [row.structure for row in Store(tmp_path / "store")]
+    np.testing.assert_array_equal(stored[0].positions, home.positions.astype(np.float32))
+    arms = [s.positions - s.positions[0] if not periodic else s.positions for s in (stored[1], home)]
+    np.testing.assert_allclose(*arms, atol=1e-6)
+    # Stored and read, it is still the same content, and is not moved again.
+    assert content_hash(far) == content_hash(stored[1])
+    assert content_hash(stored[0]) == content_hash(home)
+    if periodic:
+        assert content_hash(far) == content_hash(home)
+
+
+def test_atoms_near_the_origin_are_stored_where_they_are(tmp_path: Path) -> None:
+    cell, pbc = np.diag([60.0, 60.0, 60.0]), np.ones(3, dtype=bool)
+    positions = np.random.default_rng(0).integers(-10, 70, (50, 3)) + 0.25
+    structure = Structure(numbers=np.full(50, 6), positions=positions, cell=cell, pbc=pbc)
+    write_store(tmp_path / "store", CARD, [LabelledStructure(structure=structure, labels={}, id="a", group="a")])
+    np.testing.assert_array_equal(Store(tmp_path / "store")[0].structure.positions, positions)

@@ -11,8 +11,8 @@ import torch
 from ase.build import bulk, molecule
 from ase.geometry import complete_cell
 
-from eutectic.atoms import Structure
-from eutectic.graph import GraphSettings, StructureGraph, build_graph, build_graphs, collate
+from eutectic.atoms import EutecticError, Structure
+from eutectic.graph import Graph, GraphSettings, StructureGraph, build_graph, build_graphs, collate
 from eutectic.graph.neighbours import NeighbourList, nearest, neighbour_list, symmetric
 from eutectic.testing import STRUCTURES
 
@@ -335,3 +335,69 @@ def test_graphs_built_together_are_those_built_alone(
 
 def test_no_structures_no_graphs() -> None:
     assert build_graphs([], SETTINGS) == []
+
+
+# --- far from the origin ---------------------------------------------------------------------------------------
+
+
+def _far(structure: Structure, cells: int, away: float) -> Structure:
+    """Every atom moved by its own lattice vectors, and everything along the directions that are not periodic."""
+    random = np.random.default_rng(cells)
+    vectors = np.where(structure.pbc[:, None], structure.cell, 0.0)
+    jumps = random.integers(-cells, cells + 1, (len(structure), 3)) @ vectors
+    if structure.pbc.all():
+        return replace(structure, positions=structure.positions + jumps)
+    normals = np.asarray(complete_cell(vectors))[~structure.pbc]
+    return replace(structure, positions=structure.positions + jumps + away * normals.sum(axis=0))
+
+
+FAR_CASES = ("no cell", "slab TTF, zero third vector", "slab TTT crossing z", "unwrapped", "rotated TFT", "very skewed")
+
+
+@pytest.mark.parametrize("smooth_cap", [0.0, 0.5])
+@pytest.mark.parametrize("case", FAR_CASES)
+def test_single_precision_does_not_see_how_far_a_structure_is(case: str, smooth_cap: float) -> None:
+    settings = GraphSettings(cutoff=6.0, max_neighbours=8, smooth_cap=smooth_cap)
+    home = TEN_HARD_CASES[case]
+    expected = collate([build_graph(home, settings)])
+    for cells, away in ((10, 30.0), (1000, 1e4), (10**6, 1e7)):
+        graph = collate([build_graph(_far(home, cells, away), settings)])
+        assert graph.positions.dtype == torch.float32
+        for name in ("main", "atom_atom", "atom_edge", "quadruplet"):
+            edges, others = (sorted(_rows(g, name)) for g in (graph, expected))
+            np.testing.assert_allclose(edges, others, atol=1e-6)
+        torch.testing.assert_close(graph.positions, expected.positions, atol=1e-6, rtol=0)
+
+
+def _rows(graph: Graph, name: str) -> list[tuple[float, ...]]:
+    edges = getattr(graph, name)
+    distance, direction = graph.vectors(edges)
+    weight = graph.edge_envelope(name, distance)
+    columns = [edges.source, edges.target, *edges.offset.T, distance, *direction.T]
+    columns += [] if weight is None else [weight]
+    return [tuple(row) for row in torch.stack([c.double() for c in columns], dim=1).tolist()]
+
+
+@pytest.mark.parametrize("case", FAR_CASES)
+@pytest.mark.parametrize("smooth_cap", [0.0, 0.5])
+def test_in_double_precision_atoms_stay_and_edges_are_the_same(case: str, smooth_cap: float) -> None:
+    settings = GraphSettings(cutoff=6.0, max_neighbours=8, smooth_cap=smooth_cap)
+    structure = _far(TEN_HARD_CASES[case], 20, 500.0)
+    graph = build_graph(structure, settings)
+    double, single = collate([graph], torch.float64), collate([graph])
+    np.testing.assert_array_equal(double.positions.numpy(), structure.positions)
+    for name in ("main", "atom_atom", "atom_edge", "quadruplet"):
+        rows, others = (np.array(_rows(g, name)) for g in (double, single))
+        np.testing.assert_allclose(np.delete(rows, [2, 3, 4], 1), np.delete(others, [2, 3, 4], 1), atol=1e-5)
+    # Offsets of thousands of cells would not be told apart.
+    very_far = build_graph(_far(TEN_HARD_CASES["unwrapped"], 10**5, 0.0), settings)
+    assert collate([very_far], torch.float64).main.offset.abs().max() < 10
+
+
+def test_the_search_refuses_what_would_crash_it() -> None:
+    for structure in (
+        replace(ETHANOL, positions=ETHANOL.positions + 1e9),
+        replace(STRUCTURES["sodium_chloride"], cell=STRUCTURES["sodium_chloride"].cell * 1e160),
+    ):
+        with pytest.raises(EutecticError, match="neighbour search"):
+            neighbour_list([structure], 6.0)

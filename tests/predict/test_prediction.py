@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 
 from eutectic import cli
 from eutectic.atoms import EutecticError, Structure
-from eutectic.checkpoints.model import TrainedModel, build_backbone, save_model
+from eutectic.checkpoints.model import TrainedModel, build_backbone, load_model, save_model
 from eutectic.data.datasets import ase_files
 from eutectic.data.store import Store
 from eutectic.graph import GraphSettings, build_graph
@@ -192,6 +193,57 @@ def test_predictions_are_never_named_like_labels() -> None:
     assert key_of("oc20", "energy") == "oc20_energy"
     labels = {prefix + "energy" for prefix in ase_files.PREFIXES}
     assert not {key_of(task, "energy") for task in ("REF", "dft", "oc20")} & labels
+
+
+# --- far from home ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cells", [10, 1000, 50_000])
+def test_forces_of_atoms_far_from_their_cell_are_those_at_home(cells: int) -> None:
+    small = load_model("eutectic-small")
+    atoms = bulk("Cu", cubic=True)
+    atoms.numbers[0] = 79
+    atoms.rattle(0.1, seed=1)
+    home = Structure.from_ase(atoms)
+    jumps = np.random.default_rng(0).integers(-cells, cells + 1, (4, 3))
+    far = replace(home, positions=home.positions + jumps @ home.cell)
+    together = replace(home, positions=home.positions + cells * home.cell[0])
+    for conservative in (False, True):
+        expected, *found = predict(small, "metal_slabs", [home, far, together], conservative=conservative)
+        for one in found:
+            np.testing.assert_allclose(one["forces"], expected["forces"], atol=1e-5)
+            np.testing.assert_allclose(one["energy"], expected["energy"], atol=1e-5)
+
+
+@pytest.mark.parametrize("away", [25.0, 1e3, 1e6, 5e7])
+def test_forces_of_a_molecule_far_from_the_origin_are_those_at_home(away: float) -> None:
+    small = load_model("eutectic-small")
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=1)
+    home = Structure.from_ase(atoms)
+    far = replace(home, positions=home.positions + away * np.array([0.6, -1.0, 0.3]))
+    boxed = replace(home, positions=(home.positions - 0.3) % 900, cell=900 * np.eye(3), pbc=np.ones(3, dtype=bool))
+    apart = Structure(
+        numbers=np.concatenate([home.numbers] * 2),
+        positions=np.concatenate([home.positions, home.positions + min(away, 9e3) * np.array([[0, 0.6, 0.8]])]),
+    )
+    expected, *found, two = predict(small, "molecules", [home, far, boxed, apart])
+    for one in found:
+        np.testing.assert_allclose(one["forces"], expected["forces"], atol=1e-5)
+    # Two parts beside each other are wider than one, and coarser.
+    np.testing.assert_allclose(two["forces"], np.concatenate([expected["forces"]] * 2), atol=3e-5)
+
+
+@pytest.mark.parametrize("away", [1e3, 1e6])
+def test_another_backbone_predicts_far_structures_as_at_home(model: TrainedModel, away: float) -> None:
+    single = replace(model, module=copy.deepcopy(model.module).float())
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=1)
+    home = Structure.from_ase(atoms)
+    far = replace(home, positions=home.positions + away)
+    for name in ("direct", "gradient"):
+        expected, found = predict(single, name, [home, far])
+        np.testing.assert_allclose(found["forces"], expected["forces"], atol=1e-5)
 
 
 # --- files -----------------------------------------------------------------------------------------------------

@@ -10,13 +10,23 @@ from ase import Atoms
 from jaxtyping import Bool, Float, Int
 
 from eutectic.atoms.errors import EutecticError
+from eutectic.atoms.home import home_positions
 from eutectic.atoms.properties import PROPERTIES
 
 MAX_ATOMIC_NUMBER = 118
 """Atomic number of oganesson. Tables indexed by atomic number have one more row; row 0 is unused."""
 
+FARTHEST = 1e8
+"""Å, of a coordinate. Neighbours are searched, and far structures moved back, in double precision."""
+
+WIDEST = 1e4
+"""Å, of a structure or a lattice vector: a micrometre, which single precision resolves to 5e-4 Å."""
+
+THINNEST = 0.2
+"""Å between lattice planes, a third of the shortest bond; thinner cells have millions of images within a cutoff."""
+
 _AXIS = (0.31783724519578227, 0.2915026221291812, 0.24494897427831780)
-"""A direction along which distinct lattice points do not coincide; shorter than 1, so that no coordinate overflows."""
+"""A direction along which distinct lattice points do not coincide."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,17 +88,22 @@ class Structure:
             where: names the structure in the error, e.g. "train.xyz, structure 12".
 
         Raises:
-            EutecticError: no atoms; a non-finite coordinate or cell entry; an atomic number outside 1…118; a periodic
-                cell without volume; two atoms at the same position.
+            EutecticError: no atoms; a non-finite or astronomical coordinate or cell entry; an atomic number outside
+                1…118; a periodic cell without volume, or with lattice planes that nearly coincide; an atom far from the
+                others; two atoms at the same position.
         """
         if len(self) == 0:
             raise EutecticError(where, "no atoms", "at least one atom", "remove this structure or repair the file")
-        if not np.isfinite(self.positions).all():
-            atom = int(np.argwhere(~np.isfinite(self.positions))[0, 0])
+        largest = float(np.abs(self.positions).max())
+        if not largest <= FARTHEST:
+            finite = np.isfinite(self.positions).all()
+            atom = int(np.argwhere(~(np.abs(self.positions) <= FARTHEST))[0, 0])
             raise EutecticError(
                 where,
                 f"atom {atom} has position {self.positions[atom].tolist()}",
-                "finite coordinates in Å",
+                f"coordinates within {FARTHEST:.0e} Å, of which double precision keeps 1e-8 Å"
+                if finite
+                else "finite coordinates in Å",
                 "remove this structure or repair the file",
             )
         outside = (self.numbers < 1) | (self.numbers > MAX_ATOMIC_NUMBER)
@@ -100,17 +115,21 @@ class Structure:
                 f"an element, 1 (H) to {MAX_ATOMIC_NUMBER} (Og)",
                 "name the element in the file; dummy atoms are not supported",
             )
-        if not np.isfinite(self.cell).all():
-            raise EutecticError(where, f"cell {self.cell.tolist()}", "finite lattice vectors in Å", "repair the cell")
-        vectors = self.cell[self.pbc]
-        # The volume spanned by the periodic vectors only: one for a wire, two for a slab.
-        gram = float(np.linalg.det(vectors @ vectors.T)) if len(vectors) else 1.0
-        if gram <= 1e-6:
+        if not np.abs(self.cell).max() <= FARTHEST:
+            raise EutecticError(
+                where, f"cell {self.cell.tolist()}", f"finite lattice vectors, up to {WIDEST:,.0f} Å", "repair the cell"
+            )
+        if self.pbc.any():
+            self._check_cell(where)
+        open_and_far = not self.pbc.all() and largest > 0.5 * WIDEST
+        if open_and_far and np.abs(home_positions([self], np.inf)[0]).max() > 0.5 * WIDEST:
+            middle = np.median(self.positions, axis=0)
+            atom = int(np.abs(self.positions - middle).max(axis=1).argmax())
             raise EutecticError(
                 where,
-                f"periodic along {self.pbc.tolist()} with cell {self.cell.tolist()}, which has no volume",
-                "linearly independent lattice vectors along every periodic direction",
-                "set the cell, or pbc=False for a molecule",
+                f"atom {atom}, at {self.positions[atom].tolist()}, is far from the others",
+                f"a structure at most {WIDEST:,.0f} Å wide",
+                "check the unit of length, remove the atom, or make two structures of it",
             )
         # Only exact coincidence is an error; short distances may be physical.
         if self._has_coincident_atoms():
@@ -119,6 +138,35 @@ class Structure:
                 "two atoms have the same position",
                 "distinct positions",
                 "remove the duplicate atom",
+            )
+
+    def _check_cell(self, where: str) -> None:
+        vectors = self.cell[self.pbc]
+        given = f"periodic along {self.pbc.tolist()} with cell {self.cell.tolist()}"
+        if np.abs(vectors).max() > WIDEST:
+            raise EutecticError(
+                where,
+                given,
+                f"lattice vectors of at most {WIDEST:,.0f} Å",
+                "check the unit of length, or set pbc=False along directions that are not periodic",
+            )
+        # The volume spanned by the periodic vectors only: one for a wire, two for a slab.
+        metric = vectors @ vectors.T
+        if float(np.linalg.det(metric)) <= 1e-6:
+            raise EutecticError(
+                where,
+                f"{given}, which has no volume",
+                "linearly independent lattice vectors along every periodic direction",
+                "set the cell, or pbc=False for a molecule",
+            )
+        # Of the planes that the other vectors span.
+        distance = float(np.linalg.inv(metric).diagonal().max()) ** -0.5
+        if not distance >= THINNEST:
+            raise EutecticError(
+                where,
+                f"{given}, whose lattice planes are {distance:.2g} Å apart",
+                f"at least {THINNEST} Å",
+                "check the unit of length; reduce the cell if it is very oblique (ase.build.niggli_reduce)",
             )
 
     def _has_coincident_atoms(self) -> bool:

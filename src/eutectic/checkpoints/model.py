@@ -1,34 +1,46 @@
 """Model folders: everything needed to use a model is in `model.safetensors` and `model.json`, without pickle.
 
-`model.json` holds the backbone's name and settings, every task with its graph settings, references and scales, and the
-provenance of the model with the elements in its training data.
+`model.json` holds the backbone's name and settings, every task with its graph settings, references and scales, the
+provenance of the model with the elements in its training data, and the hashes of all this (see `description.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from ase.data import chemical_symbols
-from safetensors import SafetensorError
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
+from eutectic.checkpoints.description import (
+    COPY,
+    DESCRIPTION,
+    FORMAT,
+    WEIGHTS,
+    check_weights,
+    element_lists,
+    problems,
+    read_description,
+    seal_model,
+)
 from eutectic.checkpoints.shipped import model_folder
 from eutectic.files import replacing
 from eutectic.graph import GraphSettings
 from eutectic.models import Backbone, BackboneSettings
+from eutectic.models.heads import check_head
 from eutectic.models.multitask import MultitaskModel
 from eutectic.models.registry import backbone_entry
 from eutectic.tasks.task import Task
-
-FORMAT = "eutectic-model-2"
-OLDER_FORMATS = ("eutectic-model-1",)
 
 
 def build_backbone(
@@ -42,10 +54,18 @@ def build_backbone(
         graphs: settings of its input graphs; their cutoff is used where its settings have none.
 
     Raises:
-        EutecticError: no backbone of that name; a cutoff that does not fit the graphs.
+        EutecticError: no backbone of that name; unknown or invalid settings; a cutoff that does not fit the graphs.
     """
     entry = backbone_entry(name)
-    validated = entry.settings.model_validate(dict(settings)).for_graphs(graphs)
+    try:
+        validated = entry.settings.model_validate(dict(settings)).for_graphs(graphs)
+    except ValidationError as error:
+        raise EutecticError(
+            "backbone.settings",
+            problems(error),
+            f"settings as in {entry.settings.__name__}",
+            "correct the settings",
+        ) from error
     return entry.module(validated), validated
 
 
@@ -93,58 +113,47 @@ def save_model(path: Path, model: TrainedModel, *, raw: Mapping[str, torch.Tenso
         "provenance": dict(model.provenance),
     }
     with replacing(path, folder=True, errors=(OSError, SafetensorError)) as folder:
-        save_file(_plain(model.module.state_dict()), str(folder / "model.safetensors"))
+        save_file(_plain(model.module.state_dict()), str(folder / WEIGHTS))
         if raw is not None:
             save_file(_plain(raw), str(folder / "raw.safetensors"))
-        (folder / "model.json").write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
         for weights in folder.glob("*.safetensors"):
-            shutil.copymode(folder / "model.json", weights)  # safetensors makes files that only their owner can read
+            shutil.copymode(folder / DESCRIPTION, weights)  # safetensors makes files that only their owner can read
+        seal_model(folder)
 
 
 def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
-def load_model(path: str | Path) -> TrainedModel:
+def load_model(path: str | Path, *, finite: bool = True) -> TrainedModel:
     """Load a model from a folder, or a model in the package by its name.
 
+    Weights in half precision are converted to single precision.
+
+    Args:
+        path: the folder, that of its run, or the name.
+        finite: refuse weights that are not finite.
+
     Raises:
-        EutecticError: not a model folder, another format version, or weights that do not fit the settings.
+        EutecticError: not a model folder, another format version, contents that are invalid or were changed since they
+            were written, or weights that do not fit the settings or are not finite.
     """
     path = model_folder(path)
-    try:
-        description = json.loads((path / "model.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise EutecticError(
-            str(path),
-            f"no readable model.json ({error})",
-            "a model folder (model.json, model.safetensors)",
-            "give the folder …/model written by `eutectic pretrain` or `eutectic finetune`",
-        ) from error
-    if description.get("format") in OLDER_FORMATS:
-        description = migrate(description)
-    if description.get("format") != FORMAT:
-        raise EutecticError(
-            str(path),
-            f"format {description.get('format')!r}",
-            FORMAT,
-            "train or import the model again with this version",
-        )
+    description = read_description(path)
+    check_weights(path, description)
     settings = description["backbone"]["settings"]
-    tasks = tuple(Task.from_dict(task) for task in description["tasks"])
-    # On the meta device, since initialising the weights of JMP-L takes more than ten seconds.
-    with torch.device("meta"):
-        backbone, _ = build_backbone(description["backbone"]["name"], settings)
-        module = MultitaskModel(backbone, {task.name: task.heads for task in tasks})
     try:
-        module.load_state_dict(load_file(str(path / "model.safetensors")), assign=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise EutecticError(
-            str(path / "model.safetensors"),
-            f"weights that cannot be loaded ({error})",
-            "the weights written together with model.json",
-            "copy the whole folder again",
-        ) from error
+        tasks = tuple(Task.from_dict(task) for task in description["tasks"])
+        for task in tasks:
+            for name, head in task.heads.items():
+                check_head(head, task.property(name))
+        module = _built(description["backbone"]["name"], settings, tasks, path / WEIGHTS)
+    except EutecticError as error:
+        if error.where.startswith(str(path)):
+            raise
+        raise EutecticError(f"{path / DESCRIPTION}, {error.where}", error.given, error.expected, error.fix) from error
+    _load_weights(module, path / WEIGHTS, finite)
     return TrainedModel(
         module=module.eval(),
         tasks=tasks,
@@ -155,16 +164,71 @@ def load_model(path: str | Path) -> TrainedModel:
     )
 
 
-def migrate(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a description of format 1 to the current format: renamed settings and changed defaults."""
-    backbone = dict(description["backbone"])
-    renamed = {"sine_floor": "dihedral_epsilon"}
-    # Format 1 could leave out a cutoff that was the default.
-    cutoff = {"gemnet_oc": {"radial_cutoff": 12.0}, "painn": {"cutoff": 5.0}}.get(backbone["name"], {})
-    given = {renamed.get(name, name): value for name, value in backbone["settings"].items()}
-    backbone["settings"] = {**cutoff, **given}
-    tasks = [{"level_of_theory" if k == "theory" else k: v for k, v in task.items()} for task in description["tasks"]]
-    return {**description, "format": FORMAT, "backbone": backbone, "tasks": tasks}
+def _built(name: str, settings: Mapping[str, object], tasks: Sequence[Task], weights: Path) -> MultitaskModel:
+    """The module on the meta device, since initialising the weights of JMP-L takes more than ten seconds."""
+    with _readable(weights), safe_open(weights, framework="pt") as file:
+        most = 2 * len(file.keys()) + 100
+    registered = 0
+
+    def count(*_: object) -> None:
+        # A damaged number of layers must not build modules for hours.
+        nonlocal registered
+        registered += 1
+        if registered > most:
+            raise _do_not_fit(weights, f"fewer weights than the layers in {DESCRIPTION} have")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            backbone, _ = build_backbone(name, settings)
+            return MultitaskModel(backbone, {task.name: task.heads for task in tasks})
+    # Sizes that no tensor can have.
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        raise _do_not_fit(weights, f"the settings in {DESCRIPTION} build no model ({error})") from error
+    finally:
+        hook.remove()
+
+
+def _load_weights(module: MultitaskModel, path: Path, finite: bool) -> None:
+    with _readable(path):
+        state = load_file(str(path))
+    for name, value in state.items():
+        if value.is_floating_point() and value.element_size() < 4:
+            state[name] = value.float()
+    if finite:
+        wrong = [name for name, value in state.items() if not torch.isfinite(value).all()]
+        if wrong:
+            raise EutecticError(
+                str(path),
+                f"weights that are not finite: {len(wrong)} of {len(state)} tensors, the first {wrong[0]}",
+                "finite weights",
+                f"{COPY}, or train the model again",
+            )
+    expected = module.state_dict()
+    kinds = {value.dtype for name, value in state.items() if name in expected and value.is_floating_point()}
+    for name, value in state.items():
+        if name in expected and value.is_floating_point() != expected[name].is_floating_point():
+            raise _do_not_fit(path, f"{name} holds {value.dtype}".replace("torch.", ""))
+        if len(kinds) > 1 and value.is_floating_point():
+            state[name] = value.double()
+    try:
+        module.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise _do_not_fit(path, str(error)) from error
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise _do_not_fit(path, str(error)) from error
+
+
+def _do_not_fit(path: Path, why: str) -> EutecticError:
+    return EutecticError(
+        str(path), f"weights that cannot be loaded ({why})", "the weights written together with model.json", COPY
+    )
 
 
 def describe_model(model: TrainedModel) -> dict[str, object]:
@@ -194,20 +258,11 @@ def elements_seen(model: TrainedModel) -> set[int]:
     """Atomic numbers of the elements in the training structures, pre-training included; empty if unknown for any of the
     data sets it was trained on."""
     seen: set[int] = set()
-    for elements in _element_lists(model.provenance):
+    for elements in element_lists(model.provenance):
         if not elements:
             return set()
         seen.update(int(z) for z in elements)
     return seen
-
-
-def _element_lists(provenance: Mapping[str, object]) -> Iterator[Sequence[int]]:
-    """All entries `elements`, at any depth: a fine-tuned model's provenance contains that of the pre-trained model."""
-    for name, value in provenance.items():
-        if name == "elements" and isinstance(value, Sequence):
-            yield value
-        elif isinstance(value, Mapping):
-            yield from _element_lists(value)
 
 
 def task_named(tasks: Sequence[Task], name: str, where: str) -> Task:

@@ -3,12 +3,12 @@
 A store is a folder of `shard-00000.arrow`, … readable by any Arrow reader (pandas, polars, DuckDB). One row is one
 structure: flat arrays (row-major) for per-atom quantities, float64 for energies and other labels of a structure,
 float32 for positions, cells and forces (generated labels are computed at the rounded positions; the relative error
-of 1e-7 is far below that of any level of theory). The schema's metadata has the card: units, level of theory,
-licence, citation, definitions of properties that are not built in. Units are compared with `PROPERTIES` when a store
-is opened. A small `manifest.json` has the number and size of the shards and a summary of their contents, so that a
-store of 100 million structures opens without reading any shard. (Stores without a manifest can be read too; every
-shard is then opened to count its rows.) A store is written to a temporary folder and renamed when complete, so that
-an interrupted writer leaves nothing that looks like a store.
+of 1e-7 is far below that of any level of theory; atoms far from the origin are moved back first: `stored_positions`).
+The schema's metadata has the card: units, level of theory, licence, citation, definitions of properties that are not
+built in. Units are compared with `PROPERTIES` when a store is opened. A small `manifest.json` has the number and size
+of the shards and a summary of their contents, so that a store of 100 million structures opens without reading any
+shard. (Stores without a manifest can be read too; every shard is then opened to count its rows.) A store is written to
+a temporary folder and renamed when complete, so that an interrupted writer leaves nothing that looks like a store.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Property, Structure
+from eutectic.atoms.home import home_positions
 from eutectic.data.card import Card
 from eutectic.files import replacing, writing_to
 
@@ -39,6 +40,8 @@ ROWS_PER_BATCH = 512
 ROWS_PER_SHARD = 262_144
 MANIFEST = "manifest.json"
 SPLITS = "splits.json"
+FAR = 32.0
+"""Å from the origin; float32 is no coarser than 2e-6 Å up to there."""
 
 PublishedSplits = Mapping[str, Mapping[str, np.ndarray]]
 """Split → "train", "validation", "test" → rows, in the published order."""
@@ -75,11 +78,26 @@ def _schema(card: Card) -> pa.Schema:
     return pa.schema(fields, metadata=metadata)
 
 
+def stored_positions(structure: Structure) -> np.ndarray:
+    """(n_atoms, 3) positions as a store has them, Å, float32.
+
+    The structure's own, unless they lie so far from the origin that they would be rounded several times as coarsely as
+    the same structure near it: then the atoms are moved back (`home_positions`).
+    """
+    positions = structure.positions
+    farthest = float(np.abs(positions).max(initial=0))
+    if farthest > FAR:
+        home, _ = home_positions([structure], np.inf)
+        if farthest > 4 * max(0.25 * FAR, float(np.abs(home).max())):
+            positions = home
+    return positions.astype(np.float32)
+
+
 def content_hash(structure: Structure) -> bytes:
     """16-byte hash of a structure, equal for structures that are the same to 1e-3 Å, atom by atom."""
     digest = hashlib.sha256()
     digest.update(np.asarray(structure.numbers, dtype=np.uint8).tobytes())
-    for lengths in (structure.positions, structure.cell):
+    for lengths in (stored_positions(structure), structure.cell):
         # Through float32, as stored: a structure must round the same before and after storing.
         # Adding zero turns -0.0 into 0.0.
         stored = np.asarray(lengths, dtype=np.float32).astype(np.float64)
@@ -109,7 +127,7 @@ def _columns(rows: Sequence[LabelledStructure], schema: pa.Schema, properties: S
         "n_atoms": pa.array([len(s) for s in structures], pa.int32()),
         "content": pa.array([content_hash(s) for s in structures], pa.binary(16)),
         "numbers": _lists([s.numbers.astype(np.uint8) for s in structures], pa.uint8()),
-        "positions": _lists([s.positions.astype(np.float32) for s in structures], pa.float32()),
+        "positions": _lists([stored_positions(s) for s in structures], pa.float32()),
         "cell": pa.FixedSizeListArray.from_arrays(pa.array(cells), 9),
         "pbc": pa.FixedSizeListArray.from_arrays(pa.array(pbc), 3),
         # Most structures are all tag 2 and all free: a null costs one bit.

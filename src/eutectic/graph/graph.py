@@ -17,11 +17,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eutectic.atoms import Structure
+from eutectic.atoms.home import home_positions
 from eutectic.graph.neighbours import NeighbourList, beyond, nearest, neighbour_list, symmetric
 from eutectic.graph.settings import GraphSettings
 
 AT_ONCE = 512
 """Atoms whose graphs are built together: enough to amortise NumPy's call overhead, few enough for the cache."""
+
+MOST_CELLS = 100
+"""Lattice vectors from the cell, up to which atoms stay where they are in double precision."""
 
 LISTS = ("main", "atom_atom", "atom_edge", "quadruplet")
 """The names of the edge lists, in the order of the columns of `SmoothCutoff`."""
@@ -69,6 +73,8 @@ class StructureGraph:
 
     Attributes:
         structure: the atoms.
+        home: (n_atoms, 3) their positions moved near the origin (`home_positions`), to which all offsets belong, Å.
+        moves: (n_atoms, 3) lattice vectors by which each atom was moved back.
         main: edges that have features; every edge has its reverse.
         reverse: (n_main,) index of each main edge's reverse.
         atom_atom, atom_edge, quadruplet: directed edges, each list the nearest neighbours from one search; empty if not
@@ -77,6 +83,8 @@ class StructureGraph:
     """
 
     structure: Structure
+    home: Float[np.ndarray, "atoms 3"]
+    moves: Int[np.ndarray, "atoms 3"]
     main: NeighbourList
     reverse: Int[np.ndarray, main]
     atom_atom: NeighbourList
@@ -108,7 +116,8 @@ def build_graph(
     """Build all edge lists from one neighbour search.
 
     Args:
-        structure: one atom, or atoms farther apart than the cutoff, give empty edge lists.
+        structure: a valid one (`Structure.check`); one atom, or atoms farther apart than the cutoff, give empty edge
+            lists.
         settings: cutoff and caps.
         lists: names of the edge lists to build (`Backbone.edge_lists`); the others are left empty, which does not
             affect the lists that are built. `main` is always built.
@@ -172,7 +181,10 @@ def _built_together(
     rngs: Sequence[np.random.Generator] | None,
 ) -> list[StructureGraph]:
     first_atom = np.cumsum([0] + [len(s) for s in structures[:-1]])
-    everything = neighbour_list(structures, settings.cutoff)
+    # Before anything is rounded to single precision; beyond the reach there are no edges.
+    home, moves = (np.split(x, first_atom[1:]) for x in home_positions(structures, settings.cutoff + 1.0))
+    moved = [replace(structure, positions=p) for structure, p in zip(structures, home, strict=True)]
+    everything = neighbour_list(moved, settings.cutoff)
     caps = settings.caps
     kept = nearest(everything, caps["atom_atom"])
     atom_atom = everything if kept.all() else everything.take(kept)
@@ -203,7 +215,16 @@ def _built_together(
         edges = {name: lists[k] for name, lists in single.items()}
         n_main = len(edges["main"])
         own_reverse = reverse[first_edge : first_edge + n_main] - np.int32(first_edge)
-        graphs.append(StructureGraph(structure=structure, reverse=own_reverse, smooth_cutoff=smooth[k], **edges))
+        graphs.append(
+            StructureGraph(
+                structure=structure,
+                home=home[k],
+                moves=moves[k],
+                reverse=own_reverse,
+                smooth_cutoff=smooth[k],
+                **edges,
+            )
+        )
         first_edge += n_main
     return graphs
 
@@ -270,7 +291,7 @@ class Graph:
 
     Attributes:
         numbers, tags: (n_atoms,).
-        positions: (n_atoms, 3) Å.
+        positions: (n_atoms, 3) Å; near the origin, unless in double precision (`collate`).
         cell: (n_structures, 3, 3) Å, rows are lattice vectors.
         structure: (n_atoms,) index of each atom's structure, ascending.
         n_atoms: (n_structures,).
@@ -368,8 +389,10 @@ def collate(graphs: Sequence[StructureGraph], dtype: torch.dtype = torch.float32
 
     Args:
         graphs: at least one.
-        dtype: dtype of positions, cells and offsets.
+        dtype: of positions, cells and offsets. In double precision atoms are where their structures have them (unless
+            hundreds of cells away); otherwise they are moved near the origin before they are rounded.
     """
+    moved = [dtype != torch.float64 or bool(np.abs(g.moves).max(initial=0) > MOST_CELLS) for g in graphs]
     sizes = np.array([len(g.structure) for g in graphs])
     first_atom = np.concatenate([[0], np.cumsum(sizes)[:-1]])
 
@@ -377,21 +400,26 @@ def collate(graphs: Sequence[StructureGraph], dtype: torch.dtype = torch.float32
         lists: list[NeighbourList] = [getattr(g, name) for g in graphs]
         first = np.repeat(first_atom, [len(e) for e in lists])
         target = np.concatenate([e.target for e in lists]) + first
+        offset = [
+            e.offset if home else e.offset + g.moves[e.target] - g.moves[e.source]
+            for g, e, home in zip(graphs, lists, moved, strict=True)
+        ]
         into = np.bincount(target, minlength=1)
         return Edges(
             source=torch.from_numpy(np.concatenate([e.source for e in lists]) + first),
             target=torch.from_numpy(target),
-            offset=torch.from_numpy(np.concatenate([e.offset for e in lists])).to(dtype),
+            offset=torch.from_numpy(np.concatenate(offset)).to(dtype),
             degree_stats=DegreeStats(most=int(into.max()), reached=int(np.count_nonzero(into))),
         )
 
     n_main = np.array([len(g.main) for g in graphs])
     first_edge = np.repeat(np.concatenate([[0], np.cumsum(n_main)[:-1]]), n_main)
     structures = [g.structure for g in graphs]
+    positions = [g.home if home else g.structure.positions for g, home in zip(graphs, moved, strict=True)]
     return Graph(
         numbers=torch.from_numpy(np.concatenate([s.numbers for s in structures])),
         tags=torch.from_numpy(np.concatenate([s.tags for s in structures])),
-        positions=torch.from_numpy(np.concatenate([s.positions for s in structures])).to(dtype),
+        positions=torch.from_numpy(np.concatenate(positions)).to(dtype),
         cell=torch.from_numpy(np.stack([s.cell for s in structures])).to(dtype),
         structure=torch.from_numpy(np.repeat(np.arange(len(graphs)), sizes)),
         n_atoms=torch.from_numpy(sizes),
@@ -400,26 +428,28 @@ def collate(graphs: Sequence[StructureGraph], dtype: torch.dtype = torch.float32
         atom_atom=joined("atom_atom"),
         atom_edge=joined("atom_edge"),
         quadruplet=joined("quadruplet"),
-        smooth_cutoff=_joined_smooth_cutoff(graphs, first_atom, dtype),
+        smooth_cutoff=_joined_smooth_cutoff(graphs, moved, first_atom, dtype),
     )
 
 
 def _joined_smooth_cutoff(
-    graphs: Sequence[StructureGraph], first_atom: np.ndarray, dtype: torch.dtype
+    graphs: Sequence[StructureGraph], moved: Sequence[bool], first_atom: np.ndarray, dtype: torch.dtype
 ) -> SmoothCutoff | None:
     if all(g.smooth_cutoff is None for g in graphs):
         return None
     parts = []
-    for graph, first in zip(graphs, first_atom.tolist(), strict=True):
+    for graph, home, first in zip(graphs, moved, first_atom.tolist(), strict=True):
         n, smooth_cutoff = len(graph.structure), graph.smooth_cutoff
         if smooth_cutoff is None:
             none = torch.full((n, len(LISTS)), -1)
             still = torch.zeros(n, dtype=dtype)
             parts.append((none, torch.zeros(n, len(LISTS), 3, dtype=dtype), still + 1, still))
         else:
-            source = torch.where(smooth_cutoff.source >= 0, smooth_cutoff.source + first, -1)
-            parts.append(
-                (source, smooth_cutoff.offset.to(dtype), smooth_cutoff.cutoff.to(dtype), smooth_cutoff.width.to(dtype))
-            )
+            found, offset = smooth_cutoff.source >= 0, smooth_cutoff.offset
+            source = torch.where(found, smooth_cutoff.source + first, -1)
+            if not home:
+                moves = torch.from_numpy(graph.moves)
+                offset = offset + found[..., None] * (moves[:, None] - moves[smooth_cutoff.source.clamp(min=0)])
+            parts.append((source, offset.to(dtype), smooth_cutoff.cutoff.to(dtype), smooth_cutoff.width.to(dtype)))
     source, offset, cutoff, width = (torch.cat(column) for column in zip(*parts, strict=True))
     return SmoothCutoff(source=source, offset=offset, cutoff=cutoff, width=width)

@@ -11,7 +11,9 @@ import numpy as np
 import vesin
 from jaxtyping import Float, Int
 
-from eutectic.atoms import Structure
+from eutectic.atoms import EutecticError, Structure
+from eutectic.atoms.home import completed
+from eutectic.atoms.structure import WIDEST
 
 TIE = 1e-5
 """Å. Neighbours within this distance of the last one kept are kept too, so that symmetry-equivalent neighbours stay
@@ -77,17 +79,30 @@ def neighbour_list(structures: Sequence[Structure], cutoff: float) -> NeighbourL
     """All pairs closer than `cutoff`, including periodic images and an atom's own images.
 
     Args:
-        structures: need not be wrapped into their cells. Atoms are numbered consecutively over all structures, so that
-            everything after the search is done for all of them at once.
+        structures: need not be wrapped into their cells, but near the origin (`home_positions`). Atoms are numbered
+            consecutively over all structures, so that everything after the search is done for all of them at once.
         cutoff: Å.
+
+    Raises:
+        EutecticError: coordinates or lattice vectors for which the native search would crash or not end.
     """
     search = vesin.NeighborList(cutoff=cutoff, full_list=True)
     pairs, offsets, distances = [np.zeros((0, 2), np.int32)], [np.zeros((0, 3), np.int32)], [np.zeros(0)]
     first = 0
     for structure in structures:
+        if (
+            np.abs(structure.positions).max() > 2 * WIDEST
+            or np.abs(structure.cell[structure.pbc]).max(initial=0) > WIDEST
+        ):
+            raise EutecticError(
+                "neighbour search",
+                f"coordinates up to {np.abs(structure.positions).max():.2g} Å, cell {structure.cell.tolist()}",
+                f"coordinates and lattice vectors of at most {WIDEST:,.0f} Å",
+                "check the structure (`Structure.check`)",
+            )
         cell = structure.cell.copy()
         if structure.pbc.any() and not structure.pbc.all():
-            cell = _completed(cell, structure.pbc)
+            cell = completed(cell, structure.pbc)
         elif not structure.pbc.any():
             cell = np.zeros((3, 3))
         # The next search overwrites these arrays (copy=False); astype below copies them first.
@@ -109,13 +124,6 @@ def _by_target_and_distance(target: np.ndarray, distance: np.ndarray, n_atoms: i
     """Equivalent to `np.lexsort((distance, target))`, but faster: small integers are radix-sorted."""
     order = np.argsort(distance, kind="stable")
     return order[np.argsort(target.astype(np.uint16 if n_atoms <= 2**16 else np.int64)[order], kind="stable")]
-
-
-def _completed(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """The cell with a unit normal in place of each lattice vector that is not periodic (and may be zero)."""
-    from ase.geometry import complete_cell
-
-    return np.asarray(complete_cell(np.where(pbc[:, None], cell, 0.0)))
 
 
 def nearest(edges: NeighbourList, cap: int) -> np.ndarray:

@@ -6,6 +6,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+LONGEST_CUTOFF = 100.0
+"""Å. Ten times what models use: a sphere of this radius holds half a million atoms."""
+
+MOST_NEIGHBOURS = 1_000_000
+
 
 class GraphSettings(BaseModel):
     """Cutoff and neighbour caps. Saved with a model, which is valid only for the graphs it was trained on.
@@ -16,11 +21,19 @@ class GraphSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    cutoff: float = Field(default=12.0, gt=0, description="maximum edge length, Å")
-    max_neighbours: int = Field(default=30, ge=1, description="main graph: nearest incoming edges kept per atom")
-    atom_edge_neighbours: int | None = Field(default=None, ge=1, description="atom-edge graph; 20k/30 if not given")
-    quadruplet_neighbours: int | None = Field(default=None, ge=1, description="quadruplet graph; 8k/30 if not given")
-    atom_atom_neighbours: int | None = Field(default=None, ge=1, description="atom-atom graph; 1000k/30 if not given")
+    cutoff: float = Field(default=12.0, gt=0, le=LONGEST_CUTOFF, description="maximum edge length, Å")
+    max_neighbours: int = Field(
+        default=30, ge=1, le=MOST_NEIGHBOURS, description="main graph: nearest incoming edges kept per atom"
+    )
+    atom_edge_neighbours: int | None = Field(
+        default=None, ge=1, le=MOST_NEIGHBOURS, description="atom-edge graph; 20k/30 if not given"
+    )
+    quadruplet_neighbours: int | None = Field(
+        default=None, ge=1, le=MOST_NEIGHBOURS, description="quadruplet graph; 8k/30 if not given"
+    )
+    atom_atom_neighbours: int | None = Field(
+        default=None, ge=1, le=MOST_NEIGHBOURS, description="atom-atom graph; 1000k/30 if not given"
+    )
     quadruplet_tags: tuple[int, ...] = Field(
         default=(1, 2),
         description="a quadruplet edge requires one of these tags on its source or target atom",

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from eutectic.atoms import EutecticError
 from eutectic.graph import LISTS, Graph, GraphSettings
 
+MAX_LAYERS, MAX_WIDTH = 1000, 100_000
+"""Limits of settings, far above any model, so that a mistyped or damaged number is an error at once."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:

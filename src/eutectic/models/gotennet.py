@@ -32,7 +32,8 @@ from eutectic.atoms import MAX_ATOMIC_NUMBER
 from eutectic.graph import Edges, Graph
 from eutectic.graph.operations import carry, meet, sum_over_neighbours
 from eutectic.graph.padded import PaddedEdges, padded_edges
-from eutectic.models.backbone import Backbone, BackboneSettings, Features
+from eutectic.graph.settings import LONGEST_CUTOFF
+from eutectic.models.backbone import MAX_LAYERS, MAX_WIDTH, Backbone, BackboneSettings, Features
 from eutectic.models.components import polynomial_envelope
 
 DEGREES = (3, 5)
@@ -44,16 +45,23 @@ class GotenNetSettings(BackboneSettings):
 
     cutoff_setting = "cutoff"
 
-    width: int = Field(default=64, ge=1, description="scalars, vectors and tensors per atom, and scalars per edge")
-    layers: int = Field(default=3, ge=1, description="rounds of messages")
-    attention_heads: int = Field(default=8, ge=1, description="attention weights per edge; a divisor of width")
-    radial_functions: int = Field(default=32, ge=1, description="functions that describe a distance")
+    width: int = Field(
+        default=64, ge=1, le=MAX_WIDTH, description="scalars, vectors and tensors per atom, and scalars per edge"
+    )
+    layers: int = Field(default=3, ge=1, le=MAX_LAYERS, description="rounds of messages")
+    attention_heads: int = Field(
+        default=8, ge=1, le=MAX_WIDTH, description="attention weights per edge; a divisor of width"
+    )
+    radial_functions: int = Field(default=32, ge=1, le=MAX_WIDTH, description="functions that describe a distance")
     cutoff: float | None = Field(
         default=None,
         gt=0,
+        le=LONGEST_CUTOFF,
         description="distance at which messages vanish, Å, at most the graph's, which is the default",
     )
-    edge_width: int = Field(default=64, ge=0, description="features per edge; 0 for a backbone without edge features")
+    edge_width: int = Field(
+        default=64, ge=0, le=MAX_WIDTH, description="features per edge; 0 for a backbone without edge features"
+    )
 
     @model_validator(mode="after")
     def _whole_heads(self) -> GotenNetSettings:

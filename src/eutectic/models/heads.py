@@ -36,10 +36,11 @@ class HeadSettings(BaseModel):
         default=None,
         description="pooling of atoms to a structure; default: sum for extensive properties, mean for others",
     )
-    layers: int = Field(default=1, ge=0, description="hidden layers; 4 in JMP")
+    layers: int = Field(default=1, ge=0, le=1000, description="hidden layers; 4 in JMP")
     n_classes: int | None = Field(
         default=None,
         ge=2,
+        le=100_000,
         description="for classes: their number; default: counted in the training labels, at least 2",
     )
 

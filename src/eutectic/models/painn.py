@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from eutectic.atoms import MAX_ATOMIC_NUMBER
 from eutectic.graph import Edges, Graph
 from eutectic.graph.operations import sum_over_neighbours
-from eutectic.models.backbone import Backbone, BackboneSettings, Features
+from eutectic.graph.settings import LONGEST_CUTOFF
+from eutectic.models.backbone import MAX_LAYERS, MAX_WIDTH, Backbone, BackboneSettings, Features
 from eutectic.models.components import polynomial_envelope
 
 
@@ -37,15 +38,18 @@ class PaiNNSettings(BackboneSettings):
 
     cutoff_setting = "cutoff"
 
-    width: int = Field(default=64, ge=1, description="scalars, and vectors, per atom")
-    layers: int = Field(default=3, ge=1, description="rounds of messages")
-    radial_functions: int = Field(default=20, ge=1, description="functions that describe a distance")
+    width: int = Field(default=64, ge=1, le=MAX_WIDTH, description="scalars, and vectors, per atom")
+    layers: int = Field(default=3, ge=1, le=MAX_LAYERS, description="rounds of messages")
+    radial_functions: int = Field(default=20, ge=1, le=MAX_WIDTH, description="functions that describe a distance")
     cutoff: float | None = Field(
         default=None,
         gt=0,
+        le=LONGEST_CUTOFF,
         description="distance at which messages vanish, Å, at most the graph's, which is the default",
     )
-    edge_width: int = Field(default=64, ge=0, description="features per edge; 0 for a backbone without edge features")
+    edge_width: int = Field(
+        default=64, ge=0, le=MAX_WIDTH, description="features per edge; 0 for a backbone without edge features"
+    )
 
     @classmethod
     def tiny(cls) -> PaiNNSettings:

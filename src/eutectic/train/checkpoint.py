@@ -46,18 +46,23 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             os.replace(path, previous(path))
 
 
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
+def load_checkpoint(path: Path, steps: int | None = None) -> dict[str, Any] | None:
     """Read the checkpoint at `path` to the CPU, or the previous one if it is damaged; None if there is none.
 
+    Args:
+        path: the file.
+        steps: of the run, if the checkpoint must be of one of its steps.
+
     Raises:
-        EutecticError: every checkpoint is damaged or holds objects other than tensors and plain values.
+        EutecticError: every checkpoint is damaged, of no step of the run, or holds objects other than tensors and
+            plain values.
     """
     damaged: EutecticError | None = None
     for candidate in (path, previous(path)):
         if not candidate.exists():
             continue
         try:
-            state = _read(candidate)
+            state = _read(candidate, steps)
         except EutecticError as error:
             damaged = damaged or error
             continue
@@ -69,7 +74,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, steps: int | None) -> dict[str, Any]:
     try:
         # torch.load does not verify the checksums that torch.save writes.
         with zipfile.ZipFile(path) as archive:
@@ -77,14 +82,24 @@ def _read(path: Path) -> dict[str, Any]:
         if damaged is not None:
             raise ValueError(f"{damaged} does not match its checksum")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+        step = state.get("step")
+        if steps is not None and (type(step) is not int or not 0 <= step <= steps):
+            raise ValueError(f"its step is {str(step)[:40]!r}, of a run of {steps}")
     except Exception as error:  # torch raises many kinds for a damaged or hostile file
-        raise EutecticError(
-            str(path),
-            f"not a readable checkpoint ({str(error)[:200]})",
-            "a checkpoint written by eutectic",
-            "delete the file to start again from the beginning",
-        ) from error
+        raise not_a_checkpoint(path, str(error)[:200]) from error
     return state
+
+
+def not_a_checkpoint(path: Path, why: str) -> EutecticError:
+    """The error of a file that is not a checkpoint of this run."""
+    return EutecticError(
+        str(path),
+        f"not a readable checkpoint ({why})",
+        "a checkpoint written by eutectic for this run",
+        f"delete it to resume from {previous(path).name} if there is one, or else from the beginning",
+    )
 
 
 def remove_checkpoints(path: Path) -> None:

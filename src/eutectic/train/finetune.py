@@ -434,7 +434,10 @@ class _Curve:
         return json.dumps(asdict(self))
 
     def restore(self, text: str) -> None:
-        self.__dict__.update(json.loads(text))
+        values = json.loads(text)
+        if values.keys() != self.__dict__.keys():
+            raise ValueError(f"a curve of {', '.join(values)}")
+        self.__dict__.update(values)
 
 
 def _summed(fabric: lf.Fabric, found: Mapping[str, ErrorSum]) -> tuple[dict[str, float], dict[str, float]]:

@@ -120,7 +120,7 @@ def train(
     gradient = GradientSum(fabric, wrapped, tasks, source, dtype, overlap=overlap, split=split)
 
     # The state to resume from, and the remaining batches
-    run = RunState(fabric, model, ema, optimiser, scaler, folder, extra_state, restore_extra)
+    run = RunState(fabric, model, ema, optimiser, scaler, folder, settings.steps, extra_state, restore_extra)
     run.restore()
     accumulate, structures, seconds = settings.accumulate, settings.accumulate * source.batch_size, run.seconds
     workers = default_workers(device, world, source.sets) if settings.workers is None else settings.workers

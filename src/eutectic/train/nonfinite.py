@@ -154,7 +154,7 @@ def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, 
     """
     folder = Path(folder)
     description, structures = _read(folder)
-    model = load_model(folder / "model")
+    model = load_model(folder / "model", finite=False)
     tasks = model.tasks
     index = {task.name: i for i, task in enumerate(tasks)}
     settings = TrainSettings.model_validate(description["train"])

@@ -13,7 +13,14 @@ import torch
 
 from eutectic.atoms import EutecticError
 from eutectic.models.multitask import MultitaskModel
-from eutectic.train.checkpoint import full_state, load_checkpoint, load_optimiser, load_weights, save_checkpoint
+from eutectic.train.checkpoint import (
+    full_state,
+    load_checkpoint,
+    load_optimiser,
+    load_weights,
+    not_a_checkpoint,
+    save_checkpoint,
+)
 from eutectic.train.optimisation import EMA
 from eutectic.train.runtime.journal import Journal
 
@@ -30,6 +37,7 @@ class RunState:
         optimiser: without Fabric's wrapper.
         scaler: the precision's gradient scaler, if any.
         folder: for `checkpoint.pt` and `journal.jsonl`; None writes nothing.
+        steps: of the whole run.
         extra_state, restore_extra: write and read the caller's own state in the checkpoint.
 
     Attributes:
@@ -47,11 +55,13 @@ class RunState:
         optimiser: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None,
         folder: Path | None,
+        steps: int,
         extra_state: Callable[[], dict[str, Any]] = dict,
         restore_extra: Callable[[dict[str, Any]], None] = lambda state: None,
     ) -> None:
         self.fabric, self.model, self.ema, self.optimiser, self.scaler = fabric, model, ema, optimiser, scaler
-        self.folder, self.extra_state, self.restore_extra = folder, extra_state, restore_extra
+        self.folder, self.steps = folder, steps
+        self.extra_state, self.restore_extra = extra_state, restore_extra
         self.first = fabric.global_rank == 0
         self.journal = Journal(folder / "journal.jsonl" if folder is not None and self.first else None)
         self.checkpoint = None if folder is None else folder / "checkpoint.pt"
@@ -62,21 +72,27 @@ class RunState:
         """Restore everything from the folder's checkpoint; without one, empty the journal of an earlier attempt.
 
         Raises:
-            EutecticError: a damaged checkpoint; processes read different checkpoints.
+            EutecticError: a damaged checkpoint, or one of another run; processes read different checkpoints.
         """
-        state = None if self.checkpoint is None else load_checkpoint(self.checkpoint)
+        path = self.checkpoint
+        state = None if path is None else load_checkpoint(path, self.steps)
         self._check_same_step(0 if state is None else state["step"])
-        if state is None:
+        if path is None or state is None:
             self.journal.resume(0)
             return
-        load_weights(self.model, state["model"])
-        self.ema.load_state_dict(state["averaged"])
-        load_optimiser(self.optimiser, state["optimiser"])
-        if self.scaler is not None:
-            self.scaler.load_state_dict(state["scaler"])
-        self.step, self.seconds, self.nonfinite_steps = state["step"], state["seconds"], state["nonfinite_steps"]
+        try:
+            load_weights(self.model, state["model"])
+            self.ema.load_state_dict(state["averaged"])
+            load_optimiser(self.optimiser, state["optimiser"])
+            if self.scaler is not None:
+                self.scaler.load_state_dict(state["scaler"])
+            self.seconds, self.nonfinite_steps = float(state["seconds"]), int(state["nonfinite_steps"])
+            self.restore_extra(state["extra"])
+        # Entries that are missing, or of other shapes and types.
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise not_a_checkpoint(path, f"{type(error).__name__}: {str(error)[:200]}") from error
+        self.step = state["step"]
         self.journal.resume(self.step)
-        self.restore_extra(state["extra"])
 
     def record(self, entry: dict[str, Any], seconds: float) -> None:
         """Add a step to the journal; `seconds` is the training time so far."""

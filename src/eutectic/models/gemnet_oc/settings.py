@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from eutectic.models.backbone import BackboneSettings
+from eutectic.graph.settings import LONGEST_CUTOFF
+from eutectic.models.backbone import MAX_LAYERS, MAX_WIDTH, BackboneSettings
 
 
 class GemNetOCSettings(BackboneSettings):
@@ -17,31 +18,40 @@ class GemNetOCSettings(BackboneSettings):
     # JMP's convention: the basis reaches zero at 12 Å, although the graphs of its molecules have a cutoff of 8 Å.
     cutoff_may_exceed_graph = True
 
-    blocks: int = Field(default=4, ge=1, description="number of interaction blocks; there is one more output block")
-    atom_width: int = Field(default=256, ge=1, description="features of an atom")
-    edge_width: int = Field(default=512, ge=1, description="features of an edge of the main graph")
-    triplet_in: int = Field(default=64, ge=1, description="features passed along a triplet")
-    triplet_out: int = Field(default=64, ge=1, description="features of an edge after its triplets are summed")
-    quadruplet_in: int = Field(default=32, ge=1, description="features passed along a quadruplet")
-    quadruplet_out: int = Field(default=32, ge=1, description="features after an edge's quadruplets are summed")
-    pair_in: int = Field(default=64, ge=1, description="features passed from atom to atom")
-    pair_out: int = Field(default=64, ge=1, description="features of an atom after its pairs are summed")
-    radial_width: int = Field(default=16, ge=1, description="width of the projected radial basis")
-    circular_width: int = Field(default=16, ge=1, description="width of the projected basis of distance and angle")
-    spherical_width: int = Field(
-        default=32, ge=1, description="width of the projected basis of distance, angle and dihedral"
+    blocks: int = Field(
+        default=4, ge=1, le=MAX_LAYERS, description="number of interaction blocks; there is one more output block"
     )
-    num_radial: int = Field(default=128, ge=2, description="number of Gaussians in the radial basis")
+    atom_width: int = Field(default=256, ge=1, le=MAX_WIDTH, description="features of an atom")
+    edge_width: int = Field(default=512, ge=1, le=MAX_WIDTH, description="features of an edge of the main graph")
+    triplet_in: int = Field(default=64, ge=1, le=MAX_WIDTH, description="features passed along a triplet")
+    triplet_out: int = Field(
+        default=64, ge=1, le=MAX_WIDTH, description="features of an edge after its triplets are summed"
+    )
+    quadruplet_in: int = Field(default=32, ge=1, le=MAX_WIDTH, description="features passed along a quadruplet")
+    quadruplet_out: int = Field(
+        default=32, ge=1, le=MAX_WIDTH, description="features after an edge's quadruplets are summed"
+    )
+    pair_in: int = Field(default=64, ge=1, le=MAX_WIDTH, description="features passed from atom to atom")
+    pair_out: int = Field(default=64, ge=1, le=MAX_WIDTH, description="features of an atom after its pairs are summed")
+    radial_width: int = Field(default=16, ge=1, le=MAX_WIDTH, description="width of the projected radial basis")
+    circular_width: int = Field(
+        default=16, ge=1, le=MAX_WIDTH, description="width of the projected basis of distance and angle"
+    )
+    spherical_width: int = Field(
+        default=32, ge=1, le=MAX_WIDTH, description="width of the projected basis of distance, angle and dihedral"
+    )
+    num_radial: int = Field(default=128, ge=2, le=MAX_WIDTH, description="number of Gaussians in the radial basis")
     num_spherical: int = Field(
-        default=7, ge=1, description="number of Legendre polynomials per angle, degrees 0 to n-1"
+        default=7, ge=1, le=100, description="number of Legendre polynomials per angle, degrees 0 to n-1"
     )
     radial_cutoff: float | None = Field(
         default=None,
         gt=0,
+        le=LONGEST_CUTOFF,
         description="distance at which the envelope reaches zero, Å; the graph's cutoff if not given. JMP uses 12 for "
         "all graphs, also those with a cutoff of 8 Å; with a value above the graph's cutoff, the energy jumps there",
     )
-    envelope_exponent: int = Field(default=5, ge=1, description="exponent p of the polynomial envelope")
+    envelope_exponent: int = Field(default=5, ge=1, le=100, description="exponent p of the polynomial envelope")
     dihedral_epsilon: float = Field(
         default=0.0,
         ge=0,
@@ -50,23 +60,40 @@ class GemNetOCSettings(BackboneSettings):
         "gradient forces bounded",
     )
     residuals_before_skip: int = Field(
-        default=2, ge=0, description="residual layers on edges after the interactions, before the skip connection"
+        default=2,
+        ge=0,
+        le=MAX_LAYERS,
+        description="residual layers on edges after the interactions, before the skip connection",
     )
-    residuals_after_skip: int = Field(default=2, ge=0, description="residual layers on edges after the skip connection")
+    residuals_after_skip: int = Field(
+        default=2, ge=0, le=MAX_LAYERS, description="residual layers on edges after the skip connection"
+    )
     residuals_concat: int = Field(
-        default=1, ge=0, description="residual layers on edges after the update from their atoms; 4 in JMP-L"
+        default=1,
+        ge=0,
+        le=MAX_LAYERS,
+        description="residual layers on edges after the update from their atoms; 4 in JMP-L",
     )
     residuals_atom: int = Field(
-        default=3, ge=0, description="residual layers after the sum over edges, and in the edge branch of output blocks"
+        default=3,
+        ge=0,
+        le=MAX_LAYERS,
+        description="residual layers after the sum over edges, and in the edge branch of output blocks",
     )
-    residuals_output: int = Field(default=3, ge=0, description="residual layers in the atom branch of an output block")
-    residuals_atom_skip: int = Field(default=2, ge=0, description="residual layers on atoms after the interactions")
-    residuals_readout: int = Field(default=2, ge=0, description="residual layers after the output blocks are combined")
+    residuals_output: int = Field(
+        default=3, ge=0, le=MAX_LAYERS, description="residual layers in the atom branch of an output block"
+    )
+    residuals_atom_skip: int = Field(
+        default=2, ge=0, le=MAX_LAYERS, description="residual layers on atoms after the interactions"
+    )
+    residuals_readout: int = Field(
+        default=2, ge=0, le=MAX_LAYERS, description="residual layers after the output blocks are combined"
+    )
     quadruplet: bool = Field(default=True, description="use the quadruplet interaction")
     atom_edge: bool = Field(default=True, description="use the atom-to-edge interaction")
     edge_atom: bool = Field(default=True, description="use the edge-to-atom interaction")
     atom_atom: bool = Field(default=True, description="use the atom-to-atom interaction")
-    num_elements: int = Field(default=120, ge=1, description="rows of the embedding; row Z-1 is element Z")
+    num_elements: int = Field(default=120, ge=1, le=1000, description="rows of the embedding; row Z-1 is element Z")
     edge_features: bool = Field(
         default=True,
         description="compute edge features (`Features.edges`), which direct forces need; off makes a step cheaper",
