@@ -189,7 +189,7 @@ def comparing(data: Path, steps: int) -> list[str]:
 @pytest.mark.parametrize("stop", [*STOPS, signal.SIGKILL], ids=lambda stop: stop.name)
 def test_workers_of_a_study_end_with_it(data: Path, stop: signal.Signals) -> None:
     """A signal to the parent of a comparison's workers: none is left, and the same command goes on."""
-    process, run = begun(comparing(data, 1500)), data.parent / "run"
+    process, run = begun(comparing(data, 400)), data.parent / "run"
     waited(process, lambda: sum(lines(file) >= 20 for file in run.glob("runs/*/*/journal.jsonl")) == 2)
     process.send_signal(stop)
     outcome = ended(process)
@@ -198,9 +198,9 @@ def test_workers_of_a_study_end_with_it(data: Path, stop: signal.Signals) -> Non
         assert outcome.code == 130, outcome
         assert "the same command resumes it" in outcome.errors
         assert len(list(run.glob("runs/*/*/checkpoint.pt"))) == 2
-    assert_done(eutectic(*comparing(data, 1500)))
+    assert_done(eutectic(*comparing(data, 400)))
     for folder in run.glob("runs/*/*"):
-        assert steps_of(folder) == list(range(1, 1501))
+        assert steps_of(folder) == list(range(1, 401))
 
 
 @pytest.mark.parametrize("stop", [*STOPS, signal.SIGKILL], ids=lambda stop: stop.name)
@@ -272,7 +272,7 @@ def test_damaged_files(molecules: Store, data: Path, file: str, content: str) ->
 @pytest.mark.parametrize("line", ["5", '{"a": 1}', "[" * 5000, "\udcff\udcfe"])
 def test_damaged_journal_of_a_run_that_goes_on(molecules: Store, data: Path, line: str) -> None:
     """A line of the journal is damaged: the run goes on, says what is lost, and keeps the file."""
-    command, run = training("pretrain", molecules, data, 2000), data.parent / "run"
+    command, run = training("pretrain", molecules, data, 300), data.parent / "run"
     process = begun(command)
     waited(process, lambda: lines(run / "journal.jsonl") >= 20)
     process.send_signal(signal.SIGTERM)
@@ -284,7 +284,7 @@ def test_damaged_journal_of_a_run_that_goes_on(molecules: Store, data: Path, lin
     assert_done(outcome)
     assert "the losses of 1 of" in outcome.errors
     assert (run / "journal.damaged.jsonl").read_bytes() == b"\n".join(entries)
-    assert steps_of(run) == [step for step in range(1, 2001) if step != 5]
+    assert steps_of(run) == [step for step in range(1, 301) if step != 5]
 
 
 # --- two runs, and other contents ------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_damaged_journal_of_a_run_that_goes_on(molecules: Store, data: Path, lin
 @pytest.mark.parametrize("kind", [*KINDS, "compare"])
 def test_two_runs_in_one_folder(molecules: Store, data: Path, kind: str) -> None:
     """The second run in a folder is told of the first, which is not disturbed."""
-    command = comparing(data, 1500) if kind == "compare" else training(kind, molecules, data, 1500)
+    command = comparing(data, 400) if kind == "compare" else training(kind, molecules, data, 400)
     run = data.parent / "run"
     process = begun(command)
     waited(process, lambda: any(lines(file) >= 20 for file in run.rglob("journal.jsonl")))
@@ -302,7 +302,7 @@ def test_two_runs_in_one_folder(molecules: Store, data: Path, kind: str) -> None
     first = ended(process)
     assert_done(first)
     for file in run.rglob("journal.jsonl"):
-        assert steps_of(file.parent) == list(range(1, 1501))
+        assert steps_of(file.parent) == list(range(1, 401))
 
 
 def _other_labels(data: Path, store: Path) -> None:
