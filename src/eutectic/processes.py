@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 from eutectic.atoms import EutecticError, Interrupted
@@ -201,3 +202,22 @@ def _one_thread_each() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that this process can still take without swapping, or None if the system does not say.
+
+    On Linux, the least of what the machine has and what the limit of the control group (a container) leaves.
+    """
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            most, now = (int((Path("/sys/fs/cgroup") / name).read_text()) for name in (limit, used))
+            found.append(most - now)
+    return max(0, min(found)) if found else None

@@ -14,10 +14,17 @@ from jaxtyping import Float, Int
 from eutectic.atoms import EutecticError, Structure
 from eutectic.atoms.home import completed
 from eutectic.atoms.structure import WIDEST
+from eutectic.processes import available_memory
 
 TIE = 1e-5
 """Å. Neighbours within this distance of the last one kept are kept too, so that symmetry-equivalent neighbours stay
 together and the selection does not depend on the atom order."""
+
+BYTES_PER_PAIR, WORTH_CHECKING = 200, 1e9
+"""Peak bytes of a search for each pair it finds, and the bytes from which it is compared with what is available."""
+
+MANY_ATOMS = 2000
+"""Fewer atoms without images have too few pairs to matter."""
 
 COINCIDENT = 1e-2
 """Å. The published periodic search drops pairs with d² ≤ 1e-4 Å²."""
@@ -84,7 +91,8 @@ def neighbour_list(structures: Sequence[Structure], cutoff: float) -> NeighbourL
         cutoff: Å.
 
     Raises:
-        EutecticError: coordinates or lattice vectors for which the native search would crash or not end.
+        EutecticError: coordinates or lattice vectors for which the native search would crash or not end; more pairs
+            than fit into memory.
     """
     search = vesin.NeighborList(cutoff=cutoff, full_list=True)
     pairs, offsets, distances = [np.zeros((0, 2), np.int32)], [np.zeros((0, 3), np.int32)], [np.zeros(0)]
@@ -105,6 +113,7 @@ def neighbour_list(structures: Sequence[Structure], cutoff: float) -> NeighbourL
             cell = completed(cell, structure.pbc)
         elif not structure.pbc.any():
             cell = np.zeros((3, 3))
+        _check_room(structure, cell, cutoff)
         # The next search overwrites these arrays (copy=False); astype below copies them first.
         pair, shift, length = search.compute(
             points=structure.positions, box=cell, periodic=structure.pbc, quantities="PSd", copy=False
@@ -118,6 +127,36 @@ def neighbour_list(structures: Sequence[Structure], cutoff: float) -> NeighbourL
     order = _by_target_and_distance(target, distance, first)
     order = order[distance[order] > COINCIDENT]
     return NeighbourList(source=source[order], target=target[order], offset=offset[order], distance=distance[order])
+
+
+def _check_room(structure: Structure, cell: np.ndarray, cutoff: float) -> None:
+    """Refuse a search whose pairs, as many as the mean density has within the cutoff, do not fit into memory."""
+    n, dimensions = len(structure), int(structure.pbc.sum())
+    if not dimensions:
+        if n < MANY_ATOMS:
+            return
+        cell = np.eye(3)
+    # In plain numbers, since this runs for every structure.
+    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = cell.tolist()
+    volume = abs(ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx))
+    enough = n * n * 4.19 * cutoff**3 / max(volume, 1e-9)
+    pairs = enough / cutoff ** (3 - dimensions)
+    if pairs * BYTES_PER_PAIR < WORTH_CHECKING:
+        return
+    if dimensions < 3:
+        # Along unit normals, in Å.
+        extent = np.ptp(structure.positions @ np.linalg.inv(cell), axis=0)
+        pairs = enough / float(np.prod(np.maximum(extent, cutoff)[~structure.pbc]))
+    if not dimensions:
+        pairs = min(pairs, n * n)
+    room = available_memory() if pairs * BYTES_PER_PAIR > WORTH_CHECKING else None
+    if room is not None and pairs * BYTES_PER_PAIR > room:
+        raise EutecticError(
+            "neighbour search",
+            f"about {pairs:.1e} pairs of atoms within {cutoff:g} Å, {pairs * BYTES_PER_PAIR / 1e9:.0f} GB",
+            f"at most the {room / 1e9:.1f} GB that are available",
+            "check the cell and its unit; a smaller structure or cutoff, or a machine with more memory",
+        )
 
 
 def _by_target_and_distance(target: np.ndarray, distance: np.ndarray, n_atoms: int) -> np.ndarray:

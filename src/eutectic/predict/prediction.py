@@ -11,6 +11,7 @@ import torch
 from eutectic.atoms import PROPERTIES, EutecticError, Structure
 from eutectic.checkpoints.model import TrainedModel, task_named
 from eutectic.graph import build_graph
+from eutectic.predict.memory import check_memory
 from eutectic.tasks import Sample, Task, make_batch
 
 Prediction = dict[str, np.ndarray]
@@ -187,6 +188,7 @@ def _predict_batch(
             found[index] = _of(error, task, index)
     if items:
         samples = [sample for _, _, sample in items]
+        check_memory(model, task, samples, conservative)
         weight = next(model.module.parameters())
         # The batch has a slice of this task only, so the heads of other tasks do not run.
         batch = make_batch(samples, [task], weight.dtype).to(weight.device)
