@@ -324,13 +324,14 @@ SETS: tuple[SharedSet, ...] = (
     ),
     records("md22_like/qm7x_250_small.npz", "padded npz", 2500, units=EV, level_of_theory="PBE0+MBD"),
     records("matsciml_devsets/lips_data.lmdb", "pickled LMDB", 200, units=EV, level_of_theory="PBE"),
-    # Energies per atom of copper, near its cohesive energy whatever the size; stress as VASP prints it.
+    # Energies per atom of copper, near its cohesive energy whatever the size. The stresses are left out: the check finds
+    # that their shear components are interchanged (48 of 67 symmetric structures break their symmetry).
     records(
         "matsciml_devsets/colabfit_data.lmdb",
         "pickled LMDB",
         262,
-        keys="energy=potential-energy",
-        units="positions=angstrom energy=eV/atom forces=eV/angstrom stress=-kbar",
+        keys="energy=potential-energy stress=",
+        units="positions=angstrom energy=eV/atom forces=eV/angstrom",
         findings=frozenset({"two_populations"}),
     ),
     records(
