@@ -324,8 +324,8 @@ SETS: tuple[SharedSet, ...] = (
     ),
     records("md22_like/qm7x_250_small.npz", "padded npz", 2500, units=EV, level_of_theory="PBE0+MBD"),
     records("matsciml_devsets/lips_data.lmdb", "pickled LMDB", 200, units=EV, level_of_theory="PBE"),
-    # Energies per atom of copper, near its cohesive energy whatever the size. The stresses are left out: the check finds
-    # that their shear components are interchanged (48 of 67 symmetric structures break their symmetry).
+    # Energies per atom of copper, near its cohesive energy whatever the size. The stresses are left out: the check
+    # finds that their shear components are interchanged (48 of 67 symmetric structures break their symmetry).
     records(
         "matsciml_devsets/colabfit_data.lmdb",
         "pickled LMDB",

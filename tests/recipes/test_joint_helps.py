@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from eutectic.recipes.demonstration import TASKS, demo, finetuning
@@ -12,6 +13,7 @@ from eutectic.study.compare import compare
 from eutectic.train.pretrain import pretrain
 
 
+@pytest.mark.slow
 def test_joint_pretraining_beats_scratch_over_three_seeds(tmp_path: Path) -> None:
     recipe = demo(steps=200, processes=1)
     settings = recipe.model_copy(
