@@ -59,6 +59,7 @@ import sys, time, json, torch, ase.io
 from mace.tools import torch_geometric
 from mace import data
 torch.set_num_threads(1)
+# MACE saves whole modules, as pickles; this one was written by this script a moment ago, in a folder of its own.
 model = torch.load(sys.argv[1], map_location="cpu", weights_only=False).float()
 torch.set_default_dtype(torch.float32)
 from mace.tools import AtomicNumberTable

@@ -328,7 +328,7 @@ def test_the_hash_of_the_contents_is_of_every_value(tmp_path: Path) -> None:
     rows = list(made_up(3))
     first = rows[0]
     moved = first.structure.positions.copy()
-    moved[0, 0] += 1e-5  # less than by what structures are told apart
+    moved[0, 0] += 1e-5  # smaller than the tolerance of the duplicate search
     variants = {
         "same": first,
         "moved": replace(first, structure=replace(first.structure, positions=moved)),

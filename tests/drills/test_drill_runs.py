@@ -292,7 +292,7 @@ def test_damaged_journal_of_a_run_that_goes_on(molecules: Store, data: Path, lin
 
 @pytest.mark.parametrize("kind", [*KINDS, "compare"])
 def test_two_runs_in_one_folder(molecules: Store, data: Path, kind: str) -> None:
-    """The second run in a folder is told of the first, which is not disturbed."""
+    """A second run in the same folder is refused, and the first goes on to its end."""
     command = comparing(data, 400) if kind == "compare" else training(kind, molecules, data, 400)
     run = data.parent / "run"
     process = begun(command)

@@ -45,6 +45,11 @@ def of_scalars(contents: Contents) -> list[Finding]:
     return findings
 
 
+def _usual_in(units: list[str]) -> str:
+    """The end of a sentence on numbers that would be usual in some units."""
+    return f"; usual if they are in {' or '.join(units)}." if units else "."
+
+
 def _fitting(name: str, middle: float) -> list[str]:
     prop = PROPERTIES[name]
     found = []
@@ -96,8 +101,7 @@ def of_forces(geometry: Geometry, units: Units, bonds: BondTest | None) -> list[
             code="forces_size",
             severity="warning",
             title=f"forces are far too large for eV/Å (half beyond {number(middle)})",
-            message=f"Half of the forces are beyond {number(middle)} (usual: 0.05 to 5 eV/Å)"
-            + (f"; usual if they are in {' or '.join(fitting)}." if fitting else "."),
+            message=f"Half of the forces are beyond {number(middle)} (usual: 0.05 to 5 eV/Å)" + _usual_in(fitting),
             why=_WHY,
             fix="Give the unit when the file is read, e.g. --unit forces=kcal/mol/angstrom.",
             numbers={"median": middle, "fitting": fitting},
@@ -120,8 +124,7 @@ def of_energies(energies: Energies, units: Units) -> list[Finding]:
             code="energy_size",
             severity="warning",
             title=f"energies are implausible in eV ({number(middle)} per atom)",
-            message=f"Half of the energies are beyond {number(middle)} per atom"
-            + (f"; usual if they are in {' or '.join(fitting)}." if fitting else "."),
+            message=f"Half of the energies are beyond {number(middle)} per atom" + _usual_in(fitting),
             why="The library works in eV: losses, reference energies and errors would be off by this factor.",
             fix="Give the unit when the file is read, e.g. --unit energy=kcal/mol.",
             numbers={"per_atom": middle, "fitting": fitting},

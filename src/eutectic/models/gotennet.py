@@ -34,7 +34,7 @@ from eutectic.graph.operations import carry, meet, sum_over_neighbours
 from eutectic.graph.padded import PaddedEdges, padded_edges
 from eutectic.graph.settings import LONGEST_CUTOFF
 from eutectic.models.backbone import MAX_LAYERS, MAX_WIDTH, Backbone, BackboneSettings, Features
-from eutectic.models.components import polynomial_envelope
+from eutectic.models.components import perceptron, polynomial_envelope
 
 DEGREES = (3, 5)
 """Components of the steerable features of degree 1 and 2."""
@@ -124,11 +124,6 @@ class RadialBasis(nn.Module):
         centres = torch.linspace(last, 1.0, self.n_functions, dtype=x.dtype, device=x.device)
         sharpness = (0.5 * self.n_functions / (1 - last)) ** 2
         return envelope * torch.exp(-sharpness * (torch.exp(-5.0 * x) - centres).square()), envelope
-
-
-def perceptron(width_in: int, width: int, width_out: int) -> nn.Sequential:
-    """Two linear layers with a SiLU between them."""
-    return nn.Sequential(nn.Linear(width_in, width), nn.SiLU(), nn.Linear(width, width_out))
 
 
 def per_degree(x: Float[Tensor, "rows degrees width"]) -> Float[Tensor, "rows components width"]:

@@ -30,7 +30,7 @@ from eutectic.graph import Edges, Graph
 from eutectic.graph.operations import sum_over_neighbours
 from eutectic.graph.settings import LONGEST_CUTOFF
 from eutectic.models.backbone import MAX_LAYERS, MAX_WIDTH, Backbone, BackboneSettings, Features
-from eutectic.models.components import polynomial_envelope
+from eutectic.models.components import perceptron, polynomial_envelope
 
 
 class PaiNNSettings(BackboneSettings):
@@ -79,11 +79,6 @@ class RadialBasis(nn.Module):
         frequencies = math.pi * torch.arange(1, self.n_functions + 1, dtype=x.dtype, device=x.device)
         waves = math.sqrt(2 / self.cutoff) * torch.sin(frequencies * x) / distance[:, None]
         return waves * envelope, envelope  # (edges, functions), (edges, 1)
-
-
-def perceptron(width_in: int, width: int, width_out: int) -> nn.Sequential:
-    """Two linear layers with a SiLU between them."""
-    return nn.Sequential(nn.Linear(width_in, width), nn.SiLU(), nn.Linear(width, width_out))
 
 
 class PaiNNLayer(nn.Module):

@@ -183,8 +183,16 @@ def predict_file(
             read = waiting.popleft()
             done(read, cast(EutecticError, read.error))
 
-    options = {"batch_size": batch_size, "normalised": normalised, "conservative": conservative}
-    for outcome in predict_each(model, task_name, readable(), on_done=on_done, **options):  # type: ignore[arg-type]
+    outcomes = predict_each(
+        model,
+        task_name,
+        readable(),
+        batch_size=batch_size,
+        normalised=normalised,
+        conservative=conservative,
+        on_done=on_done,
+    )
+    for outcome in outcomes:
         unreadable()
         read = waiting.popleft()
         if isinstance(outcome, EutecticError):

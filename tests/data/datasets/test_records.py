@@ -408,17 +408,17 @@ def test_arrays_of_other_lengths(tmp_path: Path, array: str, by: int) -> None:
         "cell": np.tile(np.eye(3) * 9, (n, 1, 1)),
         "pbc": np.ones((n, 3)),
     }
-    np.savez(tmp_path / "my.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(tmp_path / "my.npz", **arrays)
     assert prepared(tmp_path / "my.npz", tmp_path).label_counts() == {"energy": n, "forces": n}
     arrays[array] = np.concatenate([arrays[array]] * 2)[: n + by]
-    np.savez(tmp_path / "my.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(tmp_path / "my.npz", **arrays)
     with pytest.raises(EutecticError, match=rf"{array} \({n + by},|{array} of shape|atoms"):
         prepared(tmp_path / "my.npz", tmp_path / "other")
 
 
 def test_one_cell_of_all_structures(tmp_path: Path) -> None:
     arrays = {"R": np.arange(24.0).reshape(4, 2, 3), "z": np.array([6, 8]), "E": np.arange(4.0), "cell": np.eye(3) * 9}
-    np.savez(tmp_path / "my.npz", pbc=np.array([True, True, False]), **arrays)  # type: ignore[arg-type]
+    np.savez(tmp_path / "my.npz", pbc=np.array([True, True, False]), **arrays)
     for row in prepared(tmp_path / "my.npz", tmp_path):
         assert row.structure.pbc.tolist() == [True, True, False]
         assert row.structure.cell.tolist() == (np.eye(3) * 9).tolist()
@@ -475,7 +475,7 @@ def test_true_is_no_number(tmp_path: Path) -> None:
 def test_sizes_that_cannot_be(tmp_path: Path, lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "my.npz"
     arrays = {"R": np.zeros((10**5, 2, 3)), "z": np.array([6, 8]), "E": np.zeros(10**5)}
-    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(file, **arrays)
     if lie == "ratio":
         monkeypatch.setattr(archives, "ALWAYS_UNPACKED", 1 << 20)
     else:

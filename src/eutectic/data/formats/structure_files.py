@@ -135,6 +135,7 @@ def _parsed(
         return parse(frame.text, stated, where, file)
     except EutecticError as error:
         return error
+    # As above: ASE's readers raise many kinds of exceptions on damaged text.
     except Exception as error:
         given = f"line {frame.line}: could not be read ({type(error).__name__}: {error})"
         return _unreadable(file, index, name, given)
