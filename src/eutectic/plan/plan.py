@@ -465,8 +465,9 @@ def plan_cluster(
         max_shares={n: s.max_share for n, s in settings.sets.items() if s.max_share is not None},
     )
     tasks = [_task(n, settings) for n in names]
+    lists = settings.backbone.of_backbone().edge_lists
     items = {
-        n: [Sample(task=i, graph=_graph(r, tasks[i], settings.edge_dropout), labels={}) for r in typical[n].rows]
+        n: [Sample(task=i, graph=_graph(r, tasks[i], lists, settings.edge_dropout), labels={}) for r in typical[n].rows]
         for i, n in enumerate(names)
     }
     work = {}
@@ -535,9 +536,9 @@ def plan_cluster(
     )
 
 
-def _graph(structure: Structure, task: Task, edge_dropout: float) -> StructureGraph:
+def _graph(structure: Structure, task: Task, lists: Sequence[str], edge_dropout: float) -> StructureGraph:
     rng = np.random.default_rng(0) if edge_dropout else None
-    return build_graph(structure, task.graph, edge_dropout=edge_dropout, rng=rng)
+    return build_graph(structure, task.graph, lists=lists, edge_dropout=edge_dropout, rng=rng)
 
 
 def _task(name: str, settings: PretrainSettings) -> Task:

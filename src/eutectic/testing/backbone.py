@@ -159,7 +159,7 @@ def _check(name: str, tolerance: str | None, meaning: str, **options: Any) -> Ca
 @_check("contract", "symmetry", "directions are not the main edges' unit vectors, source to target")
 def check_contract(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
     """`Features` have the declared widths, one row per atom and per main edge, and the directions of the edges."""
-    graph = graph_of(list(structures.values()), graph_settings)
+    graph = graph_of(list(structures.values()), graph_settings, backbone)
     with torch.no_grad():
         features: Features = backbone(graph)
     n, m = len(graph.numbers), len(graph.main)
@@ -182,7 +182,7 @@ def check_finite(backbone: nn.Module, graph_settings: GraphSettings, structures:
     weights = [p for p in backbone.parameters() if p.requires_grad]
     failed = []
     for name, structure in structures.items():
-        graph = graph_of([structure], graph_settings)
+        graph = graph_of([structure], graph_settings, backbone)
         positions = graph.positions.clone().requires_grad_()
         seen = observe(backbone, graph.with_positions(positions))
         total = energy(backbone, graph.with_positions(positions)).sum()
@@ -217,7 +217,7 @@ def check_sensitivity(backbone: nn.Module, graph_settings: GraphSettings, struct
         "length": replace(water, positions=longer),
         "angle": replace(water, positions=bent),
     }
-    graph = graph_of([water, *others.values()], graph_settings)
+    graph = graph_of([water, *others.values()], graph_settings, backbone)
     with torch.no_grad():
         seen = observe(backbone, graph).atoms.reshape(4, -1)
     changes = (seen[1:] - seen[0]).abs().amax(1) / seen.abs().max().clamp(min=1e-30)
@@ -250,8 +250,8 @@ def _compare(
     old = {key: s for key, (s, _) in pairs.items()}
     new = {key: other.structure for key, (_, other) in pairs.items()}
     with torch.no_grad():
-        before = observe(backbone, graph_of(list(old.values()), graph_settings))
-        after = observe(backbone, graph_of(list(new.values()), graph_settings))
+        before = observe(backbone, graph_of(list(old.values()), graph_settings, backbone))
+        after = observe(backbone, graph_of(list(new.values()), graph_settings, backbone))
     expected = []
     for keep, (_, other) in zip(atom_rows(old).values(), pairs.values(), strict=True):
         rows = before.rows(keep).rows(torch.from_numpy(other.origin))
@@ -365,15 +365,15 @@ def check_supercell(backbone: nn.Module, graph_settings: GraphSettings, structur
 def check_batch(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
     """Features in a batch equal those of the structures one by one."""
     with torch.no_grad():
-        together = observe(backbone, graph_of(list(structures.values()), graph_settings))
-        alone = [observe(backbone, graph_of([s], graph_settings)) for s in structures.values()]
+        together = observe(backbone, graph_of(list(structures.values()), graph_settings, backbone))
+        alone = [observe(backbone, graph_of([s], graph_settings, backbone)) for s in structures.values()]
     return Deviation(*worst_deviation(Observed.concatenate(alone), together, atom_rows(structures)))
 
 
 @_check("isolation", None, "one structure's energy depends on another structure's atoms")
 def check_isolation(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
     """The gradient of one structure's energy with respect to another's positions is exactly zero."""
-    graph = graph_of(list(structures.values()), graph_settings)
+    graph = graph_of(list(structures.values()), graph_settings, backbone)
     positions = graph.positions.clone().requires_grad_()
     energies = energy(backbone, graph.with_positions(positions))
     worst, where = 0.0, ""
@@ -396,8 +396,8 @@ def check_separation(backbone: nn.Module, graph_settings: GraphSettings, structu
     together = {name: side_by_side(molecules[a], molecules[b], far) for name, (a, b) in pairs.items()}
     alone = [molecules[name] for names in pairs.values() for name in names]
     with torch.no_grad():
-        observed = observe(backbone, graph_of(list(together.values()), graph_settings))
-        expected = observe(backbone, graph_of(alone, graph_settings))
+        observed = observe(backbone, graph_of(list(together.values()), graph_settings, backbone))
+        expected = observe(backbone, graph_of(alone, graph_settings, backbone))
     return Deviation(*worst_deviation(expected, observed, atom_rows(together)))
 
 
@@ -435,7 +435,7 @@ def check_straightening(backbone: nn.Module, graph_settings: GraphSettings, stru
     straight = STRUCTURES["acetylene"]
     amounts = [0.3, 0.1] + [10.0**-k for k in range(2, 8)]
     bent = [replace(straight, positions=straight.positions + a * bend) for a in amounts]
-    graph = graph_of(bent, graph_settings)
+    graph = graph_of(bent, graph_settings, backbone)
     positions = graph.positions.clone().requires_grad_()
     slope = gradient(energy(backbone, graph.with_positions(positions)).sum(), positions)
     largest = slope.abs().reshape(len(bent), -1).amax(1)  # (structures,)
@@ -459,7 +459,7 @@ def check_cutoff(backbone: nn.Module, graph_settings: GraphSettings, structures:
                 positions=np.array([[0.0, 0, 0], [0.45 * c, 0.9, 0], [distance, 0, 0]]),
             ),
         ]
-        graph = graph_of(opened, graph_settings)
+        graph = graph_of(opened, graph_settings, backbone)
         positions = graph.positions.clone().requires_grad_()
         slope = gradient(energy(backbone, graph.with_positions(positions)).sum(), positions)
         with torch.no_grad():
@@ -481,7 +481,7 @@ def check_cutoff(backbone: nn.Module, graph_settings: GraphSettings, structures:
 )
 def check_gradient(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
     """Forces and stress from autograd equal finite differences with fixed edges (default: `GENERIC`)."""
-    graph = graph_of(list(structures.values()), graph_settings)
+    graph = graph_of(list(structures.values()), graph_settings, backbone)
     positions, cell = graph.positions.clone().requires_grad_(), graph.cell.clone().requires_grad_()
     total = energy(backbone, graph.with_positions(positions, cell)).sum()
     by_positions = gradient(total, positions, retain=True)
@@ -512,7 +512,7 @@ def check_gradient(backbone: nn.Module, graph_settings: GraphSettings, structure
 )
 def check_second_derivative(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
     """Forces can be differentiated again, as in training on conservative forces (default: `GENERIC`)."""
-    graph = graph_of(list(structures.values()), graph_settings)
+    graph = graph_of(list(structures.values()), graph_settings, backbone)
     u, w = _directions(graph, 5), _directions(graph, 6)
 
     def slopes(positions: Tensor, create: bool) -> Tensor:
@@ -535,7 +535,7 @@ def check_second_derivative(backbone: nn.Module, graph_settings: GraphSettings, 
 def check_precision(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
     """Features in float32 agree with those in float64, and are float32."""
     single = copy.deepcopy(backbone).float().eval()
-    graph = graph_of(list(structures.values()), graph_settings)
+    graph = graph_of(list(structures.values()), graph_settings, backbone)
     with torch.no_grad():
         exact = observe(backbone, graph)
         rough = observe(single, graph.to("cpu", torch.float32))
@@ -548,7 +548,7 @@ def check_precision(backbone: nn.Module, graph_settings: GraphSettings, structur
 @_check("deterministic", None, "the same input gives different results in evaluation mode")
 def check_deterministic(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
     """The same graph gives bitwise identical features twice, in evaluation mode."""
-    graph = graph_of(list(structures.values()), graph_settings)
+    graph = graph_of(list(structures.values()), graph_settings, backbone)
     with torch.no_grad():
         first, second = (observe(backbone, graph) for _ in range(2))
     return Deviation(*worst_deviation(first, second, atom_rows(structures)))
@@ -562,7 +562,7 @@ def check_state_dict(make: Callable[[], nn.Module], graph_settings: GraphSetting
     torch.save(first.state_dict(), file)
     file.seek(0)
     second.load_state_dict(torch.load(file, weights_only=True), strict=True)
-    graph = graph_of(list(structures.values()), graph_settings)
+    graph = graph_of(list(structures.values()), graph_settings, first)
     with torch.no_grad():
         one, two = (observe(in_float64(b), graph) for b in (first, second))
     return Deviation(*worst_deviation(one, two, atom_rows(structures)))

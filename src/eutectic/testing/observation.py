@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from eutectic.atoms import Structure
-from eutectic.graph import Graph, GraphSettings, build_graph, collate
+from eutectic.graph import LISTS, Graph, GraphSettings, build_graph, collate
 from eutectic.models.backbone import Features
 from eutectic.testing.structures import Structures
 
@@ -80,9 +80,10 @@ def gradient(value: Tensor, of: Tensor, *, retain: bool = False, create: bool = 
     return torch.zeros_like(of) if slope is None else slope
 
 
-def graph_of(structures: Sequence[Structure], settings: GraphSettings) -> Graph:
-    """A float64 batch of structures."""
-    return collate([build_graph(s, settings) for s in structures], torch.float64)
+def graph_of(structures: Sequence[Structure], settings: GraphSettings, backbone: nn.Module) -> Graph:
+    """A float64 batch of structures, with the edge lists that the backbone says it reads, as in training."""
+    lists = getattr(backbone, "edge_lists", LISTS)
+    return collate([build_graph(s, settings, lists=lists) for s in structures], torch.float64)
 
 
 def in_float64(backbone: nn.Module) -> nn.Module:
