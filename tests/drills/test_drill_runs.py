@@ -248,7 +248,8 @@ def test_full_at_the_start(molecules: Store, data: Path, kind: str, size: int) -
         assert_done(eutectic("data", "prepare", "ase", "--source", data, "--store", data.parent / "store"))
         command[1] = str(data.parent / "store")
     outcome = ended(begun(command, size=size))
-    assert_clear_error(outcome, "could not be written")
+    # Where not a byte can be written, PyTorch finds no folder for temporary files.
+    assert_clear_error(outcome, "could not be written" if size else "temporary")
     assert_done(eutectic(*command))
     assert steps_of(run) == [1, 2, 3]
 
@@ -419,7 +420,7 @@ def test_prediction_stopped(many: Path, older: Path, stop: signal.Signals) -> No
 def test_prediction_on_a_full_disk(many: Path, older: Path, size: int) -> None:
     """A full disk while predictions are written: the older file stays, and the error says what is kept."""
     outcome = ended(begun(predicting(many, older), size=size))
-    assert_clear_error(outcome, "could not be written", *(["out.partial.xyz"] if size else []))
+    assert_clear_error(outcome, *(["could not be written", "out.partial.xyz"] if size else ["temporary"]))
     assert older.read_text() == "precious"
     if size:
         assert predicted(older.with_name("out.partial.xyz")) > 0
