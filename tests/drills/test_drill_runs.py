@@ -352,6 +352,8 @@ def test_the_model_has_changed(molecules: Store, data: Path, kind: str) -> None:
     shutil.rmtree(run)
     chosen = ["-p", "energy", "--steps", "3", "--batch-size", "4", "--model", str(model), "--out", str(run)]
     command = [kind, str(data), *chosen]
+    if kind != "pretrain":
+        command += ["--split", "random"]
     if kind == "compare":
         command += ["--start", "pretrained", "--seeds", "1"]
     if kind == "pretrain":

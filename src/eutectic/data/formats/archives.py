@@ -29,8 +29,8 @@ ALWAYS_UNPACKED = 1 << 25
 """Bytes; a small file may unpack to any multiple of its size up to this."""
 
 READ_AHEAD = 1 << 28
-"""Bytes; where an implausible size can be found out by unpacking at most this, it is found out before the first structure
-is used, not after hours of predictions."""
+"""Bytes; where unpacking at most this shows that a size is implausible, it is found before the first structure is used,
+not after hours of predictions."""
 
 _DAMAGE = (
     zipfile.BadZipFile,
