@@ -236,7 +236,7 @@ def read_fairchem_checkpoint(
             "original": "GemNet-OC of the Open Catalyst Project (Gasteiger et al., TMLR 2022)",
             "size": size,
             "weights": "averaged (EMA)" if averaged else "as stored",
-            "epoch": _whole(content.get("epoch")),
+            "epoch": _number(content.get("epoch"), None),
             "steps": _whole(content.get("step")),
             "licence": f"{LICENCE}: {PAGE}",
             "energies": data.energies,
@@ -418,26 +418,25 @@ def _normaliser(archive: Archive, content: Mapping[Any, Any], config: Mapping[An
     """prediction = output · std + mean, with the file's values, else those of its configuration."""
     stored, dataset, old = _mapping(content.get("normalizers")), _dataset(config), TARGETS[prop]
     values = _mapping(stored.get(prop)) or _mapping(stored.get(old))
-    if values:
-        mean, scale = values.get("mean"), values.get("std", values.get("rmsd"))
-    elif dataset.get("normalize_labels") is True:
-        mean, scale = dataset.get(f"{old}_mean", 0.0), dataset.get(f"{old}_std", 1.0)
-    else:
-        mean, scale = 0.0, 1.0
-    numbers = _number(mean, archive), _number(scale, archive)
-    if numbers[0] is None or numbers[1] is None or numbers[1] <= 0:
+    found = [(values.get("mean"), values.get("std", values.get("rmsd")))] if values else []
+    if dataset.get("normalize_labels") is True:
+        found.append((dataset.get(f"{old}_mean", 0.0), dataset.get(f"{old}_std", 1.0)))
+    numbers = [(_number(mean, archive), _number(scale, archive)) for mean, scale in found or [(0.0, 1.0)]]
+    usable = [(mean, scale) for mean, scale in numbers if mean is not None and scale is not None and scale > 0]
+    if not usable:
         raise EutecticError(
             f"{archive.path}, normaliser of {prop}",
-            f"mean {mean!r}, standard deviation {scale!r}",
+            f"mean {found[0][0]!r}, standard deviation {found[0][1]!r}",
             "two numbers, the second above 0",
             "use the file as it was published",
         )
+    mean, scale = usable[0]
     references = _mapping(_mapping(content.get("elementrefs")).get(prop)).get("element_references")
     table = None
     if isinstance(references, StoredTensor):
         per_element = archive.tensor(references).flatten().tolist()[: ROWS - 1]
         table = References(property=prop, values=dict(list(enumerate(per_element))[1:]))
-    return Normaliser(references=table, mean=numbers[0], scale=numbers[1])
+    return Normaliser(references=table, mean=mean, scale=scale)
 
 
 def _training_data(config: Mapping[Any, Any], energy: Normaliser, trained_on: str | None, path: Path) -> str:
