@@ -143,7 +143,7 @@ Properties = Annotated[
         "--property", "-p", help="Property to learn; repeat. Forces, else the first one, select the best step."
     ),
 ]
-Model = Annotated[Path, typer.Option(help="Pre-trained model: a shipped model's name, or a folder.")]
+Model = Annotated[Path, typer.Option(help="Pre-trained model: its name (`eutectic models`), or a folder.")]
 HeadFrom = Annotated[str | None, typer.Option(help="Task of the model whose heads are reused where they fit.")]
 Forces = Annotated[str, typer.Option(help="`direct`, or `gradient` of the energy (conservative).")]
 Split = Annotated[str | None, typer.Option(help="Name of the split; default: the data set's.")]
