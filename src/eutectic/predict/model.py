@@ -12,6 +12,7 @@ from ase.data import chemical_symbols
 
 from eutectic.atoms import PROPERTIES, Structure
 from eutectic.checkpoints.model import TrainedModel, elements_seen, load_model
+from eutectic.predict.calculator import EutecticCalculator
 from eutectic.predict.prediction import Prediction, predict, task_of
 
 Input = Atoms | Structure
@@ -106,6 +107,32 @@ class Model:
         name = task_of(self.trained, task, f"model {self.name}").name
         predictions = predict(self.trained, name, inputs, batch_size=batch_size, conservative=conservative)
         return predictions[0] if single else predictions
+
+    def calculator(
+        self,
+        *,
+        task: str | None = None,
+        conservative: bool | None = None,
+        dtype: str = "float32",
+        device: str | torch.device | None = None,
+        skin: float = 0.5,
+    ) -> EutecticCalculator:
+        """An ASE calculator: `atoms.calc = model.calculator()`.
+
+        Args:
+            task: required if the model has several tasks.
+            conservative: forces and stress as derivatives of the energy (True), or as the task's heads predict them
+                (False); default: derivatives only where no head predicts forces.
+            dtype: "float32", "float64" or "bfloat16" (matrix products only).
+            device: default: that of the model.
+            skin: Å; the neighbour search is repeated only after an atom has moved by half of it.
+
+        Raises:
+            EutecticError: see `EutecticCalculator`.
+        """
+        return EutecticCalculator(
+            self.trained, task=task, conservative=conservative, dtype=dtype, device=device, skin=skin
+        )
 
     def __repr__(self) -> str:
         lines = [f"Model {self.name}: {self.trained.backbone}, {self.n_parameters:,} parameters, on {self.device}"]
