@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -118,22 +119,49 @@ def predict_each(
         EutecticError: no such task; derivatives from a task without an energy head.
     """
     task = checked_task(model, task_name, conservative, batch_size)
+    yield from in_batches(
+        structures,
+        lambda index, structure: _check(structure, task, index, normalised),
+        lambda some: _predict_batch(model, task, some, normalised=normalised, conservative=conservative),
+        batch_size=batch_size,
+        window=window,
+        on_done=on_done,
+    )
+
+
+T = TypeVar("T")
+
+
+def in_batches(
+    structures: Iterable[Structure],
+    check: Callable[[int, Structure], None],
+    compute: Callable[[Sequence[tuple[int, Structure]]], Sequence[T | EutecticError]],
+    *,
+    batch_size: int,
+    window: int | None = None,
+    on_done: Callable[[int], None] = lambda structures: None,
+) -> Iterator[T | EutecticError]:
+    """Work through structures in batches of similar sizes, in constant memory; results are in the order given.
+
+    Args:
+        structures, batch_size, window, on_done: as for `predict_each`.
+        check: raises the error of a structure, given with its index, that is left out.
+        compute: results of a batch, given with their indices.
+    """
     remaining, first = iter(structures), 0
     while some := list(itertools.islice(remaining, 8 * batch_size if window is None else window)):
-        found: list[Prediction | EutecticError | None] = [None] * len(some)
+        found: list[T | EutecticError | None] = [None] * len(some)
         for i, structure in enumerate(some):
             try:
-                _check(structure, task, first + i, normalised)
+                check(first + i, structure)
             except EutecticError as error:
                 found[i] = error
         # Similar sizes together, so that no batch is much larger than the others.
         order = sorted((i for i in range(len(some)) if found[i] is None), key=lambda i: len(some[i]))
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
-            together = [(first + i, some[i]) for i in chunk]
-            made = _predict_batch(model, task, together, normalised=normalised, conservative=conservative)
-            for i, prediction in zip(chunk, made, strict=True):
-                found[i] = prediction
+            for i, result in zip(chunk, compute([(first + i, some[i]) for i in chunk]), strict=True):
+                found[i] = result
             on_done(len(chunk))
         on_done(len(some) - len(order))
         yield from (one for one in found if one is not None)
