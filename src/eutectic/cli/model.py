@@ -1,10 +1,11 @@
-"""Commands that use a model: predict, embed, nearest, models, import-jmp."""
+"""Commands that use a model: predict, embed, nearest, models, inspect, diff, import-jmp."""
 
 from __future__ import annotations
 
 import json
 import sys
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -47,12 +48,14 @@ def import_jmp(
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder of a model, or `eutectic-small`.")],
-    structures: Annotated[Path, typer.Argument(help="A file that ASE reads.")],
+    structures: Annotated[Path, typer.Argument(help="A file that ASE reads, or the path or name of a store.")],
     task: Annotated[
         str | None,
         typer.Option(help="Task of the model; sets heads, graph and level of theory. Needed if there are several."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Extended xyz file to write.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write: extended xyz, or .parquet, or .json.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     normalised: Annotated[
         bool, typer.Option("--normalised", help="Predict in model units, without scales and reference energies.")
@@ -69,9 +72,10 @@ def predict(
 ) -> None:
     """Predict energies, forces and the other properties of a task.
 
-    The file written holds the structures as read, with the predictions added as `TASK_energy`, `TASK_forces`, …;
-    labels are kept. It appears when it is complete, and replaces an older one then; until then, and after an
-    interruption, what was predicted is in `NAME.partial.xyz`.
+    An extended xyz file holds the structures as read, with the predictions added as `TASK_energy`, `TASK_forces`, …;
+    labels are kept. A Parquet or JSON file holds the predictions alone, with units and the index of each structure.
+    The file appears when it is complete, and replaces an older one then; until then, and after an interruption, what
+    was predicted is in `NAME.partial.xyz`.
 
     A structure that cannot be predicted or read is reported, and the others are predicted. Exit status: 0 all
     predicted, 3 all but those reported, 1 none.
@@ -82,13 +86,25 @@ def predict(
 
     `eutectic predict models/jmp-s my.xyz --task ani1x --conservative -o predicted.xyz`
 
+    `eutectic predict runs/aspirin/model my.xyz -o predicted.parquet`
+
     `eutectic predict runs/aspirin/model my.xyz --json > predicted.json`
     """
     from eutectic.checkpoints.model import load_model
     from eutectic.console import ProgressBar
     from eutectic.data.formats.elements import parse as parse_elements
-    from eutectic.predict.files import JSONWriter, XYZWriter, check_output, predict_file, writing_predictions
-    from eutectic.predict.prediction import relative_energies, task_of
+    from eutectic.predict.files import (
+        JSONWriter,
+        Write,
+        XYZWriter,
+        check_output,
+        predict_file,
+        prediction_rows,
+        prediction_schema,
+        writing_predictions,
+        writing_table,
+    )
+    from eutectic.predict.prediction import Prediction, relative_energies, task_of
     from eutectic.train.runtime.matmul import prefer_fast_matmul
     from eutectic.train.runtime.memory import keep_freed_memory
     from eutectic.train.runtime.stop import StopFlag
@@ -104,18 +120,28 @@ def predict(
     selected = task_of(trained, task)
     note = None if normalised else relative_energies(trained, selected.name)
     names = dict.fromkeys([*selected.heads, *(("forces", "stress") if conservative else ())])
-    json_writer = JSONWriter(sys.stdout.write, selected, names, normalised=normalised, note=note) if as_json else None
     with ExitStack() as stack:
         stop = stack.enter_context(StopFlag().listening())
-        stream = None if out is None else stack.enter_context(writing_predictions(out))
-        writers = [] if stream is None else [XYZWriter(stream, selected, normalised=normalised).add]
+        writers: list[Write[Prediction]] = []
+        json_writers = []
+        if as_json:
+            json_writers.append(JSONWriter(sys.stdout.write, selected, names, normalised=normalised, note=note))
+        if out is not None and out.suffix == ".parquet":
+            schema = prediction_schema(selected, names, normalised=normalised, note=note)
+            writers.append(prediction_rows(stack.enter_context(writing_table(out, schema))))
+        elif out is not None:
+            stream = stack.enter_context(writing_predictions(out))
+            if out.suffix == ".json":
+                json_writers.append(JSONWriter(stream.write, selected, names, normalised=normalised, note=note))
+            else:
+                writers.append(XYZWriter(stream, selected, normalised=normalised).add)
         bar = stack.enter_context(ProgressBar("predicting"))
         try:
             summary = predict_file(
                 trained,
                 selected.name,
                 structures,
-                [*writers, *([] if json_writer is None else [json_writer.add])],
+                [*writers, *(writer.add for writer in json_writers)],
                 elements=parse_elements(elements),
                 units=pairs(unit, "--unit", "positions=bohr"),
                 batch_size=batch_size,
@@ -125,12 +151,13 @@ def predict(
                 on_done=bar.advance,
             )
         except BaseException:
-            if json_writer is not None:
-                json_writer.close(complete=False)
+            for writer in json_writers:
+                with suppress(EutecticError):  # of a full disk, which is known already
+                    writer.close(complete=False)
             raise
-    if json_writer is not None:
-        json_writer.close(complete=True)
-    else:
+        for writer in json_writers:
+            writer.close(complete=True)
+    if not as_json:
         where = f"{out} (an older file was replaced)" if replaced else f"{out}"
         words = f"{summary.predicted} structures, task {selected.name} ({selected.level_of_theory}): {where}"
         console.print(plain(words), soft_wrap=True)
@@ -360,3 +387,152 @@ def models(
         from rich.markdown import Markdown
 
         console.print(Markdown((folder / CARD).read_text()))
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(help="Name or folder of a model, or the folder of its run.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: all facts, with settings and references.")
+    ] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="Print a model card in Markdown, to be saved as README.md in the folder.")
+    ] = False,
+) -> None:
+    """Show what a model is: tasks, elements, training data with hashes and licences, test errors, settings, size.
+
+    The folder is checked on the way. Test errors are those of the run, if the model is still in its folder.
+
+    **Examples**
+
+    `eutectic inspect eutectic-small`
+
+    `eutectic inspect runs/mine --json`
+
+    `eutectic inspect runs/mine --card > runs/mine/model/README.md`
+    """
+    from eutectic.checkpoints.inspection import card_of, inspect_model
+
+    if as_json and card:
+        raise EutecticError("inspect", "--json and --card", "one of the two", "leave one out")
+    facts = inspect_model(model)
+    if as_json:
+        sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        return
+    if card:
+        sys.stdout.write(card_of(facts))
+        return
+    show_facts(
+        {
+            "model": facts["model"],
+            "made with": f"eutectic {facts['eutectic'] or 'of an unknown version'}, format {facts['format']}",
+            "backbone": facts["backbone"],
+            "parameters": f"{facts['parameters']:,}, of which {facts['parameters_of_backbone']:,} in the backbone",
+            "size": f"{facts['bytes'] / 1e6:.1f} MB",
+            "SHA-256": facts["sha256"]["model.safetensors"],
+            "files": "as they were written" if facts["sealed"] else "without hashes, of an older version",
+            "elements": facts["elements"] or "unknown",
+            **{key.replace("_", " "): value for key, value in facts["training"].items()},
+            "settings": ", ".join(f"{key} {value}" for key, value in facts["settings"].items()),
+        }
+    )
+    _show_rows(
+        ("task", "predicts", "references", "level of theory"),
+        [
+            (
+                name,
+                ", ".join(f"{one} ({values['unit']}, {values['head']})" for one, values in task["predicts"].items()),
+                ", ".join(
+                    f"{one} of {len(v['references'])} elements"
+                    for one, v in task["predicts"].items()
+                    if v["references"]
+                )
+                or "none",
+                task["level_of_theory"],
+            )
+            for name, task in facts["tasks"].items()
+        ],
+    )
+    _show_rows(
+        ("trained on", "stage", "structures", "licence", "level of theory", "hash"),
+        [
+            (
+                one["name"],
+                one["stage"],
+                "unknown" if one["structures"] is None else f"{one['structures']:,}",
+                one["licence"] or "unknown",
+                one["level_of_theory"] or "unknown",
+                ", ".join(one["fingerprints"]) or "unknown",
+            )
+            for one in facts["training_data"]
+        ],
+    )
+    _show_rows(
+        ("property", "test error", "baseline", "unit", "metric"),
+        [
+            (
+                name,
+                f"{one['error']:.4g}",
+                "–" if one["baseline"] is None else f"{one['baseline']:.4g}",
+                one["unit"],
+                one["metric"],
+            )
+            for name, one in (facts["errors"] or {}).items()
+        ],
+    )
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="Name or folder of a model.")],
+    second: Annotated[Path, typer.Argument(help="Name or folder of another model.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show in what two models differ: settings, tasks, references, training data, and how many weights changed.
+
+    **Examples**
+
+    `eutectic diff eutectic-small runs/mine`
+
+    `eutectic diff runs/first runs/second --json`
+    """
+    from eutectic.checkpoints.inspection import compare_models
+
+    found = compare_models(first, second)
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        return
+    _show_rows(
+        ("what", str(first), str(second)),
+        [(name, *(_short(value) for value in values)) for name, values in found["facts"].items()],
+    )
+    weights = found["weights"]
+    change = weights["largest_change"]
+    largest = "" if change is None else f", by at most {change['relative']:.1%} ({change['tensor']})"
+    console.print(f"weights: {weights['equal']} tensors equal, {weights['changed']} changed{largest}", highlight=False)
+    for key, words in (
+        ("only_in_first", f"only in {first}"),
+        ("only_in_second", f"only in {second}"),
+        ("other_shape", "of another shape"),
+    ):
+        if weights[key]:
+            console.print(plain(f"{words}: {len(weights[key])} tensors, as {weights[key][0]}"), highlight=False)
+
+
+def _short(value: object) -> str:
+    """A value for a table; long ones are cut."""
+    text = "–" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _show_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table, or nothing where it has no rows."""
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*map(plain, row))
+    console.print()
+    console.print(table)

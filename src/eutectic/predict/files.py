@@ -395,6 +395,47 @@ class JSONWriter:
         self._count += 1
 
 
+def prediction_schema(
+    task: Task, names: Iterable[str], *, normalised: bool = False, note: str | None = None
+) -> pa.Schema:
+    """Columns of a Parquet file of predictions: `structure` (its index in the file), `n_atoms`, one for each property
+    under its own name with its unit in the metadata, and `not_predicted`, the reason where there is no prediction.
+
+    Args:
+        task: that is predicted.
+        names: of the predicted properties.
+        normalised: the predictions are in model units.
+        note: on the energies.
+    """
+    columns = [pa.field("structure", pa.int64()), pa.field("n_atoms", pa.int32())]
+    for name in names:
+        target, prop = task.targets.get(name), PROPERTIES[name]
+        kind = pa.float64()
+        for _ in range(prop.rank):
+            kind = pa.list_(kind, 3)
+        if prop.level == "atom" or (target is not None and target.categorical):
+            kind = pa.list_(kind)
+        columns.append(pa.field(name, kind, metadata={"unit": unit_of(task, name, normalised=normalised)}))
+    columns.append(pa.field("not_predicted", pa.string()))
+    notes = {"task": task.name, "level_of_theory": task.level_of_theory} | ({} if note is None else {"energies": note})
+    return pa.schema(columns, metadata=notes)
+
+
+def prediction_rows(table: TableOutput) -> Write[Prediction]:
+    """Writes predictions to a table of `prediction_schema`; structures without one are rows with the reason."""
+
+    def add(read: Read, outcome: Prediction | EutecticError) -> None:
+        row: dict[str, Any] = {"structure": read.index}
+        if read.structure is not None:
+            row["n_atoms"] = len(read.structure)
+        if isinstance(outcome, EutecticError):
+            table.add(row | {"not_predicted": outcome.given}, worth=False)
+        else:
+            table.add(row | {name: value.tolist() for name, value in outcome.items()})
+
+    return add
+
+
 def partial_path(path: Path) -> Path:
     """Where predictions are written until all are there."""
     return path.with_name(f"{path.stem}.partial{path.suffix}")
@@ -523,15 +564,16 @@ class TableOutput:
     def __init__(self, path: Path, fix: str, schema: pa.Schema) -> None:
         self._path, self._fix, self._schema = path, fix, schema
         self._rows: list[Mapping[str, Any]] = []
-        self._written = 0
+        self._worth = False
         with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("wb")
             self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Add one row: column → value."""
+    def add(self, row: Mapping[str, Any], *, worth: bool = True) -> None:
+        """Add one row: column → value; `worth` keeping if the rest cannot be written."""
         self._rows.append(row)
+        self._worth = self._worth or worth
         if len(self._rows) >= self.ROWS:
             self._flush()
 
@@ -553,19 +595,20 @@ class TableOutput:
             # Without its end a Parquet file cannot be read.
             with suppress(OSError):
                 self._file.close()
-            self._written = 0
-        if not self._written:
+            self._worth = False
+        if not self._worth:
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
-        return bool(self._written)
+        return self._worth
 
     def _flush(self) -> None:
         if self._rows:
             rows, self._rows = self._rows, []
-            table = pa.Table.from_pylist(rows, schema=self._schema)
+            # One builder for all rows of a column; rows are plain Python values or arrays.
+            columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in self._schema]
+            table = pa.Table.from_arrays(columns, schema=self._schema)
             with self._writing():
                 self._writer.write_table(table)
-            self._written += len(rows)
 
     def _writing(self) -> AbstractContextManager[object]:
         return writing_to(self._path, errors=(OSError, pa.ArrowException), fix=self._fix)
