@@ -42,6 +42,22 @@ def test_the_batch_that_cannot_be_made_is_the_one_that_fails(molecules: Store, m
             assert batches.take(1)[0].index == 3
 
 
+def test_shared_memory_without_room_is_an_error(molecules: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sent by the queue's own thread, the batch would be lost and the training would wait for it forever."""
+
+    def full(self: torch.Tensor) -> None:
+        raise RuntimeError("unable to resize file: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    source = BatchSampler([_rows(molecules)], 8, 1.0, 0)
+    made = load_batches(
+        source, [source.sets[0].task], range(6), rank=0, world=1, dtype=torch.float32, workers=1, pin=False
+    )
+    with made as batches, pytest.raises(EutecticError, match="No space left on device") as error:
+        batches.take(1)
+    assert "train.workers 0" in error.value.fix
+
+
 def test_how_many_workers(molecules: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eutectic.train.batches.loader.sys.platform", "linux")
     monkeypatch.setattr("eutectic.train.batches.loader._shared_memory", lambda: 2.0**40)

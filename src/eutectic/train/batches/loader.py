@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from eutectic.atoms import EutecticError
 from eutectic.processes import cores
@@ -110,7 +110,25 @@ class _Batches(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> _Loaded | _PackedBatches:
         loaded = self._load(indices)
-        return _PackedBatches.of(loaded) if self.pack else loaded
+        if not self.pack:
+            return loaded
+        packed = _PackedBatches.of(loaded)
+        if get_worker_info() is None:
+            return packed
+        # Left to the queue that sends it, a failure would be printed by a thread, and the training would wait forever.
+        try:
+            for content in packed.contents.values():
+                content.share_memory_()
+        except (RuntimeError, OSError) as error:
+            return [
+                EutecticError(
+                    "shared memory (/dev/shm)",
+                    f"no room for prepared batches ({str(error).partition(chr(10))[0]})",
+                    "room for a few batches per background process",
+                    "free some, or prepare batches in the training process: train.workers 0",
+                )
+            ]
+        return packed
 
     def _load(self, indices: Sequence[int]) -> _Loaded:
         try:
