@@ -1,4 +1,4 @@
-"""Models in the package, which can be given by name in place of a model folder."""
+"""Models that can be given by name in place of a model folder: those in the package, and those of other packages."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ def shipped_models() -> dict[str, Path]:
 
 
 def model_folder(name_or_path: str | Path) -> Path:
-    """The folder at a path if it exists, else that of the shipped model of this name.
+    """The folder at a path if it exists, else that of the shipped model, or of the model of another package, of this
+    name.
 
-    A run's folder stands for the model in it.
+    A run's folder stands for the model in it. A model of another package (`sevennet:7net-0`, `mace:FILE.model`) is
+    converted when it is first used; see `eutectic.checkpoints.foreign`.
 
     Raises:
-        EutecticError: neither exists.
+        EutecticError: none of them exists; a package that is missing, or a file of it that cannot be used.
     """
     path, shipped = Path(name_or_path), shipped_models()
     if path.exists():
@@ -30,10 +32,15 @@ def model_folder(name_or_path: str | Path) -> Path:
         return inside if not (path / "model.json").is_file() and (inside / "model.json").is_file() else path
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
+    from eutectic.checkpoints.foreign import foreign_model_folder, is_foreign  # which itself loads models
+
+    if is_foreign(str(name_or_path)):
+        return foreign_model_folder(str(name_or_path))
     raise EutecticError(
         str(name_or_path),
         "no model of this name, and nothing at this path",
-        f"a model folder (model.json, model.safetensors), or one of {', '.join(shipped)}",
+        f"a model folder (model.json, model.safetensors), one of {', '.join(shipped)}, or a model of another "
+        "package (sevennet:NAME, mace:NAME, mace:FILE.model)",
         did_you_mean(
             str(name_or_path),
             shipped,

@@ -46,7 +46,9 @@ def import_jmp(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder of a model, or `eutectic-small`.")],
+    model: Annotated[
+        Path, typer.Argument(help="Folder of a model, `eutectic-small`, or one of another package (sevennet:7net-0).")
+    ],
     structures: Annotated[Path, typer.Argument(help="A file that ASE reads.")],
     task: Annotated[
         str | None,
@@ -83,6 +85,8 @@ def predict(
     `eutectic predict models/jmp-s my.xyz --task ani1x --conservative -o predicted.xyz`
 
     `eutectic predict runs/aspirin/model my.xyz --json > predicted.json`
+
+    `eutectic predict sevennet:7net-0 my.xyz -o predicted.xyz`
     """
     from eutectic.checkpoints.model import load_model
     from eutectic.console import ProgressBar
@@ -158,6 +162,8 @@ def models(
     `eutectic models eutectic-small`
 
     `eutectic models runs/demo/model --json`
+
+    `eutectic models sevennet:7net-0 --json`
     """
     from eutectic.checkpoints.model import describe_model, load_model
     from eutectic.checkpoints.shipped import CARD, model_folder, shipped_models
@@ -178,6 +184,8 @@ def models(
         sys.stdout.write(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
         return
     show_facts({key: value for key, value in description.items() if key not in ("settings", "provenance", "tasks")})
+    origin = cast("dict[str, Any]", description["provenance"])
+    show_facts({key: origin[key] for key in ("imported_from", "package", "licence") if key in origin})
     table = Table(box=None, pad_edge=False)
     for heading in ("task", "predicts", "level of theory"):
         table.add_column(heading)
