@@ -90,6 +90,26 @@ class Foreign:
         return f"<{self.origin}, not opened>"
 
 
+class Kept(Foreign):
+    """A stand-in that keeps what it was given: the arguments it was built from, and its state.
+
+    Attributes:
+        arguments: of its construction.
+        state: usually the dictionary of its attributes; None without.
+    """
+
+    def __new__(cls, *arguments: object, **_keywords: object) -> Kept:
+        kept = object.__new__(cls)
+        kept.arguments, kept.state = arguments, None
+        return kept
+
+    arguments: tuple[object, ...]
+    state: object
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
 # Classes, not functions, since a pickle can set attributes on a function that it names, but cannot modify these.
 class _Rebuilt:
     """For `torch._utils._rebuild_tensor_v2`."""
@@ -135,8 +155,9 @@ def _tuple(value: object) -> tuple[Any, ...]:
 class _Unpickler(pickle.Unpickler):
     """Never imports, and so never runs, what the pickle names."""
 
-    def __init__(self, file: BytesIO) -> None:
+    def __init__(self, file: BytesIO, stand_in: type[Foreign]) -> None:
         super().__init__(file)
+        self.stand_in = stand_in
         self.foreign: dict[str, type[Foreign]] = {}
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
@@ -146,7 +167,7 @@ class _Unpickler(pickle.Unpickler):
             return KNOWN[module_name, global_name]
         origin = f"{module_name}.{global_name}"
         if origin not in self.foreign:
-            self.foreign[origin] = type("Foreign", (Foreign,), {"origin": origin})
+            self.foreign[origin] = type(self.stand_in.__name__, (self.stand_in,), {"origin": origin})
         return self.foreign[origin]
 
     def persistent_load(self, pid: Any) -> Storage:
@@ -161,16 +182,18 @@ class Archive:
 
     Args:
         path: file written by `torch.save` (PyTorch 1.6 or later).
+        keep_objects: keep the attributes of objects, for a file that holds a whole module.
 
     Attributes:
-        content: the saved object, with `StoredTensor` for tensors and `Foreign` for everything that is not plain data.
+        content: the saved object, with `StoredTensor` for tensors and `Foreign` (`Kept`, with `keep_objects`) for
+            everything that is not plain data.
         foreign: names of classes and functions that were not opened, in order of first appearance.
 
     Raises:
         EutecticError: the file is missing, has another format, or is truncated or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, keep_objects: bool = False) -> None:
         self.path = Path(path)
         try:
             self._zip = zipfile.ZipFile(self.path)
@@ -184,7 +207,7 @@ class Archive:
             if f"{self._prefix}byteorder" in self._zip.namelist() and self._bytes("byteorder") != b"little":
                 raise self._unreadable("numbers in big-endian order")
             data = self._bytes("data.pkl")
-            unpickler = _Unpickler(BytesIO(data))
+            unpickler = _Unpickler(BytesIO(data), Kept if keep_objects else Foreign)
             # A damaged pickle can raise any exception.
             try:
                 pickle_end(data)

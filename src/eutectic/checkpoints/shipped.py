@@ -1,4 +1,5 @@
-"""Models that can be given by name in place of a model folder: those in the package, and published ones."""
+"""Models that can be given by name in place of a model folder: those in the package, published ones, and those of other
+packages."""
 
 from __future__ import annotations
 
@@ -20,13 +21,15 @@ def shipped_models() -> dict[str, Path]:
 
 
 def model_folder(name_or_path: str | Path) -> Path:
-    """The folder at a path if it exists, else that of the shipped or published model of this name.
+    """The folder at a path if it exists, else that of the model of this name.
 
     A run's folder stands for the model in it. A published model ("fairchem:gemnet-oc-oc20-all-md") is downloaded and
-    converted when it is first named.
+    converted when it is first named; a model of another package (`sevennet:7net-0`, `mace:FILE.model`) is converted
+    then (see `eutectic.checkpoints.foreign`).
 
     Raises:
-        EutecticError: neither exists; a published model that cannot be downloaded or read.
+        EutecticError: none of them exists; a published model that cannot be downloaded or read; a package that is
+            missing, or a file of it that cannot be used.
         Interrupted: Ctrl-C during the download, which the next call continues.
     """
     path, shipped = Path(name_or_path), shipped_models()
@@ -35,15 +38,20 @@ def model_folder(name_or_path: str | Path) -> Path:
         return inside if not (path / "model.json").is_file() and (inside / "model.json").is_file() else path
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
+    # Both read models, for which they need this module.
     if str(name_or_path).startswith(PREFIX):
-        # Reading a checkpoint needs what reads models, which needs this module.
         from eutectic.checkpoints.published import published_model
 
         return published_model(str(name_or_path).removeprefix(PREFIX))
+    from eutectic.checkpoints.foreign import foreign_model_folder, is_foreign
+
+    if is_foreign(str(name_or_path)):
+        return foreign_model_folder(str(name_or_path))
     raise EutecticError(
         str(name_or_path),
         "no model of this name, and nothing at this path",
-        f"a model folder (model.json, model.safetensors), or one of {', '.join(shipped)}, {PREFIX}NAME",
+        f"a model folder (model.json, model.safetensors), one of {', '.join(shipped)}, {PREFIX}NAME, or a model of "
+        "another package (sevennet:NAME, mace:NAME, mace:FILE.model)",
         did_you_mean(
             str(name_or_path),
             shipped,

@@ -91,7 +91,9 @@ def _show_import(report: ImportReport, out: Path) -> None:
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder or name of a model (`eutectic models`).")],
+    model: Annotated[
+        Path, typer.Argument(help="Folder or name of a model (`eutectic models`), or one of another package.")
+    ],
     structures: Annotated[Path, typer.Argument(help="A file that ASE reads, or the path or name of a store.")],
     task: Annotated[
         str | None,
@@ -133,6 +135,8 @@ def predict(
     `eutectic predict runs/aspirin/model my.xyz -o predicted.parquet`
 
     `eutectic predict runs/aspirin/model my.xyz --json > predicted.json`
+
+    `eutectic predict sevennet:7net-0 my.xyz -o predicted.xyz`
     """
     from eutectic.checkpoints.model import load_model
     from eutectic.console import ProgressBar
@@ -404,6 +408,8 @@ def models(
     `eutectic models fairchem:gemnet-oc-oc20-all-md`
 
     `eutectic models runs/demo/model --json`
+
+    `eutectic models sevennet:7net-0 --json`
     """
     from eutectic.checkpoints.model import describe_model, load_model
     from eutectic.checkpoints.published import PUBLISHED
@@ -428,6 +434,8 @@ def models(
         sys.stdout.write(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
         return
     show_facts({key: value for key, value in description.items() if key not in ("settings", "provenance", "tasks")})
+    origin = cast("dict[str, Any]", description["provenance"])
+    show_facts({key: origin[key] for key in ("imported_from", "package", "licence") if key in origin})
     table = Table(box=None, pad_edge=False)
     for heading in ("task", "predicts", "level of theory"):
         table.add_column(heading)

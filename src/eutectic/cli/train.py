@@ -143,9 +143,18 @@ Properties = Annotated[
         "--property", "-p", help="Property to learn; repeat. Forces, else the first one, select the best step."
     ),
 ]
-Model = Annotated[Path, typer.Option(help="Pre-trained model: its name (`eutectic models`), or a folder.")]
+Model = Annotated[
+    Path,
+    typer.Option(
+        help="Pre-trained model: its name (`eutectic models`), a folder, or a model of another package "
+        "(sevennet:7net-0, mace:FILE.model)."
+    ),
+]
 HeadFrom = Annotated[str | None, typer.Option(help="Task of the model whose heads are reused where they fit.")]
-Forces = Annotated[str, typer.Option(help="`direct`, or `gradient` of the energy (conservative).")]
+Forces = Annotated[
+    str | None,
+    typer.Option(help="`direct`, or `gradient` of the energy (conservative) [default: as in the model, else direct]."),
+]
 Split = Annotated[str | None, typer.Option(help="Name of the split; default: the data set's.")]
 Training = Annotated[
     int | None, typer.Option("--n-train", "--train", help="Training structures; default: all of the split's.")
@@ -181,7 +190,7 @@ def finetune(
         bool, typer.Option("--from-scratch", help="Start from random weights, with the architecture of --model.")
     ] = False,
     head_from: HeadFrom = None,
-    forces: Forces = "direct",
+    forces: Forces = None,
     split: Split = None,
     n_train: Training = None,
     n_validation: Validation = None,
@@ -215,6 +224,8 @@ def finetune(
     `eutectic finetune my.xyz -p energy --key energy=E_dft --unit energy=kcal/mol --out runs/mine`
 
     `eutectic finetune md_aspirin -p forces --model runs/demo/model --head-from molecules --out runs/kept`
+
+    `eutectic finetune my.xyz -p energy -p forces --model sevennet:7net-0 --out runs/from-7net`
     """
     from eutectic.recipes.finetuning import finetuning
     from eutectic.train.runtime.launch import is_first
@@ -278,7 +289,7 @@ def compare(
         typer.Option("--weight-decay", "--decay", help="Weight decay; repeat to choose on validation data."),
     ] = None,
     head_from: HeadFrom = None,
-    forces: Forces = "direct",
+    forces: Forces = None,
     split: Split = None,
     n_train: Training = None,
     n_validation: Validation = None,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from ase.data import chemical_symbols
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -67,6 +68,31 @@ class BackboneSettings(BaseModel):
     def edge_lists(self) -> tuple[str, ...]:
         """The edge lists of a `Graph` that the model reads; the others are left empty. `main` is always built."""
         return LISTS
+
+    @property
+    def known_elements(self) -> tuple[int, ...] | None:
+        """Atomic numbers of the elements that the model was made for; None for all."""
+        return None
+
+    def check_elements(self, elements: Iterable[int], where: str) -> None:
+        """Check that the model was made for some elements.
+
+        Args:
+            elements: atomic numbers.
+            where: named in the error.
+
+        Raises:
+            EutecticError: it was not.
+        """
+        known = self.known_elements
+        if known is None or not (unknown := sorted(set(elements) - set(known))):
+            return
+        raise EutecticError(
+            where,
+            f"element {', '.join(chemical_symbols[z] for z in unknown)}, which the backbone does not know",
+            f"only elements {', '.join(chemical_symbols[z] for z in sorted(known))}",
+            "leave these structures out, or start from a model that knows them",
+        )
 
     @property
     def known_cutoff(self) -> float:

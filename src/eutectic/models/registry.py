@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from eutectic.atoms import EutecticError, did_you_mean
 from eutectic.models.backbone import BackboneEntry
+from eutectic.models.foreign.mace import MACE, MACESettings
+from eutectic.models.foreign.sevennet import SevenNet, SevenNetSettings
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.gotennet import GotenNet, GotenNetSettings
 from eutectic.models.painn import PaiNN, PaiNNSettings
@@ -15,6 +17,12 @@ BACKBONES: dict[str, BackboneEntry] = {
 }
 """Name → backbone. Backbones of this package are listed here; others call `register_backbone`."""
 
+FOREIGN: dict[str, BackboneEntry] = {
+    "mace": BackboneEntry(MACESettings, MACE),
+    "sevennet": BackboneEntry(SevenNetSettings, SevenNet),
+}
+"""Name → backbone of another package, which need not be installed. Their settings come from a model of theirs."""
+
 
 def register_backbone(name: str, entry: BackboneEntry) -> None:
     """Register a backbone under a name, so that settings can select it.
@@ -25,7 +33,7 @@ def register_backbone(name: str, entry: BackboneEntry) -> None:
     Raises:
         EutecticError: another backbone is registered under this name.
     """
-    if BACKBONES.get(name, entry) != entry:
+    if BACKBONES.get(name, entry) != entry or name in FOREIGN:
         raise EutecticError(
             "register_backbone", f"{name!r}, which is already registered", "an unused name", "choose another name"
         )
@@ -40,6 +48,8 @@ def backbone_entry(name: str) -> BackboneEntry:
     """
     if name in BACKBONES:
         return BACKBONES[name]
+    if name in FOREIGN:
+        return FOREIGN[name]
     raise EutecticError(
         "backbone.name",
         repr(name),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eutectic.atoms import EutecticError
+from eutectic.checkpoints.description import read_description
+from eutectic.checkpoints.shipped import model_folder
+from eutectic.models.heads import HeadSettings
 from eutectic.train.settings import FinetuneSettings, default_targets, merged, parse
 
 
@@ -17,7 +21,7 @@ def finetuning(
     model: str | Path | None = "eutectic-small",
     from_scratch: bool = False,
     head_from: str | None = None,
-    forces: str = "direct",
+    forces: str | None = None,
     split: str | None = None,
     n_train: int | None = None,
     n_validation: int | None = None,
@@ -41,8 +45,9 @@ def finetuning(
         properties: to learn; forces, else the first one, select the best step.
         model: pre-trained model to start from; with `from_scratch` only its architecture is used.
         from_scratch: start from random weights.
-        head_from: task of the model whose heads are reused where they fit.
-        forces: predicted directly, or as the gradient of the energy (conservative).
+        head_from: task of the model whose heads are reused where they fit; default: that of a model of another package.
+        forces: "direct", or "gradient" of the energy (conservative); default: as the tasks of the model, and direct
+            where these differ or have no forces.
         split: name of the split.
         n_train, n_validation, n_test: numbers of structures.
         steps, batch_size, learning_rate, weight_decay, seed: of the training.
@@ -53,12 +58,19 @@ def finetuning(
     Raises:
         EutecticError: unknown properties or settings (with the nearest known name), values out of range.
     """
-    if forces not in ("direct", "gradient"):
+    if forces not in (None, "direct", "gradient"):
         raise EutecticError("forces", repr(forces), "direct or gradient", "choose one of these")
     if isinstance(properties, str):
         properties = [properties]
     start = None if model is None else str(model)
-    targets = default_targets(properties, gradient_forces=forces == "gradient")
+    own = _Heads.of(start)
+    head_from = head_from or (None if from_scratch else own.default)
+    targets = default_targets(properties, gradient_forces=(forces or own.forces) == "gradient")
+    if head_from is not None:
+        # Of the kept heads' depth.
+        theirs = own.by_task.get(head_from, {})
+        kept = {n: theirs[n] for n, t in targets.items() if n in theirs and t.head.kind in (None, theirs[n].kind)}
+        targets |= {n: targets[n].model_copy(update={"head": head}) for n, head in kept.items()}
     values: dict[str, Any] = {
         "define": list(define),
         "data": {
@@ -81,6 +93,40 @@ def finetuning(
     if level_of_theory is not None:
         values["data"]["level_of_theory"] = level_of_theory
     return parse(FinetuneSettings, merged(values, dict(settings or {})), "settings of the fine-tuning")
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """The heads of the model that a fine-tuning starts from.
+
+    Attributes:
+        by_task: task → property → head.
+        default: the only task of a model of another package: new heads would throw its energy away.
+    """
+
+    by_task: Mapping[str, Mapping[str, HeadSettings]]
+    default: str | None = None
+
+    @classmethod
+    def of(cls, model: str | None) -> _Heads:
+        """Read from its description; none where it cannot be read, which the run itself reports."""
+        if model is None:
+            return cls({})
+        try:
+            description = read_description(model_folder(model))
+        except EutecticError:
+            return cls({})
+        by_task = {
+            task["name"]: {n: HeadSettings.model_validate(t["settings"]["head"]) for n, t in task["targets"].items()}
+            for task in description["tasks"]
+        }
+        foreign = "package" in description["provenance"] and len(by_task) == 1
+        return cls(by_task, next(iter(by_task)) if foreign else None)
+
+    @property
+    def forces(self) -> str:
+        kinds = {heads["forces"].kind for heads in self.by_task.values() if "forces" in heads}
+        return "gradient" if kinds == {"gradient_forces"} else "direct"
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -153,16 +153,29 @@ def fit_references(store: Store, indices: Int[np.ndarray, " n"], property: str =
         # starts no threads for them (on a busy machine threads were forty times slower).
         normal[np.ix_(present, present)] += np.einsum("ni,nj->ij", some, some)
         right[present] += np.einsum("ni,n->i", some, values)
+    solution = least_squares(normal, right)
+    if not solution:
+        raise _no_label(store, property)
+    return References(property=property, values=solution)
+
+
+def least_squares(normal: Float[np.ndarray, "119 119"], right: Float[np.ndarray, " 119"]) -> dict[int, float]:
+    """Atomic number → value, of least norm, for the elements that occur.
+
+    Args:
+        normal: products of the numbers of atoms of each two elements, summed over structures.
+        right: products of the numbers of atoms with the values to fit.
+    """
     seen = np.flatnonzero(normal.diagonal())
     if not len(seen):
-        raise _no_label(store, property)
+        return {}
     # Columns scaled to unit length, so that a rare element is not taken for a null direction.
     length = np.sqrt(normal[seen, seen])
     eigenvalues, vectors = np.linalg.eigh(normal[np.ix_(seen, seen)] / np.outer(length, length))
     known = eigenvalues > 1e-10 * eigenvalues[-1]
     parts = vectors[:, known].T @ (right[seen] / length)
     solution = (vectors[:, known] @ (parts / eigenvalues[known])) / length
-    return References(property=property, values=dict(zip(seen.tolist(), solution.tolist(), strict=True)))
+    return dict(zip(seen.tolist(), solution.tolist(), strict=True))
 
 
 def fit_scale(

@@ -6,7 +6,7 @@ import copy
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +37,7 @@ from eutectic.train.batches.sampler import BatchSampler, TaskDataset, check_shar
 from eutectic.train.checkpoint import remove_checkpoints
 from eutectic.train.cost import size_model
 from eutectic.train.evaluation import evaluate
+from eutectic.train.kept_heads import with_their_references
 from eutectic.train.loop import total, train
 from eutectic.train.pretrain import initial_model
 from eutectic.train.run_folder import claim_content, claim_folder, claimed, model_hash
@@ -282,8 +283,13 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
     store = _open(settings, console) if store is None else store
     parts = split_of(store, settings)
     task = fit_task(settings.name, store, parts.train, settings.targets, graph)
-    prepared = Prepared(store, parts, task, backbone.for_graphs([graph]), graph, start)
-    _kept_heads(settings, prepared)  # refuses a task that the start has not
+    backbone = backbone.for_graphs([graph])
+    backbone.of_backbone().check_elements(store.composition(), store.card.name)
+    prepared = Prepared(store, parts, task, backbone, graph, start)
+    theirs, kept = _kept_heads(settings, prepared)  # refuses a task that the start has not
+    if start is not None and theirs is not None:
+        task = with_their_references(task, start, theirs, kept, store, parts.train)
+        prepared = replace(prepared, task=task)
     if start is not None:
         _check_unseen(settings.start, start, store, parts, console)
     if console is not None:
@@ -539,6 +545,9 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
         console.print(f"from scratch: {prepared.backbone.name}{like}, seed {settings.train.seed}", highlight=False)
         return
     _, kept = _kept_heads(settings, prepared)
+    # A derivative of a kept energy is kept with it.
+    derived = [name for name, head in task.heads.items() if head.entry.derivative and "energy" in kept]
+    kept += derived
     fresh = [name for name in task.targets if name not in kept]
     trained_on = cast(Mapping[str, Any], start.provenance.get("pretrained_on", {}))
     parameters = sum(p.numel() for p in cast(nn.Module, start.module.backbone).parameters())
@@ -550,7 +559,10 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
         words.append(f"heads kept from {settings.head_from}: {', '.join(kept)}")
     if fresh:
         words.append(f"new heads: {', '.join(fresh)}")
-    words.append("references and scales fitted to the training split")
+    words.append(
+        "references and scales fitted to the training split"
+        + (", and to what the kept heads predict" if set(kept) & set(task.targets) else "")
+    )
     console.print("; ".join(words), highlight=False)
     seen = elements_seen(start)
     unseen = [chemical_symbols[z] for z in store.composition() if seen and z not in seen]

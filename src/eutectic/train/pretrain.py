@@ -240,6 +240,8 @@ def _prepare(settings: PretrainSettings) -> _Prepared:
         store = open_store(chosen.store)
         parts = split(store, chosen.split or store.card.default_split, n_validation=chosen.validation)
         known = [task.name for task in tasks]
+        if name in settings.sets:
+            backbone.of_backbone().check_elements(store.composition(), store.card.name)
         if name not in known:
             tasks.append(fit_task(name, store, parts.train, chosen.targets, chosen.graph or graph))
             known.append(name)

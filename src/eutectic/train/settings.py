@@ -83,7 +83,7 @@ class BackboneChoice(Settings):
 
     def of_backbone(self) -> BackboneSettings:
         """The settings as the backbone's own class."""
-        return BACKBONES[self.name].settings.model_validate(self.settings)
+        return backbone_entry(self.name).settings.model_validate(self.settings)
 
     def for_graphs(self, graphs: Iterable[GraphSettings]) -> BackboneChoice:
         """A copy that takes the cutoff of the graphs if it has none; see `BackboneSettings.for_graphs`."""

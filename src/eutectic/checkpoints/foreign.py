@@ -1,0 +1,172 @@
+"""Models of other packages by name: `sevennet:7net-0`, `mace:medium-mpa-0`, `mace:FILE.model`.
+
+Such a model is converted once to a model folder under `data_folder()/models`, and used like any other from there on.
+Files are read without executing code in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import torch
+from torch import nn
+
+import eutectic
+from eutectic.atoms import PROPERTIES, EutecticError
+from eutectic.checkpoints import mace_files, sevennet_files
+from eutectic.checkpoints.description import file_hash
+from eutectic.checkpoints.foreign_model import UNKNOWN, About, ForeignModel
+from eutectic.checkpoints.model import TrainedModel, save_model
+from eutectic.data.catalogue import data_folder
+from eutectic.graph import GraphSettings
+from eutectic.graph.settings import MOST_NEIGHBOURS
+from eutectic.models.foreign import mace, sevennet
+from eutectic.models.foreign.adapter import EnergyReadout
+from eutectic.models.foreign.package import Package
+from eutectic.models.heads import HeadSettings, ScalarHead
+from eutectic.models.multitask import MultitaskModel
+from eutectic.tasks.references import References
+from eutectic.tasks.task import Normaliser, Target, TargetSettings, Task
+
+CONVERSION = 1
+"""Raised whenever the same file is converted to another model."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Models of one package.
+
+    Attributes:
+        package: that they need.
+        published: name → what it is; a name that is missing is known to the package alone.
+        published_file: name → its file.
+        read: file, and head or modality → the model.
+    """
+
+    package: Package
+    published: dict[str, About]
+    published_file: Callable[[str], Path]
+    read: Callable[[Path, str | None], ForeignModel]
+
+
+SOURCES = {
+    "mace": Source(mace.PACKAGE, mace_files.PUBLISHED, mace_files.published_file, mace_files.read),
+    "sevennet": Source(sevennet.PACKAGE, sevennet_files.PUBLISHED, sevennet_files.published_file, sevennet_files.read),
+}
+"""What stands before the colon → models of that package."""
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a name is that of a model of another package."""
+    return name.partition(":")[0] in SOURCES and ":" in name
+
+
+def foreign_model_folder(name: str) -> Path:
+    """The converted model, converted now if this is its first use.
+
+    Args:
+        name: PACKAGE:NAME or PACKAGE:FILE, and @HEAD for one head of several or for a modality.
+
+    Raises:
+        EutecticError: the package is missing or was not tested, no such model, or a file that cannot be used.
+    """
+    kind, _, rest = name.partition(":")
+    source = SOURCES[kind]
+    version = source.package.version()
+    given, variant = rest, None
+    path = Path(given).expanduser()
+    if not path.is_file() and "@" in rest:
+        given, _, variant = rest.rpartition("@")
+        path = Path(given).expanduser()
+    of_file = path.is_file()
+    package = f"{source.package.distribution} {version}"
+    title = path.stem if of_file else given
+    label = f"{title}-{file_hash(path)[:16]}" if of_file else title
+    if not of_file and not given.replace("-", "").replace("_", "").isalnum():
+        raise EutecticError(name, "no such file", "a file, or the name of a published model", "check the path")
+    chosen = "" if variant is None else f"@{variant}"
+    # Whatever the names are, one folder; another version of the package or of this conversion makes another.
+    folder = data_folder() / "models" / kind / quote(f"{label}{chosen}-{version}-{CONVERSION}", safe="@")
+    if (folder / "model.json").is_file():
+        return folder
+    file = path if of_file else source.published_file(given)
+    about = UNKNOWN if of_file else source.published.get(given, UNKNOWN)
+    if variant is not None:
+        about = about._replace(level_of_theory=f"{variant}, one of several levels ({about.level_of_theory})")
+    save_model(folder, as_trained(source.read(file, variant), title, about, name, file, package))
+    return folder
+
+
+def as_trained(model: ForeignModel, title: str, about: About, name: str, file: Path, package: str) -> TrainedModel:
+    """A model with the package's own heads as tasks.
+
+    Args:
+        model: as read.
+        title: of the only task; several are called by their heads.
+        about: for the description.
+        name, file: where it came from.
+        package: its name and version.
+    """
+    settings = model.backbone.settings
+    # Every neighbour within the cutoff, as the package takes them.
+    graph = GraphSettings(cutoff=settings.cutoff, max_neighbours=MOST_NEIGHBOURS)
+    several = len(model.readouts) > 1
+    tasks = tuple(
+        _task(head if several else title, about.level_of_theory, graph, readout)
+        for head, readout in model.readouts.items()
+    )
+    module = MultitaskModel(model.backbone, {task.name: task.heads for task in tasks})
+    like = next(model.backbone.parameters())
+    for task, readout in zip(tasks, model.readouts.values(), strict=True):
+        head = module.heads[task.name]["energy"]  # type: ignore[index]
+        assert isinstance(head, ScalarHead)
+        with torch.no_grad():
+            head.to(like.dtype)
+            last = head.perceptron[-1]
+            assert isinstance(last, nn.Linear)
+            last.weight.copy_(readout.weight[None])
+    elements = sorted(settings.elements)
+    return TrainedModel(
+        module=module.eval(),
+        tasks=tasks,
+        backbone=model.backbone_name,
+        backbone_settings=settings.model_dump(mode="json"),
+        graph=graph,
+        provenance=_provenance(about, name, file, package, elements),
+    )
+
+
+def _provenance(about: About, name: str, file: Path, package: str, elements: list[int]) -> dict[str, Any]:
+    return {
+        "eutectic": eutectic.__version__,
+        "imported_from": name,
+        "package": package,
+        "file": file.name,
+        "file_sha256": file_hash(file),
+        "level_of_theory": about.level_of_theory,
+        "licence": about.licence,
+        "pretrained_on": {about.trained_on: {"level_of_theory": about.level_of_theory, "elements": elements}},
+    }
+
+
+def _task(name: str, level_of_theory: str, graph: GraphSettings, readout: EnergyReadout) -> Task:
+    """The package's energy, and its derivatives. One scale for all three, so that F = −∂E/∂r in model units too."""
+    heads = {
+        "energy": HeadSettings(kind="scalar", pooling="sum", layers=0),
+        "forces": HeadSettings(kind="gradient_forces"),
+        "stress": HeadSettings(kind="gradient_stress"),
+    }
+    references = {"energy": References(property="energy", values=dict(readout.references))}
+    targets = {
+        prop: Target(
+            TargetSettings(head=head).resolve(PROPERTIES[prop]),
+            Normaliser(references.get(prop), 0.0, readout.scale),
+            1.0,
+        )
+        for prop, head in heads.items()
+    }
+    return Task(name=name, level_of_theory=level_of_theory, targets=targets, graph=graph)

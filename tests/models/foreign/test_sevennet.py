@@ -1,0 +1,264 @@
+"""SevenNet as a backbone, compared with the package itself; weights of 7net-0 come in its wheel."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
+from typer.testing import CliRunner
+
+from eutectic import cli
+from eutectic.atoms import EutecticError, Structure
+from eutectic.graph import GraphSettings
+from eutectic.models.foreign.sevennet import PACKAGE, SevenNet, SevenNetSettings
+from eutectic.predict.model import Model, load
+from eutectic.testing import CheckResult, generic_structures, parametrize_backbone_checks
+from eutectic.testing.observation import graph_of
+
+pytest.importorskip("sevenn", reason="sevenn is not installed (pip install 'eutectic[sevennet]')")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("home")]
+
+from foreign_parity import deviations, frames  # noqa: E402
+
+GRAPH = GraphSettings(cutoff=5.0, max_neighbours=1000)
+TINY: dict[str, Any] = {
+    "_normalize_sph": True,
+    "_number_of_species": 94,
+    "act_gate": {"e": "silu", "o": "tanh"},
+    "act_radial": "silu",
+    "act_scalar": {"e": "silu", "o": "tanh"},
+    "channel": 8,
+    "conv_denominator": 10.0,
+    "cutoff": 5.0,
+    "cutoff_function": {"cutoff_function_name": "poly_cut", "poly_cut_p_value": 6},
+    "interaction_type": "nequip",
+    "irreps_manual": False,
+    "is_parity": True,
+    "lmax": 2,
+    "lmax_edge": -1,
+    "lmax_node": -1,
+    "num_convolution_layer": 3,
+    "radial_basis": {"radial_basis_name": "bessel", "bessel_basis_num": 6},
+    "readout_as_fcn": False,
+    "self_connection_type": "nequip",
+    "train_denominator": False,
+    "use_bias_in_linear": False,
+    "weight_nn_hidden_neurons": [16],
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Converted models go here."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("home")
+        patch.setenv("EUTECTIC_DATA", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def model(home: Path) -> Model:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return load("sevennet:7net-0", device="cpu")
+
+
+def calculator(name: str, **options: Any) -> Any:
+    from sevenn.calculator import SevenNetCalculator
+
+    return SevenNetCalculator(name, device="cpu", **options)
+
+
+def tiny(**changes: Any) -> SevenNetSettings:
+    return SevenNetSettings(config=TINY | changes, elements=tuple(range(1, 95)), cutoff=5.0, edge_width=8)
+
+
+# --- parity -----------------------------------------------------------------------------------
+
+
+def test_predictions_are_those_of_the_package(model: Model) -> None:
+    # Both in single precision.
+    found = deviations(model, calculator("7net-0"))
+    assert max(of["energy"] for of in found.values()) < 5e-6
+    assert max(of["forces"] for of in found.values()) < 1e-5
+    assert max(of["stress"] for of in found.values() if "stress" in of) < 1e-6
+    assert max(of["batch"] for of in found.values()) < 1e-5
+
+
+def test_a_modality_is_chosen_by_name() -> None:
+    found = deviations(load("sevennet:7net-mf-0@R2SCAN"), calculator("7net-mf-0", modal="R2SCAN"))
+    assert max(of["energy"] for of in found.values()) < 5e-6
+    assert max(of["forces"] for of in found.values()) < 1e-5
+
+
+def test_in_double_precision_only_rounding_is_left(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    double, own = copy.deepcopy(model.trained), calculator("7net-0")
+    double.module.double()
+    own.model.double()
+
+    def in_double(module: Any, data: Any) -> None:
+        for name, value in data[0].to_dict().items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                data[0][name] = value.double()
+
+    own.model.register_forward_pre_hook(in_double)
+    # Two modules of the package convert indices to single precision.
+    real = torch.Tensor.float
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: real(x) if x.is_floating_point() else x.double())
+    found = deviations(Model(double), own)
+    assert max(of["energy"] for of in found.values()) < 1e-7
+    # The package rounds edge vectors to single precision before they come here.
+    assert max(of["forces"] for of in found.values()) < 3e-6
+    assert max(of["stress"] for of in found.values() if "stress" in of) < 1e-7
+    assert max(of["batch"] for of in found.values()) < 1e-11
+
+
+def test_a_checkpoint_of_a_user_is_read_as_the_published_one(model: Model, tmp_path: Path) -> None:
+    from sevenn.util import pretrained_name_to_path
+
+    path = tmp_path / "mine.pth"
+    path.write_bytes(Path(pretrained_name_to_path("7net-0")).read_bytes())
+    mine = load(f"sevennet:{path}")
+    assert list(mine.tasks) == ["mine"]
+    ethanol = frames()["ethanol"]
+    assert mine.predict(ethanol)["energy"] == model.predict(ethanol)["energy"]
+
+
+# --- the contract -----------------------------------------------------------------------------
+
+
+@parametrize_backbone_checks(lambda: SevenNet(tiny()), GRAPH)
+def test_conformance_with_parity(check: Callable[[], CheckResult]) -> None:
+    check()
+
+
+@parametrize_backbone_checks(
+    lambda: SevenNet(tiny(is_parity=False, num_convolution_layer=2, self_connection_type="linear")),
+    GRAPH,
+    # Vectors and their cross products share channels, so that the energy itself may change under inversion.
+    skip=["inversion"],
+)
+def test_conformance_without_parity_as_published(check: Callable[[], CheckResult]) -> None:
+    check()
+
+
+def test_polar_vectors_of_all_layers_turn_with_the_structure() -> None:
+    torch.manual_seed(0)
+    backbone = SevenNet(tiny()).double()
+    structures = list(generic_structures().values())
+    graph = graph_of(structures, GRAPH, backbone)
+    turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+    with torch.no_grad():
+        for rotation in (turn, -np.eye(3)):
+            r = torch.from_numpy(rotation)
+            before = backbone(graph).vectors
+            after = backbone(graph.with_positions(graph.positions @ r.T, graph.cell @ r.T)).vectors
+            assert before is not None
+            assert after is not None
+            assert before.shape == (len(graph.numbers), 3, backbone.vector_width)
+            assert float(before.abs().max()) > 1e-5
+            expected = torch.einsum("ij,ajw->aiw", r, before)
+            assert float((after - expected).abs().max()) < 1e-10 * float(before.abs().max())
+    assert SevenNet(tiny(is_parity=False)).vector_width == 0
+
+
+def test_edges_beyond_its_cutoff_change_nothing() -> None:
+    torch.manual_seed(0)
+    backbone = SevenNet(tiny(cutoff_function={"cutoff_function_name": "XPLOR", "cutoff_on": 4.5})).double()
+    structures = list(generic_structures().values())
+    short, long = (graph_of(structures, GraphSettings(cutoff=c, max_neighbours=1000), backbone) for c in (5.0, 7.0))
+    with torch.no_grad():
+        one, two = backbone(short), backbone(long)
+    assert torch.allclose(one.atoms, two.atoms, atol=1e-12)
+    assert two.edges is not None
+    assert two.edges.shape == (len(long.main), 8)
+    assert float(two.edges[long.vectors(long.main)[0] >= 5.0].abs().max()) == 0
+
+
+# --- used like any other ------------------------------------------------------------------------
+
+
+def test_it_says_where_it_comes_from(model: Model) -> None:
+    told = model.trained.provenance
+    assert told["imported_from"] == "sevennet:7net-0"
+    assert told["package"] == f"sevenn {PACKAGE.version()}"
+    assert "MIT" in str(told["licence"])
+    assert "PBE" in model.trained.tasks[0].level_of_theory
+    assert len(model.elements) == 89
+
+
+def test_it_is_converted_once_and_then_a_model_folder_like_any_other(home: Path, model: Model) -> None:
+    folder = home / "models" / "sevennet"
+    (converted,) = (path for path in folder.iterdir() if path.name.startswith("7net-0-"))
+    written = (converted / "model.json").stat().st_mtime_ns
+    again = load("sevennet:7net-0")
+    assert (converted / "model.json").stat().st_mtime_ns == written
+    assert "model.safetensors" in json.loads((converted / "model.json").read_text())["sha256"]
+    ethanol = frames()["ethanol"]
+    for one, two in ((again, model), (load(converted), model)):
+        assert one.predict(ethanol)["energy"] == two.predict(ethanol)["energy"]
+
+
+def test_an_element_it_does_not_know(model: Model) -> None:
+    atoms = frames()["ethanol"]
+    atoms.numbers[0] = 86
+    with pytest.raises(EutecticError, match="Rn"):
+        model.predict(atoms)
+    backbone = model.trained.module.backbone
+    graph = graph_of([Structure.from_ase(atoms)], GRAPH, backbone).to("cpu", torch.float32)
+    with pytest.raises(EutecticError, match="SevenNet: element Rn, which the backbone does not know"):
+        backbone(graph)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("sevennet:7net-mf-0", "several modalities, and none of them named; expected one of R2SCAN, PBE"),
+        ("sevennet:7net-mf-0@PBE0", "modality 'PBE0'"),
+        ("sevennet:7net-0@PBE", "expected no modality"),
+    ],
+)
+def test_modalities_that_do_not_fit(name: str, says: str) -> None:
+    with pytest.raises(EutecticError, match=says):
+        load(name)
+
+
+def test_predict_and_finetune_from_the_command_line(tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    structures, package = [], calculator("7net-0")
+    for seed in range(12):
+        atoms = frames()["ethanol"]
+        atoms.rattle(0.05, seed=seed)
+        own = atoms.copy()
+        own.calc = package
+        energy, forces = own.get_potential_energy(), own.get_forces()
+        # On another origin than that of the model, as of any other program.
+        atoms.calc = SinglePointCalculator(atoms, energy=energy - 1000.0, forces=forces)
+        structures.append(atoms)
+    write(tmp_path / "some.xyz", structures)
+    done = run(cli.app, ["predict", "sevennet:7net-0", str(tmp_path / "some.xyz"), "-o", str(tmp_path / "out.xyz")])
+    assert done.exit_code == 0, done.output
+    assert all(np.isfinite(atoms.info["7net-0_energy"]) for atoms in read(tmp_path / "out.xyz", ":"))
+    command = f"finetune {tmp_path / 'some.xyz'} -p energy -p forces --model sevennet:7net-0 --n-train 6 "
+    command += f"--n-validation 4 --n-test 0 --steps 2 --batch-size 2 --train.threads 1 --out {tmp_path / 'run'}"
+    done = run(cli.app, command.split(), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.output.split())
+    assert "heads kept from 7net-0: energy, forces" in words
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    # Labels are the model's own, but for the origin: before any training it is right, up to its single precision.
+    assert result["curves"]["energy"][0] < 0.5
+    assert result["curves"]["forces"][0] < 0.1
+    tuned = load(tmp_path / "run")
+    assert tuned.trained.backbone == "sevennet"
+    assert tuned.trained.provenance["pretrained"]["imported_from"] == "sevennet:7net-0"  # type: ignore[index]
+    assert tuned.predict(structures[0])["forces"].shape == (9, 3)
