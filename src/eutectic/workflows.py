@@ -67,7 +67,8 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tune one model; `out` then holds `model/`, `result.json` and `report.html`.
 
-    A folder that holds this run unfinished is resumed.
+    A folder that holds this run unfinished is resumed; one that holds a shorter run with otherwise the same settings
+    goes on from its end.
 
     Args:
         data: name of a data set, path of a store, or a file that ASE reads; or the settings of a whole run.

@@ -194,7 +194,7 @@ def test_finetuning_from_each_start(finished: Path, molecules: Store, tmp_path: 
     assert result.steps == [0, 4, 8, 12]
     assert set(result.test_errors) == {"energy", "forces"}
     assert result.tested_on == 20
-    assert result.errors[result.steps.index(result.best_step)] == min(result.errors)
+    assert result.scores[result.steps.index(result.best_step)] == min(result.scores)
     assert result.test_error == pytest.approx(
         np.abs(np.array(result.truth) - np.array(result.prediction)).mean(), rel=0.3
     )

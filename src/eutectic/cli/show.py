@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -93,8 +94,37 @@ def show_finetuning(result: FinetuneResult) -> None:
         shown = (significant(error), significant(baselines.get(name)), result.units[name], metric)
         table.add_row(name.replace("_", " "), *shown)
     console.print(table)
+    chosen = "the last" if not result.validated_on else f"the best on {result.validated_on:,} validation structures"
+    several = " by the mean of error / baseline over properties" if len(result.curves) > 1 else ""
     console.print(
-        f"[dim]weights of step {result.best_step} of {result.total_steps}, the best on {result.validated_on:,} "
-        f"validation structures; baseline: references and mean alone[/]",
+        f"[dim]weights of step {result.best_step} of {result.total_steps}, {chosen}{several}; baseline: references and "
+        f"mean alone[/]",
         highlight=False,
     )
+
+
+def show_end(result: FinetuneResult, folder: Path, longer: str) -> None:
+    """Print where a fine-tuned model is, what uses it, whether training was at its end, and what goes on.
+
+    Args:
+        result: of the run.
+        folder: of the run.
+        longer: the command that goes on.
+    """
+    from eutectic.train.judging import RULE
+
+    for note in result.notes:
+        console.print(f"[yellow]{plain(note)}[/]", highlight=False)
+    if result.still_falling is not None and not result.converged:
+        state = "[yellow]still[/]" if result.still_falling else "no longer"
+        console.print(
+            f"error {state} falling when the run ended: {max(0.0, result.fell or 0.0):.1%} (still: {RULE})",
+            highlight=False,
+        )
+    for what, where in (
+        ("model", f"{folder / 'model'}"),
+        ("report", f"{folder / 'report.html'}"),
+        ("predict", f"eutectic predict {folder / 'model'} FILE -o predicted.xyz"),
+        ("go on", longer),
+    ):
+        console.print(f"{what + ':':<9}{plain(where)}", highlight=False, soft_wrap=True)

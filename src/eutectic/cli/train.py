@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +17,10 @@ from rich.table import Table
 from eutectic.atoms import EutecticError
 from eutectic.cli.app import OVERRIDES, app
 from eutectic.cli.options import ELEMENTS, overrides, pairs, pretraining_settings, print_settings
-from eutectic.cli.show import console, plain, show_finetuning
+from eutectic.cli.show import console, plain, show_end, show_finetuning
+
+if TYPE_CHECKING:
+    from eutectic.train.settings import FinetuneTrainSettings
 
 
 @app.command(context_settings=OVERRIDES)
@@ -152,7 +157,7 @@ Training = Annotated[
 ]
 Validation = Annotated[int | None, typer.Option("--n-validation", "--validation", help="Validation structures.")]
 Test = Annotated[int | None, typer.Option("--n-test", "--test", help="Test structures.")]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps [default: 500].")]
+Steps = Annotated[int | None, typer.Option(help="Length in optimiser steps [default: 500].")]
 BatchSize = Annotated[int | None, typer.Option(help="Structures per batch [default: 16].")]
 Key = Annotated[
     list[str] | None,
@@ -187,6 +192,17 @@ def finetune(
     n_validation: Validation = None,
     n_test: Test = None,
     steps: Steps = None,
+    epochs: Annotated[float | None, typer.Option(help="Length in epochs, in place of --steps.")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Length as a time, in place of --steps: 90s, 30m, 1h30m; of training alone.")
+    ] = None,
+    until_converged: Annotated[
+        bool,
+        typer.Option(
+            "--until-converged",
+            help="Train until the validation error no longer falls; --epochs or --time is then the most.",
+        ),
+    ] = False,
     batch_size: BatchSize = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate [default: 0.002].")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay [default: 0.01].")] = None,
@@ -204,13 +220,16 @@ def finetune(
     """Fine-tune a pre-trained model to properties of your data.
 
     Writes `model/`, `result.json` and `report.html` into the run's folder. A file of structures is prepared and
-    checked first. Any other setting can be changed by `--section.key value`, e.g. `--train.precision bf16-mixed`.
+    checked first. A run in the folder is resumed if it is unfinished, and goes on if it is given a greater length. Any
+    other setting can be changed by `--section.key value`, e.g. `--train.precision bf16-mixed`.
 
     **Examples**
 
     `eutectic finetune md_aspirin -p forces --n-train 100 --out runs/aspirin`
 
     `eutectic finetune my.xyz -p energy -p forces --forces gradient --out runs/mine`
+
+    `eutectic finetune my.xyz -p energy --time 30m --out runs/mine`, then the same with `--time 1h` to go on
 
     `eutectic finetune my.xyz -p energy --key energy=E_dft --unit energy=kcal/mol --out runs/mine`
 
@@ -232,6 +251,9 @@ def finetune(
         n_validation=n_validation,
         n_test=n_test,
         steps=steps,
+        epochs=epochs,
+        time=time,
+        until_converged=until_converged,
         batch_size=batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
@@ -253,11 +275,31 @@ def finetune(
         sys.stdout.write(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
         return
     show_finetuning(result)
-    console.print(
-        f"model: {out / 'model'}\nreport: {out / 'report.html'}\n"
-        f"predict: eutectic predict {out / 'model'} FILE -o predicted.xyz",
-        highlight=False,
-    )
+    show_end(result, out, _longer(sys.argv[1:], settings.train))
+
+
+def _longer(arguments: Sequence[str], train: FinetuneTrainSettings) -> str:
+    """The command, for twice the length of its run."""
+    from eutectic.train.settings import duration
+
+    kept, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name = word.partition("=")[0].replace("-", "_").removeprefix("__").removeprefix("train.")
+        if word.startswith("--") and name in ("steps", "epochs", "time", "evaluate_every", "until_converged"):
+            if "=" not in word and name != "until_converged" and rest:
+                rest.pop(0)
+        else:
+            kept.append(word)
+    if train.epochs is not None:
+        length = ["--epochs", f"{2 * train.epochs:g}"]
+    elif train.time is not None:
+        length = ["--time", duration(2 * train.time)]
+    elif train.steps is not None:
+        length = ["--steps", f"{2 * train.steps}"]
+    else:
+        length = ["--until-converged", "--train.patience", f"{2 * train.patience}"]
+    return shlex.join(["eutectic", *kept, *length])
 
 
 @app.command(context_settings=OVERRIDES)

@@ -23,6 +23,9 @@ def finetuning(
     n_validation: int | None = None,
     n_test: int | None = None,
     steps: int | None = None,
+    epochs: float | None = None,
+    time: float | str | None = None,
+    until_converged: bool = False,
     batch_size: int | None = None,
     learning_rate: float | None = None,
     weight_decay: float | None = None,
@@ -45,7 +48,9 @@ def finetuning(
         forces: predicted directly, or as the gradient of the energy (conservative).
         split: name of the split.
         n_train, n_validation, n_test: numbers of structures.
-        steps, batch_size, learning_rate, weight_decay, seed: of the training.
+        steps, epochs, time: length of the training, one of them; a time in seconds, or as "30m".
+        until_converged: train until the validation error no longer falls; `epochs` or `time` is then the most.
+        batch_size, learning_rate, weight_decay, seed: of the training.
         keys, units, elements, level_of_theory: how to read a file.
         define: new properties, as NAME=UNIT[,atom][,vector|tensor|class][,extensive].
         settings: any other setting, section by section, e.g. {"train": {"precision": "bf16-mixed"}}.
@@ -76,7 +81,14 @@ def finetuning(
         "architecture_from": start if from_scratch and "backbone" not in (settings or {}) else None,
         "head_from": head_from,
         "optimiser": _given(learning_rate=learning_rate, weight_decay=weight_decay),
-        "train": _given(steps=steps, batch_size=batch_size, seed=seed),
+        "train": _given(
+            steps=steps,
+            epochs=epochs,
+            time=time,
+            until_converged=until_converged or None,
+            batch_size=batch_size,
+            seed=seed,
+        ),
     }
     if level_of_theory is not None:
         values["data"]["level_of_theory"] = level_of_theory

@@ -97,12 +97,13 @@ def _compare(
                 absolute = np.asarray(error.add_class(int(item.labels[name]), probabilities))
             else:
                 compared = _compared(name, structure)
-                size = len(structure) if per_atom and prop.extensive else 1
+                atoms = len(structure) if prop.extensive else 1
+                size = atoms if per_atom else 1
                 truth, prediction, baseline = (
                     np.asarray(target.normaliser.denormalise(v, structure.numbers)[compared] / size)
                     for v in (item.labels[name], value, np.zeros_like(item.labels[name]))
                 )
-                error.add(truth, prediction, baseline, keep=keep)
+                error.add(truth, prediction, baseline, size=1 if per_atom else atoms, keep=keep)
                 absolute = np.asarray(np.abs(prediction - truth))
             if seen is not None:
                 seen(task.name, name, item, absolute)
