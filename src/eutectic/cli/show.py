@@ -11,6 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from eutectic.check import Report
+    from eutectic.predict.evaluation import Evaluation
     from eutectic.train.finetune import FinetuneResult
 
 console = Console()
@@ -128,3 +129,33 @@ def show_end(result: FinetuneResult, folder: Path, longer: str) -> None:
         ("go on", longer),
     ):
         console.print(f"{what + ':':<9}{plain(where)}", highlight=False, soft_wrap=True)
+
+
+def show_evaluation(result: Evaluation) -> None:
+    """Print the errors of a model by data set and property, then the parts where they are largest and smallest."""
+    from eutectic.report.formatting import significant
+
+    console.print(f"{result.model}, task {result.task} ({result.level_of_theory})", highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False)
+    several = len(result.sets) > 1
+    headings = ("set",) * several + ("property", "MAE", "RMSE", "mean error", "baseline", "unit", "structures")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("set", "property", "unit") else "right")
+    for where, errors in result.sets.items():
+        for name, found in errors.items():
+            numbers = [significant(x) for x in (found.mae, found.rmse, found.bias, found.baseline)]
+            unit = found.unit or found.metric
+            label = name.replace("_", " ")
+            table.add_row(*[plain(where)] * several, label, *numbers, unit, f"{found.structures:,}")
+    console.print(table)
+    for where, errors in result.sets.items():
+        for name, found in errors.items():
+            for kind, parts in (("atoms", found.by_size), ("element", found.by_element)):
+                if len(parts) > 1:
+                    words = "  ".join(f"{part} {significant(value)}" for part, value in parts.items())
+                    of = f"{where}, " if several else ""
+                    console.print(f"[dim]{plain(of)}{name.replace('_', ' ')} by {kind}:[/] {words}", highlight=False)
+    for note in result.notes:
+        console.print(f"[yellow]{plain(note)}[/]", highlight=False)
+    for where, (number, why) in result.left_out.items():
+        console.print(f"[yellow]{plain(where)}: {number:,} structures left out:[/] {plain(why)}", highlight=False)

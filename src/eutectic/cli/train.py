@@ -149,8 +149,22 @@ Properties = Annotated[
     ),
 ]
 Model = Annotated[Path, typer.Option(help="Pre-trained model: a shipped model's name, or a folder.")]
-HeadFrom = Annotated[str | None, typer.Option(help="Task of the model whose heads are reused where they fit.")]
-Forces = Annotated[str, typer.Option(help="`direct`, or `gradient` of the energy (conservative).")]
+HeadFrom = Annotated[
+    str | None,
+    typer.Option(
+        help="Task of the model whose heads are reused where they fit; `none` for new heads. Default of `finetune`: "
+        "one of the data's level of theory that is better than the mean predictor; of `compare`: `none`."
+    ),
+]
+Conservative = Annotated[
+    bool | None,
+    typer.Option(
+        "--conservative/--direct",
+        help="Forces as derivatives of the energy, or by a head of their own, two to three times as fast. "
+        "Default: conservative where both energy and forces are learned.",
+        show_default=False,
+    ),
+]
 Split = Annotated[str | None, typer.Option(help="Name of the split; default: the data set's.")]
 Training = Annotated[
     int | None, typer.Option("--n-train", "--train", help="Training structures; default: all of the split's.")
@@ -172,6 +186,9 @@ Define = Annotated[
     typer.Option(help="New property, as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; repeat."),
 ]
 Elements = Annotated[str | None, typer.Option(help=f"For a file. {ELEMENTS}")]
+SkipUnconverged = Annotated[
+    bool, typer.Option("--skip-unconverged", help="For a file: leave out calculations that did not converge.")
+]
 LevelOfTheory = Annotated[str | None, typer.Option(help="For a file: level of theory of its labels.")]
 
 
@@ -186,7 +203,7 @@ def finetune(
         bool, typer.Option("--from-scratch", help="Start from random weights, with the architecture of --model.")
     ] = False,
     head_from: HeadFrom = None,
-    forces: Forces = "direct",
+    conservative: Conservative = None,
     split: Split = None,
     n_train: Training = None,
     n_validation: Validation = None,
@@ -206,12 +223,24 @@ def finetune(
     batch_size: BatchSize = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate [default: 0.002].")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay [default: 0.01].")] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Weight of a property in the loss, as forces=10; repeat. Default: 1 each, of normalised errors."
+        ),
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="Loss: `mae` (default), `huber` or `mse`.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed [default: 0].")] = None,
     key: Key = None,
     unit: Unit = None,
     define: Define = None,
     elements: Elements = None,
     level_of_theory: LevelOfTheory = None,
+    skip_unconverged: SkipUnconverged = False,
+    test_file: Annotated[
+        str | None,
+        typer.Option(help="A store or file to test on, read like the data, of which nothing is then set aside."),
+    ] = None,
     show_settings: Annotated[
         bool, typer.Option("--show-settings", help="Print the resolved settings and stop.")
     ] = False,
@@ -227,7 +256,7 @@ def finetune(
 
     `eutectic finetune md_aspirin -p forces --n-train 100 --out runs/aspirin`
 
-    `eutectic finetune my.xyz -p energy -p forces --forces gradient --out runs/mine`
+    `eutectic finetune my.xyz -p energy -p forces --out runs/mine`
 
     `eutectic finetune my.xyz -p energy --time 30m --out runs/mine`, then the same with `--time 1h` to go on
 
@@ -236,6 +265,7 @@ def finetune(
     `eutectic finetune md_aspirin -p forces --model runs/demo/model --head-from molecules --out runs/kept`
     """
     from eutectic.recipes.finetuning import finetuning
+    from eutectic.train.kept_heads import AUTO
     from eutectic.train.runtime.launch import is_first
     from eutectic.workflows import finetune as run
 
@@ -244,8 +274,8 @@ def finetune(
         property,
         model=model,
         from_scratch=from_scratch,
-        head_from=head_from,
-        forces=forces,
+        head_from=AUTO if head_from is None else None if head_from == "none" else head_from,
+        conservative=conservative,
         split=split,
         n_train=n_train,
         n_validation=n_validation,
@@ -258,11 +288,15 @@ def finetune(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         seed=seed,
+        weights=_numbers(weight),
+        loss=loss,
         keys=pairs(key),
         units=pairs(unit, "--unit", "energy=kcal/mol"),
         define=define or (),
         elements=elements,
         level_of_theory=level_of_theory,
+        skip_unconverged=skip_unconverged,
+        test_file=test_file,
         settings=overrides(context.args),
     )
     if show_settings:
@@ -276,6 +310,17 @@ def finetune(
         return
     show_finetuning(result)
     show_end(result, out, _longer(sys.argv[1:], settings.train))
+
+
+def _numbers(given: list[str] | None) -> dict[str, float]:
+    """Property → number, from "property=number"."""
+    found: dict[str, float] = {}
+    for name, text in (pairs(given, "--weight", "forces=10") or {}).items():
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise EutecticError("--weight", f"{name}={text}", "a number, e.g. forces=10", "correct it") from None
+    return found
 
 
 def _longer(arguments: Sequence[str], train: FinetuneTrainSettings) -> str:
@@ -320,7 +365,7 @@ def compare(
         typer.Option("--weight-decay", "--decay", help="Weight decay; repeat to choose on validation data."),
     ] = None,
     head_from: HeadFrom = None,
-    forces: Forces = "direct",
+    conservative: Conservative = None,
     split: Split = None,
     n_train: Training = None,
     n_validation: Validation = None,
@@ -332,6 +377,7 @@ def compare(
     define: Define = None,
     elements: Elements = None,
     level_of_theory: LevelOfTheory = None,
+    skip_unconverged: SkipUnconverged = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: one per core.")] = None,
 ) -> None:
     """Compare fine-tuning from a pre-trained model with training from scratch, over several seeds.
@@ -363,8 +409,8 @@ def compare(
         property,
         model=model,
         from_scratch=True,
-        head_from=head_from,
-        forces=forces,
+        head_from=None if head_from == "none" else head_from,
+        conservative=conservative,
         split=split,
         n_train=n_train,
         n_validation=n_validation,
@@ -376,6 +422,7 @@ def compare(
         define=define or (),
         elements=elements,
         level_of_theory=level_of_theory,
+        skip_unconverged=skip_unconverged,
         settings=overrides(context.args),
     )
     results = run(

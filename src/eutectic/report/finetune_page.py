@@ -187,21 +187,28 @@ def _curve(outcome: Outcome, result: Mapping[str, Any]) -> Figure:
 
 
 def _parity(outcome: Outcome, result: Mapping[str, Any]) -> Figure:
-    known = PROPERTIES.get(outcome.name)
-    symbol = (known.symbol if known else "") or words(outcome.name)
-    truth, prediction = outcome.truth, outcome.prediction
+    note = f"test error {significant(outcome.error)} {short(outcome.unit, 16)}"
+    return parity_of(outcome.name, outcome.truth, outcome.prediction, outcome.unit, _colour(result), note)
+
+
+def parity_of(
+    name: str, truth: Sequence[Number], prediction: Sequence[Number], unit: str, colour: str, note: str
+) -> Figure:
+    """Predictions of a property against labels, in its unit; about their median where that is all that one would see.
+
+    Args:
+        name: of the property.
+        truth, prediction: values.
+        unit: of the values.
+        colour: of the points.
+        note: in the figure.
+    """
+    known = PROPERTIES.get(name)
+    symbol = (known.symbol if known else "") or words(name)
     finite = [value for value in truth if value is not None and math.isfinite(value)]
     middle = sorted(finite)[len(finite) // 2] if finite else 0.0
     if finite and abs(middle) > 30 * (max(finite) - min(finite)):
         # Total energies of one molecule: what differs would be lost behind their common part.
         truth, prediction = ([None if v is None else v - middle for v in values] for values in (truth, prediction))
         symbol = f"{symbol} − median"
-    return figures.parity(
-        truth,
-        prediction,
-        symbol=symbol,
-        unit=outcome.unit,
-        title=words(outcome.name),
-        colour=_colour(result),
-        note=f"test error {significant(outcome.error)} {short(outcome.unit, 16)}",
-    )
+    return figures.parity(truth, prediction, symbol=symbol, unit=unit, title=words(name), colour=colour, note=note)

@@ -46,19 +46,21 @@ class ErrorSum:
 
     Attributes:
         absolute: Σ |prediction − label| over components, in the property's unit.
-        squared: Σ (prediction − label)².
+        squared, signed: Σ (prediction − label)², Σ (prediction − label).
         baseline: Σ |label − baseline|; the baseline is references and mean alone, or zero forces.
-        count: number of components.
-        learned, sought: prediction and label without the baseline, per atom if extensive: what the head gives, and what
-            it should give.
+        count, structures: number of components, and of structures.
+        learned, sought: prediction and label without references and mean, per atom if extensive: what the head gives,
+            and what it should give.
         truth, prediction: all values, kept only on request.
         metric: name of `mae`.
     """
 
     absolute: float = 0.0
     squared: float = 0.0
+    signed: float = 0.0
     baseline: float = 0.0
     count: int = 0
+    structures: int = 0
     learned: Spread = field(default_factory=Spread)
     sought: Spread = field(default_factory=Spread)
     truth: list[np.ndarray] = field(default_factory=list)
@@ -66,19 +68,30 @@ class ErrorSum:
     metric: ClassVar[str] = "MAE"
 
     def add(
-        self, truth: np.ndarray, prediction: np.ndarray, baseline: np.ndarray, *, size: int = 1, keep: bool = False
+        self,
+        truth: np.ndarray,
+        prediction: np.ndarray,
+        baseline: np.ndarray,
+        nothing: np.ndarray | None = None,
+        *,
+        size: int = 1,
+        keep: bool = False,
     ) -> None:
         """Add values of one structure.
 
         Args:
             truth, prediction, baseline: of the same shape, in the property's unit.
+            nothing: prediction of a head that gives zero, where that is not the baseline.
             size: number of atoms by which `learned` and `sought` are divided.
             keep: keep truth and prediction.
         """
         self.absolute += float(np.abs(prediction - truth).sum())
         self.squared += float(np.square(prediction - truth).sum())
-        self.learned.add((prediction - baseline) / size)
-        self.sought.add((truth - baseline) / size)
+        self.signed += float((prediction - truth).sum())
+        self.structures += 1
+        nothing = baseline if nothing is None else nothing
+        self.learned.add((prediction - nothing) / size)
+        self.sought.add((truth - nothing) / size)
         self.baseline += float(np.abs(baseline - truth).sum())
         self.count += int(np.size(truth))
         if keep:
@@ -94,6 +107,11 @@ class ErrorSum:
     def baseline_mae(self) -> float:
         """Mean absolute error of the baseline."""
         return self.baseline / self.count if self.count else float("nan")
+
+    @property
+    def bias(self) -> float:
+        """Mean of prediction − label; NaN without values."""
+        return self.signed / self.count if self.count else float("nan")
 
     @property
     def rmse(self) -> float:
@@ -121,7 +139,7 @@ class ClassErrorSum(ErrorSum):
         wrong = float(likeliest != truth)
         self.sizes[truth] += 1
         self.absolute, self.count = self.absolute + wrong, self.count + 1
-        self.squared += wrong
+        self.squared, self.structures = self.squared + wrong, self.structures + 1
         self.baseline = float(self.count - max(self.sizes.values()))
         self.learned.add(float(probabilities[0]))
         self.sought.add(float(truth == 0))

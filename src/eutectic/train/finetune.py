@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import copy
 import functools
 import json
 import math
@@ -23,14 +22,13 @@ from torch import nn
 import eutectic
 from eutectic.atoms import EutecticError
 from eutectic.check.files import open_data
-from eutectic.checkpoints.model import TrainedModel, elements_seen, load_model, save_model, task_named
+from eutectic.checkpoints.model import TrainedModel, elements_seen, load_model, save_model
 from eutectic.checkpoints.seen_rows import LearnedRows, seen_rows
 from eutectic.data.examples import structure_to_dict, varied
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
 from eutectic.files import read_json, write_atomically
 from eutectic.graph import GraphSettings
-from eutectic.models.heads import Head
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task
 from eutectic.tasks.metrics import ClassErrorSum, ErrorSum, primary, shown
@@ -38,8 +36,9 @@ from eutectic.train.batches.by_cost import cut_by_cost, measure_costs
 from eutectic.train.batches.sampler import BatchSampler, TaskDataset, check_shares
 from eutectic.train.checkpoint import load_checkpoint, previous, remove_checkpoints
 from eutectic.train.cost import size_model
-from eutectic.train.evaluation import evaluate
+from eutectic.train.evaluation import evaluate, evaluate_store
 from eutectic.train.judging import FELL, Curve, judge
+from eutectic.train.kept_heads import AUTO, TRIED_ON, KeptHeads, choose_heads, started_model
 from eutectic.train.loop import Trained, Verdict, train
 from eutectic.train.pretrain import initial_model
 from eutectic.train.run_folder import claim_content, claim_folder, claimed, lengthen, model_hash
@@ -47,7 +46,7 @@ from eutectic.train.runtime.display import FinetuneDisplay
 from eutectic.train.runtime.launch import is_first, launch, launched_outside, make_fabric, once, share_threads
 from eutectic.train.runtime.stop import StopFlag
 from eutectic.train.schedule import Schedule, finetune_schedule
-from eutectic.train.settings import BackboneChoice, FinetuneSettings, duration
+from eutectic.train.settings import BackboneChoice, FinetuneOptimiserSettings, FinetuneSettings, duration
 
 PARITY_POINTS = 500
 
@@ -181,14 +180,20 @@ def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data, the task and the start of a run, read once and handed to every process."""
+    """The data, the task and the start of a run, read once and handed to every process.
+
+    `baseline` is the task with references and means fitted to the labels alone: the mean predictor.
+    """
 
     store: Store
     split: Split
     task: Task
+    baseline: Task
     backbone: BackboneChoice
     graph: GraphSettings
     start: TrainedModel | None
+    kept: KeptHeads = field(default_factory=KeptHeads)
+    test: Store | None = None
 
 
 def finetune(
@@ -305,6 +310,8 @@ def _begin(
     finished = (folder / "result.json").exists() and not lengthened
     store = _open(settings, None if finished else console)
     content = {f"data {settings.data.store}": store.content_hash()}
+    if (test := _open_test(settings, None)) is not None:
+        content[f"test {settings.data.test_file}"] = test.content_hash()
     if (model := _model_named(settings)) is not None:
         content[f"model {model}"] = model_hash(model)
     claim_content(folder, content)
@@ -349,7 +356,7 @@ def _lengthen(settings: FinetuneSettings, folder: Path, prepared: Prepared, cons
 
 
 def _schedule(settings: FinetuneSettings, prepared: Prepared) -> Schedule:
-    return finetune_schedule(settings.train, settings.optimiser, len(prepared.split.train))
+    return finetune_schedule(settings.train, _rates(settings, prepared), len(prepared.split.train))
 
 
 def _open(settings: FinetuneSettings, console: Console | None) -> Store:
@@ -361,8 +368,60 @@ def _open(settings: FinetuneSettings, console: Console | None) -> Store:
         define=(*settings.define, *data.define),
         elements=data.elements,
         level_of_theory=data.level_of_theory,
+        skip_unconverged=data.skip_unconverged,
         console=console,
     )
+
+
+def _open_test(settings: FinetuneSettings, console: Console | None) -> Store | None:
+    """The store or file to test on, if there is one: a file is read like that of the data."""
+    data, path = settings.data, settings.data.test_file
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        return open_data(path, console=console)
+    return open_data(
+        path,
+        keys=data.keys,
+        units=data.units,
+        define=(*settings.define, *data.define),
+        elements=data.elements,
+        level_of_theory=data.level_of_theory,
+        skip_unconverged=data.skip_unconverged,
+        console=console,
+    )
+
+
+def _check_test(settings: FinetuneSettings, test: Store, store: Store, parts: Split, console: Console | None) -> None:
+    """Refuse a test without labels; say which test structures are among those that are learned from.
+
+    Raises:
+        EutecticError: the test structures have no label of the properties that are learned.
+    """
+    counts = test.label_counts()
+    has = ", ".join(name for name, n in counts.items() if n) or "none"
+    if not any(counts.get(name) for name in settings.targets):
+        raise EutecticError(
+            f"data.test_file {settings.data.test_file}",
+            f"no label of {', '.join(settings.targets)}; its labels: {has}",
+            "labels under the same names and in the same units as in the data",
+            "give a file written like the data, or prepare it as a store of its own",
+        )
+    if console is None:
+        return
+
+    def geometry(row: int, of: Store) -> bytes:
+        structure = of[row].structure
+        return structure.numbers.tobytes() + np.round(structure.positions, 3).tobytes()
+
+    learned = {geometry(int(row), store) for row in (*parts.train, *parts.validation)}
+    same = sum(geometry(row, test) in learned for row in range(len(test)))
+    console.print(f"test: {len(test):,} structures of {settings.data.test_file}", highlight=False)
+    if same:
+        console.print(
+            f"[yellow]{same:,} of them are among the training or validation structures too:[/] errors are too low",
+            highlight=False,
+        )
 
 
 def prepare_run(settings: FinetuneSettings, console: Console | None = None, store: Store | None = None) -> Prepared:
@@ -380,12 +439,23 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
     store = _open(settings, console) if store is None else store
     parts = split_of(store, settings)
     task = fit_task(settings.name, store, parts.train, settings.targets, graph)
-    prepared = Prepared(store, parts, task, backbone.for_graphs([graph]), graph, start)
-    _kept_heads(settings, prepared)  # refuses a task that the start has not
+    backbone = backbone.for_graphs([graph])
+    kept = KeptHeads()
+    if start is not None and settings.head_from is not None:
+        training, validation = (
+            TaskDataset(0, task, store, rows, edge_lists=backbone.of_backbone().edge_lists)
+            for rows in (parts.train, parts.validation)
+        )
+        weights, where = settings.score_weights, f"{settings.start}"
+        kept = choose_heads(start, task, settings.head_from, training, validation, weights, where)
+    test = _open_test(settings, console)
+    prepared = Prepared(store, parts, kept.learned or task, task, backbone, graph, start, kept, test)
     if start is not None:
         _check_unseen(settings.start, start, store, parts, console)
     if console is not None:
         _announce(console, settings, prepared)
+    if test is not None:
+        _check_test(settings, test, store, parts, console)
     return prepared
 
 
@@ -464,7 +534,9 @@ def _worker(
 
     def validate(averaged: MultitaskModel, step: int, elapsed: float) -> Verdict:
         found = judge(
-            fabric, evaluate(averaged, [task], validation, device=fabric.device)[task.name], settings.score_weights
+            fabric,
+            evaluate(averaged, [task], validation, device=fabric.device, baseline=prepared.baseline)[task.name],
+            settings.score_weights,
         )
         dead = found.dead
         if probes:
@@ -516,7 +588,7 @@ def _worker(
             [task],
             sampler,
             settings.train,
-            settings.optimiser,
+            _rates(settings, prepared),
             schedule=schedule,
             folder=folder,
             validate=validate,
@@ -608,21 +680,6 @@ def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSetti
     return choice, settings.graph or model.graph, None if settings.start == "scratch" else model
 
 
-def _kept_heads(settings: FinetuneSettings, prepared: Prepared) -> tuple[Task | None, list[str]]:
-    """The task of the start whose heads are kept, and the properties whose heads fit.
-
-    Raises:
-        EutecticError: the start has no such task.
-    """
-    start, task = prepared.start, prepared.task
-    if start is None or settings.head_from is None:
-        return None, []
-    theirs = task_named(start.tasks, settings.head_from, f"head_from, {settings.start}")
-    heads = cast(nn.ModuleDict, start.module.heads[theirs.name])
-    fits = [n for n in task.targets if n in heads and theirs.heads.get(n) == task.heads[n]]
-    return theirs, fits
-
-
 def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) -> None:
     """Before anything runs: what was read, how it is split, what is kept of the model and what starts fresh."""
     store, parts, task = prepared.store, prepared.split, prepared.task
@@ -639,27 +696,56 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
         "test": "there is no test error",
     }
     for part, rows in (("validation", parts.validation), ("test", parts.test)):
-        if not len(rows):
+        if not len(rows) and not (part == "test" and prepared.test is not None):
             console.print(f"[yellow]no {part} structures:[/] {missing[part]}", highlight=False)
     start = prepared.start
     if start is None:
         like = f" with the architecture of {settings.architecture_from}" if settings.architecture_from else ""
         console.print(f"from scratch: {prepared.backbone.name}{like}, seed {settings.train.seed}", highlight=False)
         return
-    _, kept = _kept_heads(settings, prepared)
-    fresh = [name for name in task.targets if name not in kept]
+    kept = prepared.kept
     trained_on = cast(Mapping[str, Any], start.provenance.get("pretrained_on", {}))
+    finetuned_on = start.provenance.get("finetuned_on")
     parameters = sum(p.numel() for p in cast(nn.Module, start.module.backbone).parameters())
-    words = [
-        f"start: {start.backbone} backbone of {settings.start} ({parameters:,} parameters), pre-trained on "
-        f"{', '.join(trained_on) or 'unknown data'}"
-    ]
-    if kept:
-        words.append(f"heads kept from {settings.head_from}: {', '.join(kept)}")
+    console.print(
+        f"loaded: {start.backbone} backbone of {settings.start} ({parameters:,} parameters), trained on "
+        f"{', '.join(trained_on) or finetuned_on or 'unknown data'}",
+        highlight=False,
+    )
+    if kept.task is not None:
+        number = min(TRIED_ON, len(parts.validation) or len(parts.train))
+        errors = ", ".join(
+            f"{name} {error:.4g} (mean predictor {kept.baselines[name]:.4g}) {shown(name, 1.0)[1]}"
+            for name, error in kept.errors.items()
+        )
+        console.print(
+            f"kept: heads of task {kept.task}: {', '.join(kept.properties)}; before training, on {number} "
+            f"{'validation' if len(parts.validation) else 'training'} structures: {errors}",
+            highlight=False,
+        )
+    elif settings.head_from not in (None, AUTO):
+        console.print(
+            f"[yellow]no head of task {settings.head_from} fits:[/] none for the same property and of the same kind "
+            "and size",
+            highlight=False,
+        )
+    for name, found in kept.rejected.items():
+        console.print(
+            f"not kept: heads of task {name}, of the same level of theory: errors {found:.2f} times those of the mean "
+            "predictor",
+            highlight=False,
+        )
+    fresh = [name for name in task.targets if name not in kept.properties and not task.heads[name].entry.derivative]
     if fresh:
-        words.append(f"new heads: {', '.join(fresh)}")
-    words.append("references and scales fitted to the training split")
-    console.print("; ".join(words), highlight=False)
+        console.print(f"reset: new heads for {', '.join(fresh)}", highlight=False)
+    derived = [name for name in task.targets if task.heads[name].entry.derivative]
+    if derived:
+        console.print(f"conservative: {', '.join(derived)} as derivatives of the energy", highlight=False)
+    dropped = [one.name for one in start.tasks if one.name != kept.task]
+    if dropped:
+        console.print(f"dropped: heads of {', '.join(dropped)}", highlight=False)
+    left = "; references to what the kept heads leave of it" if kept.task is not None else ""
+    console.print(f"fitted to the training split: references and scales{left}", highlight=False)
     seen = elements_seen(start)
     unseen = [chemical_symbols[z] for z in store.composition() if seen and z not in seen]
     if unseen:
@@ -671,18 +757,16 @@ def _model(settings: FinetuneSettings, prepared: Prepared, sampler: BatchSampler
     if start is None:
         return initial_model(prepared.backbone.name, prepared.backbone.settings, (task,), sampler, seed)
     torch.manual_seed(seed)
-    # Weights that were handed to several processes lie in memory that these share: each trains a copy.
-    model = MultitaskModel(copy.deepcopy(start.module.backbone), {task.name: task.heads})
-    theirs, kept = _kept_heads(settings, prepared)
-    for name in kept:
-        assert theirs is not None
-        donor, mine = (
-            cast(nn.ModuleDict, heads)[name] for heads in (start.module.heads[theirs.name], model.heads[task.name])
-        )
-        mine.load_state_dict(donor.state_dict())
-        # The same prediction in physical units, although this data's scale is another.
-        cast(Head, mine).rescale(theirs.targets[name].normaliser.scale / task.targets[name].normaliser.scale)
-    return model.train()
+    return started_model(start, task, prepared.kept.task, prepared.kept.properties).train()
+
+
+def _rates(settings: FinetuneSettings, prepared: Prepared) -> FinetuneOptimiserSettings:
+    """The optimiser, gentle at first where heads are kept."""
+    if prepared.kept.task is None:
+        return settings.optimiser
+    steps = finetune_schedule(settings.train, settings.optimiser, len(prepared.split.train)).steps
+    # The warm-up is counted in steps; a run of unknown length has that of 1,000.
+    return settings.optimiser.gentle(1000 if steps is None else steps)
 
 
 def _result(
@@ -699,8 +783,21 @@ def _result(
     store, parts, task = prepared.store, prepared.split, prepared.task
     judged = primary(list(task.targets))
     edge_lists = prepared.backbone.of_backbone().edge_lists
-    tested = TaskDataset(0, task, store, parts.test, edge_lists=edge_lists).items()
-    found = evaluate(model, [task], tested, device=device, keep=True)[task.name] if tested else {}
+    notes = [*curve.notes, *([reason] if reason else [])]
+    if prepared.test is not None:
+        tested_on = len(prepared.test)
+        found, refused = evaluate_store(
+            model.to(device), task, prepared.test, np.arange(tested_on), baseline=prepared.baseline
+        )
+        found = {name: error for name, error in found.items() if error.count}
+        if refused:
+            tested_on -= len(refused)
+            notes.append(f"{len(refused):,} test structures could not be predicted; the first: {refused[0]}")
+    else:
+        tested_on = len(parts.test)
+        tested = TaskDataset(0, task, store, parts.test, edge_lists=edge_lists).items()
+        given: dict[str, Any] = {"device": device, "keep": True, "baseline": prepared.baseline}
+        found = evaluate(model, [task], tested, **given)[task.name] if tested else {}
     parity = {name: _points(name, error) for name, error in found.items() if error.truth}
     test_errors = {name: shown(name, error.mae)[0] for name, error in found.items()}
     test_baselines = {name: shown(name, error.baseline_mae)[0] for name, error in found.items()}
@@ -736,7 +833,7 @@ def _result(
         parity=parity,
         trained_on=len(parts.train),
         validated_on=len(parts.validation),
-        tested_on=len(parts.test),
+        tested_on=tested_on,
         wall_seconds=round(trained.seconds, 2),
         examples=[structure_to_dict(store[row].structure) for row in varied(store)],
         scores=curve.scores,
@@ -745,7 +842,7 @@ def _result(
         epochs=round(drawn / len(parts.train), 2),
         fell=curve.fell,
         converged=bool(reason),
-        notes=[*curve.notes, *([reason] if reason else [])],
+        notes=notes,
     )
 
 

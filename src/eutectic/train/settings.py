@@ -357,6 +357,26 @@ class DataSettings(Defining):
         default=None, description="for a file of types or labels: their elements, e.g. Cu,Au or OW=O,HW=H"
     )
     level_of_theory: str = Field(default="not stated", description="for a file: level of theory of its labels")
+    skip_unconverged: bool = Field(
+        default=False, description="for a file: leave out calculations that did not converge"
+    )
+    test_file: str | None = Field(
+        default=None,
+        description="store or file to test on, read like the data; nothing of the data is then set aside for a test",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_test(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("test_file") is not None:
+            if values.get("test"):
+                raise ValueError("test and test_file are both given; with a file to test on, leave test out")
+            return {**values, "test": 0}
+        return values
+
+
+KEPT_HEAD_FIRST_RATE = 0.01
+"""First learning rate where heads are kept, relative to the peak."""
 
 
 class FinetuneOptimiserSettings(OptimiserSettings):
@@ -369,6 +389,22 @@ class FinetuneOptimiserSettings(OptimiserSettings):
     ema_decay: float = Field(
         default=0.9, ge=0, lt=1, description="decay of the exponential moving average (EMA) of the weights"
     )
+    kept_head_warmup: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="where heads are kept, which large first steps would throw off: warm up over at least this part of "
+        "the run, from a hundredth of the peak; 0: as without",
+    )
+
+    def gentle(self, steps: int) -> FinetuneOptimiserSettings:
+        """These settings with the warm-up for kept heads, of a run of that many steps."""
+        if not self.kept_head_warmup:
+            return self
+        warm = max(self.warmup_steps, round(self.kept_head_warmup * steps))
+        return self.model_copy(
+            update={"warmup_steps": warm, "warmup_lr_ratio": min(self.warmup_lr_ratio, KEPT_HEAD_FIRST_RATE)}
+        )
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
@@ -454,9 +490,9 @@ class FinetuneSettings(Defining):
     )
     graph: GraphSettings | None = Field(default=None, description="graph settings; default: those of the start")
     head_from: str | None = Field(
-        default=None,
+        default="auto",
         description="task of the pre-trained model whose heads are reused, so that a run starts from its predictions; "
-        "default: new heads",
+        "auto: one of the same level of theory whose errors are below the mean predictor's; null: new heads",
     )
     score_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict,
@@ -522,18 +558,18 @@ def task_name(store: str) -> str:
     return re.sub(r"\W+", "_", Path(store).stem if Path(store).is_file() else Path(store).name) or "finetuned"
 
 
-def default_targets(properties: Sequence[str], *, gradient_forces: bool = False) -> dict[str, TargetSettings]:
+def default_targets(properties: Sequence[str], *, conservative: bool = False) -> dict[str, TargetSettings]:
     """Targets with the default head of each property.
 
     Args:
         properties: names.
-        gradient_forces: predict forces as the gradient of the energy, which then becomes a target too.
+        conservative: predict forces as derivatives of the energy, which then becomes a target too.
     """
     names = list(dict.fromkeys(properties))
-    gradient = gradient_forces and "forces" in names
-    if gradient and "energy" not in names:
+    conservative = conservative and "forces" in names
+    if conservative and "energy" not in names:
         names.append("energy")
-    kinds = {"forces": "gradient_forces"} if gradient else {}
+    kinds = {"forces": "gradient_forces"} if conservative else {}
     return {name: TargetSettings(head=HeadSettings(kind=kinds.get(name))) for name in names}
 
 
