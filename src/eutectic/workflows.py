@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from eutectic.atoms import EutecticError
-from eutectic.check.files import open_data
+from eutectic.check.files import is_of_files, open_data
 from eutectic.console import ProgressBar
 from eutectic.data.examples import structure_from_dict
 from eutectic.data.splits import split as split_store
@@ -186,9 +186,11 @@ def evaluate(
     shown = _console(console, quiet)
     loaded = model if isinstance(model, Model) else load(model, device=device)
     sets: dict[str, tuple[Store, np.ndarray]] = {}
-    for one in [data] if isinstance(data, str | Path) else data:
-        # What a file needs is refused for a store; of several, each gets what it takes.
-        given = reading if Path(one).is_file() else {k: v for k, v in reading.items() if k == "level_of_theory"}
+    every = [data] if isinstance(data, str | Path) else list(data)
+    files = [one for one in every if is_of_files(one)]
+    for one in every:
+        # How to read a file is refused for a store; of stores and files, the files get it.
+        given = {} if files and one not in files else reading
         store = open_data(one, console=shown, **given)
         rows = np.arange(len(store)) if split is None else getattr(split_store(store, split), part)
         if not len(rows):

@@ -51,7 +51,7 @@ def open_data(
             given for a store.
     """
     path = Path(data)
-    if not _is_of_files(data):
+    if not is_of_files(data):
         given = {"--key": keys, "--unit": units, "--elements": elements, "--skip-unconverged": skip_unconverged}
         for option, value in given.items():
             if value:
@@ -99,7 +99,7 @@ def open_data(
     return Store(cached)
 
 
-def _is_of_files(data: str | Path) -> bool:
+def is_of_files(data: str | Path) -> bool:
     """Whether this is a file or a folder of structures, and no store or name of one."""
     path = Path(data)
     if str(data) in catalogue.embedded() or is_store(path):

@@ -158,8 +158,18 @@ def _facts(result: Mapping[str, Any], start: str) -> Iterator[tuple[str, str]]:
     if result.get("total_steps") is not None:
         size = f", batches of {count(result['batch_size'])} structures" if result.get("batch_size") else ""
         yield "Steps", count(result["total_steps"]) + size
+    if result.get("length"):
+        epochs = f"; {result['epochs']:g} epochs" if result.get("epochs") is not None else ""
+        yield "Length", f"{result['length']}{epochs}"
     if result.get("best_step") is not None:
-        yield "Best step", f"{count(result['best_step'])} (lowest validation error; its weights are kept)"
+        several = len(result.get("curves") or {}) > 1
+        lowest = "mean of validation error / baseline over properties" if several else "validation error"
+        yield "Best step", f"{count(result['best_step'])} (lowest {lowest}; its weights are kept)"
+    if result.get("still_falling") is not None:
+        fell = f"fell by {max(0.0, result.get('fell') or 0.0):.1%} in the last fifth of the steps"
+        yield "At the end", f"{'still falling' if result['still_falling'] else 'no longer falling'}: the score {fell}"
+    if result.get("notes"):
+        yield "Notes", "; ".join(result["notes"])
     if result.get("seed") is not None:
         yield "Random seed", str(result["seed"])
 

@@ -21,7 +21,7 @@ from torch import nn
 
 import eutectic
 from eutectic.atoms import EutecticError
-from eutectic.check.files import open_data
+from eutectic.check.files import is_of_files, open_data
 from eutectic.checkpoints.model import TrainedModel, elements_seen, load_model, save_model
 from eutectic.checkpoints.seen_rows import LearnedRows, seen_rows
 from eutectic.data.examples import structure_to_dict, varied
@@ -378,7 +378,7 @@ def _open_test(settings: FinetuneSettings, console: Console | None) -> Store | N
     data, path = settings.data, settings.data.test_file
     if path is None:
         return None
-    if not Path(path).is_file():
+    if not is_of_files(path):
         return open_data(path, console=console)
     return open_data(
         path,
