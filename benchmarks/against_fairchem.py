@@ -41,7 +41,7 @@ from eutectic.atoms import Structure
 from eutectic.graph import GraphSettings, build_graph
 from eutectic.graph.padded import layout
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
-from eutectic.models.gemnet_oc.published import EMBEDDING, SETTINGS, from_published, published_names
+from eutectic.models.gemnet_oc.published import SETTINGS, from_published, published_from_fairchem
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Sample, Task, make_batch
@@ -159,28 +159,9 @@ def ours(structures: Sequence[Structure], graph: GraphSettings, settings: GemNet
     return Runnable(model, step, graphs, len(batch.graph.main))
 
 
-def published_state(state: Mapping[str, Tensor], settings: GemNetOCSettings) -> dict[str, Tensor]:
-    """fairchem's weights under the published names of JMP, which are almost the same as fairchem's."""
-    renamed = {
-        "backbone.bases." + name: value for name, value in state.items() if name.startswith(("mlp_", "edge_emb"))
-    }
-    renamed |= {f"backbone.{name}": value for name, value in state.items()}
-    if "atom_emb.embeddings.weight" in state:
-        renamed[EMBEDDING] = state["atom_emb.embeddings.weight"]
-    for part in ("E", "F"):
-        start = f"out_mlp_{part}."
-        renamed |= {f"backbone.{start}out_mlp.{n[len(start) :]}": v for n, v in state.items() if n.startswith(start)}
-    if "radial_basis.rbf.offset" in state:
-        centres = state["radial_basis.rbf.offset"]
-        sharpness = torch.full_like(centres, 0.5 * (len(centres) - 1) ** 2)
-        radial = {"bases.radial.centres": centres, "bases.radial.sharpness": sharpness}
-        renamed |= {n: radial[name] for n, name in published_names(settings).items() if name in radial}
-    return renamed
-
-
 def same_weights(mine: MultitaskModel, state: Mapping[str, Tensor], settings: GemNetOCSettings) -> None:
     """Copy fairchem's weights to our model."""
-    mine.backbone.load_state_dict(from_published(published_state(state, settings), settings))
+    mine.backbone.load_state_dict(from_published(published_from_fairchem(state, settings), settings))
     heads: Any = mine.heads["all"]
     heads["energy"].perceptron[0].load_state_dict({"weight": state["out_energy.linear.weight"]})
     heads["forces"].perceptron[0].load_state_dict({"weight": state["out_forces.linear.weight"]})

@@ -40,10 +40,10 @@ from ase.build import add_adsorbate, fcc111, molecule
 from safetensors.torch import save_file
 from torch import Tensor
 
-from against_fairchem import model_options, published_state
+from against_fairchem import model_options
 from eutectic.atoms import Structure
 from eutectic.graph import GraphSettings
-from eutectic.models.gemnet_oc.published import published_names, settings_from_published
+from eutectic.models.gemnet_oc.published import published_from_fairchem, published_names, settings_from_published
 
 FOLDER = Path(__file__).parents[1] / "tests" / "models" / "gemnet_oc" / "golden"
 CUTOFF = 12.0
@@ -380,8 +380,8 @@ def weight_gradients(model: Any, config: dict[str, object]) -> Tensor:
     """(parameters, 2): norm of the gradient of Σ E² + Σ F², and its product with the weight; in published order."""
     settings = settings_from_published(config)
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    named = published_state(gradients, settings)
-    weights = published_state(model.state_dict(), settings)
+    named = published_from_fairchem(gradients, settings)
+    weights = published_from_fairchem(model.state_dict(), settings)
     both = [(named[n].norm(), (named[n] * weights[n]).sum()) for n in published_names(settings) if n in named]
     return torch.tensor(both)
 
@@ -433,7 +433,7 @@ def main() -> None:
         described[name] = {"model": case.model, "graph": graph.model_dump(mode="json")}
     for name, state in states.items():
         settings = settings_from_published(MODELS[name])
-        published = published_state(state, settings)
+        published = published_from_fairchem(state, settings)
         weights = {n: published[n] for n in published_names(settings)}
         weights |= {n: state[f"{n}.linear.weight"] for n in ("out_energy", "out_forces")}
         save_file({n: v.to(torch.float32) for n, v in weights.items()}, folder / f"weights_{name}.safetensors")

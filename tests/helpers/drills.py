@@ -24,7 +24,7 @@ class Outcome:
         return self.code != 0 and "what to do" in self.errors and "Traceback" not in self.errors
 
 
-def eutectic(*arguments: object, folder: Path | None = None, seconds: float = 120.0) -> Outcome:
+def eutectic(*arguments: object, folder: Path | None = None, seconds: float = 600.0) -> Outcome:
     """One command, ended after some seconds (then `subprocess.TimeoutExpired`)."""
     done = subprocess.run(
         [*COMMAND, *map(str, arguments)],

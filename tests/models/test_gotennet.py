@@ -54,7 +54,7 @@ def test_a_layer_is_its_formula() -> None:
 
     harmonics = spherical_harmonics(direction)
     query, key = layer.query_and_key(h).split(width, dim=-1)
-    values, filtered = layer.values(h).reshape(n, 2, 5, width).unbind(1)
+    values = layer.values(h).reshape(n, 5, width)
     new_h, new_x, new_t = h.clone(), x.clone(), t.clone()
     degree = [0] * 3 + [1] * 5
     for i in range(n):
@@ -68,7 +68,7 @@ def test_a_layer_is_its_formula() -> None:
             j = int(edges.source[e])
             attention = (weight[e] / total / math.sqrt(width)).repeat_interleave(width // n_heads)
             filters = layer.filters(t[e] * envelope[e]).reshape(5, width)
-            o = attention * values[j] + filters * filtered[j]
+            o = (attention + filters) * values[j]
             # Blocks: along for degrees 1 and 2, scalars, carried for degrees 1 and 2.
             new_h[i] += o[2]
             for m in range(8):

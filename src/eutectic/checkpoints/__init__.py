@@ -1,1 +1,1 @@
-"""Models on disk: eutectic's format, the models in the package, and checkpoints of the original JMP."""
+"""Models on disk: eutectic's format, models by name, and checkpoints of the original JMP and of fairchem."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import eutectic
 from eutectic.atoms import EutecticError
+from eutectic.checkpoints.imported import ImportReport, check_finite, check_fit
 from eutectic.checkpoints.model import TrainedModel, build_backbone
 from eutectic.checkpoints.safe_pickle import Archive, StoredTensor
 from eutectic.data.datasets import ani1x, oc20, oc22, transition1x
@@ -106,24 +107,6 @@ ORIGINAL = "a pre-training checkpoint in the layout of jmp-s.pt and jmp-l.pt"
 OTHER_SIZE = "a GemNet-OC that is neither JMP-S nor JMP-L"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImportReport:
-    """Report of an import.
-
-    Attributes:
-        size: "JMP-S", "JMP-L" or `OTHER_SIZE`.
-        parameters: number of parameters imported, heads included.
-        taken, left, missing: parts of the checkpoint that were imported, ignored, or absent → their number, or the
-            reason.
-    """
-
-    size: str
-    parameters: int
-    taken: Mapping[str, str]
-    left: Mapping[str, str]
-    missing: Mapping[str, str]
-
-
 def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[TrainedModel, ImportReport]:
     """Read a checkpoint of the original, without executing code in it (see `eutectic.checkpoints.safe_pickle`).
 
@@ -142,7 +125,8 @@ def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[Trained
         content = archive.content if isinstance(archive.content, dict) else {}
         entries = _entries(content, path)
         weights = entries if raw else entries | _averaged(content, entries, path)
-        settings = settings_from_shapes({name: entry.shape for name, entry in entries.items()}, path)
+        shapes = {name: entry.shape for name, entry in entries.items()}
+        settings = settings_from_shapes(shapes, path)
         names = _task_names(entries)
         heads = {name: _heads(entries, index) for name, index in names.items()}
         # On the meta device, since initialising the weights takes minutes for JMP-L.
@@ -156,7 +140,7 @@ def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[Trained
             for prop in heads[name]
             for rest in _under(entries, f"{HEADS[prop]}.{index}.")
         }
-        _check_fit(entries, our_names, module, path)
+        check_fit(shapes, our_names, module, path, ORIGINAL)
         if not raw:
             _check_order(entries, settings, path)
         tensors = {name: archive.tensor(weights[name]).float() for name in our_names}
@@ -167,7 +151,7 @@ def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[Trained
         raise EutecticError(str(path), str(error), ORIGINAL, "use the file as it was published") from error
     state |= {name: tensors[original] for original, name in our_names.items() if name.startswith("heads.")}
     module.load_state_dict(state, assign=True)
-    _check_finite(state, path)
+    check_finite(state, path)
 
     size = {GemNetOCSettings.small(): "JMP-S", GemNetOCSettings.large(): "JMP-L"}.get(settings, OTHER_SIZE)
     model = TrainedModel(
@@ -371,33 +355,6 @@ def _heads(entries: Mapping[str, StoredTensor], index: int) -> dict[str, HeadSet
             kind = "scalar" if prop == "energy" else "direct_forces"
             settings[prop] = HeadSettings(kind=kind, pooling="sum", layers=len(layers) - 1)
     return settings
-
-
-def _check_fit(
-    entries: Mapping[str, StoredTensor], our_names: Mapping[str, str], module: MultitaskModel, path: Path
-) -> None:
-    """Check that the file has every weight of the model, with its shape."""
-    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    for original, name in our_names.items():
-        got = entries[original].shape if original in entries else None
-        if got is None or got != shapes.get(name):
-            raise EutecticError(
-                str(path),
-                f"{original} {'is missing' if got is None else f'has shape {got}'}",
-                f"shape {shapes[name]}, by the other entries"
-                if name in shapes
-                else "no such layer in a published head",
-                "use the file as it was published",
-            )
-    absent = sorted(set(shapes) - set(our_names.values()))
-    if absent:
-        raise EutecticError(str(path), f"no entry for {absent[0]}", ORIGINAL, "use the file as it was published")
-
-
-def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    for name, value in state.items():
-        if not torch.isfinite(value).all():
-            raise EutecticError(str(path), f"{name} is not finite", "finite weights", "download or copy the file again")
 
 
 def _task(name: str, heads: Mapping[str, HeadSettings]) -> Task:

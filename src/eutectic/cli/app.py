@@ -37,6 +37,16 @@ def main() -> None:
     except EutecticError as error:
         fail(error)
     except OSError as error:
+        if "No usable temporary directory" in str(error):
+            # Raised by `tempfile`, which PyTorch asks when it is imported.
+            fail(
+                EutecticError(
+                    "temporary files",
+                    str(error.strerror),
+                    "a folder for temporary files, on a disk with free space",
+                    "free some space, or name another folder in the environment variable TMPDIR",
+                )
+            )
         # Any write can fail on a full or read-only disk; finished work is on disk and can be resumed.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise

@@ -1,4 +1,4 @@
-"""Commands that use a model: predict, evaluate, models, import-jmp."""
+"""Commands that use a model: predict, evaluate, models, import-jmp, import-fairchem."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from eutectic.atoms import EutecticError
 from eutectic.cli.app import app
 from eutectic.cli.options import ELEMENTS, pairs
 from eutectic.cli.show import console, plain, show_facts
+
+if TYPE_CHECKING:
+    from eutectic.checkpoints.imported import ImportReport
 
 
 @app.command("import-jmp")
@@ -37,6 +40,47 @@ def import_jmp(
 
     model, report = read_published_checkpoint(checkpoint, raw=raw)
     save_model(out, model)
+    _show_import(report, out)
+
+
+@app.command("import-fairchem")
+def import_fairchem(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="`gemnet_oc_base_s2ef_all.pt`, or another GemNet-OC of fairchem 1.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write; an older model is replaced.")],
+    scales: Annotated[
+        Path | None,
+        typer.Option(help="File with the scale factors (.pt or .json), if the checkpoint does not have them."),
+    ] = None,
+    trained_on: Annotated[
+        str | None,
+        typer.Option(help="oc20, oc22, oc20+oc22 or other, if the checkpoint does not show it."),
+    ] = None,
+) -> None:
+    """Convert a checkpoint of the Open Catalyst Project's GemNet-OC, without executing any code in it.
+
+    The model predicts what fairchem predicts from the file. Published checkpoints can also be given by name, and are
+    downloaded: `eutectic models` lists them.
+
+    **Examples**
+
+    `eutectic import-fairchem gemnet_oc_base_s2ef_all_md.pt -o models/oc20`
+
+    `eutectic import-fairchem old.pt --scales gemnet-oc.pt -o models/old`
+
+    `eutectic predict models/oc20 surfaces.xyz -o predicted.xyz`
+    """
+    from eutectic.checkpoints.fairchem import read_fairchem_checkpoint
+    from eutectic.checkpoints.model import save_model
+
+    model, report = read_fairchem_checkpoint(checkpoint, scales=scales, trained_on=trained_on)
+    console.print(f"licence: {model.provenance['licence']}", soft_wrap=True, highlight=False)
+    save_model(out, model)
+    _show_import(report, out)
+
+
+def _show_import(report: ImportReport, out: Path) -> None:
     console.print(f"{report.size}, {report.parameters:,} parameters")
     for heading, rows in (("taken", report.taken), ("left", report.left), ("missing", report.missing)):
         console.print(f"[bold]{heading}[/]")
@@ -46,7 +90,7 @@ def import_jmp(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder of a model, or `eutectic-small`.")],
+    model: Annotated[Path, typer.Argument(help="Folder or name of a model (`eutectic models`).")],
     structures: Annotated[Path, typer.Argument(help="A file that ASE reads.")],
     task: Annotated[
         str | None,
@@ -219,11 +263,13 @@ def evaluate(
 @app.command()
 def models(
     model: Annotated[
-        Path | None, typer.Argument(help="Name or folder of a model; lists the shipped models if not given.")
+        Path | None, typer.Argument(help="Name or folder of a model; lists the names if not given.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: everything but the weights.")] = False,
 ) -> None:
-    """List the models in the package, or show a model's tasks, training data and settings.
+    """List the models that have a name, or show a model's tasks, training data and settings.
+
+    Models in the package are there; published ones are downloaded when they are first named.
 
     **Examples**
 
@@ -231,10 +277,13 @@ def models(
 
     `eutectic models eutectic-small`
 
+    `eutectic models fairchem:gemnet-oc-oc20-all-md`
+
     `eutectic models runs/demo/model --json`
     """
     from eutectic.checkpoints.model import describe_model, load_model
-    from eutectic.checkpoints.shipped import CARD, model_folder, shipped_models
+    from eutectic.checkpoints.published import PUBLISHED
+    from eutectic.checkpoints.shipped import CARD, PREFIX, model_folder, shipped_models
 
     if model is None:
         every = {name: describe_model(load_model(folder)) for name, folder in shipped_models().items()}
@@ -244,6 +293,9 @@ def models(
         for name, facts in every.items():
             tasks = ", ".join(cast("dict[str, Any]", facts["tasks"]))
             console.print(f"[bold]{plain(name)}[/]  {facts['backbone']}, {facts['parameters']:,} parameters: {tasks}")
+        console.print("Published, downloaded when first named:")
+        for name, one in PUBLISHED.items():
+            console.print(f"[bold]{PREFIX}{name}[/]  {plain(one.title)}: {one.about}")
         console.print("Details: eutectic models NAME; fine-tune from it: eutectic finetune … --model NAME")
         return
     folder = model_folder(model)

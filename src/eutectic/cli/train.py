@@ -144,11 +144,9 @@ def report(
 Data = Annotated[str, typer.Argument(help="Name of a data set, path of a store, or a file that ASE reads.")]
 Properties = Annotated[
     list[str],
-    typer.Option(
-        "--property", "-p", help="Property to learn; repeat. Forces, else the first one, select the best step."
-    ),
+    typer.Option("--property", "-p", help="Property to learn; repeat. All together select the best step."),
 ]
-Model = Annotated[Path, typer.Option(help="Pre-trained model: a shipped model's name, or a folder.")]
+Model = Annotated[Path, typer.Option(help="Pre-trained model: its name (`eutectic models`), or a folder.")]
 HeadFrom = Annotated[
     str | None,
     typer.Option(

@@ -26,12 +26,14 @@ class File:
         url: download address.
         size_bytes: published size; None if unknown.
         checksum: published checksum, "sha256:…" or "md5:…"; empty if there is none.
+        by_hand: what to do with the file if it is downloaded by other means, for errors.
     """
 
     name: str
     url: str
     size_bytes: int | None = None
     checksum: str = ""
+    by_hand: str = "pass it with --source"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,7 +134,7 @@ class _Part:
 
 
 def _by_hand(file: File) -> str:
-    return f"download {file.url} in a browser, save it as {file.name}, and pass it with --source"
+    return f"download {file.url} in a browser, save it as {file.name}, and {file.by_hand}"
 
 
 def _stream(part: _Part, bar: ProgressBar) -> None:

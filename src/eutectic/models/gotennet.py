@@ -11,10 +11,11 @@ and degree 2 (traceless tensors, 5 components); every edge carries `width` scala
 messages to h and X, refines t by the parts of both atoms' X perpendicular to the edge, and mixes h and X of each atom.
 No Clebsch-Gordan products are needed: degrees meet only in inner products and scalar gates.
 
-Three things differ from the paper. The envelope is polynomial instead of a cosine, and multiplies the attention weights
+Four things differ from the paper. The envelope is polynomial instead of a cosine, and multiplies the attention weights
 too, so that energies and forces have no jump when an atom crosses the cutoff. The softmax has a constant term in its
-denominator, so that the weight of a last neighbour also fades, and a lone atom is no special case. And edges have
-features for heads, as `eutectic.models.backbone.Features` describes.
+denominator, so that the weight of a last neighbour also fades, and a lone atom is no special case. One perceptron γ of
+the neighbour's scalars serves attention and filters, (α + W t f) ∘ γ(h), which costs a fifth less and loses nothing
+(docs/log.md). And edges have features for heads, as `eutectic.models.backbone.Features` describes.
 """
 
 from __future__ import annotations
@@ -87,14 +88,15 @@ class Geometry:
         edges, padded: the edges, and their places in a table of (atoms, slots).
         reverse: (n_edges,) index of each edge's reverse.
         envelope: (n_edges, 1), zero at the cutoff.
-        harmonics: for each degree, (n_atoms, slots, components) harmonics of the directions; 0 in empty slots.
+        harmonics: (n_atoms, slots · degrees, components) harmonics of the directions, one row per degree, which is 0 in
+            the components of the other degree. Empty slots are 0.
     """
 
     edges: Edges
     padded: PaddedEdges
     reverse: Int[Tensor, edges]
     envelope: Float[Tensor, "edges 1"]
-    harmonics: tuple[Tensor, ...]
+    harmonics: Float[Tensor, "atoms rows components"]
 
 
 def spherical_harmonics(direction: Float[Tensor, "edges 3"]) -> Float[Tensor, "edges 8"]:
@@ -140,7 +142,7 @@ class GotenNetLayer(nn.Module):
         blocks = 1 + 2 * len(DEGREES)  # scalars; per degree, along the edge and carried from the neighbour
         self.query_and_key = nn.Linear(width, 2 * width)
         self.edge_attention = nn.Linear(width, width)
-        self.values = perceptron(width, width, 2 * blocks * width)  # γ_v and γ_s
+        self.values = perceptron(width, width, blocks * width)  # γ
         self.filters = nn.Linear(width, blocks * width, bias=False)
         self.mix = nn.Linear(width, width, bias=False)
         self.gates = perceptron(2 * width, width, 2 * width)
@@ -188,23 +190,21 @@ class GotenNetLayer(nn.Module):
         t: Float[Tensor, "edges width"],
         geometry: Geometry,
     ) -> tuple[Float[Tensor, "atoms width"], Float[Tensor, "atoms 8 width"]]:
-        edges = geometry.edges
-        weights = self._attention(h, t, geometry).repeat_interleave(self.width // self.attention_heads, dim=1)
-        values, filtered = self.values(h).unflatten(-1, (2, -1, self.width)).unbind(1)  # (atoms, blocks, width) each
-        filters = self.filters(t * geometry.envelope).unflatten(-1, (-1, self.width))  # (edges, blocks, width)
-        n = len(DEGREES)
+        edges, n = geometry.edges, len(DEGREES)
+        attention = self._attention(h, t, geometry)[:, None, :, None]  # (edges, 1, heads, 1)
+        filters = self.filters(t * geometry.envelope).unflatten(
+            -1, (-1, self.attention_heads, self.width // self.attention_heads)
+        )
+        weights = (filters + attention).flatten(2)  # (edges, blocks, width)
+        values = self.values(h)  # (atoms, blocks · width)
+        along, carried = values.split((n * self.width, (1 + n) * self.width), dim=-1)
         # What neighbours send as it is: their scalars, and their own features times one gate per degree.
-        sent = carry(filters[:, n:], self._sent(filtered[:, n:], x), edges.source, edges.target, (1, *DEGREES))
-        sent = sent + carry(
-            weights[:, None], self._sent(values[:, n:], x), edges.source, edges.target, (sent.shape[1],)
-        )
+        sent = self._sent(carried.unflatten(-1, (1 + n, -1)), x)
+        sent = carry(weights[:, n:], sent, edges.source, edges.target, (1, *DEGREES))
         # What they send along the edge.
-        attended = values[:, :n].flatten(1).index_select(0, edges.source).unflatten(1, (n, -1)) * weights[:, None]
-        along = (
-            attended + filtered[:, :n].flatten(1).index_select(0, edges.source).unflatten(1, (n, -1)) * filters[:, :n]
-        )
-        directed = [h_.mT @ geometry.padded.to_padded(along[:, d]) for d, h_ in enumerate(geometry.harmonics)]
-        return h + sent[:, 0], x + sent[:, 1:] + torch.cat(directed, dim=1)
+        along = along.index_select(0, edges.source).unflatten(-1, (n, -1)) * weights[:, :n]  # (edges, degrees, width)
+        directed = geometry.harmonics.mT @ geometry.padded.to_padded(along).flatten(1, 2)
+        return h + sent[:, 0], x + sent[:, 1:] + directed
 
     @staticmethod
     def _sent(
@@ -215,17 +215,17 @@ class GotenNetLayer(nn.Module):
 
     def _perpendicular(self, x: Float[Tensor, "atoms 8 width"], geometry: Geometry) -> Float[Tensor, "edges width"]:
         """Inner products of both atoms' features, without their parts along the edge."""
-        edges = geometry.edges
+        edges, padded = geometry.edges, geometry.padded
         query = self.refine_query(x)
         key = torch.cat([w(part) for w, part in zip(self.refine_keys, x.split(DEGREES, dim=1), strict=True)], dim=1)
+        both = geometry.harmonics @ torch.cat([query, key], dim=-1)  # (atoms, slots · degrees, 2 width)
+        both = padded.from_padded(both.view(-1, len(DEGREES), 2 * self.width))
+        q_along, k_along = both.split(self.width, dim=-1)  # (edges, degrees, width)
+        # Along the reverse edge, whose harmonics differ by the parity of the degree.
+        k_along = k_along.index_select(0, geometry.reverse)
+        signs = k_along.new_tensor([(-1) ** degree for degree in range(1, len(DEGREES) + 1)])[:, None]
         product = meet(key, query, edges.source, edges.target, (sum(DEGREES),))[:, 0]
-        pairs = zip(geometry.harmonics, query.split(DEGREES, dim=1), key.split(DEGREES, dim=1), strict=True)
-        for degree, (harmonics, q, k) in enumerate(pairs, start=1):
-            q_along = geometry.padded.from_padded((harmonics @ q).flatten(0, 1))
-            # Along the reverse edge, whose harmonics differ by the parity of the degree.
-            k_along = (-1) ** degree * geometry.padded.from_padded((harmonics @ k).flatten(0, 1))[geometry.reverse]
-            product = product - q_along * k_along
-        return product
+        return product - (q_along * k_along * signs).sum(1)
 
     def _feed_forward(
         self, h: Float[Tensor, "atoms width"], x: Float[Tensor, "atoms 8 width"]
@@ -283,21 +283,24 @@ class GotenNet(Backbone):
         if not self.edge_width:
             return Features(atoms=h, edges=None, directions=edge_forces, vectors=vectors)
         # Scalars of both ends and of the edge, both ends' vectors along the edge (invariant too), and the distance.
-        along = geometry.padded.from_padded((geometry.harmonics[0] @ vectors).flatten(0, 1))
+        harmonics = geometry.harmonics.unflatten(1, (-1, len(DEGREES)))[:, :, 0, : DEGREES[0]]
+        along = geometry.padded.from_padded((harmonics @ vectors).flatten(0, 1))
         known = [h[edges.source], h[edges.target], along, along[graph.reverse], t, radial]
         f = self.edge_features(torch.cat(known, dim=-1)) * envelope  # (edges, edge_width)
         return Features(atoms=h, edges=f, directions=edge_forces, vectors=vectors)
 
     def _geometry(self, graph: Graph, direction: Tensor, envelope: Tensor) -> Geometry:
         padded = padded_edges(graph.main, len(graph.numbers))
+        harmonics = direction.new_zeros(len(graph.numbers), 0, sum(DEGREES))
         if len(graph.main):
             harmonics = padded.to_padded(spherical_harmonics(direction)) * padded.filled[:, :, None]
-        else:
-            harmonics = direction.new_zeros(len(graph.numbers), 0, sum(DEGREES))
+        parts = harmonics.split(DEGREES, dim=-1)
+        zeros = [torch.zeros_like(part) for part in parts]
+        rows = [torch.cat([*zeros[:d], part, *zeros[d + 1 :]], dim=-1) for d, part in enumerate(parts)]
         return Geometry(
             edges=graph.main,
             padded=padded,
             reverse=graph.reverse,
             envelope=envelope,
-            harmonics=harmonics.split(DEGREES, dim=-1),
+            harmonics=torch.stack(rows, dim=2).flatten(1, 2),
         )

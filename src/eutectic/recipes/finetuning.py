@@ -45,7 +45,7 @@ def finetuning(
 
     Args:
         data: name of a data set, path of a store, or a file that ASE reads.
-        properties: to learn; forces, else the first one, select the best step.
+        properties: to learn; all together select the best step.
         model: pre-trained model to start from; with `from_scratch` only its architecture is used.
         from_scratch: start from random weights.
         head_from: task of the model whose heads are reused where they fit; "auto": one of the same level of theory

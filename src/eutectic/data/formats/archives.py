@@ -28,6 +28,10 @@ MOST_RATIO = 200
 ALWAYS_UNPACKED = 1 << 25
 """Bytes; a small file may unpack to any multiple of its size up to this."""
 
+READ_AHEAD = 1 << 28
+"""Bytes; where unpacking at most this shows that a size is implausible, it is found before the first structure is used,
+not after hours of predictions."""
+
 _DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -106,7 +110,7 @@ def unpacked(path: Path) -> Iterator[Bytes]:
     """Open a file that may be compressed by gzip, bzip2 or xz, as its first bytes say, as seekable bytes.
 
     Raises:
-        EutecticError: while reading, a file that unpacks to an implausible size (`check_ratio`).
+        EutecticError: a small file that unpacks to an implausible size (`check_ratio`), or a large one while reading.
     """
     with path.open("rb") as raw:
         magic = raw.read(6)
@@ -121,6 +125,10 @@ def unpacked(path: Path) -> Iterator[Bytes]:
             yield raw
             return
         with unpack(raw) as stream, io.BufferedReader(_Unpacked(path, stream), 1 << 16) as content:
+            if max(ALWAYS_UNPACKED, MOST_RATIO * path.stat().st_size) <= READ_AHEAD:
+                while content.read(1 << 20):
+                    pass
+                content.seek(0)
             yield content
 
 

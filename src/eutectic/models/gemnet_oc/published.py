@@ -7,6 +7,8 @@ parameters and hence of the unnamed EMA weights in a released checkpoint. Four t
 - `out_blocks.N.seq_energy_pre` is an alias of `out_blocks.N.layers` and is omitted here.
 - A published model of some sizes has fewer layers than ours (`has_omissions`).
 - A published scale factor of 0 means "not fitted", which is 1 here (see `from_published`).
+
+fairchem's GemNet-OC, of which JMP's is a variant, has the same entries under other names (`fairchem_name`).
 """
 
 from __future__ import annotations
@@ -148,6 +150,29 @@ def from_published(state: Mapping[str, Tensor], settings: GemNetOCSettings) -> d
             value = torch.where(value == 0, torch.ones_like(value), value)
         ours[name] = value
     return ours
+
+
+def fairchem_name(published: str) -> str:
+    """Name in fairchem's GemNet-OC of an entry with a published name.
+
+    fairchem has no `rbf.temps`: the width of its Gaussians is fixed.
+    """
+    if published == EMBEDDING:
+        return "atom_emb.embeddings.weight"
+    return published.removeprefix("backbone.").removeprefix("bases.").replace(".out_mlp.", ".")
+
+
+def published_from_fairchem(state: Mapping[str, Tensor], settings: GemNetOCSettings) -> dict[str, Tensor]:
+    """Entries of fairchem's GemNet-OC under their published names; those that the state lacks are left out."""
+    published: dict[str, Tensor] = {}
+    for name in published_names(settings):
+        if name.endswith("rbf.temps"):
+            centres = published.get(name.replace("temps", "offset"))
+            if centres is not None:
+                published[name] = torch.full_like(centres, 0.5 * (len(centres) - 1) ** 2)
+        elif (theirs := fairchem_name(name)) in state:
+            published[name] = state[theirs]
+    return published
 
 
 Names = Iterator[tuple[str, str]]

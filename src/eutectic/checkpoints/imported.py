@@ -1,0 +1,80 @@
+"""What importing foreign checkpoints has in common: the report, and checks of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eutectic.atoms import EutecticError
+from eutectic.models.multitask import MultitaskModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """Report of an import.
+
+    Attributes:
+        size: which of the published models it is, by its sizes, or that it is none.
+        parameters: number of parameters imported, heads included.
+        taken, left, missing: parts of the checkpoint that were imported, ignored, or absent → their number, or the
+            reason.
+    """
+
+    size: str
+    parameters: int
+    taken: Mapping[str, str]
+    left: Mapping[str, str]
+    missing: Mapping[str, str]
+
+
+def check_fit(
+    found: Mapping[str, tuple[int, ...]],
+    our_names: Mapping[str, str],
+    module: MultitaskModel,
+    path: Path,
+    expected: str,
+    computed: Collection[str] = (),
+) -> None:
+    """Check that the file has every weight of the model, with its shape.
+
+    Args:
+        found: shapes of the entries, by their names in the file.
+        our_names: name in the file → name in `module`.
+        module: on any device.
+        path: of the file, for the error.
+        expected: kind of file, for the error.
+        computed: names in `module` of what is not in the file.
+
+    Raises:
+        EutecticError: an entry that is missing, or has another shape.
+    """
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for original, name in our_names.items():
+        got = found.get(original)
+        if got is None or got != shapes.get(name):
+            raise EutecticError(
+                str(path),
+                f"{original} {'is missing' if got is None else f'has shape {got}'}",
+                f"shape {shapes[name]}, by the other entries"
+                if name in shapes
+                else "no such layer in a published head",
+                "use the file as it was published",
+            )
+    absent = sorted(set(shapes).difference(our_names.values(), computed))
+    if absent:
+        raise EutecticError(str(path), f"no entry for {absent[0]}", expected, "use the file as it was published")
+
+
+def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """Check that all weights are finite.
+
+    Raises:
+        EutecticError: one is not.
+    """
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise EutecticError(str(path), f"{name} is not finite", "finite weights", "download or copy the file again")
