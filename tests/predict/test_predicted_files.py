@@ -8,6 +8,7 @@ import weakref
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from ase.build import bulk, molecule
@@ -215,3 +216,75 @@ def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
     with writing_predictions(tmp_path / "out.xyz"), pytest.raises(EutecticError, match="another process"):  # noqa: SIM117
         with writing_predictions(tmp_path / "out.xyz"):
             pass
+
+
+# --- other formats -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Water, copper that the model has no reference for, methane."""
+    path = tmp_path / "mixed.xyz"
+    path.write_text(lines_of("H2O") + lines_of("Cu") + lines_of("CH4"))
+    return path
+
+
+def test_parquet_holds_what_json_holds(saved: Path, mixed: Path, tmp_path: Path) -> None:
+    table_file, json_file = tmp_path / "out.parquet", tmp_path / "out.json"
+    assert run(saved, mixed, "-o", table_file).exit_code == 3
+    result = run(saved, mixed, "-o", json_file)
+    assert result.exit_code == 3
+    assert "out.json" in result.stdout
+    expected = json.loads(json_file.read_text())
+    assert expected["complete"]
+    table = pq.read_table(table_file)
+    assert table["structure"].to_pylist() == [0, 1, 2]
+    assert table["n_atoms"].to_pylist() == [3, 4, 5]
+    assert table.schema.field("forces").metadata == {b"unit": "eV/Å".encode()}
+    assert table.schema.metadata[b"task"] == b"mine"
+    reasons = table["not_predicted"].to_pylist()
+    assert reasons[0] is reasons[2] is None
+    assert "no reference" in reasons[1]
+    for i in (0, 2):
+        row = expected["predictions"][i]
+        assert table["energy"][i].as_py() == pytest.approx(row["energy"], rel=1e-6)
+        np.testing.assert_allclose(table["forces"][i].as_py(), row["forces"], atol=1e-5)
+    assert table["energy"][1].as_py() is None
+
+
+def test_conservative_stress_in_parquet(saved: Path, tmp_path: Path, molecules: Store) -> None:
+    result = run(saved, molecules.path, "-o", tmp_path / "out.parquet", "--conservative")
+    assert result.exit_code == 0, result.output
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert len(table) == len(molecules)
+    assert table["stress"].null_count == len(molecules)  # molecules have none
+    assert [len(forces) for forces in table["forces"].to_pylist()] == table["n_atoms"].to_pylist()
+
+
+@pytest.mark.parametrize("suffix", [".json", ".parquet"])
+def test_an_interrupted_file_keeps_what_was_predicted(
+    saved: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eutectic.predict import files
+
+    source, out = tmp_path / "in.xyz", tmp_path / f"out{suffix}"
+    source.write_text(lines_of("H2O") * 40)
+    real = files.predict_each
+
+    def interrupted(*args: object, **kwargs: object) -> object:
+        for n, one in enumerate(real(*args, **kwargs)):  # type: ignore[arg-type]
+            if n == 10:
+                raise Interrupted("stopped")
+            yield one
+
+    monkeypatch.setattr(files, "predict_each", interrupted)
+    result = run(saved, source, "-o", out, "--batch-size", 2)
+    assert isinstance(result.exception, Interrupted)
+    assert not out.exists()
+    partial = partial_path(out)
+    if suffix == ".json":
+        kept = json.loads(partial.read_text())
+        assert not kept["complete"]
+        assert len(kept["predictions"]) == 10
+    else:
+        assert pq.read_table(partial)["structure"].to_pylist() == list(range(10))

@@ -1,10 +1,11 @@
-"""Commands that use a model: predict, evaluate, models, import-jmp, import-fairchem."""
+"""Commands that use a model: predict, evaluate, embed, nearest, models, inspect, diff, import-jmp, import-fairchem."""
 
 from __future__ import annotations
 
 import json
 import sys
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -91,12 +92,14 @@ def _show_import(report: ImportReport, out: Path) -> None:
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder or name of a model (`eutectic models`).")],
-    structures: Annotated[Path, typer.Argument(help="A file that ASE reads.")],
+    structures: Annotated[Path, typer.Argument(help="A file that ASE reads, or the path or name of a store.")],
     task: Annotated[
         str | None,
         typer.Option(help="Task of the model; sets heads, graph and level of theory. Needed if there are several."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Extended xyz file to write.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write: extended xyz, or .parquet, or .json.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     normalised: Annotated[
         bool, typer.Option("--normalised", help="Predict in model units, without scales and reference energies.")
@@ -113,9 +116,10 @@ def predict(
 ) -> None:
     """Predict energies, forces and the other properties of a task.
 
-    The file written holds the structures as read, with the predictions added as `TASK_energy`, `TASK_forces`, …;
-    labels are kept. It appears when it is complete, and replaces an older one then; until then, and after an
-    interruption, what was predicted is in `NAME.partial.xyz`.
+    An extended xyz file holds the structures as read, with the predictions added as `TASK_energy`, `TASK_forces`, …;
+    labels are kept. A Parquet or JSON file holds the predictions alone, with units and the index of each structure.
+    The file appears when it is complete, and replaces an older one then; until then, and after an interruption, what
+    was predicted is in `NAME.partial.xyz`.
 
     A structure that cannot be predicted or read is reported, and the others are predicted. Exit status: 0 all
     predicted, 3 all but those reported, 1 none.
@@ -126,13 +130,25 @@ def predict(
 
     `eutectic predict models/jmp-s my.xyz --task ani1x --conservative -o predicted.xyz`
 
+    `eutectic predict runs/aspirin/model my.xyz -o predicted.parquet`
+
     `eutectic predict runs/aspirin/model my.xyz --json > predicted.json`
     """
     from eutectic.checkpoints.model import load_model
     from eutectic.console import ProgressBar
     from eutectic.data.formats.elements import parse as parse_elements
-    from eutectic.predict.files import JSONWriter, XYZWriter, check_output, predict_file, writing_predictions
-    from eutectic.predict.prediction import relative_energies, task_of
+    from eutectic.predict.files import (
+        JSONWriter,
+        Write,
+        XYZWriter,
+        check_output,
+        predict_file,
+        prediction_rows,
+        prediction_schema,
+        writing_predictions,
+        writing_table,
+    )
+    from eutectic.predict.prediction import Prediction, relative_energies, task_of
     from eutectic.train.runtime.matmul import prefer_fast_matmul
     from eutectic.train.runtime.memory import keep_freed_memory
     from eutectic.train.runtime.stop import StopFlag
@@ -148,18 +164,28 @@ def predict(
     selected = task_of(trained, task)
     note = None if normalised else relative_energies(trained, selected.name)
     names = dict.fromkeys([*selected.heads, *(("forces", "stress") if conservative else ())])
-    json_writer = JSONWriter(sys.stdout.write, selected, names, normalised=normalised, note=note) if as_json else None
     with ExitStack() as stack:
         stop = stack.enter_context(StopFlag().listening())
-        stream = None if out is None else stack.enter_context(writing_predictions(out))
-        writers = [] if stream is None else [XYZWriter(stream, selected, normalised=normalised).add]
+        writers: list[Write[Prediction]] = []
+        json_writers = []
+        if as_json:
+            json_writers.append(JSONWriter(sys.stdout.write, selected, names, normalised=normalised, note=note))
+        if out is not None and out.suffix == ".parquet":
+            schema = prediction_schema(selected, names, normalised=normalised, note=note)
+            writers.append(prediction_rows(stack.enter_context(writing_table(out, schema))))
+        elif out is not None:
+            stream = stack.enter_context(writing_predictions(out))
+            if out.suffix == ".json":
+                json_writers.append(JSONWriter(stream.write, selected, names, normalised=normalised, note=note))
+            else:
+                writers.append(XYZWriter(stream, selected, normalised=normalised).add)
         bar = stack.enter_context(ProgressBar("predicting"))
         try:
             summary = predict_file(
                 trained,
                 selected.name,
                 structures,
-                [*writers, *([] if json_writer is None else [json_writer.add])],
+                [*writers, *(writer.add for writer in json_writers)],
                 elements=parse_elements(elements),
                 units=pairs(unit, "--unit", "positions=bohr"),
                 batch_size=batch_size,
@@ -169,12 +195,13 @@ def predict(
                 on_done=bar.advance,
             )
         except BaseException:
-            if json_writer is not None:
-                json_writer.close(complete=False)
+            for writer in json_writers:
+                with suppress(EutecticError):  # of a full disk, which is known already
+                    writer.close(complete=False)
             raise
-    if json_writer is not None:
-        json_writer.close(complete=True)
-    else:
+        for writer in json_writers:
+            writer.close(complete=True)
+    if not as_json:
         where = f"{out} (an older file was replaced)" if replaced else f"{out}"
         words = f"{summary.predicted} structures, task {selected.name} ({selected.level_of_theory}): {where}"
         console.print(plain(words), soft_wrap=True)
@@ -261,6 +288,177 @@ def evaluate(
 
 
 @app.command()
+def embed(
+    model: Annotated[Path, typer.Argument(help="Folder of a model, or `eutectic-small`.")],
+    structures: Annotated[Path, typer.Argument(help="A file that ASE reads, or the path or name of a store.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Parquet file to write.")] = None,
+    per: Annotated[
+        str, typer.Option(help="One embedding for each `structure` (mean over atoms) or `atom`.")
+    ] = "structure",
+    map_: Annotated[
+        Path | None,
+        typer.Option(
+            "--map", help="Map of the embeddings to write: a page (.html), or for chemiscope (.json, .json.gz)."
+        ),
+    ] = None,
+    points: Annotated[int, typer.Option(min=2, help="Points of a map; of more, that many are drawn at random.")] = 3000,
+    task: Annotated[str | None, typer.Option(help="Use this task's graph settings, not the model's.")] = None,
+    elements: Annotated[str | None, typer.Option(help=ELEMENTS)] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 32,
+) -> None:
+    """Embed structures or atoms: the invariant features of the model's backbone.
+
+    The Parquet file has the columns `structure` (index in the file), `n_atoms` (or `atom` and `number`) and
+    `embedding`. It appears when it is complete; until then, and after an interruption, what was embedded is in
+    `NAME.partial.parquet`. A map shows principal components, and UMAP where the package umap-learn is installed.
+
+    **Examples**
+
+    `eutectic embed eutectic-small my.xyz -o embeddings.parquet --map map.html`
+
+    `eutectic embed eutectic-small qm9_sample --map map.json.gz`
+
+    `eutectic embed runs/mine my.xyz --per atom -o atoms.parquet`
+    """
+    from typing import get_args
+
+    import numpy as np
+
+    from eutectic.checkpoints.model import load_model
+    from eutectic.console import ProgressBar
+    from eutectic.data.formats.elements import parse as parse_elements
+    from eutectic.predict.embedding import MapSample, Per, embed_file, graph_of, table_schema, table_writer
+    from eutectic.predict.files import Write, check_output, writing_table
+    from eutectic.report.map_page import FORMATS, write_map
+    from eutectic.train.runtime.stop import StopFlag
+
+    if out is None and map_ is None:
+        raise EutecticError("embed", "nothing to write", "--out FILE.parquet, --map FILE, or both", "give one")
+    for option, path, endings in (("--out", out, [".parquet"]), ("--map", map_, list(FORMATS))):
+        if path is None:
+            continue
+        if not path.name.endswith(tuple(endings)):
+            raise EutecticError(
+                f"{option} {path}", f"the name {path.name}", f"a name that ends in {' or '.join(endings)}", "rename it"
+            )
+        check_output(path, structures)
+    if per not in get_args(Per):
+        raise EutecticError("--per", repr(per), "structure or atom", "choose one of these")
+    chosen = cast(Per, per)
+    trained = load_model(model)
+    graph = graph_of(trained, task)
+    width = trained.module.backbone.atom_width
+    sample = None if map_ is None else MapSample(points)
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopFlag().listening())
+        writers: list[Write[np.ndarray]] = [] if sample is None else [sample.add]
+        if out is not None:
+            schema = table_schema(width, chosen, model=str(model), source=str(structures), task=task or "")
+            writers.append(table_writer(stack.enter_context(writing_table(out, schema)), chosen))
+        bar = stack.enter_context(ProgressBar("embedding"))
+        summary = embed_file(
+            trained,
+            structures,
+            writers,
+            per=chosen,
+            task=task,
+            batch_size=batch_size,
+            elements=parse_elements(elements),
+            stop=lambda: stop.raised,
+            on_done=bar.advance,
+        )
+    written = [str(path) for path in (out, map_) if path is not None]
+    if sample is not None and map_ is not None:
+        write_map(map_, sample, model=str(model), source=structures.name, cutoff=graph.cutoff)
+    console.print(
+        plain(f"{summary.predicted} structures, {width} features per {per}: {', '.join(written)}"), soft_wrap=True
+    )
+    for line in summary.lines():
+        Console(stderr=True).print(f"[yellow]{plain(line)}[/]", soft_wrap=True, highlight=False)
+    if summary.failed:
+        raise typer.Exit(3)
+
+
+@app.command()
+def nearest(
+    model: Annotated[Path, typer.Argument(help="Folder of a model, or `eutectic-small`.")],
+    query: Annotated[Path, typer.Argument(help="File of structures whose neighbours are sought.")],
+    structures: Annotated[Path, typer.Argument(help="A file that ASE reads, or the path or name of a store.")],
+    count: Annotated[int, typer.Option("--count", "-k", min=1, help="Neighbours of each structure.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    task: Annotated[str | None, typer.Option(help="Use this task's graph settings, not the model's.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 32,
+) -> None:
+    """Find the structures of a file or store that are nearest to given ones, by their embeddings.
+
+    Distances are Euclidean; beside each is its ratio to the spread of the file (the root mean square distance of its
+    structures from their mean): 0 for the same structure, more than 1 for one unlike any other.
+
+    **Examples**
+
+    `eutectic nearest eutectic-small query.xyz qm9_sample`
+
+    `eutectic nearest runs/mine query.xyz train.xyz -k 10 --json`
+    """
+    import numpy as np
+
+    from eutectic.checkpoints.model import load_model
+    from eutectic.console import ProgressBar
+    from eutectic.predict.embedding import Nearest, embed_file
+    from eutectic.predict.files import Read
+    from eutectic.report.drawing import formula
+    from eutectic.train.runtime.stop import StopFlag
+
+    trained = load_model(model)
+    asked: list[tuple[Read, np.ndarray]] = []
+
+    def note(read: Read, outcome: np.ndarray | EutecticError) -> None:
+        if isinstance(outcome, EutecticError):
+            raise outcome
+        asked.append((read, outcome))
+
+    with StopFlag().listening() as stop:
+        embed_file(trained, query, [note], task=task, batch_size=batch_size, stop=lambda: stop.raised)
+        search = Nearest(np.stack([embedding for _, embedding in asked]), count)
+        with ProgressBar("searching") as bar:
+            summary = embed_file(
+                trained,
+                structures,
+                [search.add],
+                task=task,
+                batch_size=batch_size,
+                stop=lambda: stop.raised,
+                on_done=bar.advance,
+            )
+    spread = search.moments.spread
+    rows = [
+        {
+            "query": read.index,
+            "structure": one.index,
+            "formula": formula(one.structure),
+            "distance": one.distance,
+            "relative_distance": one.distance / spread if spread else None,
+        }
+        for (read, _), found in zip(asked, search.found, strict=True)
+        for one in found
+    ]
+    if as_json:
+        sys.stdout.write(json.dumps({"spread": spread, "neighbours": rows}, indent=1) + "\n")
+    else:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("query", "structure", "formula", "distance", "distance / spread"):
+            table.add_column(heading, justify="left" if heading == "formula" else "right")
+        for row in rows:
+            relative = "–" if row["relative_distance"] is None else f"{row['relative_distance']:.3f}"
+            table.add_row(
+                str(row["query"]), str(row["structure"]), str(row["formula"]), f"{row['distance']:.4g}", relative
+            )
+        console.print(table)
+    for line in summary.lines():
+        Console(stderr=True).print(f"[yellow]{plain(line)}[/]", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def models(
     model: Annotated[
         Path | None, typer.Argument(help="Name or folder of a model; lists the names if not given.")
@@ -315,3 +513,152 @@ def models(
         from rich.markdown import Markdown
 
         console.print(Markdown((folder / CARD).read_text()))
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(help="Name or folder of a model, or the folder of its run.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: all facts, with settings and references.")
+    ] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="Print a model card in Markdown, to be saved as README.md in the folder.")
+    ] = False,
+) -> None:
+    """Show what a model is: tasks, elements, training data with hashes and licences, test errors, settings, size.
+
+    The folder is checked on the way. Test errors are those of the run, if the model is still in its folder.
+
+    **Examples**
+
+    `eutectic inspect eutectic-small`
+
+    `eutectic inspect runs/mine --json`
+
+    `eutectic inspect runs/mine --card > runs/mine/model/README.md`
+    """
+    from eutectic.checkpoints.inspection import card_of, inspect_model
+
+    if as_json and card:
+        raise EutecticError("inspect", "--json and --card", "one of the two", "leave one out")
+    facts = inspect_model(model)
+    if as_json:
+        sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        return
+    if card:
+        sys.stdout.write(card_of(facts))
+        return
+    show_facts(
+        {
+            "model": facts["model"],
+            "made with": f"eutectic {facts['eutectic'] or 'of an unknown version'}, format {facts['format']}",
+            "backbone": facts["backbone"],
+            "parameters": f"{facts['parameters']:,}, of which {facts['parameters_of_backbone']:,} in the backbone",
+            "size": f"{facts['bytes'] / 1e6:.1f} MB",
+            "SHA-256": facts["sha256"]["model.safetensors"],
+            "files": "as they were written" if facts["sealed"] else "without hashes, of an older version",
+            "elements": facts["elements"] or "unknown",
+            **{key.replace("_", " "): value for key, value in facts["training"].items()},
+            "settings": ", ".join(f"{key} {value}" for key, value in facts["settings"].items()),
+        }
+    )
+    _show_rows(
+        ("task", "predicts", "references", "level of theory"),
+        [
+            (
+                name,
+                ", ".join(f"{one} ({values['unit']}, {values['head']})" for one, values in task["predicts"].items()),
+                ", ".join(
+                    f"{one} of {len(v['references'])} elements"
+                    for one, v in task["predicts"].items()
+                    if v["references"]
+                )
+                or "none",
+                task["level_of_theory"],
+            )
+            for name, task in facts["tasks"].items()
+        ],
+    )
+    _show_rows(
+        ("trained on", "stage", "structures", "licence", "level of theory", "hash"),
+        [
+            (
+                one["name"],
+                one["stage"],
+                "unknown" if one["structures"] is None else f"{one['structures']:,}",
+                one["licence"] or "unknown",
+                one["level_of_theory"] or "unknown",
+                ", ".join(one["fingerprints"]) or "unknown",
+            )
+            for one in facts["training_data"]
+        ],
+    )
+    _show_rows(
+        ("property", "test error", "baseline", "unit", "metric"),
+        [
+            (
+                name,
+                f"{one['error']:.4g}",
+                "–" if one["baseline"] is None else f"{one['baseline']:.4g}",
+                one["unit"],
+                one["metric"],
+            )
+            for name, one in (facts["errors"] or {}).items()
+        ],
+    )
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="Name or folder of a model.")],
+    second: Annotated[Path, typer.Argument(help="Name or folder of another model.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show in what two models differ: settings, tasks, references, training data, and how many weights changed.
+
+    **Examples**
+
+    `eutectic diff eutectic-small runs/mine`
+
+    `eutectic diff runs/first runs/second --json`
+    """
+    from eutectic.checkpoints.inspection import compare_models
+
+    found = compare_models(first, second)
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        return
+    _show_rows(
+        ("what", str(first), str(second)),
+        [(name, *(_short(value) for value in values)) for name, values in found["facts"].items()],
+    )
+    weights = found["weights"]
+    change = weights["largest_change"]
+    largest = "" if change is None else f", by at most {change['relative']:.1%} ({change['tensor']})"
+    console.print(f"weights: {weights['equal']} tensors equal, {weights['changed']} changed{largest}", highlight=False)
+    for key, words in (
+        ("only_in_first", f"only in {first}"),
+        ("only_in_second", f"only in {second}"),
+        ("other_shape", "of another shape"),
+    ):
+        if weights[key]:
+            console.print(plain(f"{words}: {len(weights[key])} tensors, as {weights[key][0]}"), highlight=False)
+
+
+def _short(value: object) -> str:
+    """A value for a table; long ones are cut."""
+    text = "–" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _show_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table, or nothing where it has no rows."""
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*map(plain, row))
+    console.print()
+    console.print(table)

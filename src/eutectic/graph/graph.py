@@ -185,6 +185,28 @@ def _built_together(
     home, moves = (np.split(x, first_atom[1:]) for x in home_positions(structures, settings.cutoff + 1.0))
     moved = [replace(structure, positions=p) for structure, p in zip(structures, home, strict=True)]
     everything = neighbour_list(moved, settings.cutoff)
+    return graphs_of_neighbours(structures, home, moves, everything, settings, requested, edge_dropout, rngs)
+
+
+def graphs_of_neighbours(
+    structures: Sequence[Structure],
+    home: Sequence[np.ndarray],
+    moves: Sequence[np.ndarray],
+    everything: NeighbourList,
+    settings: GraphSettings,
+    requested: Collection[str] = LISTS,
+    edge_dropout: float = 0.0,
+    rngs: Sequence[np.random.Generator] | None = None,
+) -> list[StructureGraph]:
+    """Select all edge lists from the pairs within the cutoff.
+
+    Args:
+        structures, settings, edge_dropout, rngs: as for `build_graphs`.
+        home, moves: of each structure, as in `StructureGraph`.
+        everything: all pairs within the cutoff at the positions `home`, of all structures together.
+        requested: names of edge lists, as `lists` of `build_graphs`.
+    """
+    first_atom = np.cumsum([0] + [len(s) for s in structures[:-1]])
     caps = settings.caps
     kept = nearest(everything, caps["atom_atom"])
     atom_atom = everything if kept.all() else everything.take(kept)

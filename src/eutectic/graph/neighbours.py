@@ -82,13 +82,14 @@ class NeighbourList:
         )
 
 
-def neighbour_list(structures: Sequence[Structure], cutoff: float) -> NeighbourList:
+def neighbour_list(structures: Sequence[Structure], cutoff: float, closest: float = COINCIDENT) -> NeighbourList:
     """All pairs closer than `cutoff`, including periodic images and an atom's own images.
 
     Args:
         structures: need not be wrapped into their cells, but near the origin (`home_positions`). Atoms are numbered
             consecutively over all structures, so that everything after the search is done for all of them at once.
         cutoff: Å.
+        closest: Å; pairs that are not farther apart are left out.
 
     Raises:
         EutecticError: coordinates or lattice vectors for which the native search would crash or not end; more pairs
@@ -124,8 +125,8 @@ def neighbour_list(structures: Sequence[Structure], cutoff: float) -> NeighbourL
         first += len(structure)
     target, source = np.concatenate(pairs).T
     offset, distance = np.concatenate(offsets), np.concatenate(distances)
-    order = _by_target_and_distance(target, distance, first)
-    order = order[distance[order] > COINCIDENT]
+    order = by_target_and_distance(target, distance, first)
+    order = order[distance[order] > closest]
     return NeighbourList(source=source[order], target=target[order], offset=offset[order], distance=distance[order])
 
 
@@ -159,8 +160,11 @@ def _check_room(structure: Structure, cell: np.ndarray, cutoff: float) -> None:
         )
 
 
-def _by_target_and_distance(target: np.ndarray, distance: np.ndarray, n_atoms: int) -> np.ndarray:
-    """Equivalent to `np.lexsort((distance, target))`, but faster: small integers are radix-sorted."""
+def by_target_and_distance(target: np.ndarray, distance: np.ndarray, n_atoms: int) -> np.ndarray:
+    """(n_edges,) order of edges by target, then by distance.
+
+    Equivalent to `np.lexsort((distance, target))`, but faster: small integers are radix-sorted.
+    """
     order = np.argsort(distance, kind="stable")
     return order[np.argsort(target.astype(np.uint16 if n_atoms <= 2**16 else np.int64)[order], kind="stable")]
 
@@ -220,7 +224,7 @@ def symmetric(all_edges: NeighbourList, kept: np.ndarray, rule: str) -> tuple[Ne
         offset=np.concatenate([offset, -offset]),
         distance=np.concatenate([distance, distance]),
     )
-    order = _by_target_and_distance(both.target, both.distance, int(both.target.max(initial=0)) + 1)
+    order = by_target_and_distance(both.target, both.distance, int(both.target.max(initial=0)) + 1)
     position = np.empty_like(order)
     position[order] = np.arange(2 * n)
     return both.take(order), position[(order + n) % (2 * n)] if n else order

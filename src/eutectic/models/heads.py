@@ -152,8 +152,12 @@ class ScalarHead(Head):
     def forward(self, features: TaskFeatures) -> Float[Tensor, structures]:
         # Always in full precision: the result is a sum over many atoms.
         with full_precision(features.atoms.device):
-            values = self.perceptron(features.atoms)[:, 0]
-            return pool(values, features.structure, features.n_structures, self.pooling)
+            return pool(self.of_atoms(features), features.structure, features.n_structures, self.pooling)
+
+    def of_atoms(self, features: TaskFeatures) -> Float[Tensor, atoms]:
+        """The number of each atom that is pooled."""
+        with full_precision(features.atoms.device):
+            return self.perceptron(features.atoms)[:, 0]
 
 
 class ClassHead(Head):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.fx.experimental._config as shape_settings
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from eutectic.atoms import PROPERTIES
 from eutectic.graph import Graph
 from eutectic.models.backbone import Backbone, Features
-from eutectic.models.heads import HEADS, HeadSettings, TaskFeatures, check_needs, resolve
+from eutectic.models.heads import HEADS, HeadSettings, ScalarHead, TaskFeatures, check_needs, resolve
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ class MultitaskModel(nn.Module):
                     modules[name] = head.entry.module(backbone.atom_width, backbone.edge_width, head)
             self.heads[task] = modules
 
-    def forward(self, graph: Graph, parts: Sequence[TaskSlice], conservative: bool = False) -> Predictions:
+    def forward(
+        self, graph: Graph, parts: Sequence[TaskSlice], conservative: bool = False, of_atoms: bool = False
+    ) -> Predictions:
         """Predict every property of every task.
 
         Args:
@@ -103,6 +106,7 @@ class MultitaskModel(nn.Module):
                 rather than none, so that all processes of a data-parallel run agree on which parameters have gradients.
             conservative: compute forces and stress as derivatives of every energy head, even for tasks with direct
                 force or stress heads.
+            of_atoms: add `energies`, the part of each atom in the energy, where a head sums them.
         """
         derived = {part.task: self._derived(part.task, conservative) for part in parts}
         kinds = {kind for task_kinds in derived.values() for kind in task_kinds.values()}
@@ -115,7 +119,9 @@ class MultitaskModel(nn.Module):
                 strain = graph.cell.new_zeros(graph.cell.shape).requires_grad_()
                 graph = graph.strained(strain)
             features = self.backbone(graph)
-            predictions = {part.task: self._predict(part, graph, features, derived[part.task]) for part in parts}
+            predictions = {
+                part.task: self._predict(part, graph, features, derived[part.task], of_atoms) for part in parts
+            }
             if positions is not None:
                 self._add_derivatives(parts, derived, graph, positions, strain, predictions)
         return predictions
@@ -142,7 +148,7 @@ class MultitaskModel(nn.Module):
         return derived
 
     def _predict(
-        self, part: TaskSlice, graph: Graph, features: Features, derived: Mapping[str, str]
+        self, part: TaskSlice, graph: Graph, features: Features, derived: Mapping[str, str], of_atoms: bool
     ) -> dict[str, Tensor]:
         (s0, s1), (a0, a1), (e0, e1) = part.structures, part.atoms, part.edges
         task_features = TaskFeatures(
@@ -153,8 +159,16 @@ class MultitaskModel(nn.Module):
             structure=graph.structure[a0:a1] - s0,
             n_structures=s1 - s0,
         )
-        heads = self.heads[part.task].items()  # type: ignore[operator]
-        return {name: head(task_features) for name, head in heads if name not in derived}
+        heads: nn.ModuleDict = self.heads[part.task]  # type: ignore[assignment]
+        predictions = {name: head(task_features) for name, head in heads.items() if name not in derived}
+        if of_atoms and self.sums_energies(part.task) and "energies" not in predictions:
+            predictions["energies"] = cast(ScalarHead, heads["energy"]).of_atoms(task_features)
+        return predictions
+
+    def sums_energies(self, task: str) -> bool:
+        """Whether the energy of a task is a sum over its atoms."""
+        energy = self.head_settings[task].get("energy")
+        return energy is not None and energy.kind == "scalar" and energy.pooling == "sum"
 
     def _add_derivatives(
         self,

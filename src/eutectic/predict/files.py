@@ -6,19 +6,25 @@ import json
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from eutectic.atoms import PROPERTIES, EutecticError, Interrupted, Structure
 from eutectic.checkpoints.model import TrainedModel, elements_seen
+from eutectic.data import catalogue
 from eutectic.data.datasets import ase_files
 from eutectic.data.formats.elements import Elements
+from eutectic.data.store import Store, is_store
 from eutectic.files import locked, writing_to
 from eutectic.predict.prediction import Prediction, predict_each, unit_of
 from eutectic.tasks import Task
@@ -44,12 +50,12 @@ class Read:
 
 
 def read_each(source: Path, elements: Elements | None = None, units: Mapping[str, str] | None = None) -> Iterator[Read]:
-    """Every structure of a file; those that cannot be read are given with the reason.
+    """Every structure of a file or a store; those that cannot be read are given with the reason.
 
     Where reading cannot go on after a structure, the last one given says so.
 
     Args:
-        source: a file that ASE reads.
+        source: a file that ASE reads, or the path or name of a store.
         elements: type or label of an atom → symbol of its element, for a file that does not name elements.
         units: "positions" and "cell" → unit in the file, before the one that it states; Å by default.
 
@@ -57,8 +63,12 @@ def read_each(source: Path, elements: Elements | None = None, units: Mapping[str
         EutecticError: no file of structures at all.
     """
     source = Path(source)
+    store = _store(source)
+    if store is not None:
+        yield from _rows(store)
+        return
     if source.is_dir():
-        raise EutecticError(str(source), "a folder", "one file of structures", "predict its files one by one")
+        raise EutecticError(str(source), "a folder", "one file of structures, or a store", "name its files one by one")
     if not source.exists():
         raise EutecticError(str(source), "nothing is here", "a file of structures", "check the path")
     index = 0
@@ -87,8 +97,47 @@ def read_each(source: Path, elements: Elements | None = None, units: Mapping[str
         yield Read(first.index, first.where, error=EutecticError(last.where, given, last.expected, last.fix))
 
 
-Write = Callable[[Read, Prediction | EutecticError], object]
-"""Takes a structure with its prediction, or the reason why there is none."""
+def _store(source: Path) -> Store | None:
+    if is_store(source):
+        return Store(source)
+    if source.exists():
+        return None
+    try:
+        return catalogue.open_store(source)
+    except EutecticError:
+        return None
+
+
+def _rows(store: Store) -> Iterator[Read]:
+    for index in range(len(store)):
+        row = store[index]
+        atoms = row.structure.to_ase()
+        atoms.info |= {"id": row.id, "group": row.group}
+        known = {name: row.labels[name] for name in ("energy", "forces", "stress") if name in row.labels}
+        atoms.calc = SinglePointCalculator(
+            atoms,
+            **{
+                name: full_3x3_to_voigt_6_stress(value)
+                if name == "stress"
+                else float(value)
+                if not value.ndim
+                else value
+                for name, value in known.items()
+            },
+        )
+        for name in row.labels.keys() - known.keys():
+            value = row.labels[name]
+            if PROPERTIES[name].level == "atom":
+                atoms.arrays[name] = value
+            else:
+                atoms.info[name] = value if value.ndim else float(value)
+        yield Read(index, f"{store.path}, row {index}", atoms, row.structure)
+
+
+R = TypeVar("R")
+
+Write = Callable[[Read, R | EutecticError], object]
+"""Takes a structure with its result (a prediction, an embedding), or the reason why there is none."""
 
 
 @dataclass
@@ -128,7 +177,7 @@ def predict_file(
     model: TrainedModel,
     task_name: str,
     source: Path,
-    writers: Sequence[Write],
+    writers: Sequence[Write[Prediction]],
     *,
     elements: Elements | None = None,
     units: Mapping[str, str] | None = None,
@@ -142,13 +191,51 @@ def predict_file(
 
     Args:
         model, task_name, batch_size, normalised, conservative, on_done: as for `predict_each`.
-        source: a file that ASE reads.
+        source: a file that ASE reads, or a store.
         writers: called for every structure, in order.
         elements, units: as for `read_each`.
         stop: asked between structures.
 
     Raises:
         EutecticError: as `predict_each`; no structure of the file could be predicted.
+        Interrupted: `stop` said so.
+    """
+
+    def predictions(structures: Iterable[Structure]) -> Iterator[Prediction | EutecticError]:
+        return predict_each(
+            model,
+            task_name,
+            structures,
+            batch_size=batch_size,
+            normalised=normalised,
+            conservative=conservative,
+            on_done=on_done,
+        )
+
+    return work_through(model, source, predictions, writers, elements=elements, units=units, stop=stop)
+
+
+def work_through(
+    model: TrainedModel,
+    source: Path,
+    each: Callable[[Iterable[Structure]], Iterator[R | EutecticError]],
+    writers: Sequence[Write[R]],
+    *,
+    elements: Elements | None = None,
+    units: Mapping[str, str] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Summary:
+    """Give the structures of a file to a model and the results to writers, one after the other, in constant memory.
+
+    Args:
+        model: whose training elements are compared with those of the structures.
+        source, elements, units: as for `read_each`.
+        each: results of structures, in order, or why there is none.
+        writers: called for every structure, in order.
+        stop: asked between structures.
+
+    Raises:
+        EutecticError: those of `each`; no structure of the file has a result.
         Interrupted: `stop` said so.
     """
     summary = Summary()
@@ -166,7 +253,7 @@ def predict_file(
             if read.structure is not None:
                 yield read.structure
 
-    def done(read: Read, outcome: Prediction | EutecticError) -> None:
+    def done(read: Read, outcome: R | EutecticError) -> None:
         if isinstance(outcome, EutecticError):
             summary.failed += 1
             if len(summary.reasons) < summary.MOST_REASONS:
@@ -183,15 +270,7 @@ def predict_file(
             read = waiting.popleft()
             done(read, cast(EutecticError, read.error))
 
-    outcomes = predict_each(
-        model,
-        task_name,
-        readable(),
-        batch_size=batch_size,
-        normalised=normalised,
-        conservative=conservative,
-        on_done=on_done,
-    )
+    outcomes = each(readable())
     for outcome in outcomes:
         unreadable()
         read = waiting.popleft()
@@ -316,6 +395,47 @@ class JSONWriter:
         self._count += 1
 
 
+def prediction_schema(
+    task: Task, names: Iterable[str], *, normalised: bool = False, note: str | None = None
+) -> pa.Schema:
+    """Columns of a Parquet file of predictions: `structure` (its index in the file), `n_atoms`, one for each property
+    under its own name with its unit in the metadata, and `not_predicted`, the reason where there is no prediction.
+
+    Args:
+        task: that is predicted.
+        names: of the predicted properties.
+        normalised: the predictions are in model units.
+        note: on the energies.
+    """
+    columns = [pa.field("structure", pa.int64()), pa.field("n_atoms", pa.int32())]
+    for name in names:
+        target, prop = task.targets.get(name), PROPERTIES[name]
+        kind = pa.float64()
+        for _ in range(prop.rank):
+            kind = pa.list_(kind, 3)
+        if prop.level == "atom" or (target is not None and target.categorical):
+            kind = pa.list_(kind)
+        columns.append(pa.field(name, kind, metadata={"unit": unit_of(task, name, normalised=normalised)}))
+    columns.append(pa.field("not_predicted", pa.string()))
+    notes = {"task": task.name, "level_of_theory": task.level_of_theory} | ({} if note is None else {"energies": note})
+    return pa.schema(columns, metadata=notes)
+
+
+def prediction_rows(table: TableOutput) -> Write[Prediction]:
+    """Writes predictions to a table of `prediction_schema`; structures without one are rows with the reason."""
+
+    def add(read: Read, outcome: Prediction | EutecticError) -> None:
+        row: dict[str, Any] = {"structure": read.index}
+        if read.structure is not None:
+            row["n_atoms"] = len(read.structure)
+        if isinstance(outcome, EutecticError):
+            table.add(row | {"not_predicted": outcome.given}, worth=False)
+        else:
+            table.add(row | {name: value.tolist() for name, value in outcome.items()})
+
+    return add
+
+
 def partial_path(path: Path) -> Path:
     """Where predictions are written until all are there."""
     return path.with_name(f"{path.stem}.partial{path.suffix}")
@@ -351,6 +471,27 @@ def writing_predictions(path: Path) -> Iterator[Output]:
         EutecticError: the file cannot be written; another process writes it; the block's, with the partial file named.
         Interrupted: the block's, with the partial file named.
     """
+    with _replacing_when_complete(path, Output) as stream:
+        yield stream
+
+
+@contextmanager
+def writing_table(path: Path, schema: pa.Schema) -> Iterator[TableOutput]:
+    """As `writing_predictions`, for a Parquet file; what is left of it can be read unless the process was killed.
+
+    Args:
+        path: of the file.
+        schema: of its columns.
+    """
+    with _replacing_when_complete(path, lambda partial, fix: TableOutput(partial, fix, schema)) as table:
+        yield table
+
+
+Out = TypeVar("Out", "Output", "TableOutput")
+
+
+@contextmanager
+def _replacing_when_complete(path: Path, begin: Callable[[Path, str], Out]) -> Iterator[Out]:
     path = Path(os.path.realpath(path))  # through a link, whose file is replaced
     partial = partial_path(path)
     fix = "free some space or choose another --out, then run the same command again"
@@ -360,7 +501,7 @@ def writing_predictions(path: Path) -> Iterator[Output]:
         doing="writing predictions here",
         fix="wait for it, stop it, or choose another --out",
     ):
-        stream = Output(partial, fix)
+        stream = begin(partial, fix)
         try:
             yield stream
             stream.finish()
@@ -406,3 +547,68 @@ class Output:
         if not self._worth:
             self._path.unlink(missing_ok=True)
         return self._worth
+
+
+class TableOutput:
+    """A Parquet file, written a row group at a time.
+
+    Args:
+        path: to write.
+        fix: advice if that fails.
+        schema: of the columns.
+    """
+
+    ROWS = 1024
+    """Rows of a group; large enough to compress, small enough to hold."""
+
+    def __init__(self, path: Path, fix: str, schema: pa.Schema) -> None:
+        self._path, self._fix, self._schema = path, fix, schema
+        self._rows: list[Mapping[str, Any]] = []
+        self._worth = False
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb")
+            self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
+
+    def add(self, row: Mapping[str, Any], *, worth: bool = True) -> None:
+        """Add one row: column → value; `worth` keeping if the rest cannot be written."""
+        self._rows.append(row)
+        self._worth = self._worth or worth
+        if len(self._rows) >= self.ROWS:
+            self._flush()
+
+    def finish(self) -> None:
+        self._flush()
+        with self._writing():
+            self._writer.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def abandon(self) -> bool:
+        """End the file after what is whole; whether anything is left."""
+        try:
+            self._flush()
+            self._writer.close()
+            self._file.close()
+        except (OSError, pa.ArrowException, EutecticError):
+            # Without its end a Parquet file cannot be read.
+            with suppress(OSError):
+                self._file.close()
+            self._worth = False
+        if not self._worth:
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+        return self._worth
+
+    def _flush(self) -> None:
+        if self._rows:
+            rows, self._rows = self._rows, []
+            # One builder for all rows of a column; rows are plain Python values or arrays.
+            columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in self._schema]
+            table = pa.Table.from_arrays(columns, schema=self._schema)
+            with self._writing():
+                self._writer.write_table(table)
+
+    def _writing(self) -> AbstractContextManager[object]:
+        return writing_to(self._path, errors=(OSError, pa.ArrowException), fix=self._fix)

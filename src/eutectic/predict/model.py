@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast, overload
+from typing import Literal, cast, overload
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from eutectic.atoms import PROPERTIES, Structure
+from eutectic.atoms import PROPERTIES, EutecticError, Structure
 from eutectic.checkpoints.model import TrainedModel, elements_seen, load_model
+from eutectic.predict.calculator import EutecticCalculator
+from eutectic.predict.embedding import embed_each
 from eutectic.predict.prediction import Prediction, predict, task_of
 
 Input = Atoms | Structure
@@ -101,11 +104,88 @@ class Model:
                 its index (see `eutectic.predict.prediction.predict`).
         """
         single = isinstance(structures, Atoms | Structure)
-        given = [cast(Input, structures)] if single else list(cast(Sequence[Input], structures))
-        inputs = [one if isinstance(one, Structure) else Structure.from_ase(one) for one in given]
+        inputs = _inputs(structures)
         name = task_of(self.trained, task, f"model {self.name}").name
         predictions = predict(self.trained, name, inputs, batch_size=batch_size, conservative=conservative)
         return predictions[0] if single else predictions
+
+    @overload
+    def embed(
+        self,
+        structures: Input,
+        *,
+        per: Literal["structure", "atom"] = ...,
+        task: str | None = ...,
+        batch_size: int = ...,
+    ) -> np.ndarray: ...
+
+    @overload
+    def embed(
+        self,
+        structures: Sequence[Input],
+        *,
+        per: Literal["structure", "atom"] = ...,
+        task: str | None = ...,
+        batch_size: int = ...,
+    ) -> list[np.ndarray]: ...
+
+    def embed(
+        self,
+        structures: Input | Sequence[Input],
+        *,
+        per: Literal["structure", "atom"] = "structure",
+        task: str | None = None,
+        batch_size: int = 32,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Invariant features of one structure, or of each of several, from the backbone.
+
+        Args:
+            structures: as for `predict`.
+            per: one embedding for each structure, the mean of its atoms' ones, or one for each atom.
+            task: whose graph settings are used; default: those of the model.
+            batch_size: structures per batch.
+
+        Returns:
+            (width,) for each structure, or (n_atoms, width), float32; a list of these for a sequence.
+
+        Raises:
+            EutecticError: no such task; a structure that is invalid, named by its index.
+        """
+        single = isinstance(structures, Atoms | Structure)
+        inputs = _inputs(structures)
+        embeddings = []
+        window = max(1, len(inputs))
+        for one in embed_each(self.trained, inputs, per=per, task=task, batch_size=batch_size, window=window):
+            if isinstance(one, EutecticError):
+                raise one
+            embeddings.append(one)
+        return embeddings[0] if single else embeddings
+
+    def calculator(
+        self,
+        *,
+        task: str | None = None,
+        conservative: bool | None = None,
+        dtype: str = "float32",
+        device: str | torch.device | None = None,
+        skin: float = 0.5,
+    ) -> EutecticCalculator:
+        """An ASE calculator: `atoms.calc = model.calculator()`.
+
+        Args:
+            task: required if the model has several tasks.
+            conservative: forces and stress as derivatives of the energy (True), or as the task's heads predict them
+                (False); default: derivatives only where no head predicts forces.
+            dtype: "float32", "float64" or "bfloat16" (matrix products only).
+            device: default: that of the model.
+            skin: Å; the neighbour search is repeated only after an atom has moved by half of it.
+
+        Raises:
+            EutecticError: see `EutecticCalculator`.
+        """
+        return EutecticCalculator(
+            self.trained, task=task, conservative=conservative, dtype=dtype, device=device, skin=skin
+        )
 
     def __repr__(self) -> str:
         lines = [f"Model {self.name}: {self.trained.backbone}, {self.n_parameters:,} parameters, on {self.device}"]
@@ -115,3 +195,9 @@ class Model:
         if elements := self.elements:
             lines.append(f"  elements: {' '.join(elements)}")
         return "\n".join(lines)
+
+
+def _inputs(structures: Input | Sequence[Input]) -> list[Structure]:
+    single = isinstance(structures, Atoms | Structure)
+    given = [cast(Input, structures)] if single else list(cast(Sequence[Input], structures))
+    return [one if isinstance(one, Structure) else Structure.from_ase(one) for one in given]

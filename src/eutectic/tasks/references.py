@@ -47,6 +47,10 @@ class References:
         counts = np.bincount(numbers, minlength=MAX_ATOMIC_NUMBER + 1).astype(float)
         return float(self._of_compositions(counts[None])[0])
 
+    def of_atoms(self, numbers: Int[np.ndarray, " atoms"]) -> Float[np.ndarray, " atoms"]:
+        """Of each atom, in the property's unit; 0 for an element that was absent from training."""
+        return np.asarray(self._filled[numbers])
+
     def subtract(self, numbers: Int[np.ndarray, " atoms"], value: float) -> float:
         """A structure's value less the sum over its atoms.
 

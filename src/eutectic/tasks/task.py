@@ -65,6 +65,11 @@ class Normaliser:
         reference = self.references.of(numbers) if self.references is not None else 0.0
         return np.asarray(np.asarray(value, dtype=np.float64) * self.scale + self.mean + reference)
 
+    def of_atoms(self, values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Parts of the atoms (n_atoms,) in a predicted sum, in the property's unit; `denormalise` of their sum."""
+        reference = self.references.of_atoms(numbers) if self.references is not None else 0.0
+        return np.asarray(np.asarray(values, dtype=np.float64) * self.scale + self.mean / len(numbers) + reference)
+
     def to_dict(self) -> dict[str, object]:
         """Plain JSON."""
         references = None if self.references is None else self.references.to_dict()

@@ -865,6 +865,8 @@ def _save(
         "structures": result.trained_on,
         "steps": result.total_steps,
         "seed": settings.train.seed,
+        "level_of_theory": store.card.level_of_theory,
+        "licence": store.card.licence,
         "elements": sorted(store.composition()),
         "learned_rows": [_learned(settings, store, prepared.split).to_dict()],
     }

@@ -1,0 +1,245 @@
+"""What a model folder holds, in facts, as a card, and compared with another one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase.data import chemical_symbols
+from safetensors.torch import load_file
+
+from eutectic.checkpoints.description import DESCRIPTION, WEIGHTS, file_hash, read_description
+from eutectic.checkpoints.model import describe_model, load_model
+from eutectic.checkpoints.shipped import model_folder
+
+RESULTS = "result.json"
+"""Of a fine-tuning, in the folder of the run: its test errors."""
+
+
+def inspect_model(name_or_path: str | Path) -> dict[str, Any]:
+    """Facts of a model, as plain JSON: settings, tasks with references, training data, errors, size and hashes.
+
+    Args:
+        name_or_path: as for `load_model`, which checks the folder.
+
+    Raises:
+        EutecticError: no such model, or a damaged one.
+    """
+    folder = model_folder(name_or_path)
+    model = load_model(folder)
+    description = read_description(folder)
+    described = describe_model(model)
+    tasks = {
+        task.name: {
+            "level_of_theory": task.level_of_theory,
+            "graph": task.graph.model_dump(mode="json"),
+            "predicts": {
+                name: {
+                    "unit": task.property(name).unit,
+                    "head": target.settings.head.kind,
+                    "scale": target.normaliser.scale,
+                    "mean": target.normaliser.mean,
+                    "references": None
+                    if target.normaliser.references is None
+                    else target.normaliser.references.to_dict()["values"],
+                }
+                for name, target in task.targets.items()
+            },
+        }
+        for task in model.tasks
+    }
+    return {
+        "model": str(name_or_path),
+        "format": description["format"],
+        "eutectic": model.provenance.get("eutectic"),
+        "backbone": described["backbone"],
+        "settings": described["settings"],
+        "parameters": described["parameters"],
+        "parameters_of_backbone": described["parameters_of_backbone"],
+        "bytes": (folder / WEIGHTS).stat().st_size,
+        "sha256": {WEIGHTS: file_hash(folder / WEIGHTS), DESCRIPTION: file_hash(folder / DESCRIPTION)},
+        "sealed": description.get("sha256") is not None,
+        "elements": described["elements"],
+        "tasks": tasks,
+        "training_data": list(training_data(model.provenance)),
+        "training": {
+            key: value
+            for key, value in model.provenance.items()
+            if key in ("steps", "structures_seen", "seed", "start")
+        },
+        "errors": _errors(folder),
+    }
+
+
+def training_data(provenance: Mapping[str, Any], stage: str = "") -> Iterator[dict[str, Any]]:
+    """The data sets of a model's history, its last training first.
+
+    Args:
+        provenance: of the model.
+        stage: what the model was to the one that is described; empty for itself.
+    """
+
+    def entry(name: str, values: Mapping[str, Any], how: str) -> dict[str, Any]:
+        rows = values.get("learned_rows") or []
+        return {
+            "name": name,
+            "stage": how,
+            "structures": values.get("structures"),
+            "level_of_theory": values.get("level_of_theory", values.get("theory")),
+            "licence": values.get("licence"),
+            "elements": [chemical_symbols[z] for z in values.get("elements") or []],
+            "fingerprints": sorted({str(row["fingerprint"]) for row in rows}),
+            "splits": sorted({str(row["split"]) for row in rows}),
+        }
+
+    if "finetuned_on" in provenance:
+        yield entry(str(provenance["finetuned_on"]), provenance, stage or "fine-tuning")
+    for name, values in provenance.get("pretrained_on", {}).items():
+        yield entry(name, values, "pre-training")
+    for key in ("pretrained", "started_from"):
+        if isinstance(provenance.get(key), Mapping):
+            known = set(provenance.get("pretrained_on", {}))
+            yield from (one for one in training_data(provenance[key], "fine-tuning before") if one["name"] not in known)
+
+
+def _errors(folder: Path) -> dict[str, Any] | None:
+    """Test errors of the run that made a model, where its folder is still in that of the run."""
+    try:
+        values = json.loads((folder.parent / RESULTS).read_text(encoding="utf-8"))
+        return {
+            name: {
+                "error": float(error),
+                "unit": str(values["units"][name]),
+                "metric": str(values["metrics"][name]),
+                "baseline": values.get("test_baselines", {}).get(name),
+            }
+            for name, error in values["test_errors"].items()
+        } or None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def card_of(facts: Mapping[str, Any]) -> str:
+    """A model card in Markdown, from `inspect_model`."""
+    name = _cell(Path(str(facts["model"])).name)
+    lines = [
+        f"# {name}",
+        "",
+        f"{facts['backbone']}, {facts['parameters']:,} parameters ({facts['bytes'] / 1e6:.1f} MB), made with eutectic "
+        f"{facts['eutectic'] or 'of an unknown version'}.",
+        "",
+        "```python",
+        "import eutectic",
+        "",
+        f"model = eutectic.load({str(facts['model'])!r})",
+        f"atoms.calc = model.calculator(task={next(iter(facts['tasks']), None)!r})",
+        "```",
+        "",
+        "## What it predicts",
+        "",
+        "| task | property | unit | head | level of theory |",
+        "|---|---|---|---|---|",
+    ]
+    for task, values in facts["tasks"].items():
+        for prop, one in values["predicts"].items():
+            row = (task, prop, one["unit"], one["head"], values["level_of_theory"])
+            lines.append(f"| {' | '.join(map(_cell, row))} |")
+    elements = ", ".join(facts["elements"])
+    lines += ["", f"Elements in its training structures: {elements or 'unknown'}.", "", "## Training data", ""]
+    if facts["training_data"]:
+        lines += ["| data set | stage | structures | level of theory | licence | hash |", "|---|---|--:|---|---|---|"]
+        for one in facts["training_data"]:
+            count = "unknown" if one["structures"] is None else f"{one['structures']:,}"
+            known = [one[key] or "unknown" for key in ("level_of_theory", "licence")]
+            hashes = ", ".join(one["fingerprints"]) or "unknown"
+            lines.append(f"| {' | '.join(map(_cell, [one['name'], one['stage'], count, *known, hashes]))} |")
+    else:
+        lines.append("Unknown.")
+    if facts["training"]:
+        lines += ["", "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in facts["training"].items()) + "."]
+    lines += ["", "## Errors", ""]
+    if facts["errors"]:
+        lines += ["| property | test error | baseline | unit | metric |", "|---|--:|--:|---|---|"]
+        for prop, one in facts["errors"].items():
+            baseline = "–" if one["baseline"] is None else f"{one['baseline']:.4g}"
+            row = (prop, f"{one['error']:.4g}", baseline, one["unit"], one["metric"])
+            lines.append(f"| {' | '.join(map(_cell, row))} |")
+    else:
+        lines.append("Not recorded beside the model.")
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "Energies of different tasks have different levels of theory. Predictions for elements that are not listed, or "
+        "for structures unlike those of the training data, mean little.",
+        "",
+        "## Files",
+        "",
+        *(f"- `{file}`: SHA-256 `{digest}`" for file, digest in facts["sha256"].items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    """Text for a cell of a Markdown table; names may hold anything."""
+    text = " ".join(str(value).split())
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+
+
+def compare_models(first: str | Path, second: str | Path) -> dict[str, Any]:
+    """In what two models differ, as plain JSON.
+
+    Args:
+        first, second: as for `inspect_model`.
+
+    Returns:
+        `facts`: dotted name → [value in the first, in the second], null where there is none, without names, sizes and
+        hashes of files; `weights`: numbers of equal and of changed tensors, the largest relative change of a tensor
+        (|b − a| / |a|) with its name, and names of tensors that only one has or that have another shape.
+
+    Raises:
+        EutecticError: no such model, or a damaged one.
+    """
+    facts = [dict(_flat(inspect_model(path))) for path in (first, second)]
+    ignored = ("model", "bytes", "sha256", "sealed")
+    names = [name for name in dict.fromkeys([*facts[0], *facts[1]]) if name.partition(".")[0] not in ignored]
+    changed = {
+        name: [facts[0].get(name), facts[1].get(name)] for name in names if facts[0].get(name) != facts[1].get(name)
+    }
+    return {"facts": changed, "weights": _compare_weights(*(model_folder(path) / WEIGHTS for path in (first, second)))}
+
+
+def _compare_weights(first: Path, second: Path) -> dict[str, Any]:
+    a, b = load_file(str(first)), load_file(str(second))
+    both = [name for name in a if name in b and a[name].shape == b[name].shape]
+    changes = {name: _change(a[name], b[name]) for name in both if not torch.equal(a[name], b[name])}
+    most = max(changes, key=changes.__getitem__, default=None)
+    return {
+        "equal": len(both) - len(changes),
+        "changed": len(changes),
+        "largest_change": None if most is None else {"tensor": most, "relative": changes[most]},
+        "only_in_first": sorted(a.keys() - b.keys()),
+        "only_in_second": sorted(b.keys() - a.keys()),
+        "other_shape": sorted(name for name in a if name in b and a[name].shape != b[name].shape),
+    }
+
+
+def _change(a: torch.Tensor, b: torch.Tensor) -> float:
+    size = float(a.double().norm())
+    return float((b.double() - a.double()).norm()) / size if size else float("inf")
+
+
+def _flat(values: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values as dotted names; data sets are named by their name and stage."""
+    if isinstance(values, Mapping) and values:
+        for key, value in values.items():
+            yield from _flat(value, f"{above}.{key}" if above else str(key))
+    elif isinstance(values, list) and values and all(isinstance(one, Mapping) for one in values):
+        for one in values:
+            yield from _flat({k: v for k, v in one.items() if k != "name"}, f"{above}.{one['name']}")
+    else:
+        yield above, values

@@ -1,0 +1,55 @@
+"""The page on using a model runs as it stands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from ase.build import molecule
+from ase.io import write
+from typer.testing import CliRunner
+
+from eutectic import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "how-to" / "use-a-model.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_the_python_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    values: dict[str, object] = {}
+    exec(compile("".join(blocks("python")), "use-a-model.md", "exec"), values)
+    assert values["features"].shape == (96,)  # type: ignore[attr-defined]
+    assert "derivatives of the energy" in capsys.readouterr().out
+
+
+def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write("my.xyz", [molecule(name) for name in ("H2O", "CH4", "NH3", "CH3OH")])
+    write("query.xyz", molecule("H2O"))
+    commands = [line for block in blocks("sh") for line in block.splitlines()]
+    assert len(commands) == 8
+    for command in commands:
+        arguments = shlex.split(command.replace("runs/mine", "eutectic-small"))
+        result = CliRunner().invoke(cli.app, arguments[1:])
+        assert result.exit_code == 0, (command, result.output, result.exception)
+    assert (tmp_path / "map.html").exists()
+
+
+def test_the_drift_is_that_of_the_benchmark() -> None:
+    runs = json.loads((ROOT / "docs" / "results" / "drift.json").read_text())["runs"]
+    for row, forces in (
+        ("direct", "direct"),
+        ("derivatives", "derivatives"),
+        ("derivatives, smooth cap of 0.5 Å", "derivatives, smooth cap"),
+    ):
+        (line,) = [line for line in TEXT.splitlines() if line.startswith(f"| {row} |")]
+        shown = [float(cell.replace("−", "-")) for cell in line.split("|")[2:4]]
+        measured = [run["drift_meV_per_atom_per_ps"] for run in runs if run["forces"] == forces]
+        assert shown == pytest.approx(measured, rel=0.05)
