@@ -98,7 +98,7 @@ def train_ours(store: Path, folder: Path, options: list[str], rate: float, secon
         out = folder / name
         command = [
             *(sys.executable, "-m", "eutectic", "finetune", str(store), "-p", "energy", "-p", "forces"),
-            *("--forces", "gradient", "--from-scratch", "--out", str(out), "--steps", str(steps)),
+            *("--conservative", "--from-scratch", "--out", str(out), "--steps", str(steps)),
             *("--batch-size", "8", "--optimiser.learning_rate", str(rate), "--train.threads", "1"),
             *("--train.evaluate_every", str(max(1, steps // 10)), "--train.workers", "0"),
             *("--n-train", str(TRAIN), "--n-validation", str(VALIDATION)),

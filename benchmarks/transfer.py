@@ -39,7 +39,13 @@ from eutectic.study.compare import (
 from eutectic.study.results import Start, StudyResults, TaskComparison, Trial
 from eutectic.study.runs import run_all
 from eutectic.train.finetune import FinetuneResult
-from eutectic.train.settings import DataSettings, FinetuneSettings, FinetuneTrainSettings, default_targets
+from eutectic.train.settings import (
+    DataSettings,
+    FinetuneOptimiserSettings,
+    FinetuneSettings,
+    FinetuneTrainSettings,
+    default_targets,
+)
 
 SCRATCH_RATES = (1.2e-3, 2.5e-3, 6e-3, 1e-2, 1.6e-2)
 PRETRAINED_RATES = (3e-4, 6e-4, 1.2e-3, 2.5e-3, 6e-3)
@@ -179,6 +185,8 @@ def settings_of(task: Task, split: str | None, stores: Mapping[str, str]) -> Fin
         start="scratch",
         backbone=BACKBONE,
         graph=GRAPH,
+        # As measured: heads that are kept are warmed up like new ones.
+        optimiser=FinetuneOptimiserSettings(kept_head_warmup=0.0),
         train=FinetuneTrainSettings(steps=task.steps, batch_size=task.batch_size, threads=1, accelerator="cpu"),
     )
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from eutectic.data.catalogue import prepare as prepare_data
     from eutectic.predict.model import Model, load
     from eutectic.train.settings import FinetuneSettings, PretrainSettings
-    from eutectic.workflows import compare, finetune, pretrain, write_report
+    from eutectic.workflows import compare, evaluate, finetune, pretrain, write_report
 
 _PUBLIC = {
     # what a model sees and predicts
@@ -53,6 +53,7 @@ _PUBLIC = {
     "pretrain": "eutectic.workflows:pretrain",
     "finetune": "eutectic.workflows:finetune",
     "compare": "eutectic.workflows:compare",
+    "evaluate": "eutectic.workflows:evaluate",
     "write_report": "eutectic.workflows:write_report",
     "PretrainSettings": "eutectic.train.settings:PretrainSettings",
     "FinetuneSettings": "eutectic.train.settings:FinetuneSettings",
@@ -73,6 +74,7 @@ __all__ = [
     "check_data",
     "compare",
     "define_property",
+    "evaluate",
     "finetune",
     "list_data",
     "list_models",

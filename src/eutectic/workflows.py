@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from rich.console import Console
 
+from eutectic.atoms import EutecticError
+from eutectic.check.files import is_of_files, open_data
+from eutectic.console import ProgressBar
 from eutectic.data.examples import structure_from_dict
+from eutectic.data.splits import split as split_store
+from eutectic.data.store import Store
 from eutectic.files import write_atomically
 from eutectic.plan.plan import plan_run
+from eutectic.predict.evaluation import Evaluation, evaluate_model
+from eutectic.predict.model import Model, load
 from eutectic.recipes import RECIPES
 from eutectic.recipes.demonstration import pretraining_summary
 from eutectic.recipes.finetuning import finetuning
+from eutectic.report.evaluation_page import write_evaluation_page
 from eutectic.report.finetune_page import write_finetune_page
 from eutectic.report.run_page import write_run_page
 from eutectic.report.study_page import write_comparison_page
@@ -67,7 +76,8 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tune one model; `out` then holds `model/`, `result.json` and `report.html`.
 
-    A folder that holds this run unfinished is resumed.
+    A folder that holds this run unfinished is resumed; one that holds a shorter run with otherwise the same settings
+    goes on from its end.
 
     Args:
         data: name of a data set, path of a store, or a file that ASE reads; or the settings of a whole run.
@@ -121,7 +131,7 @@ def compare(
         Interrupted: stopped by a signal; resumable.
     """
     if not isinstance(data, FinetuneSettings):
-        data = finetuning(data, properties, model=model, from_scratch=True, **choices)
+        data = finetuning(data, properties, model=model, from_scratch=True, **{"head_from": None, **choices})
     results = run_study(
         data,
         Path(out),
@@ -135,6 +145,73 @@ def compare(
     )
     write_report(out)
     return results
+
+
+def evaluate(
+    model: str | Path | Model,
+    data: str | Path | Sequence[str | Path],
+    properties: Sequence[str] = (),
+    *,
+    task: str | None = None,
+    split: str | None = None,
+    part: Literal["train", "validation", "test"] = "test",
+    conservative: bool = False,
+    batch_size: int = 32,
+    report: str | Path | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+    quiet: bool = False,
+    **reading: Any,
+) -> Evaluation:
+    """Errors of a model on labelled structures: by property, data set, element and size.
+
+    Args:
+        model: a loaded model, or its name or folder.
+        data: names of data sets, stores, or files that ASE reads; one or several.
+        properties: to compare; by default all that the model predicts and the data have.
+        task: of the model; required if it has several.
+        split: evaluate only a part of each data set in this split.
+        part: of the split.
+        conservative: forces and stress as derivatives of the energy.
+        batch_size: structures per batch.
+        report: HTML page to write.
+        device: to predict on, as for `eutectic.load`.
+        console: where to report; the terminal or notebook if not given.
+        quiet: report nothing.
+        reading: keys, units, define, elements, level_of_theory, …, for files, as `open_data` takes them.
+
+    Raises:
+        EutecticError: no such model, task, property or data; no labels to compare with.
+    """
+    shown = _console(console, quiet)
+    loaded = model if isinstance(model, Model) else load(model, device=device)
+    sets: dict[str, tuple[Store, np.ndarray]] = {}
+    every = [data] if isinstance(data, str | Path) else list(data)
+    files = [one for one in every if is_of_files(one)]
+    for one in every:
+        # How to read a file is refused for a store; of stores and files, the files get it.
+        given = {} if files and one not in files else reading
+        store = open_data(one, console=shown, **given)
+        rows = np.arange(len(store)) if split is None else getattr(split_store(store, split), part)
+        if not len(rows):
+            raise EutecticError(f"{one}", f"no {part} structures in split {split!r}", "some", "choose another --part")
+        name = str(one) if split is None else f"{one} ({part} of {split})"
+        sets[name] = (store, rows)
+    total = sum(len(rows) for _, rows in sets.values())
+    with ProgressBar("evaluating", total, enabled=shown is not None) as bar:
+        result = evaluate_model(
+            loaded.trained,
+            sets,
+            name=loaded.name,
+            task=task,
+            properties=[properties] if isinstance(properties, str) else properties,
+            conservative=conservative,
+            batch_size=batch_size,
+            progress=bar.advance,
+        )
+    if report is not None:
+        write_evaluation_page(Path(report), result.to_dict(), environment=environment())
+    return result
 
 
 def _console(console: Console | None, quiet: bool) -> Console | None:

@@ -25,7 +25,8 @@ from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 from eutectic.train.loop import train
 from eutectic.train.pretrain import initial_model
 from eutectic.train.runtime.launch import make_fabric
-from eutectic.train.settings import OptimiserSettings, TrainSettings
+from eutectic.train.schedule import StepSchedule
+from eutectic.train.settings import LoopSettings, OptimiserSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -480,7 +481,7 @@ def two_steps(store: Store) -> tuple[float, ...]:
     source = BatchSampler([TaskDataset(0, task, store, rows)], 2, 1.0, 0)
     sizes = PaiNNSettings(width=8, layers=1, radial_functions=4, cutoff=4.0, edge_width=8)
     model = initial_model("painn", sizes.model_dump(), (task,), source, 0)
-    settings = TrainSettings(steps=2, batch_size=2, processes=1, threads=1)
+    settings, rates = LoopSettings(batch_size=2, threads=1), OptimiserSettings(learning_rate=1e-3, warmup_steps=1)
     losses: list[float] = []
     train(
         make_fabric(settings, alone=True),
@@ -488,7 +489,8 @@ def two_steps(store: Store) -> tuple[float, ...]:
         [task],
         source,
         settings,
-        OptimiserSettings(learning_rate=1e-3, warmup_steps=1),
+        rates,
+        schedule=StepSchedule(rates, 2, 200),
         on_step=lambda entry: losses.append(entry["loss"]),
     )
     return tuple(losses)

@@ -15,15 +15,28 @@ def test_what_is_not_given_has_its_default() -> None:
     )
 
 
-def test_an_energy_is_added_only_where_forces_are_its_gradient() -> None:
-    gradient = finetuning("md_aspirin", ["forces"], forces="gradient")
+def kinds(settings: FinetuneSettings) -> dict[str, str | None]:
+    return {name: target.head.kind for name, target in settings.targets.items()}
+
+
+def test_forces_are_conservative_where_the_energy_is_learned_too() -> None:
+    both = {"energy": "scalar", "forces": "gradient_forces"}
+    assert kinds(finetuning("md_aspirin", ["energy", "forces"])) == both
+    assert kinds(finetuning("md_aspirin", ["forces"])) == {"forces": "direct_forces"}
+    direct = finetuning("md_aspirin", ["energy", "forces"], conservative=False)
+    assert kinds(direct) == {"energy": "scalar", "forces": "direct_forces"}
+    with pytest.raises(EutecticError, match="no forces among energy"):
+        finetuning("md_aspirin", ["energy"], conservative=True)
+
+
+def test_an_energy_is_added_only_where_forces_are_its_derivative() -> None:
+    gradient = finetuning("md_aspirin", ["forces"], conservative=True)
     assert [(name, target.head.kind) for name, target in gradient.targets.items()] == [
         ("forces", "gradient_forces"),
         ("energy", "scalar"),
     ]
     assert gradient.targets["energy"].head.pooling == "sum"
     assert list(finetuning("md_aspirin", ["forces"]).targets) == ["forces"]
-    assert list(finetuning("md_aspirin", ["energy"], forces="gradient").targets) == ["energy"]
 
 
 def test_a_start_from_scratch_takes_the_architecture_unless_a_backbone_is_given() -> None:
@@ -34,8 +47,6 @@ def test_a_start_from_scratch_takes_the_architecture_unless_a_backbone_is_given(
 
 
 def test_choices_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(EutecticError, match="direct or gradient"):
-        finetuning("md_aspirin", ["forces"], forces="both")
     with pytest.raises(EutecticError, match="did you mean 'forces'"):
         finetuning("md_aspirin", ["forcs"])
     with pytest.raises(EutecticError, match="did you mean 'precision'"):

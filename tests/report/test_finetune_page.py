@@ -87,6 +87,7 @@ def test_every_property_has_its_error_curve_and_predictions(tmp_path: Path) -> N
     assert text.count("<svg") == 4
     assert "12.5×" in text  # energy, below its baseline
     assert "Lowest validation error of the EMA weights: 10.0 meV, 15.0× below the baseline of 150" in text
+    assert "200 (lowest mean of validation error / baseline over properties" in text
     assert "baseline: element references" in text
 
 

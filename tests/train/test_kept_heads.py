@@ -1,80 +1,142 @@
-"""References that go with a head that is kept."""
+"""Heads that a fine-tuning keeps, and the tests that it is given."""
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from rich.console import Console
 
-from eutectic.atoms import LabelledStructure
-from eutectic.checkpoints.model import TrainedModel
+from eutectic.atoms import EutecticError
 from eutectic.data.store import Store, write_store
-from eutectic.graph import GraphSettings
-from eutectic.models.heads import HeadSettings
-from eutectic.models.multitask import MultitaskModel
-from eutectic.models.painn import PaiNN, PaiNNSettings
-from eutectic.predict.prediction import predict
-from eutectic.tasks import TargetSettings, Task, fit_task
-from eutectic.tasks.references import References
-from eutectic.tasks.task import Normaliser, Target
-from eutectic.train.kept_heads import with_their_references
+from eutectic.train.finetune import FinetuneResult, finetune, prepare_run
+from eutectic.train.optimisation import learning_rate
+from eutectic.train.settings import FinetuneOptimiserSettings, FinetuneSettings
 
-GRAPH = GraphSettings(cutoff=4.0, max_neighbours=20)
-ORIGINS = {1: -13.5, 6: -1000.25, 7: -1480.0, 8: -2040.0}
-"""eV for each atom, by which the labels differ from what the kept head predicts."""
+BOTH = {"energy": {}, "forces": {"head": {"kind": "gradient_forces"}}}
 
 
-@pytest.fixture(scope="module")
-def teacher() -> TrainedModel:
-    torch.manual_seed(0)
-    backbone = PaiNN(PaiNNSettings.tiny().for_graphs([GRAPH]))
-    settings = TargetSettings(head=HeadSettings(layers=0))
-    references = References(property="energy", values={z: 0.5 * z for z in range(1, 20)})
-    targets = {"energy": Target(settings, Normaliser(references, 0.0, 1.7), 1.0)}
-    task = Task(name="theirs", level_of_theory="made up", targets=targets, graph=GRAPH)
-    module = MultitaskModel(backbone, {"theirs": task.heads}).double().eval()
-    return TrainedModel(module, (task,), "painn", backbone.settings.model_dump(), GRAPH)
+def settings(store: Path, start: str = "scratch", **changes: Any) -> FinetuneSettings:
+    data = {"store": str(store), "split": "random", "train": 60, "validation": 12, "test": 12}
+    values: dict[str, Any] = {
+        "data": data | changes.pop("data", {}),
+        "targets": BOTH,
+        "start": start,
+        "train": {"steps": 40, "batch_size": 8, "evaluate_every": 20, "threads": 1, "accelerator": "cpu"},
+        "name": "mine",
+    }
+    if start == "scratch":
+        values |= {"backbone": {"name": "painn", "settings": {"width": 16, "layers": 1, "cutoff": 4.0}}}
+        values |= {"graph": {"cutoff": 4.0}, "optimiser": {"learning_rate": 1e-2}}
+    return FinetuneSettings.model_validate(values | changes)
 
 
 @pytest.fixture(scope="module")
-def relabelled(molecules: Store, teacher: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """The predictions of the teacher, on another origin."""
-    structures = [molecules[i].structure for i in range(48)]
-    energies = [float(p["energy"]) for p in predict(teacher, "theirs", structures)]
-    origins = [sum(ORIGINS[int(z)] for z in s.numbers) for s in structures]
-    labelled = [
-        LabelledStructure(structure=s, labels={"energy": np.asarray(e + o)}, id=f"{i}", group=f"{i}")
-        for i, (s, e, o) in enumerate(zip(structures, energies, origins, strict=True))
+def first(molecules: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FinetuneResult]:
+    folder = tmp_path_factory.mktemp("first")
+    return folder / "model", finetune(settings(molecules.path), folder)
+
+
+def shifted(molecules: Store, path: Path, **card: Any) -> Path:
+    """The same structures with other energies of the elements: every energy is off by some eV per atom."""
+    rows = [
+        replace(
+            row, labels={**row.labels, "energy": np.asarray(row.labels["energy"] + 0.7 * row.structure.numbers.sum())}
+        )
+        for row in molecules
     ]
-    card = replace(molecules.card, properties=("energy",))
-    path = tmp_path_factory.mktemp("kept") / "relabelled"
-    write_store(path, card, labelled)
-    return Store(path)
+    write_store(path, replace(molecules.card, **card), rows)
+    return path
 
 
-def test_labels_that_differ_by_constants_are_predicted_at_once(relabelled: Store, teacher: TrainedModel) -> None:
-    rows = np.arange(len(relabelled))
-    fitted = fit_task("ours", relabelled, rows, {"energy": TargetSettings(head=HeadSettings(layers=0))}, GRAPH)
-    task = with_their_references(fitted, teacher, teacher.tasks[0], ["energy"], relabelled, rows)
-    module = MultitaskModel(teacher.module.backbone, {"ours": task.heads}).double().eval()
-    head = module.heads["ours"]["energy"]  # type: ignore[index]
-    head.load_state_dict(teacher.module.heads["theirs"]["energy"].state_dict())  # type: ignore[index]
-    head.rescale(1.7 / task.targets["energy"].normaliser.scale)
-    ours = replace(teacher, module=module, tasks=(task,))
-    made = predict(ours, "ours", [one.structure for one in relabelled])
-    wrong = [abs(float(p["energy"]) - float(one.labels["energy"])) for p, one in zip(made, relabelled, strict=True)]
-    assert max(wrong) < 1e-6
-    # Without, the least-squares fit to labels alone is off by what the teacher says beyond its references.
-    before = replace(ours, tasks=(fitted,))
-    made = predict(before, "ours", [one.structure for one in relabelled])
-    assert (
-        max(abs(float(p["energy"]) - float(o.labels["energy"])) for p, o in zip(made, relabelled, strict=True)) > 0.01
+def begun(settings: FinetuneSettings) -> tuple[str, Any]:
+    said = Console(width=1000, file=io.StringIO())
+    prepared = prepare_run(settings, said)
+    return said.file.getvalue(), prepared  # type: ignore[attr-defined]
+
+
+def test_a_head_that_fits_is_kept_with_references_of_its_own(
+    molecules: Store, first: tuple[Path, FinetuneResult], tmp_path: Path
+) -> None:
+    """On the same structures with shifted energies, a kept head starts with the errors that it ended with."""
+    model, before = first
+    store = shifted(molecules, tmp_path / "shifted")
+    said, prepared = begun(settings(store, str(model)))
+    assert "kept: heads of task mine: energy; before training, on 12 validation structures: energy" in said
+    assert "conservative: forces as derivatives of the energy" in said
+    assert prepared.kept.errors["forces"] == pytest.approx(min(before.curves["forces"]), rel=1e-3)
+    # Refitted on other structures than those that it is tried on.
+    assert prepared.kept.errors["energy"] == pytest.approx(min(before.curves["energy"]), rel=0.3)
+    assert prepared.kept.baselines["energy"] == pytest.approx(before.validation_baselines["energy"], rel=1e-6)
+    result = finetune(settings(store, str(model)), None)
+    assert result.errors[0] == pytest.approx(prepared.kept.errors["forces"], rel=1e-3)
+    assert result.validation_baselines["energy"] == pytest.approx(before.validation_baselines["energy"], rel=1e-6)
+
+
+def test_heads_of_another_level_of_theory_or_worse_than_the_mean_are_not_kept(
+    molecules: Store, first: tuple[Path, FinetuneResult], tmp_path: Path
+) -> None:
+    model, _ = first
+    other = shifted(molecules, tmp_path / "other", level_of_theory="another")
+    said, prepared = begun(settings(other, str(model)))
+    assert "reset: new heads for energy" in said
+    assert "dropped: heads of mine" in said
+    assert prepared.kept.task is None
+    assert prepared.task is prepared.baseline
+    said, prepared = begun(settings(other, str(model), head_from="mine"))
+    assert "kept: heads of task mine: energy" in said
+    # Forces of the wrong sign and size: the heads' errors are above those of no force.
+    rows = [replace(row, labels={n: np.asarray(-5.0 * v) for n, v in row.labels.items()}) for row in molecules]
+    write_store(tmp_path / "wrong", molecules.card, rows)
+    said, prepared = begun(settings(tmp_path / "wrong", str(model)))
+    assert "not kept: heads of task mine, of the same level of theory: errors 1." in said
+    assert prepared.kept.task is None
+    said, _ = begun(settings(molecules.path, str(model), targets={"energy": {"head": {"layers": 3}}}, head_from="mine"))
+    assert "no head of task mine fits" in said
+
+
+def test_kept_heads_are_warmed_up_gently(molecules: Store, first: tuple[Path, FinetuneResult], tmp_path: Path) -> None:
+    rates = FinetuneOptimiserSettings(warmup_steps=2)
+    gentle = rates.gentle(100)
+    assert learning_rate(gentle, 0, 100) == pytest.approx(0.01 * rates.learning_rate)
+    assert learning_rate(gentle, 9, 100) == pytest.approx(rates.learning_rate)
+    assert rates.model_copy(update={"kept_head_warmup": 0.0}).gentle(100).warmup_lr_ratio == rates.warmup_lr_ratio
+    seen: list[float] = []
+    for head in ("auto", None):
+        folder = tmp_path / str(head)
+        finetune(settings(molecules.path, str(first[0]), head_from=head), folder)
+        seen.append(float((folder / "journal.jsonl").read_text().split('"learning_rate": ')[1].split(",")[0]))
+    assert seen == pytest.approx([0.01 * 2e-3, 0.2 * 2e-3])
+
+
+def test_a_test_file_of_ones_own(molecules: Store, tmp_path: Path) -> None:
+    write_store(tmp_path / "all", molecules.card, [molecules[i] for i in range(80)])
+    write_store(tmp_path / "test", molecules.card, [molecules[i] for i in range(78, 96)])
+    said = Console(width=1000, file=io.StringIO())
+    # Of 80 structures 12 are validated on and 68 trained on: none is set aside.
+    chosen = settings(tmp_path / "all", data={"train": 68, "test": None, "test_file": str(tmp_path / "test")})
+    result = finetune(chosen, tmp_path / "run", console=said)
+    words = said.file.getvalue()  # type: ignore[attr-defined]
+    assert "test: 18 structures of" in words
+    assert "2 of them are among the training or validation structures too" in words
+    assert (result.trained_on, result.validated_on, result.tested_on) == (68, 12, 18)
+    from eutectic.predict.evaluation import evaluate_model
+    from eutectic.predict.model import load
+
+    model = load(tmp_path / "run", device="cpu").trained
+    found = evaluate_model(model, {"test": (Store(tmp_path / "test"), np.arange(18))}).sets["test"]
+    assert found["forces"].mae == pytest.approx(result.test_errors["forces"], rel=1e-5)
+    assert found["energy"].mae == pytest.approx(result.test_errors["energy"], rel=1e-4)
+    with pytest.raises(ValueError, match="test and test_file are both given"):
+        settings(tmp_path / "all", data={"test_file": str(tmp_path / "test")})
+    rows = [replace(molecules[i], labels={"forces": molecules[i].labels["forces"]}) for i in range(4)]
+    write_store(tmp_path / "unlabelled", molecules.card, rows)
+    wanted = settings(
+        tmp_path / "all", targets={"energy": {}}, data={"test": None, "test_file": str(tmp_path / "unlabelled")}
     )
-
-
-def test_other_properties_are_left_alone(relabelled: Store, teacher: TrainedModel) -> None:
-    rows = np.arange(len(relabelled))
-    fitted = fit_task("ours", relabelled, rows, {"energy": TargetSettings()}, GRAPH)
-    assert with_their_references(fitted, teacher, teacher.tasks[0], [], relabelled, rows) == fitted
+    with pytest.raises(EutecticError, match="no label of energy; its labels: forces"):
+        finetune(wanted, None)

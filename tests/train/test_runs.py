@@ -194,7 +194,7 @@ def test_finetuning_from_each_start(finished: Path, molecules: Store, tmp_path: 
     assert result.steps == [0, 4, 8, 12]
     assert set(result.test_errors) == {"energy", "forces"}
     assert result.tested_on == 20
-    assert result.errors[result.steps.index(result.best_step)] == min(result.errors)
+    assert result.scores[result.steps.index(result.best_step)] == min(result.scores)
     assert result.test_error == pytest.approx(
         np.abs(np.array(result.truth) - np.array(result.prediction)).mean(), rel=0.3
     )
@@ -206,14 +206,14 @@ def test_finetuning_from_each_start(finished: Path, molecules: Store, tmp_path: 
 
 def test_kept_heads_start_where_pretraining_ended(finished: Path, molecules: Store, tmp_path: Path) -> None:
     kept = {"energy": {"head": {"layers": 4}}, "forces": {"head": {"kind": "direct_forces", "layers": 4}}}
-    fresh = finetune(finetuning(molecules, "pretrained", finished / "model", targets=kept), None)
+    fresh = finetune(finetuning(molecules, "pretrained", finished / "model", targets=kept, head_from=None), None)
     console = Console(width=1000, file=io.StringIO())
     held = finetune(
         finetuning(molecules, "pretrained", finished / "model", targets=kept, head_from="molecules"),
         None,
         console=console,
     )
-    assert "heads kept from molecules: energy, forces" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "kept: heads of task molecules: energy, forces; before training" in console.file.getvalue()  # type: ignore[attr-defined]
     # The judged forces, in physical units, are those of the model before, whatever this data's scale is.
     before = load_model(finished / "model")
     parts = split_of(molecules, finetuning(molecules, "scratch", finished / "model", targets=kept))

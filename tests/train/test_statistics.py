@@ -40,7 +40,13 @@ def rank_statistics(factor: int) -> RankStatistics:
 def test_every_number_comes_back_under_its_name(tasks: list[Task]) -> None:
     assert targets_of(tasks) == [(0, "energy"), (0, "forces"), (1, "forces")]
     values = sum(
-        StepStatistics.pack(rank_statistics(f), data_seconds=0.5 * f, stop_requested=f == 2, checkpoint_due=f == 1)
+        StepStatistics.pack(
+            rank_statistics(f),
+            data_seconds=0.5 * f,
+            stop_requested=f == 2,
+            checkpoint_due=f == 1,
+            elapsed=9.0 * (f == 1),
+        )
         for f in (1, 2)
     )
     assert isinstance(values, torch.Tensor)
@@ -64,6 +70,7 @@ def test_every_number_comes_back_under_its_name(tasks: list[Task]) -> None:
         "data_seconds": 1.5,
         "stop_requests": 1.0,
         "checkpoint_due": 1.0,
+        "elapsed": 9.0,
         "gradient_norm": 5.0,
         "scale": 1.0,
     }

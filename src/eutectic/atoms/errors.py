@@ -25,8 +25,12 @@ class EutecticError(Exception):
         return type(self), (self.where, self.given, self.expected, self.fix)
 
 
-class Interrupted(Exception):
-    """The user interrupted the program (Ctrl-C, SIGTERM). Progress is saved; `resume` says how to continue."""
+class Interrupted(BaseException):
+    """The user interrupted the program (Ctrl-C, SIGTERM). Progress is saved; `resume` says how to continue.
+
+    No `Exception`, as KeyboardInterrupt is none: code that goes on after any error, such as a reader that skips bad
+    files, must not go on after this.
+    """
 
     def __init__(self, resume: str) -> None:
         self.resume = resume

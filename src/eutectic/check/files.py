@@ -28,6 +28,7 @@ def open_data(
     define: Sequence[str] = (),
     elements: str | None = None,
     level_of_theory: str = "not stated",
+    skip_unconverged: bool = False,
     console: Console | None = None,
 ) -> Store:
     """Open a store by name or path, or a file or folder that ASE reads, which is first prepared and checked.
@@ -42,6 +43,7 @@ def open_data(
         define: for a file: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
         elements: for a file of types or labels: their elements, "Cu,Au" or "OW=O,HW=H".
         level_of_theory: for a file: level of theory of its labels.
+        skip_unconverged: for a file: leave out calculations that did not converge.
         console: where to report the preparation and the findings; silent if None.
 
     Raises:
@@ -49,8 +51,8 @@ def open_data(
             given for a store.
     """
     path = Path(data)
-    if not _is_of_files(data):
-        given = {"--key": keys, "--unit": units, "--elements": elements}
+    if not is_of_files(data):
+        given = {"--key": keys, "--unit": units, "--elements": elements, "--skip-unconverged": skip_unconverged}
         for option, value in given.items():
             if value:
                 raise EutecticError(
@@ -60,7 +62,7 @@ def open_data(
                     "leave it out, or give the file itself",
                 )
         return catalogue.open_store(data)
-    cached = _cache_path(path, keys, units, define, elements, level_of_theory)
+    cached = _cache_path(path, keys, units, define, elements, level_of_theory, skip_unconverged)
     verdict = cached.with_name(cached.name + ".check.json")
     if not (is_store(cached) and verdict.is_file()):
         catalogue.prepare(
@@ -72,6 +74,7 @@ def open_data(
             define=define,
             elements=elements,
             level_of_theory=level_of_theory,
+            skip_unconverged=skip_unconverged,
             overwrite=is_store(cached),
             progress=console is not None,
         )
@@ -96,7 +99,7 @@ def open_data(
     return Store(cached)
 
 
-def _is_of_files(data: str | Path) -> bool:
+def is_of_files(data: str | Path) -> bool:
     """Whether this is a file or a folder of structures, and no store or name of one."""
     path = Path(data)
     if str(data) in catalogue.embedded() or is_store(path):
@@ -111,6 +114,7 @@ def _cache_path(
     define: Sequence[str],
     elements: str | None,
     level_of_theory: str,
+    skip_unconverged: bool,
 ) -> Path:
     """Path of the cached store for the content of a file and these options."""
     content = hashlib.sha256()
@@ -121,6 +125,7 @@ def _cache_path(
             while block := file.read(1 << 20):
                 content.update(block)
     given = [sorted((keys or {}).items()), sorted((units or {}).items()), sorted(define), elements, level_of_theory]
+    given += [True] if skip_unconverged else []
     options = json.dumps([VERSION, *given])
     content.update(f"{path.name} {options}".encode())
     return catalogue.data_folder() / "files" / content.hexdigest()[:24] / (path.stem or "structures")

@@ -1,4 +1,4 @@
-"""Commands that use a model: predict, embed, nearest, models, inspect, diff, import-jmp, import-fairchem."""
+"""Commands that use a model: predict, evaluate, embed, nearest, models, inspect, diff, import-jmp, import-fairchem."""
 
 from __future__ import annotations
 
@@ -215,6 +215,80 @@ def predict(
         Console(stderr=True).print(f"[yellow]{plain(line)}[/]", soft_wrap=True, highlight=False)
     if summary.failed:
         raise typer.Exit(3)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder of a model or a run, or `eutectic-small`.")],
+    data: Annotated[
+        list[str],
+        typer.Argument(help="Labelled structures: name of a data set, a store, or a file that ASE reads; several."),
+    ],
+    property: Annotated[
+        list[str] | None,
+        typer.Option("--property", "-p", help="Property to compare; repeat. Default: all that both have."),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Task of the model; needed if there are several.")] = None,
+    split: Annotated[str | None, typer.Option(help="Evaluate one part of the data in this split.")] = None,
+    part: Annotated[str, typer.Option(help="With --split: `train`, `validation` or `test`.")] = "test",
+    conservative: Annotated[
+        bool, typer.Option("--conservative", help="Forces and stress as derivatives of the energy.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", "-o", help="HTML page to write, with parity plots.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 32,
+    key: Annotated[
+        list[str] | None, typer.Option(help="For a file: key of a property, as energy=E_dft; repeat.")
+    ] = None,
+    unit: Annotated[
+        list[str] | None, typer.Option(help="For a file: unit of a property, as energy=kcal/mol; repeat.")
+    ] = None,
+    elements: Annotated[str | None, typer.Option(help=f"For a file. {ELEMENTS}")] = None,
+    level_of_theory: Annotated[str, typer.Option(help="For a file: level of theory of its labels.")] = "not stated",
+    skip_unconverged: Annotated[
+        bool, typer.Option("--skip-unconverged", help="For a file: leave out calculations that did not converge.")
+    ] = False,
+) -> None:
+    """Compare a model's predictions with labels: errors by property, data set, element and size.
+
+    **Examples**
+
+    `eutectic evaluate runs/mine test.xyz`
+
+    `eutectic evaluate runs/mine 300K.xyz 600K.xyz -o test.html`
+
+    `eutectic evaluate eutectic-small molecules --task molecules --split group --json`
+    """
+    from eutectic.cli.show import show_evaluation
+    from eutectic.workflows import evaluate as run
+
+    if part not in ("train", "validation", "test"):
+        raise EutecticError("--part", repr(part), "train, validation or test", "choose one of these")
+    result = run(
+        model,
+        data,
+        property or (),
+        task=task,
+        split=split,
+        part=cast(Any, part),
+        conservative=conservative,
+        batch_size=batch_size,
+        report=report,
+        console=Console(stderr=True),
+        keys=pairs(key),
+        units=pairs(unit, "--unit", "energy=kcal/mol"),
+        elements=elements,
+        level_of_theory=level_of_theory,
+        skip_unconverged=skip_unconverged,
+    )
+    if as_json:
+        sys.stdout.write(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    else:
+        show_evaluation(result)
+        if report is not None:
+            console.print(f"report: {report}", highlight=False)
 
 
 @app.command()

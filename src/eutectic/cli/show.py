@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from eutectic.check import Report
+    from eutectic.predict.evaluation import Evaluation
     from eutectic.train.finetune import FinetuneResult
 
 console = Console()
@@ -93,8 +95,67 @@ def show_finetuning(result: FinetuneResult) -> None:
         shown = (significant(error), significant(baselines.get(name)), result.units[name], metric)
         table.add_row(name.replace("_", " "), *shown)
     console.print(table)
+    chosen = "the last" if not result.validated_on else f"the best on {result.validated_on:,} validation structures"
+    several = " by the mean of error / baseline over properties" if len(result.curves) > 1 else ""
     console.print(
-        f"[dim]weights of step {result.best_step} of {result.total_steps}, the best on {result.validated_on:,} "
-        f"validation structures; baseline: references and mean alone[/]",
+        f"[dim]weights of step {result.best_step} of {result.total_steps}, {chosen}{several}; baseline: references and "
+        f"mean alone[/]",
         highlight=False,
     )
+
+
+def show_end(result: FinetuneResult, folder: Path, longer: str) -> None:
+    """Print where a fine-tuned model is, what uses it, whether training was at its end, and what goes on.
+
+    Args:
+        result: of the run.
+        folder: of the run.
+        longer: the command that goes on.
+    """
+    from eutectic.train.judging import RULE
+
+    for note in result.notes:
+        console.print(f"[yellow]{plain(note)}[/]", highlight=False)
+    if result.still_falling is not None and not result.converged:
+        state = "[yellow]still[/]" if result.still_falling else "no longer"
+        console.print(
+            f"error {state} falling when the run ended: {max(0.0, result.fell or 0.0):.1%} (still: {RULE})",
+            highlight=False,
+        )
+    for what, where in (
+        ("model", f"{folder / 'model'}"),
+        ("report", f"{folder / 'report.html'}"),
+        ("predict", f"eutectic predict {folder / 'model'} FILE -o predicted.xyz"),
+        ("go on", longer),
+    ):
+        console.print(f"{what + ':':<9}{plain(where)}", highlight=False, soft_wrap=True)
+
+
+def show_evaluation(result: Evaluation) -> None:
+    """Print the errors of a model by data set and property, then the parts where they are largest and smallest."""
+    from eutectic.report.formatting import significant
+
+    console.print(f"{result.model}, task {result.task} ({result.level_of_theory})", highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False)
+    several = len(result.sets) > 1
+    headings = ("set",) * several + ("property", "MAE", "RMSE", "mean error", "baseline", "unit", "structures")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("set", "property", "unit") else "right")
+    for where, errors in result.sets.items():
+        for name, found in errors.items():
+            numbers = [significant(x) for x in (found.mae, found.rmse, found.bias, found.baseline)]
+            unit = found.unit or found.metric
+            label = name.replace("_", " ")
+            table.add_row(*[plain(where)] * several, label, *numbers, unit, f"{found.structures:,}")
+    console.print(table)
+    for where, errors in result.sets.items():
+        for name, found in errors.items():
+            for kind, parts in (("atoms", found.by_size), ("element", found.by_element)):
+                if len(parts) > 1:
+                    words = "  ".join(f"{part} {significant(value)}" for part, value in parts.items())
+                    of = f"{where}, " if several else ""
+                    console.print(f"[dim]{plain(of)}{name.replace('_', ' ')} by {kind}:[/] {words}", highlight=False)
+    for note in result.notes:
+        console.print(f"[yellow]{plain(note)}[/]", highlight=False)
+    for where, (number, why) in result.left_out.items():
+        console.print(f"[yellow]{plain(where)}: {number:,} structures left out:[/] {plain(why)}", highlight=False)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +17,10 @@ from rich.table import Table
 from eutectic.atoms import EutecticError
 from eutectic.cli.app import OVERRIDES, app
 from eutectic.cli.options import ELEMENTS, overrides, pairs, pretraining_settings, print_settings
-from eutectic.cli.show import console, plain, show_finetuning
+from eutectic.cli.show import console, plain, show_end, show_finetuning
+
+if TYPE_CHECKING:
+    from eutectic.train.settings import FinetuneTrainSettings
 
 
 @app.command(context_settings=OVERRIDES)
@@ -139,9 +144,7 @@ def report(
 Data = Annotated[str, typer.Argument(help="Name of a data set, path of a store, or a file that ASE reads.")]
 Properties = Annotated[
     list[str],
-    typer.Option(
-        "--property", "-p", help="Property to learn; repeat. Forces, else the first one, select the best step."
-    ),
+    typer.Option("--property", "-p", help="Property to learn; repeat. All together select the best step."),
 ]
 Model = Annotated[
     Path,
@@ -150,10 +153,21 @@ Model = Annotated[
         "(sevennet:7net-0, mace:FILE.model)."
     ),
 ]
-HeadFrom = Annotated[str | None, typer.Option(help="Task of the model whose heads are reused where they fit.")]
-Forces = Annotated[
+HeadFrom = Annotated[
     str | None,
-    typer.Option(help="`direct`, or `gradient` of the energy (conservative) [default: as in the model, else direct]."),
+    typer.Option(
+        help="Task of the model whose heads are reused where they fit; `none` for new heads. Default of `finetune`: "
+        "one of the data's level of theory that is better than the mean predictor; of `compare`: `none`."
+    ),
+]
+Conservative = Annotated[
+    bool | None,
+    typer.Option(
+        "--conservative/--direct",
+        help="Forces as derivatives of the energy, or by a head of their own, two to three times as fast. "
+        "Default: conservative where both energy and forces are learned.",
+        show_default=False,
+    ),
 ]
 Split = Annotated[str | None, typer.Option(help="Name of the split; default: the data set's.")]
 Training = Annotated[
@@ -161,7 +175,7 @@ Training = Annotated[
 ]
 Validation = Annotated[int | None, typer.Option("--n-validation", "--validation", help="Validation structures.")]
 Test = Annotated[int | None, typer.Option("--n-test", "--test", help="Test structures.")]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps [default: 500].")]
+Steps = Annotated[int | None, typer.Option(help="Length in optimiser steps [default: 500].")]
 BatchSize = Annotated[int | None, typer.Option(help="Structures per batch [default: 16].")]
 Key = Annotated[
     list[str] | None,
@@ -176,6 +190,9 @@ Define = Annotated[
     typer.Option(help="New property, as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; repeat."),
 ]
 Elements = Annotated[str | None, typer.Option(help=f"For a file. {ELEMENTS}")]
+SkipUnconverged = Annotated[
+    bool, typer.Option("--skip-unconverged", help="For a file: leave out calculations that did not converge.")
+]
 LevelOfTheory = Annotated[str | None, typer.Option(help="For a file: level of theory of its labels.")]
 
 
@@ -190,21 +207,44 @@ def finetune(
         bool, typer.Option("--from-scratch", help="Start from random weights, with the architecture of --model.")
     ] = False,
     head_from: HeadFrom = None,
-    forces: Forces = None,
+    conservative: Conservative = None,
     split: Split = None,
     n_train: Training = None,
     n_validation: Validation = None,
     n_test: Test = None,
     steps: Steps = None,
+    epochs: Annotated[float | None, typer.Option(help="Length in epochs, in place of --steps.")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Length as a time, in place of --steps: 90s, 30m, 1h30m; of training alone.")
+    ] = None,
+    until_converged: Annotated[
+        bool,
+        typer.Option(
+            "--until-converged",
+            help="Train until the validation error no longer falls; --epochs or --time is then the most.",
+        ),
+    ] = False,
     batch_size: BatchSize = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate [default: 0.002].")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay [default: 0.01].")] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Weight of a property in the loss, as forces=10; repeat. Default: 1 each, of normalised errors."
+        ),
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="Loss: `mae` (default), `huber` or `mse`.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed [default: 0].")] = None,
     key: Key = None,
     unit: Unit = None,
     define: Define = None,
     elements: Elements = None,
     level_of_theory: LevelOfTheory = None,
+    skip_unconverged: SkipUnconverged = False,
+    test_file: Annotated[
+        str | None,
+        typer.Option(help="A store or file to test on, read like the data, of which nothing is then set aside."),
+    ] = None,
     show_settings: Annotated[
         bool, typer.Option("--show-settings", help="Print the resolved settings and stop.")
     ] = False,
@@ -213,21 +253,23 @@ def finetune(
     """Fine-tune a pre-trained model to properties of your data.
 
     Writes `model/`, `result.json` and `report.html` into the run's folder. A file of structures is prepared and
-    checked first. Any other setting can be changed by `--section.key value`, e.g. `--train.precision bf16-mixed`.
+    checked first. A run in the folder is resumed if it is unfinished, and goes on if it is given a greater length. Any
+    other setting can be changed by `--section.key value`, e.g. `--train.precision bf16-mixed`.
 
     **Examples**
 
     `eutectic finetune md_aspirin -p forces --n-train 100 --out runs/aspirin`
 
-    `eutectic finetune my.xyz -p energy -p forces --forces gradient --out runs/mine`
+    `eutectic finetune my.xyz -p energy -p forces --out runs/mine`
+
+    `eutectic finetune my.xyz -p energy --time 30m --out runs/mine`, then the same with `--time 1h` to go on
 
     `eutectic finetune my.xyz -p energy --key energy=E_dft --unit energy=kcal/mol --out runs/mine`
 
     `eutectic finetune md_aspirin -p forces --model runs/demo/model --head-from molecules --out runs/kept`
-
-    `eutectic finetune my.xyz -p energy -p forces --model sevennet:7net-0 --out runs/from-7net`
     """
     from eutectic.recipes.finetuning import finetuning
+    from eutectic.train.kept_heads import AUTO
     from eutectic.train.runtime.launch import is_first
     from eutectic.workflows import finetune as run
 
@@ -236,22 +278,29 @@ def finetune(
         property,
         model=model,
         from_scratch=from_scratch,
-        head_from=head_from,
-        forces=forces,
+        head_from=AUTO if head_from is None else None if head_from == "none" else head_from,
+        conservative=conservative,
         split=split,
         n_train=n_train,
         n_validation=n_validation,
         n_test=n_test,
         steps=steps,
+        epochs=epochs,
+        time=time,
+        until_converged=until_converged,
         batch_size=batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         seed=seed,
+        weights=_numbers(weight),
+        loss=loss,
         keys=pairs(key),
         units=pairs(unit, "--unit", "energy=kcal/mol"),
         define=define or (),
         elements=elements,
         level_of_theory=level_of_theory,
+        skip_unconverged=skip_unconverged,
+        test_file=test_file,
         settings=overrides(context.args),
     )
     if show_settings:
@@ -264,11 +313,42 @@ def finetune(
         sys.stdout.write(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
         return
     show_finetuning(result)
-    console.print(
-        f"model: {out / 'model'}\nreport: {out / 'report.html'}\n"
-        f"predict: eutectic predict {out / 'model'} FILE -o predicted.xyz",
-        highlight=False,
-    )
+    show_end(result, out, _longer(sys.argv[1:], settings.train))
+
+
+def _numbers(given: list[str] | None) -> dict[str, float]:
+    """Property → number, from "property=number"."""
+    found: dict[str, float] = {}
+    for name, text in (pairs(given, "--weight", "forces=10") or {}).items():
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise EutecticError("--weight", f"{name}={text}", "a number, e.g. forces=10", "correct it") from None
+    return found
+
+
+def _longer(arguments: Sequence[str], train: FinetuneTrainSettings) -> str:
+    """The command, for twice the length of its run."""
+    from eutectic.train.settings import duration
+
+    kept, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name = word.partition("=")[0].replace("-", "_").removeprefix("__").removeprefix("train.")
+        if word.startswith("--") and name in ("steps", "epochs", "time", "evaluate_every", "until_converged"):
+            if "=" not in word and name != "until_converged" and rest:
+                rest.pop(0)
+        else:
+            kept.append(word)
+    if train.epochs is not None:
+        length = ["--epochs", f"{2 * train.epochs:g}"]
+    elif train.time is not None:
+        length = ["--time", duration(2 * train.time)]
+    elif train.steps is not None:
+        length = ["--steps", f"{2 * train.steps}"]
+    else:
+        length = ["--until-converged", "--train.patience", f"{2 * train.patience}"]
+    return shlex.join(["eutectic", *kept, *length])
 
 
 @app.command(context_settings=OVERRIDES)
@@ -289,7 +369,7 @@ def compare(
         typer.Option("--weight-decay", "--decay", help="Weight decay; repeat to choose on validation data."),
     ] = None,
     head_from: HeadFrom = None,
-    forces: Forces = None,
+    conservative: Conservative = None,
     split: Split = None,
     n_train: Training = None,
     n_validation: Validation = None,
@@ -301,6 +381,7 @@ def compare(
     define: Define = None,
     elements: Elements = None,
     level_of_theory: LevelOfTheory = None,
+    skip_unconverged: SkipUnconverged = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: one per core.")] = None,
 ) -> None:
     """Compare fine-tuning from a pre-trained model with training from scratch, over several seeds.
@@ -332,8 +413,8 @@ def compare(
         property,
         model=model,
         from_scratch=True,
-        head_from=head_from,
-        forces=forces,
+        head_from=None if head_from == "none" else head_from,
+        conservative=conservative,
         split=split,
         n_train=n_train,
         n_validation=n_validation,
@@ -345,6 +426,7 @@ def compare(
         define=define or (),
         elements=elements,
         level_of_theory=level_of_theory,
+        skip_unconverged=skip_unconverged,
         settings=overrides(context.args),
     )
     results = run(

@@ -177,6 +177,7 @@ def finetuning(task: DemoTask) -> FinetuneSettings:
         data=DataSettings(store=task.store, train=task.train, validation=task.validation, test=task.test),
         targets=default_targets([task.property]),
         start="scratch",
+        head_from=None,
         # Runs go in parallel, each on one thread.
         train=FinetuneTrainSettings(steps=task.steps, batch_size=task.batch_size, threads=1, accelerator="cpu"),
     )

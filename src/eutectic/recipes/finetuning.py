@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eutectic.atoms import EutecticError
+from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
 from eutectic.checkpoints.description import read_description
 from eutectic.checkpoints.shipped import model_folder
 from eutectic.models.heads import HeadSettings
@@ -20,57 +20,95 @@ def finetuning(
     *,
     model: str | Path | None = "eutectic-small",
     from_scratch: bool = False,
-    head_from: str | None = None,
-    forces: str | None = None,
+    head_from: str | None = "auto",
+    conservative: bool | None = None,
     split: str | None = None,
     n_train: int | None = None,
     n_validation: int | None = None,
     n_test: int | None = None,
     steps: int | None = None,
+    epochs: float | None = None,
+    time: float | str | None = None,
+    until_converged: bool = False,
     batch_size: int | None = None,
     learning_rate: float | None = None,
     weight_decay: float | None = None,
     seed: int | None = None,
+    weights: Mapping[str, float] | None = None,
+    loss: str | None = None,
     keys: Mapping[str, str] | None = None,
     units: Mapping[str, str] | None = None,
     define: Sequence[str] = (),
     elements: str | None = None,
     level_of_theory: str | None = None,
+    skip_unconverged: bool = False,
+    test_file: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> FinetuneSettings:
     """Settings of one fine-tuning; defaults are those of `FinetuneSettings`.
 
     Args:
         data: name of a data set, path of a store, or a file that ASE reads.
-        properties: to learn; forces, else the first one, select the best step.
+        properties: to learn; all together select the best step.
         model: pre-trained model to start from; with `from_scratch` only its architecture is used.
         from_scratch: start from random weights.
-        head_from: task of the model whose heads are reused where they fit; default: that of a model of another package.
-        forces: "direct", or "gradient" of the energy (conservative); default: as the tasks of the model, and direct
-            where these differ or have no forces.
+        head_from: task of the model whose heads are reused where they fit; "auto": one of the same level of theory
+            whose errors are below the mean predictor's, or the only task of a model of another package; None: new
+            heads.
+        conservative: predict forces as derivatives of the energy, which is learned too (True), or directly, by a head
+            of their own (False: two to three times as fast, but the forces of no energy); None: conservative where
+            both energy and forces are asked for.
         split: name of the split.
         n_train, n_validation, n_test: numbers of structures.
-        steps, batch_size, learning_rate, weight_decay, seed: of the training.
+        steps, epochs, time: length of the training, one of them; a time in seconds, or as "30m".
+        until_converged: train until the validation error no longer falls; `epochs` or `time` is then the most.
+        batch_size, learning_rate, weight_decay, seed: of the training.
+        weights: property → its weight in the loss, of normalised values; 1 each by default.
+        loss: mae, mse or huber, of every property that is not a class; mae by default.
         keys, units, elements, level_of_theory: how to read a file.
+        skip_unconverged: leave out calculations of a file that did not converge.
+        test_file: a store or file to test on, read like the data, of which nothing is then set aside for a test.
         define: new properties, as NAME=UNIT[,atom][,vector|tensor|class][,extensive].
         settings: any other setting, section by section, e.g. {"train": {"precision": "bf16-mixed"}}.
 
     Raises:
         EutecticError: unknown properties or settings (with the nearest known name), values out of range.
     """
-    if forces not in (None, "direct", "gradient"):
-        raise EutecticError("forces", repr(forces), "direct or gradient", "choose one of these")
     if isinstance(properties, str):
         properties = [properties]
     start = None if model is None else str(model)
-    own = _Heads.of(start)
-    head_from = head_from or (None if from_scratch else own.default)
-    targets = default_targets(properties, gradient_forces=(forces or own.forces) == "gradient")
-    if head_from is not None:
+    if conservative and "forces" not in properties:
+        raise EutecticError(
+            "conservative",
+            f"asked for, and no forces among {', '.join(properties)}",
+            "forces to learn",
+            "add the property forces, or leave it out",
+        )
+    if conservative is None:
+        conservative = {"energy", "forces"} <= set(properties)
+    targets = default_targets(properties, conservative=conservative)
+    if head_from is not None and not from_scratch:
+        own = _Heads.of(start)
+        if head_from == "auto" and own.default is not None:
+            head_from = own.default
         # Of the kept heads' depth.
         theirs = own.by_task.get(head_from, {})
         kept = {n: theirs[n] for n, t in targets.items() if n in theirs and t.head.kind in (None, theirs[n].kind)}
         targets |= {n: targets[n].model_copy(update={"head": head}) for n, head in kept.items()}
+    unknown = [name for name in weights or {} if name not in targets]
+    if unknown:
+        raise EutecticError(
+            "weights",
+            f"a weight for {', '.join(unknown)}",
+            f"properties that are learned: {', '.join(targets)}",
+            did_you_mean(unknown[0], targets, "learn it too, or leave out its weight"),
+        )
+    chosen = {name: target.model_dump(exclude_none=True) for name, target in targets.items()}
+    for name in targets:
+        if weights and name in weights:
+            chosen[name]["weight"] = weights[name]
+        if loss is not None and not PROPERTIES[name].categorical:
+            chosen[name]["loss"] = loss
     values: dict[str, Any] = {
         "define": list(define),
         "data": {
@@ -82,13 +120,22 @@ def finetuning(
             "keys": dict(keys or {}),
             "units": dict(units or {}),
             "elements": elements,
+            "skip_unconverged": skip_unconverged,
+            "test_file": None if test_file is None else str(test_file),
         },
-        "targets": {name: target.model_dump(exclude_none=True) for name, target in targets.items()},
+        "targets": chosen,
         "start": "scratch" if from_scratch else start,
         "architecture_from": start if from_scratch and "backbone" not in (settings or {}) else None,
         "head_from": head_from,
         "optimiser": _given(learning_rate=learning_rate, weight_decay=weight_decay),
-        "train": _given(steps=steps, batch_size=batch_size, seed=seed),
+        "train": _given(
+            steps=steps,
+            epochs=epochs,
+            time=time,
+            until_converged=until_converged or None,
+            batch_size=batch_size,
+            seed=seed,
+        ),
     }
     if level_of_theory is not None:
         values["data"]["level_of_theory"] = level_of_theory
@@ -122,11 +169,6 @@ class _Heads:
         }
         foreign = "package" in description["provenance"] and len(by_task) == 1
         return cls(by_task, next(iter(by_task)) if foreign else None)
-
-    @property
-    def forces(self) -> str:
-        kinds = {heads["forces"].kind for heads in self.by_task.values() if "forces" in heads}
-        return "gradient" if kinds == {"gradient_forces"} else "direct"
 
 
 def _given(**values: Any) -> dict[str, Any]:

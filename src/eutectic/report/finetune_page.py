@@ -158,8 +158,18 @@ def _facts(result: Mapping[str, Any], start: str) -> Iterator[tuple[str, str]]:
     if result.get("total_steps") is not None:
         size = f", batches of {count(result['batch_size'])} structures" if result.get("batch_size") else ""
         yield "Steps", count(result["total_steps"]) + size
+    if result.get("length"):
+        epochs = f"; {result['epochs']:g} epochs" if result.get("epochs") is not None else ""
+        yield "Length", f"{result['length']}{epochs}"
     if result.get("best_step") is not None:
-        yield "Best step", f"{count(result['best_step'])} (lowest validation error; its weights are kept)"
+        several = len(result.get("curves") or {}) > 1
+        lowest = "mean of validation error / baseline over properties" if several else "validation error"
+        yield "Best step", f"{count(result['best_step'])} (lowest {lowest}; its weights are kept)"
+    if result.get("still_falling") is not None:
+        fell = f"fell by {max(0.0, result.get('fell') or 0.0):.1%} in the last fifth of the steps"
+        yield "At the end", f"{'still falling' if result['still_falling'] else 'no longer falling'}: the score {fell}"
+    if result.get("notes"):
+        yield "Notes", "; ".join(result["notes"])
     if result.get("seed") is not None:
         yield "Random seed", str(result["seed"])
 
@@ -187,21 +197,28 @@ def _curve(outcome: Outcome, result: Mapping[str, Any]) -> Figure:
 
 
 def _parity(outcome: Outcome, result: Mapping[str, Any]) -> Figure:
-    known = PROPERTIES.get(outcome.name)
-    symbol = (known.symbol if known else "") or words(outcome.name)
-    truth, prediction = outcome.truth, outcome.prediction
+    note = f"test error {significant(outcome.error)} {short(outcome.unit, 16)}"
+    return parity_of(outcome.name, outcome.truth, outcome.prediction, outcome.unit, _colour(result), note)
+
+
+def parity_of(
+    name: str, truth: Sequence[Number], prediction: Sequence[Number], unit: str, colour: str, note: str
+) -> Figure:
+    """Predictions of a property against labels, in its unit; about their median where that is all that one would see.
+
+    Args:
+        name: of the property.
+        truth, prediction: values.
+        unit: of the values.
+        colour: of the points.
+        note: in the figure.
+    """
+    known = PROPERTIES.get(name)
+    symbol = (known.symbol if known else "") or words(name)
     finite = [value for value in truth if value is not None and math.isfinite(value)]
     middle = sorted(finite)[len(finite) // 2] if finite else 0.0
     if finite and abs(middle) > 30 * (max(finite) - min(finite)):
         # Total energies of one molecule: what differs would be lost behind their common part.
         truth, prediction = ([None if v is None else v - middle for v in values] for values in (truth, prediction))
         symbol = f"{symbol} − median"
-    return figures.parity(
-        truth,
-        prediction,
-        symbol=symbol,
-        unit=outcome.unit,
-        title=words(outcome.name),
-        colour=_colour(result),
-        note=f"test error {significant(outcome.error)} {short(outcome.unit, 16)}",
-    )
+    return figures.parity(truth, prediction, symbol=symbol, unit=unit, title=words(name), colour=colour, note=note)

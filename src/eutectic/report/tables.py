@@ -23,8 +23,18 @@ def comparison_table(results: StudyResults) -> Table:
             measured(task.pretrained, task.spread("pretrained")),
             percent(task.improvement_percent, task.improvement_spread),
             times(task.speedup),
-            end_section=i == len(results.tasks) - 1,
+            end_section=i == len(results.tasks) - 1 and not task.others(),
         )
+        for j, (name, (scratch, pretrained)) in enumerate(task.others().items(), 1):
+            better = 100 * (1 - pretrained / scratch) if scratch and pretrained is not None else None
+            table.add_row(
+                f"[dim]{escape(name.replace('_', ' '))}, {escape(task.units[name])}[/dim]",
+                measured(scratch, None),
+                measured(pretrained, None),
+                percent(better, None),
+                "",
+                end_section=i == len(results.tasks) - 1 and j == len(task.others()),
+            )
     mean = percent(results.mean_improvement_percent, results.mean_improvement_spread)
     table.add_row("mean", "", "", mean, times(results.mean_speedup), style="bold")
     n = len(results.seeds())

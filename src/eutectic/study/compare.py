@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -171,15 +172,18 @@ def sweep(
     )
     trials: dict[str, list[Trial]] = {base.name: [] for base in bases}
     for (base, start, _), result in zip(plan, results, strict=True):
-        trials[base.name].append(Trial(start, result.learning_rate, result.weight_decay, min(result.errors)))
+        error, best = result.errors[result.steps.index(result.best_step)], np.nanmin([*result.scores, np.inf])
+        trials[base.name].append(Trial(start, result.learning_rate, result.weight_decay, error, float(best)))
     return trials
 
 
 def best_choices(trials: Sequence[Trial]) -> dict[str, Choice]:
-    """Start → the learning rate and weight decay with the lowest validation error."""
+    """Start → the learning rate and weight decay with the lowest validation score, over all properties."""
     chosen: dict[str, Choice] = {}
     for start in {trial.start for trial in trials}:
-        best = min((t for t in trials if t.start == start), key=lambda t: t.validation_error)
+        best = min(
+            (t for t in trials if t.start == start), key=lambda t: t.validation_error if t.score is None else t.score
+        )
         chosen[start] = {"learning_rate": best.learning_rate, "weight_decay": best.weight_decay}
     return chosen
 
@@ -238,6 +242,7 @@ def comparison(results: Sequence[FinetuneResult], title: str, trials: Sequence[T
         steps=first.total_steps,
         trials=list(trials),
         examples=first.examples,
+        units=first.units,
         runs=[
             Run(
                 start=cast(Start, r.start),
@@ -249,6 +254,7 @@ def comparison(results: Sequence[FinetuneResult], title: str, trials: Sequence[T
                 truth=r.truth,
                 prediction=r.prediction,
                 seconds=r.wall_seconds,
+                test_errors=r.test_errors,
             )
             for r in results
         ],

@@ -99,6 +99,7 @@ class Run:
         test_error: in the task's unit, of the weights chosen on validation data.
         truth, prediction: at most 500 test points, in the task's unit, for a parity plot.
         seconds: wall time.
+        test_errors: property → test error, of every property that was learned.
     """
 
     start: Start
@@ -110,6 +111,7 @@ class Run:
     truth: list[float]
     prediction: list[float]
     seconds: float
+    test_errors: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.truth) != len(self.prediction):
@@ -128,17 +130,26 @@ class Run:
             truth=_floats(values["truth"]),
             prediction=_floats(values["prediction"]),
             seconds=float(values["seconds"]),
+            test_errors={name: _float(error) for name, error in values.get("test_errors", {}).items()},
         )
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A run of the sweep that chooses the learning rate and weight decay of a start on validation data."""
+    """A run of the sweep that chooses the learning rate and weight decay of a start on validation data.
+
+    Attributes:
+        start, learning_rate, weight_decay: of the run.
+        validation_error: of the task's property, at the best step.
+        score: at the best step: mean over all properties of error / baseline, by which the choice is made; None in
+            results of earlier versions, where it was made by `validation_error`.
+    """
 
     start: Start
     learning_rate: float
     weight_decay: float
     validation_error: float
+    score: float | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Trial:
@@ -148,6 +159,7 @@ class Trial:
             float(values["learning_rate"]),
             float(values["weight_decay"]),
             _float(values["validation_error"]),
+            None if values.get("score") is None else _float(values["score"]),
         )
 
 
@@ -165,6 +177,7 @@ class TaskComparison:
         trials: runs of the sweep, if any.
         metric: name of the error measure.
         examples: a few structures of the data, for pictures.
+        units: property → unit of its errors, of every property that was learned.
     """
 
     name: str
@@ -182,6 +195,7 @@ class TaskComparison:
     trials: list[Trial] = field(default_factory=list)
     metric: str = "mean absolute error"
     examples: list[dict[str, Any]] = field(default_factory=list)
+    units: dict[str, str] = field(default_factory=dict)
 
     # `property` is a field here, and the decorator is `builtins.property`.
 
@@ -205,6 +219,15 @@ class TaskComparison:
     def spread(self, start: Start) -> float | None:
         """Standard deviation of the test error over seeds (ddof 1); None with fewer than two."""
         return _spread([r.test_error for r in self.of(start)])
+
+    def others(self) -> dict[str, tuple[float | None, float | None]]:
+        """Property, but for that of the task, → mean test error from scratch and from pre-trained weights."""
+        names = [name for name in self.units if name != self.property]
+        return {name: (self._mean_of(name, "scratch"), self._mean_of(name, "pretrained")) for name in names}
+
+    def _mean_of(self, name: str, start: Start) -> float | None:
+        errors = [r.test_errors[name] for r in self.of(start) if name in r.test_errors]
+        return float(np.mean(errors)) if errors else None
 
     @builtins.property
     def scratch(self) -> float | None:
@@ -296,6 +319,7 @@ class TaskComparison:
             "trials": [asdict(t) for t in self.trials],
             "runs": [asdict(r) for r in self.runs],
             "examples": self.examples,
+            "units": self.units,
         }
 
     @classmethod

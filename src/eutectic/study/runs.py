@@ -47,12 +47,13 @@ def run_all(
         EutecticError: one run failed; the others save and stop, and finished ones are kept.
     """
     # Long runs first: the last to finish is then a short one.
-    order = sorted(range(len(runs)), key=lambda i: -runs[i][0].train.steps)
+    lengths = [settings.train.steps for settings, _ in runs]
+    order = sorted(range(len(runs)), key=lambda i: -(lengths[i] or 0))
     finished = 0
 
     with ProgressBar(
         title,
-        sum(settings.train.steps for settings, _ in runs),
+        None if None in lengths else sum(steps or 0 for steps in lengths),
         unit="steps",
         delay=0,
         keep=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,27 +15,83 @@ from eutectic.atoms import PROPERTIES
 
 
 @dataclass
+class Spread:
+    """Running sums of values, for their standard deviation.
+
+    Attributes:
+        count, total, squares: number of values, their sum, and the sum of their squares.
+    """
+
+    count: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, values: np.ndarray | float) -> None:
+        """Add values of any shape."""
+        self.count += np.size(values)
+        self.total += float(np.sum(values))
+        self.squares += float(np.sum(np.square(values)))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation; 0 without values."""
+        if not self.count:
+            return 0.0
+        return math.sqrt(max(0.0, self.squares / self.count - (self.total / self.count) ** 2))
+
+
+@dataclass
 class ErrorSum:
     """Running sums of one property's errors. Lower is better, for every property.
 
     Attributes:
         absolute: Σ |prediction − label| over components, in the property's unit.
-        baseline: the same for the baseline: references and mean alone, or zero forces.
-        count: number of components.
+        squared, signed: Σ (prediction − label)², Σ (prediction − label).
+        baseline: Σ |label − baseline|; the baseline is references and mean alone, or zero forces.
+        count, structures: number of components, and of structures.
+        learned, sought: prediction and label without references and mean, per atom if extensive: what the head gives,
+            and what it should give.
         truth, prediction: all values, kept only on request.
         metric: name of `mae`.
     """
 
     absolute: float = 0.0
+    squared: float = 0.0
+    signed: float = 0.0
     baseline: float = 0.0
     count: int = 0
+    structures: int = 0
+    learned: Spread = field(default_factory=Spread)
+    sought: Spread = field(default_factory=Spread)
     truth: list[np.ndarray] = field(default_factory=list)
     prediction: list[np.ndarray] = field(default_factory=list)
     metric: ClassVar[str] = "MAE"
 
-    def add(self, truth: np.ndarray, prediction: np.ndarray, baseline: np.ndarray, *, keep: bool = False) -> None:
-        """Add values of one structure; all three of the same shape, in the property's unit."""
+    def add(
+        self,
+        truth: np.ndarray,
+        prediction: np.ndarray,
+        baseline: np.ndarray,
+        nothing: np.ndarray | None = None,
+        *,
+        size: int = 1,
+        keep: bool = False,
+    ) -> None:
+        """Add values of one structure.
+
+        Args:
+            truth, prediction, baseline: of the same shape, in the property's unit.
+            nothing: prediction of a head that gives zero, where that is not the baseline.
+            size: number of atoms by which `learned` and `sought` are divided.
+            keep: keep truth and prediction.
+        """
         self.absolute += float(np.abs(prediction - truth).sum())
+        self.squared += float(np.square(prediction - truth).sum())
+        self.signed += float((prediction - truth).sum())
+        self.structures += 1
+        nothing = baseline if nothing is None else nothing
+        self.learned.add((prediction - nothing) / size)
+        self.sought.add((truth - nothing) / size)
         self.baseline += float(np.abs(baseline - truth).sum())
         self.count += int(np.size(truth))
         if keep:
@@ -50,6 +107,16 @@ class ErrorSum:
     def baseline_mae(self) -> float:
         """Mean absolute error of the baseline."""
         return self.baseline / self.count if self.count else float("nan")
+
+    @property
+    def bias(self) -> float:
+        """Mean of prediction − label; NaN without values."""
+        return self.signed / self.count if self.count else float("nan")
+
+    @property
+    def rmse(self) -> float:
+        """Root of the mean squared error; NaN without values."""
+        return math.sqrt(self.squared / self.count) if self.count else float("nan")
 
 
 @dataclass
@@ -72,7 +139,10 @@ class ClassErrorSum(ErrorSum):
         wrong = float(likeliest != truth)
         self.sizes[truth] += 1
         self.absolute, self.count = self.absolute + wrong, self.count + 1
+        self.squared, self.structures = self.squared + wrong, self.structures + 1
         self.baseline = float(self.count - max(self.sizes.values()))
+        self.learned.add(float(probabilities[0]))
+        self.sought.add(float(truth == 0))
         self.truth.append(np.array([float(truth)]))
         self.prediction.append(np.array([probabilities[1] if len(probabilities) == 2 else float(likeliest)]))
         return wrong

@@ -10,9 +10,18 @@ import torch
 from ase.data import chemical_symbols
 from torch import nn
 
-from eutectic.atoms import MAX_ATOMIC_NUMBER, PROPERTIES, Structure
+from eutectic.atoms import MAX_ATOMIC_NUMBER, PROPERTIES, EutecticError, Structure
+from eutectic.data.store import Store
+from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Sample, Task, make_batch
 from eutectic.tasks.metrics import ClassErrorSum, ErrorSum, shown
+from eutectic.train.batches.sampler import TaskDataset
+
+AT_ONCE = 256
+"""Structures of a store that are read together."""
+
+KEPT_VALUES = 500
+"""Structures of a store whose values are kept for a plot."""
 
 Errors = dict[str, dict[str, ErrorSum]]
 """Task → property → error; a `ClassErrorSum` where the property's values are classes."""
@@ -27,8 +36,11 @@ def evaluate(
     device: torch.device | str = "cpu",
     keep: bool = False,
     per_atom: bool = False,
+    conservative: bool = False,
+    baseline: Task | None = None,
     progress: Callable[[int], None] | None = None,
     seen: Callable[[str, str, Sample, np.ndarray], None] | None = None,
+    into: Errors | None = None,
 ) -> Errors:
     """Predict every labelled value and compare it with its label.
 
@@ -38,16 +50,17 @@ def evaluate(
         items: in any order.
         keep: keep truth and prediction of every value.
         per_atom: divide extensive properties by the number of atoms before comparing.
+        conservative: forces and stress as derivatives of the energy, for tasks with heads of their own for them.
+        baseline: with the references and means of the baseline, where those of the only task are fitted to what kept
+            heads leave; by default the task's own.
         progress: called with the number of structures done so far.
         seen: called with task, property, item and the absolute errors of its values.
+        into: errors to add to.
 
     Returns:
         Task → property → errors.
     """
-    errors: Errors = {
-        task.name: {name: ClassErrorSum() if t.categorical else ErrorSum() for name, t in task.targets.items()}
-        for task in tasks
-    }
+    errors = no_errors(tasks) if into is None else into
     training, dtype = model.training, next(model.parameters()).dtype
     model.eval()
     try:
@@ -57,16 +70,87 @@ def evaluate(
             chunk = sorted(ordered[first : first + batch_size], key=lambda item: item.task)
             batch = make_batch(chunk, tasks, dtype).to(device)
             with torch.no_grad():
-                predictions = model(batch.graph, batch.parts)
+                derived = {"conservative": True} if conservative else {}
+                predictions = model(batch.graph, batch.parts, **derived)
             for index, task in enumerate(tasks):
                 of_task = [item for item in chunk if item.task == index]
                 if of_task:
-                    _compare(errors[task.name], task, of_task, predictions[task.name], keep, per_atom, seen)
+                    _compare(
+                        errors[task.name], task, of_task, predictions[task.name], keep, per_atom, seen, baseline or task
+                    )
             if progress is not None:
                 progress(min(first + batch_size, len(ordered)))
     finally:
         model.train(training)
     return errors
+
+
+def no_errors(tasks: Sequence[Task]) -> Errors:
+    """Sums of nothing yet."""
+    return {
+        task.name: {name: ClassErrorSum() if t.categorical else ErrorSum() for name, t in task.targets.items()}
+        for task in tasks
+    }
+
+
+def evaluate_store(
+    model: MultitaskModel,
+    task: Task,
+    store: Store,
+    rows: np.ndarray,
+    *,
+    batch_size: int = 32,
+    conservative: bool = False,
+    baseline: Task | None = None,
+    seen: Callable[[str, str, Sample, np.ndarray], None] | None = None,
+    progress: Callable[[int], object] = lambda structures: None,
+) -> tuple[dict[str, ErrorSum], list[EutecticError]]:
+    """Errors on rows of a store, read and predicted a few at a time; runs on the device of the model.
+
+    Args:
+        model: that has the task; its mode is restored afterwards.
+        task: whose targets are compared.
+        store, rows: the structures.
+        batch_size, conservative, baseline, seen: as for `evaluate`.
+        progress: called with the number of structures done since the last call.
+
+    Returns:
+        Property → errors, with a part of the values kept, evenly chosen; and why structures could not be predicted.
+    """
+    errors, refused = no_errors([task]), list[EutecticError]()
+    lists, device = model.backbone.edge_lists, next(model.parameters()).device
+    # The structures whose values are kept, for a plot.
+    keep = set(np.linspace(0, max(len(rows) - 1, 0), min(KEPT_VALUES, len(rows))).astype(int).tolist())
+    for first in range(0, len(rows), AT_ONCE):
+        some = rows[first : first + AT_ONCE]
+        data = TaskDataset(0, task, store, some, edge_lists=lists)
+        items: list[Sample | None] = []
+        try:
+            items += data.items()
+        except EutecticError:  # of which structure, is found one by one
+            for i in range(len(some)):
+                try:
+                    items.append(data.item(i))
+                except EutecticError as error:
+                    items.append(None)
+                    refused.append(error)
+        for kept in (True, False):
+            part = [x for i, x in enumerate(items, first) if x is not None and (i in keep) == kept]
+            if part:
+                evaluate(
+                    model,
+                    [task],
+                    part,
+                    batch_size=batch_size,
+                    device=device,
+                    keep=kept,
+                    conservative=conservative,
+                    baseline=baseline,
+                    seen=seen,
+                    into=errors,
+                )
+        progress(len(some))
+    return errors[task.name], refused
 
 
 def _compare(
@@ -77,6 +161,7 @@ def _compare(
     keep: bool,
     per_atom: bool,
     seen: Callable[[str, str, Sample, np.ndarray], None] | None,
+    baseline: Task,
 ) -> None:
     for name, target in task.targets.items():
         values, prop, error = (
@@ -97,12 +182,18 @@ def _compare(
                 absolute = np.asarray(error.add_class(int(item.labels[name]), probabilities))
             else:
                 compared = _compared(name, structure)
-                size = len(structure) if per_atom and prop.extensive else 1
-                truth, prediction, baseline = (
+                atoms = len(structure) if prop.extensive else 1
+                size = atoms if per_atom else 1
+                truth, prediction, nothing = (
                     np.asarray(target.normaliser.denormalise(v, structure.numbers)[compared] / size)
                     for v in (item.labels[name], value, np.zeros_like(item.labels[name]))
                 )
-                error.add(truth, prediction, baseline, keep=keep)
+                other = nothing
+                if baseline is not task:
+                    plain = baseline.targets[name].normaliser
+                    zero = np.zeros_like(item.labels[name])
+                    other = np.asarray(plain.denormalise(zero, structure.numbers)[compared] / size)
+                error.add(truth, prediction, other, nothing, size=1 if per_atom else atoms, keep=keep)
                 absolute = np.asarray(np.abs(prediction - truth))
             if seen is not None:
                 seen(task.name, name, item, absolute)

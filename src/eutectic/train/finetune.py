@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
+import builtins
 import functools
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,33 +21,40 @@ from torch import nn
 
 import eutectic
 from eutectic.atoms import EutecticError
-from eutectic.check.files import open_data
-from eutectic.checkpoints.model import TrainedModel, elements_seen, load_model, save_model, task_named
+from eutectic.check.files import is_of_files, open_data
+from eutectic.checkpoints.model import TrainedModel, elements_seen, load_model, save_model
 from eutectic.checkpoints.seen_rows import LearnedRows, seen_rows
 from eutectic.data.examples import structure_to_dict, varied
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
 from eutectic.files import read_json, write_atomically
 from eutectic.graph import GraphSettings
-from eutectic.models.heads import Head
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task
 from eutectic.tasks.metrics import ClassErrorSum, ErrorSum, primary, shown
 from eutectic.train.batches.by_cost import cut_by_cost, measure_costs
 from eutectic.train.batches.sampler import BatchSampler, TaskDataset, check_shares
-from eutectic.train.checkpoint import remove_checkpoints
+from eutectic.train.checkpoint import load_checkpoint, previous, remove_checkpoints
 from eutectic.train.cost import size_model
-from eutectic.train.evaluation import evaluate
-from eutectic.train.kept_heads import with_their_references
-from eutectic.train.loop import total, train
+from eutectic.train.evaluation import evaluate, evaluate_store
+from eutectic.train.judging import FELL, Curve, judge
+from eutectic.train.kept_heads import AUTO, TRIED_ON, KeptHeads, choose_heads, started_model
+from eutectic.train.loop import Trained, Verdict, train
 from eutectic.train.pretrain import initial_model
-from eutectic.train.run_folder import claim_content, claim_folder, claimed, model_hash
-from eutectic.train.runtime.display import Display
+from eutectic.train.run_folder import claim_content, claim_folder, claimed, lengthen, model_hash
+from eutectic.train.runtime.display import FinetuneDisplay
 from eutectic.train.runtime.launch import is_first, launch, launched_outside, make_fabric, once, share_threads
 from eutectic.train.runtime.stop import StopFlag
-from eutectic.train.settings import BackboneChoice, FinetuneSettings
+from eutectic.train.schedule import Schedule, finetune_schedule
+from eutectic.train.settings import BackboneChoice, FinetuneOptimiserSettings, FinetuneSettings, duration
 
 PARITY_POINTS = 500
+
+PROBES = 32
+"""Training structures on which a dead head is looked for where there are no validation structures."""
+
+MOST_DEATHS = 3
+"""How often a run goes back after a head has died."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -57,11 +65,13 @@ class FinetuneResult:
         name: of the task in the model.
         start: 'pretrained' or 'scratch'.
         model: name or folder of the model that was started from, or whose architecture was taken.
-        property, unit: the property by which the best step was chosen, and the unit of its errors.
+        property, unit: the first property shown (forces if they are learned), and the unit of its errors.
         dataset, level_of_theory: of the labels.
-        total_steps, batch_size, learning_rate, weight_decay, seed: as in the settings.
+        batch_size, learning_rate, weight_decay, seed: as in the settings.
+        total_steps: done.
         steps, seconds, errors: the validation curve of `property`.
         curves: property → its validation error at each of `steps`.
+        scores: at each of `steps`, by which the best step is chosen: mean over properties of error / baseline.
         best_step: whose weights were kept and tested.
         validation_baselines: property → validation error of the references and mean alone.
         test_error, baseline_error: of `property` on the test split, and of the references and mean alone there; None
@@ -75,6 +85,12 @@ class FinetuneResult:
         trained_on, validated_on, tested_on: numbers of structures.
         wall_seconds: of training.
         examples: up to six varied structures of the data, as `eutectic.data.examples.structure_to_dict` writes them.
+        score_weights: property → its weight in `scores`.
+        length: that was asked for, in words.
+        epochs: how often each training structure was drawn.
+        fell: by how much, relatively, the best score fell in the last part of the run; None if unknown.
+        converged: the run ended because its score no longer fell.
+        notes: what happened along the run, in words.
     """
 
     name: str
@@ -110,10 +126,22 @@ class FinetuneResult:
     tested_on: int
     wall_seconds: float
     examples: list[dict[str, Any]]
+    scores: list[float] = field(default_factory=list)
+    score_weights: dict[str, float] = field(default_factory=dict)
+    length: str = ""
+    epochs: float | None = None
+    fell: float | None = None
+    converged: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @builtins.property
+    def still_falling(self) -> bool | None:
+        """Whether the validation score was still falling when the run ended (`judging.RULE`); None if unknown."""
+        return None if self.fell is None else self.fell > FELL and not self.converged
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self)
+        """Plain JSON: what is unknown is null."""
+        return cast("dict[str, Any]", _without_nan(asdict(self))) | {"still_falling": self.still_falling}
 
     def __repr__(self) -> str:
         best = self.steps.index(self.best_step)
@@ -125,16 +153,47 @@ class FinetuneResult:
         return f"FinetuneResult {self.name}: {part} error {words} ({number} structures; step {self.best_step})"
 
 
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null instead."""
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `_without_nan` for the errors of a result."""
+
+    def known(errors: Any) -> Any:
+        return [math.nan if error is None else error for error in errors] if isinstance(errors, list) else errors
+
+    def by_name(errors: Any) -> Any:
+        if not isinstance(errors, dict):
+            return errors
+        return {k: known(v) if isinstance(v, list) else math.nan if v is None else v for k, v in errors.items()}
+
+    lists: dict[str, Any] = {name: known(values[name]) for name in ("errors", "scores") if name in values}
+    named = ("curves", "validation_baselines", "test_errors", "test_baselines")
+    return {**values, **lists, **{name: by_name(values[name]) for name in named if name in values}}
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """The data, the task and the start of a run, read once and handed to every process."""
+    """The data, the task and the start of a run, read once and handed to every process.
+
+    `baseline` is the task with references and means fitted to the labels alone: the mean predictor.
+    """
 
     store: Store
     split: Split
     task: Task
+    baseline: Task
     backbone: BackboneChoice
     graph: GraphSettings
     start: TrainedModel | None
+    kept: KeptHeads = field(default_factory=KeptHeads)
+    test: Store | None = None
 
 
 def finetune(
@@ -185,16 +244,19 @@ def _run(
     on_step: Callable[[int], None],
     stop: StopFlag | None,
 ) -> FinetuneResult:
-    prepared = _begin(settings, folder, console)
+    prepared = _begin(settings, folder, console, alone)
     if prepared is None:
         assert folder is not None
-        on_step(settings.train.steps)
-        return read_result(folder)
+        result = read_result(folder)
+        on_step(result.total_steps)
+        return result
     results: list[FinetuneResult] = []
     if alone:
         fabric = make_fabric(settings.train, alone=True)
         fabric.launch()
-        _worker(fabric, stop or StopFlag(), settings, folder, prepared, console is None, on_step, results, console)
+        _worker(
+            fabric, stop or StopFlag(), settings, folder, prepared, console is None, on_step, results, console, alone
+        )
     elif settings.train.processes == 1:
         # Here and now: what is not picklable need not travel.
         work = functools.partial(
@@ -230,21 +292,26 @@ def read_result(folder: Path) -> FinetuneResult:
     fix = "delete the folder, or choose another --out, and run again"
     values = read_json(path, expected=expected, fix=fix)
     try:
-        return TypeAdapter(FinetuneResult).validate_python(values)
+        values.pop("still_falling", None)
+        return TypeAdapter(FinetuneResult).validate_python(_with_nan(values))
     except ValidationError as error:
         wrong = error.errors()[0]
         given = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"
         raise EutecticError(str(path), given, expected, fix) from error
 
 
-def _begin(settings: FinetuneSettings, folder: Path | None, console: Console | None) -> Prepared | None:
+def _begin(
+    settings: FinetuneSettings, folder: Path | None, console: Console | None, alone: bool = False
+) -> Prepared | None:
     """Claim the folder and read what the run needs; None where the run is finished already."""
     if folder is None:
         return prepare_run(settings, console)
-    claim_folder(folder, settings, "finetune")
-    finished = (folder / "result.json").exists()
+    lengthened = claim_folder(folder, settings, "finetune", may_lengthen=not alone)
+    finished = (folder / "result.json").exists() and not lengthened
     store = _open(settings, None if finished else console)
     content = {f"data {settings.data.store}": store.content_hash()}
+    if (test := _open_test(settings, None)) is not None:
+        content[f"test {settings.data.test_file}"] = test.content_hash()
     if (model := _model_named(settings)) is not None:
         content[f"model {model}"] = model_hash(model)
     claim_content(folder, content)
@@ -252,7 +319,44 @@ def _begin(settings: FinetuneSettings, folder: Path | None, console: Console | N
         if console is not None:
             console.print(f"{folder} holds this run, finished; nothing to do.", highlight=False)
         return None
-    return prepare_run(settings, console, store)
+    prepared = prepare_run(settings, console, store)
+    if lengthened:
+        _lengthen(settings, folder, prepared, console)
+    return prepared
+
+
+def _lengthen(settings: FinetuneSettings, folder: Path, prepared: Prepared, console: Console | None) -> None:
+    """Make an unfinished run of a run of the same settings, finished or not, that is to become longer.
+
+    Raises:
+        EutecticError: it has done as many steps already; it is finished, and its checkpoint is gone.
+    """
+    state, result = load_checkpoint(folder / "checkpoint.pt"), folder / "result.json"
+    if state is None and result.exists():
+        raise EutecticError(
+            str(folder),
+            "a finished run without its checkpoint, which a longer run would go on from",
+            "a folder with checkpoint.pt",
+            f"start a new run from its model: --model {folder / 'model'} --head-from {settings.name} --out OTHER",
+        )
+    done = 0 if state is None else int(state["step"])
+    schedule = _schedule(settings, prepared)
+    schedule.load_state_dict({} if state is None else state.get("schedule", {}))
+    if done and schedule.finished(done):
+        raise EutecticError(
+            f"{folder}, {settings.train.length}",
+            f"a run that has done {done:,} steps in {duration(schedule.elapsed)} already",
+            "a greater length, to go on, or the same one, to return its result",
+            "ask for more, or choose another --out",
+        )
+    result.unlink(missing_ok=True)
+    lengthen(folder, settings, "finetune")
+    if console is not None:
+        console.print(f"going on from step {done:,}: {settings.train.length} in all", highlight=False)
+
+
+def _schedule(settings: FinetuneSettings, prepared: Prepared) -> Schedule:
+    return finetune_schedule(settings.train, _rates(settings, prepared), len(prepared.split.train))
 
 
 def _open(settings: FinetuneSettings, console: Console | None) -> Store:
@@ -264,8 +368,60 @@ def _open(settings: FinetuneSettings, console: Console | None) -> Store:
         define=(*settings.define, *data.define),
         elements=data.elements,
         level_of_theory=data.level_of_theory,
+        skip_unconverged=data.skip_unconverged,
         console=console,
     )
+
+
+def _open_test(settings: FinetuneSettings, console: Console | None) -> Store | None:
+    """The store or file to test on, if there is one: a file is read like that of the data."""
+    data, path = settings.data, settings.data.test_file
+    if path is None:
+        return None
+    if not is_of_files(path):
+        return open_data(path, console=console)
+    return open_data(
+        path,
+        keys=data.keys,
+        units=data.units,
+        define=(*settings.define, *data.define),
+        elements=data.elements,
+        level_of_theory=data.level_of_theory,
+        skip_unconverged=data.skip_unconverged,
+        console=console,
+    )
+
+
+def _check_test(settings: FinetuneSettings, test: Store, store: Store, parts: Split, console: Console | None) -> None:
+    """Refuse a test without labels; say which test structures are among those that are learned from.
+
+    Raises:
+        EutecticError: the test structures have no label of the properties that are learned.
+    """
+    counts = test.label_counts()
+    has = ", ".join(name for name, n in counts.items() if n) or "none"
+    if not any(counts.get(name) for name in settings.targets):
+        raise EutecticError(
+            f"data.test_file {settings.data.test_file}",
+            f"no label of {', '.join(settings.targets)}; its labels: {has}",
+            "labels under the same names and in the same units as in the data",
+            "give a file written like the data, or prepare it as a store of its own",
+        )
+    if console is None:
+        return
+
+    def geometry(row: int, of: Store) -> bytes:
+        structure = of[row].structure
+        return structure.numbers.tobytes() + np.round(structure.positions, 3).tobytes()
+
+    learned = {geometry(int(row), store) for row in (*parts.train, *parts.validation)}
+    same = sum(geometry(row, test) in learned for row in range(len(test)))
+    console.print(f"test: {len(test):,} structures of {settings.data.test_file}", highlight=False)
+    if same:
+        console.print(
+            f"[yellow]{same:,} of them are among the training or validation structures too:[/] errors are too low",
+            highlight=False,
+        )
 
 
 def prepare_run(settings: FinetuneSettings, console: Console | None = None, store: Store | None = None) -> Prepared:
@@ -285,15 +441,22 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
     task = fit_task(settings.name, store, parts.train, settings.targets, graph)
     backbone = backbone.for_graphs([graph])
     backbone.of_backbone().check_elements(store.composition(), store.card.name)
-    prepared = Prepared(store, parts, task, backbone, graph, start)
-    theirs, kept = _kept_heads(settings, prepared)  # refuses a task that the start has not
-    if start is not None and theirs is not None:
-        task = with_their_references(task, start, theirs, kept, store, parts.train)
-        prepared = replace(prepared, task=task)
+    kept = KeptHeads()
+    if start is not None and settings.head_from is not None:
+        training, validation = (
+            TaskDataset(0, task, store, rows, edge_lists=backbone.of_backbone().edge_lists)
+            for rows in (parts.train, parts.validation)
+        )
+        weights, where = settings.score_weights, f"{settings.start}"
+        kept = choose_heads(start, task, settings.head_from, training, validation, weights, where)
+    test = _open_test(settings, console)
+    prepared = Prepared(store, parts, kept.learned or task, task, backbone, graph, start, kept, test)
     if start is not None:
         _check_unseen(settings.start, start, store, parts, console)
     if console is not None:
         _announce(console, settings, prepared)
+    if test is not None:
+        _check_test(settings, test, store, parts, console)
     return prepared
 
 
@@ -343,6 +506,7 @@ def _worker(
     on_step: Callable[[int], None] = lambda step: None,
     results: list[FinetuneResult] | None = None,
     console: Console | None = None,
+    alone: bool = False,
 ) -> None:
     """One process of the run."""
     share_threads(settings.train, fabric.world_size)
@@ -363,21 +527,44 @@ def _worker(
 
     validation = TaskDataset(0, task, store, parts.validation, edge_lists=edge_lists).items()
     validation = validation[fabric.global_rank :: fabric.world_size]
-    judged = primary(list(task.targets))
-    curve = _Curve([], [], {name: [] for name in task.targets}, {})
+    # Without validation structures, a few of the training structures still show a head that has died.
+    probes = [] if len(parts.validation) else [dataset.item(i) for i in range(min(PROBES, len(parts.train)))]
+    schedule = _schedule(settings, prepared)
+    curve = Curve({name: [] for name in task.targets})
     best: dict[str, Any] = {"step": 0, "weights": {k: v.clone() for k, v in model.state_dict().items()}}
 
-    def validate(averaged: MultitaskModel, step: int, elapsed: float) -> None:
-        found = evaluate(averaged, [task], validation, device=fabric.device)[task.name]
-        errors, baselines = _summed(fabric, found)
+    def validate(averaged: MultitaskModel, step: int, elapsed: float) -> Verdict:
+        found = judge(
+            fabric,
+            evaluate(averaged, [task], validation, device=fabric.device, baseline=prepared.baseline)[task.name],
+            settings.score_weights,
+        )
+        dead = found.dead
+        if probes:
+            dead = judge(fabric, evaluate(averaged, [task], probes, device=fabric.device)[task.name], {}).dead
         # Without validation structures no step is known to be better than the last one.
-        if not len(parts.validation) or curve.improves(judged, errors[judged]):
+        improved = not dead if probes else curve.improves(found)
+        if improved:
             best.update(step=step, weights={k: v.detach().cpu().clone() for k, v in averaged.state_dict().items()})
-        curve.add(step, elapsed, errors, baselines)
-        by_set = {f"{name}_mae": error for name, error in errors.items()}
-        by_set |= {f"{name}_baseline": baseline for name, baseline in baselines.items()}
-        if len(parts.validation):
-            display.validated(step, {task.name: by_set})
+        curve.add(step, elapsed, found)
+        display.validated(step, found, improved)
+        restart = None
+        if dead and step:
+            curve.deaths += 1
+            _check_deaths(settings, curve.deaths, dead, step)
+            curve.notes.append(
+                f"step {step}: the head of {' and '.join(dead)} had died (one value for all structures); gone back to "
+                f"the weights of step {best['step']}, with half the learning rate"
+            )
+            display.say(curve.notes[-1], style="yellow")
+            restart = best["weights"]
+        elif dead:
+            display.say(f"the head of {' and '.join(dead)} gives one value for all structures", style="yellow")
+        return Verdict(
+            score=found.score if len(parts.validation) and not dead else None,
+            errors={"errors": _without_nan(found.errors), "score": _without_nan(found.score)},
+            restart=restart,
+        )
 
     def stepped(entry: dict[str, Any]) -> None:
         display.stepped(entry)
@@ -387,14 +574,23 @@ def _worker(
         curve.restore(state["curve"])
         best.update(state["best"])
 
-    with Display("fine-tuning", settings.train.steps, hidden=quiet or not first, console=console) as display:
+    with FinetuneDisplay(
+        task,
+        schedule,
+        len(parts.train),
+        log=folder if first else None,
+        hidden=quiet or not first,
+        console=console,
+        validated_on=len(parts.validation),
+    ) as display:
         trained = train(
             fabric,
             model,
             [task],
             sampler,
             settings.train,
-            settings.optimiser,
+            _rates(settings, prepared),
+            schedule=schedule,
             folder=folder,
             validate=validate,
             extra_state=lambda: {"curve": curve.to_json(), "best": best},
@@ -409,52 +605,31 @@ def _worker(
         return
     final = trained.averaged
     final.load_state_dict(best["weights"])
-    result = _result(settings, prepared, judged, curve, best["step"], trained.seconds, final, fabric.device)
+    drawn = trained.steps * settings.train.accumulate * batch_size
+    result = _result(settings, prepared, curve, best["step"], trained, drawn, schedule.reason, final, fabric.device)
     if results is not None:
         results.append(result)
     if folder is not None:
         _save(settings, prepared, final, result, folder)
+        if alone:
+            remove_checkpoints(folder / "checkpoint.pt")
+        else:
+            # The last one stays: a longer run goes on from it.
+            previous(folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
-@dataclass
-class _Curve:
-    """Validation errors along a run, in the units in which they are quoted."""
-
-    steps: list[int]
-    seconds: list[float]
-    errors: dict[str, list[float]]
-    baselines: dict[str, float]
-
-    def improves(self, name: str, error: float) -> bool:
-        """Whether an error is below all others; not a number never is, except as the first."""
-        return not self.steps or bool(error < np.nanmin([*self.errors[name], np.inf]))
-
-    def add(self, step: int, elapsed: float, errors: Mapping[str, float], baselines: Mapping[str, float]) -> None:
-        self.steps.append(step)
-        self.seconds.append(round(elapsed, 3))
-        for name, error in errors.items():
-            self.errors[name].append(error)
-        self.baselines.update(baselines)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    def restore(self, text: str) -> None:
-        values = json.loads(text)
-        if values.keys() != self.__dict__.keys():
-            raise ValueError(f"a curve of {', '.join(values)}")
-        self.__dict__.update(values)
-
-
-def _summed(fabric: lf.Fabric, found: Mapping[str, ErrorSum]) -> tuple[dict[str, float], dict[str, float]]:
-    """Errors and baselines over all processes, by property, in the units in which they are quoted."""
-    rows = [[e.absolute, e.baseline, float(e.count)] for e in found.values()]
-    sums = total(fabric, torch.tensor(rows, dtype=torch.float64).to(fabric.device)).cpu().tolist()
-    errors = {name: shown(name, a / n if n else float("nan"))[0] for name, (a, _, n) in zip(found, sums, strict=True)}
-    baselines = {
-        name: shown(name, b / n if n else float("nan"))[0] for name, (_, b, n) in zip(found, sums, strict=True)
-    }
-    return errors, baselines
+def _check_deaths(settings: FinetuneSettings, deaths: int, dead: Sequence[str], step: int) -> None:
+    """
+    Raises:
+        EutecticError: heads die again and again.
+    """
+    if deaths > MOST_DEATHS:
+        raise EutecticError(
+            f"step {step}, head of {' and '.join(dead)}",
+            f"one value for all structures, for the {deaths}th time, at ever lower rates",
+            "predictions that differ between structures",
+            f"lower --learning-rate ({settings.optimiser.learning_rate:g}); check the labels (`eutectic data check`)",
+        )
 
 
 def _learned(settings: FinetuneSettings, store: Store, parts: Split) -> LearnedRows:
@@ -506,21 +681,6 @@ def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSetti
     return choice, settings.graph or model.graph, None if settings.start == "scratch" else model
 
 
-def _kept_heads(settings: FinetuneSettings, prepared: Prepared) -> tuple[Task | None, list[str]]:
-    """The task of the start whose heads are kept, and the properties whose heads fit.
-
-    Raises:
-        EutecticError: the start has no such task.
-    """
-    start, task = prepared.start, prepared.task
-    if start is None or settings.head_from is None:
-        return None, []
-    theirs = task_named(start.tasks, settings.head_from, f"head_from, {settings.start}")
-    heads = cast(nn.ModuleDict, start.module.heads[theirs.name])
-    fits = [n for n in task.targets if n in heads and theirs.heads.get(n) == task.heads[n]]
-    return theirs, fits
-
-
 def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) -> None:
     """Before anything runs: what was read, how it is split, what is kept of the model and what starts fresh."""
     store, parts, task = prepared.store, prepared.split, prepared.task
@@ -537,33 +697,56 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
         "test": "there is no test error",
     }
     for part, rows in (("validation", parts.validation), ("test", parts.test)):
-        if not len(rows):
+        if not len(rows) and not (part == "test" and prepared.test is not None):
             console.print(f"[yellow]no {part} structures:[/] {missing[part]}", highlight=False)
     start = prepared.start
     if start is None:
         like = f" with the architecture of {settings.architecture_from}" if settings.architecture_from else ""
         console.print(f"from scratch: {prepared.backbone.name}{like}, seed {settings.train.seed}", highlight=False)
         return
-    _, kept = _kept_heads(settings, prepared)
-    # A derivative of a kept energy is kept with it.
-    derived = [name for name, head in task.heads.items() if head.entry.derivative and "energy" in kept]
-    kept += derived
-    fresh = [name for name in task.targets if name not in kept]
+    kept = prepared.kept
     trained_on = cast(Mapping[str, Any], start.provenance.get("pretrained_on", {}))
+    finetuned_on = start.provenance.get("finetuned_on")
     parameters = sum(p.numel() for p in cast(nn.Module, start.module.backbone).parameters())
-    words = [
-        f"start: {start.backbone} backbone of {settings.start} ({parameters:,} parameters), pre-trained on "
-        f"{', '.join(trained_on) or 'unknown data'}"
-    ]
-    if kept:
-        words.append(f"heads kept from {settings.head_from}: {', '.join(kept)}")
-    if fresh:
-        words.append(f"new heads: {', '.join(fresh)}")
-    words.append(
-        "references and scales fitted to the training split"
-        + (", and to what the kept heads predict" if set(kept) & set(task.targets) else "")
+    console.print(
+        f"loaded: {start.backbone} backbone of {settings.start} ({parameters:,} parameters), trained on "
+        f"{', '.join(trained_on) or finetuned_on or 'unknown data'}",
+        highlight=False,
     )
-    console.print("; ".join(words), highlight=False)
+    if kept.task is not None:
+        number = min(TRIED_ON, len(parts.validation) or len(parts.train))
+        errors = ", ".join(
+            f"{name} {error:.4g} (mean predictor {kept.baselines[name]:.4g}) {shown(name, 1.0)[1]}"
+            for name, error in kept.errors.items()
+        )
+        console.print(
+            f"kept: heads of task {kept.task}: {', '.join(kept.properties)}; before training, on {number} "
+            f"{'validation' if len(parts.validation) else 'training'} structures: {errors}",
+            highlight=False,
+        )
+    elif settings.head_from not in (None, AUTO):
+        console.print(
+            f"[yellow]no head of task {settings.head_from} fits:[/] none for the same property and of the same kind "
+            "and size",
+            highlight=False,
+        )
+    for name, found in kept.rejected.items():
+        console.print(
+            f"not kept: heads of task {name}, of the same level of theory: errors {found:.2f} times those of the mean "
+            "predictor",
+            highlight=False,
+        )
+    fresh = [name for name in task.targets if name not in kept.properties and not task.heads[name].entry.derivative]
+    if fresh:
+        console.print(f"reset: new heads for {', '.join(fresh)}", highlight=False)
+    derived = [name for name in task.targets if task.heads[name].entry.derivative]
+    if derived:
+        console.print(f"conservative: {', '.join(derived)} as derivatives of the energy", highlight=False)
+    dropped = [one.name for one in start.tasks if one.name != kept.task]
+    if dropped:
+        console.print(f"dropped: heads of {', '.join(dropped)}", highlight=False)
+    left = "; references to what the kept heads leave of it" if kept.task is not None else ""
+    console.print(f"fitted to the training split: references and scales{left}", highlight=False)
     seen = elements_seen(start)
     unseen = [chemical_symbols[z] for z in store.composition() if seen and z not in seen]
     if unseen:
@@ -575,34 +758,47 @@ def _model(settings: FinetuneSettings, prepared: Prepared, sampler: BatchSampler
     if start is None:
         return initial_model(prepared.backbone.name, prepared.backbone.settings, (task,), sampler, seed)
     torch.manual_seed(seed)
-    # Weights that were handed to several processes lie in memory that these share: each trains a copy.
-    model = MultitaskModel(copy.deepcopy(start.module.backbone), {task.name: task.heads})
-    theirs, kept = _kept_heads(settings, prepared)
-    for name in kept:
-        assert theirs is not None
-        donor, mine = (
-            cast(nn.ModuleDict, heads)[name] for heads in (start.module.heads[theirs.name], model.heads[task.name])
-        )
-        mine.load_state_dict(donor.state_dict())
-        # The same prediction in physical units, although this data's scale is another.
-        cast(Head, mine).rescale(theirs.targets[name].normaliser.scale / task.targets[name].normaliser.scale)
-    return model.train()
+    return started_model(start, task, prepared.kept.task, prepared.kept.properties).train()
+
+
+def _rates(settings: FinetuneSettings, prepared: Prepared) -> FinetuneOptimiserSettings:
+    """The optimiser, gentle at first where heads are kept."""
+    if prepared.kept.task is None:
+        return settings.optimiser
+    steps = finetune_schedule(settings.train, settings.optimiser, len(prepared.split.train)).steps
+    # The warm-up is counted in steps; a run of unknown length has that of 1,000.
+    return settings.optimiser.gentle(1000 if steps is None else steps)
 
 
 def _result(
     settings: FinetuneSettings,
     prepared: Prepared,
-    judged: str,
-    curve: _Curve,
+    curve: Curve,
     best_step: int,
-    seconds: float,
+    trained: Trained,
+    drawn: int,
+    reason: str,
     model: MultitaskModel,
     device: torch.device,
 ) -> FinetuneResult:
     store, parts, task = prepared.store, prepared.split, prepared.task
+    judged = primary(list(task.targets))
     edge_lists = prepared.backbone.of_backbone().edge_lists
-    tested = TaskDataset(0, task, store, parts.test, edge_lists=edge_lists).items()
-    found = evaluate(model, [task], tested, device=device, keep=True)[task.name] if tested else {}
+    notes = [*curve.notes, *([reason] if reason else [])]
+    if prepared.test is not None:
+        tested_on = len(prepared.test)
+        found, refused = evaluate_store(
+            model.to(device), task, prepared.test, np.arange(tested_on), baseline=prepared.baseline
+        )
+        found = {name: error for name, error in found.items() if error.count}
+        if refused:
+            tested_on -= len(refused)
+            notes.append(f"{len(refused):,} test structures could not be predicted; the first: {refused[0]}")
+    else:
+        tested_on = len(parts.test)
+        tested = TaskDataset(0, task, store, parts.test, edge_lists=edge_lists).items()
+        given: dict[str, Any] = {"device": device, "keep": True, "baseline": prepared.baseline}
+        found = evaluate(model, [task], tested, **given)[task.name] if tested else {}
     parity = {name: _points(name, error) for name, error in found.items() if error.truth}
     test_errors = {name: shown(name, error.mae)[0] for name, error in found.items()}
     test_baselines = {name: shown(name, error.baseline_mae)[0] for name, error in found.items()}
@@ -615,7 +811,7 @@ def _result(
         unit=shown(judged, 1.0)[1],
         dataset=store.card.name,
         level_of_theory=store.card.level_of_theory,
-        total_steps=settings.train.steps,
+        total_steps=trained.steps,
         batch_size=min(settings.train.batch_size, len(parts.train)),
         learning_rate=settings.optimiser.learning_rate,
         weight_decay=settings.optimiser.weight_decay,
@@ -638,9 +834,16 @@ def _result(
         parity=parity,
         trained_on=len(parts.train),
         validated_on=len(parts.validation),
-        tested_on=len(parts.test),
-        wall_seconds=round(seconds, 2),
+        tested_on=tested_on,
+        wall_seconds=round(trained.seconds, 2),
         examples=[structure_to_dict(store[row].structure) for row in varied(store)],
+        scores=curve.scores,
+        score_weights={name: settings.score_weights.get(name, 1.0) for name in task.targets},
+        length=settings.train.length,
+        epochs=round(drawn / len(parts.train), 2),
+        fell=curve.fell,
+        converged=bool(reason),
+        notes=notes,
     )
 
 
@@ -661,7 +864,7 @@ def _save(
         "finetuned_on": store.card.name,
         "start": settings.start,
         "structures": result.trained_on,
-        "steps": settings.train.steps,
+        "steps": result.total_steps,
         "seed": settings.train.seed,
         "level_of_theory": store.card.level_of_theory,
         "licence": store.card.licence,
@@ -675,4 +878,3 @@ def _save(
     )
     save_model(folder / "model", described)
     write_atomically(folder / "result.json", json.dumps(result.to_dict()), sole_writer=True)
-    remove_checkpoints(folder / "checkpoint.pt")

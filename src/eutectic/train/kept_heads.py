@@ -1,93 +1,173 @@
-"""References beside heads that are kept from the model that a fine-tuning starts from.
-
-A kept head predicts an energy less the references of its own data: isolated atoms, or averages over crystals. The
-references of the new data must be those that go with it, or every energy is off by electronvolts at first.
-"""
+"""Heads of a pre-trained model that a fine-tuning keeps: which fit, and how good they are before any training."""
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from eutectic.checkpoints.model import TrainedModel
-from eutectic.data.store import Store
-from eutectic.graph import build_graph
+from eutectic.atoms import MAX_ATOMIC_NUMBER, PROPERTIES
+from eutectic.checkpoints.model import TrainedModel, task_named
+from eutectic.models.heads import Head
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Sample, Task, make_batch
-from eutectic.tasks.references import References, least_squares
+from eutectic.tasks.metrics import shown
+from eutectic.train.batches.sampler import TaskDataset
+from eutectic.train.evaluation import evaluate
+from eutectic.train.judging import score
 
-AT_LEAST, PER_ELEMENT, TOGETHER = 32, 4, 8
-"""Structures that are predicted: so many, or this many for each element if these are more; and in one batch."""
+TRIED_ON, FITTED_TO, BATCH = 32, 64, 8
+"""Structures on which heads are tried, those to which references are fitted (or four for each element), and those of a
+batch."""
+
+AUTO = "auto"
+"""In place of a task's name: look for one."""
 
 
-def with_their_references(
-    task: Task, start: TrainedModel, theirs: Task, kept: Sequence[str], store: Store, rows: np.ndarray
-) -> Task:
-    """A task with the references that go with its kept heads.
+@dataclass(frozen=True)
+class KeptHeads:
+    """The heads that are kept.
 
-    Their values are corrected, per element, by least squares of what labels and predictions of some training structures
-    differ by. Elements that none of these has are not corrected.
+    Attributes:
+        task: of the start; None if all heads are new.
+        learned: the task to learn, with references and means fitted to what the kept heads leave.
+        properties: whose heads are kept.
+        errors, baselines: property → error of the start on some structures of this data, before training, and that of
+            references and mean alone, in the units in which they are quoted.
+        rejected: task → its score (see `judging.score`), where it was no better than the mean predictor.
+    """
+
+    task: str | None = None
+    learned: Task | None = None
+    properties: tuple[str, ...] = ()
+    errors: Mapping[str, float] = field(default_factory=dict)
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    rejected: Mapping[str, float] = field(default_factory=dict)
+
+
+def choose_heads(
+    start: TrainedModel | None,
+    task: Task,
+    wanted: str | None,
+    training: TaskDataset,
+    validation: TaskDataset,
+    weights: Mapping[str, float],
+    where: str,
+) -> KeptHeads:
+    """The heads to keep.
 
     Args:
-        task: of the new data, as fitted to its labels.
-        start: model with the heads.
-        theirs: its task with the heads.
-        kept: properties whose heads are kept.
-        store, rows: training structures.
+        start: the pre-trained model, if there is one.
+        task: that will be learned, with fitted references and scales.
+        wanted: a task of the start, "auto", or None for new heads.
+        training, validation: structures of the task; the heads are tried on a few of the validation structures, or
+            of the training structures where there are none.
+        weights: property → weight in the score.
+        where: the start, for errors.
+
+    Raises:
+        EutecticError: the start has no such task.
     """
-    corrected = dict(task.targets)
-    for name in kept:
-        old, new = theirs.targets[name].normaliser, task.targets[name].normaliser
-        if new.references is None or old.references is None:
-            continue
-        chosen = _some(store, rows, name)
-        structures = [store[int(row)] for row in chosen]
-        predicted = old.scale * _predicted(start, theirs, task, name, structures) + old.mean
-        counts = np.zeros((len(structures), 119))
-        for count, labelled in zip(counts, structures, strict=True):
-            np.add.at(count, labelled.structure.numbers, 1)
-        labels = np.array([float(labelled.labels[name]) for labelled in structures])
-        references = np.array([new.references.of(labelled.structure.numbers) for labelled in structures])
-        correction = least_squares(counts.T @ counts, counts.T @ (labels - references - new.mean - predicted))
-        values = {z: value + correction.get(z, 0.0) for z, value in new.references.values.items()}
-        corrected[name] = replace(
-            task.targets[name], normaliser=replace(new, references=References(property=name, values=values))
-        )
-    return replace(task, targets=corrected)
+    if start is None or wanted is None:
+        return KeptHeads()
+    every = [task_named(start.tasks, wanted, f"head_from, {where}")] if wanted != AUTO else start.tasks
+    fits = [(theirs, names) for theirs in every if (names := fitting(start, theirs, task))]
+    if wanted == AUTO:
+        fits = [(theirs, names) for theirs, names in fits if theirs.level_of_theory == task.level_of_theory]
+    if not fits:
+        return KeptHeads()
+    references = [t.normaliser.references for t in task.targets.values() if t.normaliser.references is not None]
+    enough = max(FITTED_TO, 4 * max((len(r.values) for r in references), default=0))
+    items = replace(training, rows=training.rows[:enough], kept={}).items()
+    tried_on = validation if len(validation) else training
+    best, least, rejected = KeptHeads(), 1.0, {}
+    for theirs, names in fits:
+        learned = _refitted(start, theirs, task, names, items)
+        errors, baselines = _errors(start, theirs, learned, task, names, tried_on)
+        found, kept = score(errors, baselines, weights), KeptHeads(theirs.name, learned, names, errors, baselines)
+        if wanted != AUTO:
+            return kept
+        if math.isfinite(found) and found < least:
+            best, least = kept, found
+        else:
+            rejected[theirs.name] = found
+    return best if best.task is not None else KeptHeads(rejected=rejected)
 
 
-def _some(store: Store, rows: np.ndarray, name: str) -> np.ndarray:
-    """Training rows with the label, evenly chosen."""
-    n = max(AT_LEAST, PER_ELEMENT * len(store.composition()))
-    # A few more, since some may lack the label.
-    candidates = rows[np.unique(np.linspace(0, len(rows) - 1, min(4 * n, len(rows))).astype(int))]
-    labelled = [row for row in candidates if name in store[int(row)].labels]
-    return np.array(labelled)[np.unique(np.linspace(0, len(labelled) - 1, min(n, len(labelled))).astype(int))]
+def _refitted(start: TrainedModel, theirs: Task, task: Task, names: Sequence[str], items: Sequence[Sample]) -> Task:
+    """The task with references (or means) such that kept heads of scalars are right on average.
 
-
-def _predicted(start: TrainedModel, theirs: Task, task: Task, name: str, structures: Sequence) -> np.ndarray:
-    """The kept head's predictions in its own model units, of the graphs of the new task."""
-    heads = cast(Mapping[str, nn.Module], start.module.heads[theirs.name])
-    model = MultitaskModel(start.module.backbone, {theirs.name: {name: theirs.heads[name]}})
-    cast(nn.ModuleDict, model.heads[theirs.name])[name] = heads[name]
-    only = replace(theirs, targets={name: theirs.targets[name]})
-    like = next(model.parameters())
-    training = start.module.training
-    model.eval()
-    lists = start.module.backbone.edge_lists
-    values = []
-    for begin in range(0, len(structures), TOGETHER):
-        samples = [
-            Sample(0, build_graph(one.structure, task.graph, lists=lists), {})
-            for one in structures[begin : begin + TOGETHER]
-        ]
-        batch = make_batch(samples, [only], like.dtype).to(like.device)
+    References fitted to the labels alone would leave each head's own offset, which is another one. What the heads
+    leave is fitted with the least change; elements that these structures do not have keep their references.
+    """
+    model, targets = started_model(start, task, theirs.name, names).eval(), dict(task.targets)
+    scalars = [n for n in names if not (PROPERTIES[n].rank or PROPERTIES[n].level == "atom" or targets[n].categorical)]
+    left: dict[str, list[float]] = {name: [] for name in scalars}
+    counts: dict[str, list[np.ndarray]] = {name: [] for name in scalars}
+    for first in range(0, len(items), BATCH):
+        some = items[first : first + BATCH]
+        batch = make_batch(some, [task])
         with torch.no_grad():
-            values.append(model(batch.graph, batch.parts)[theirs.name][name].double().cpu().numpy())
-    start.module.train(training)
-    return np.concatenate(values)
+            predicted = model(batch.graph, batch.parts)[task.name]
+        for name in scalars:
+            for item, value in zip(some, predicted[name].tolist(), strict=True):
+                if name in item.labels:
+                    left[name].append((float(item.labels[name]) - value) * targets[name].normaliser.scale)
+                    counts[name].append(np.bincount(item.graph.structure.numbers, minlength=MAX_ATOMIC_NUMBER + 1))
+    for name in scalars:
+        if not left[name]:
+            continue
+        normaliser = targets[name].normaliser
+        if normaliser.references is None:
+            normaliser = replace(normaliser, mean=normaliser.mean + float(np.mean(left[name])))
+        else:
+            change = np.linalg.lstsq(np.stack(counts[name]).astype(float), np.array(left[name]), rcond=1e-6)[0]
+            values = {z: value + float(change[z]) for z, value in normaliser.references.values.items()}
+            normaliser = replace(normaliser, references=replace(normaliser.references, values=values))
+        targets[name] = replace(targets[name], normaliser=normaliser)
+    return replace(task, targets=targets)
+
+
+def fitting(start: TrainedModel, theirs: Task, task: Task) -> tuple[str, ...]:
+    """The properties of a task that a task of the start predicts with the same kind of head."""
+    heads = cast(nn.ModuleDict, start.module.heads[theirs.name])
+    return tuple(name for name in task.targets if name in heads and theirs.heads.get(name) == task.heads[name])
+
+
+def started_model(start: TrainedModel, task: Task, kept: str | None, properties: Sequence[str]) -> MultitaskModel:
+    """The start's backbone with heads for a task: new ones, but for those that are kept.
+
+    A kept head gives the same in physical units (but for references), although this data's scale is another.
+    """
+    # Weights that were handed to several processes lie in memory that these share: each trains a copy.
+    model = MultitaskModel(copy.deepcopy(start.module.backbone), {task.name: task.heads})
+    if kept is None:
+        return model
+    theirs = task_named(start.tasks, kept, "head_from")
+    for name in properties:
+        donor, mine = (cast(nn.ModuleDict, heads)[name] for heads in (start.module.heads[kept], model.heads[task.name]))
+        mine.load_state_dict(donor.state_dict())
+        cast(Head, mine).rescale(theirs.targets[name].normaliser.scale / task.targets[name].normaliser.scale)
+    return model
+
+
+def _errors(
+    start: TrainedModel, theirs: Task, learned: Task, task: Task, names: Sequence[str], data: TaskDataset
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Errors of the start with refitted references, and of the references and means of the labels alone."""
+    model = started_model(start, task, theirs.name, names).eval()
+    items = replace(data, task=learned, rows=data.rows[:TRIED_ON], kept={}).items()
+    found = evaluate(model, [learned], items, batch_size=BATCH, baseline=task)[task.name]
+    # Derivatives of a kept energy are as old as the energy.
+    derived = {name for name, head in task.heads.items() if head.entry.derivative and "energy" in names}
+    known = {name: e for name, e in found.items() if e.count and (name in names or name in derived)}
+    return (
+        {name: shown(name, e.mae)[0] for name, e in known.items()},
+        {name: shown(name, e.baseline_mae)[0] for name, e in known.items()},
+    )

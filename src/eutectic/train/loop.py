@@ -8,10 +8,11 @@ validations and saved non-finite steps are exact.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,13 +29,12 @@ from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task
 from eutectic.train.batches.loader import default_workers, load_batches
 from eutectic.train.batches.sampler import BatchSampler, check_shares
-from eutectic.train.checkpoint import full_state
+from eutectic.train.checkpoint import full_state, load_weights
 from eutectic.train.gradient import GradientSum
 from eutectic.train.nonfinite import save_nonfinite_step
 from eutectic.train.optimisation import (
     EMA,
     apply_gradient,
-    learning_rate,
     make_optimiser,
     set_learning_rate,
     shared_gradients,
@@ -43,8 +43,9 @@ from eutectic.train.runtime.journal import Journal
 from eutectic.train.runtime.matmul import prefer_fast_matmul
 from eutectic.train.runtime.memory import keep_freed_memory
 from eutectic.train.runtime.stop import StopFlag
-from eutectic.train.settings import OptimiserSettings, TrainSettings
-from eutectic.train.state import RunState
+from eutectic.train.schedule import Schedule
+from eutectic.train.settings import LoopSettings, OptimiserSettings
+from eutectic.train.state import MOST_STEPS, RunState
 from eutectic.train.statistics import PendingStatistics, StepStatistics
 
 
@@ -58,12 +59,32 @@ DTYPES = {"64-true": torch.float64}
 
 @dataclass
 class Trained:
-    """The result of training: EMA and raw weights, the journal, and the training time in seconds."""
+    """The result of training: EMA and raw weights, the journal, the training time in seconds, and the steps done."""
 
     averaged: MultitaskModel
     raw: dict[str, torch.Tensor]
     journal: Journal
     seconds: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a validation says.
+
+    Attributes:
+        score: by which the schedule decides, the lower the better; None if unknown.
+        errors: for the journal.
+        restart: weights to go on from, at half the rates; None goes on as before.
+    """
+
+    score: float | None = None
+    errors: Mapping[str, Any] = field(default_factory=dict)
+    restart: Mapping[str, torch.Tensor] | None = None
+
+
+Validate = Callable[[MultitaskModel, int, float], Verdict | None]
+"""Called with the EMA model, the step, and the training time so far; the same result in every process."""
 
 
 def train(
@@ -71,25 +92,27 @@ def train(
     model: MultitaskModel,
     tasks: Sequence[Task],
     source: BatchSampler,
-    settings: TrainSettings,
+    settings: LoopSettings,
     optimiser_settings: OptimiserSettings,
     *,
+    schedule: Schedule,
     folder: Path | None = None,
-    validate: Callable[[MultitaskModel, int, float], None] = lambda model, step, seconds: None,
+    validate: Validate = lambda model, step, seconds: None,
     extra_state: Callable[[], dict[str, Any]] = dict,
     restore_extra: Callable[[dict[str, Any]], None] = lambda state: None,
     on_step: Callable[[dict[str, Any]], None] = lambda entry: None,
     describe: Callable[[MultitaskModel], TrainedModel] | None = None,
     stop: StopFlag | None = None,
 ) -> Trained:
-    """Train for `settings.steps` steps, resuming from `folder` if it holds a checkpoint.
+    """Train for as long as the schedule says, resuming from `folder` if it holds a checkpoint.
 
     Args:
         fabric: launched; every process calls this.
         model: initialised identically in every process, scale factors fitted.
         source: the batches; a step takes `settings.accumulate` of them.
+        schedule: length, learning rates and validations.
         folder: for `checkpoint.pt` and `journal.jsonl`; None writes nothing and cannot be resumed.
-        validate: called with the EMA model every `evaluate_every` steps and at the start and end.
+        validate: called at the start, when the schedule says, and at the end.
         extra_state, restore_extra: write and read the caller's own state in the checkpoint.
         on_step: called in the first process with each journal entry.
         describe: converts the model to one that can be saved; if None, non-finite steps are not saved for replay.
@@ -120,11 +143,12 @@ def train(
     gradient = GradientSum(fabric, wrapped, tasks, source, dtype, overlap=overlap, split=split)
 
     # The state to resume from, and the remaining batches
-    run = RunState(fabric, model, ema, optimiser, scaler, folder, settings.steps, extra_state, restore_extra)
+    run = RunState(fabric, model, ema, optimiser, scaler, folder, schedule, extra_state, restore_extra)
     run.restore()
     accumulate, structures, seconds = settings.accumulate, settings.accumulate * source.batch_size, run.seconds
     workers = default_workers(device, world, source.sets) if settings.workers is None else settings.workers
-    remaining = range(run.step * accumulate, settings.steps * accumulate)
+    last = MOST_STEPS if schedule.steps is None else schedule.steps
+    remaining = range(run.step * accumulate, last * accumulate)
     on_gpu = device.type == "cuda"
     loader = load_batches(
         source, tasks, remaining, rank=fabric.global_rank, world=world, dtype=dtype, workers=workers, pin=on_gpu
@@ -134,13 +158,13 @@ def train(
     with stop.listening(), loader as batches:
         if run.step == 0:
             validate(ema.refresh(), 0, 0.0)
-        for step in range(run.step, settings.steps + 1):
-            finished = step == settings.steps  # only the statistics of the last step are left
+        for step in itertools.count(run.step):
+            finished = schedule.finished(step)  # only the statistics of the last step are left
 
             # The gradient: forward and backward passes, summed over processes
             if not finished:
                 began, batches.waited = time.monotonic(), 0.0
-                rate = learning_rate(optimiser_settings, step, settings.steps)
+                rate = schedule.rate(step)
                 rank_statistics = gradient.compute(batches.take(accumulate), structures)
                 step_seconds = time.monotonic() - began
 
@@ -150,7 +174,8 @@ def train(
                 entry = pending.journal_entry(
                     statistics, processes=world, passes=accumulate * world, scaled=scaler is not None
                 )
-                run.record(entry, pending.seconds)
+                run.step, run.seconds = entry["step"], pending.seconds
+                schedule.passed(statistics.elapsed)
                 if first:
                     on_step(entry)
                 # a non-finite step, which was skipped (a gradient scaler overflows while it searches for its scale,
@@ -170,17 +195,27 @@ def train(
                                 folder, entry, step_batches, source, describe(plain), settings, optimiser_settings
                             )
                 if run.nonfinite_steps > settings.max_nonfinite_steps:
+                    run.journal.add(entry)
                     run.save()
                     raise _too_many_nonfinite_steps(run, settings)
                 # validate
-                if run.step % settings.evaluate_every == 0 or finished:
-                    validate(ema.refresh(), run.step, run.seconds)
+                finished = finished or schedule.finished(run.step)
+                if finished or schedule.due(run.step):
+                    verdict = validate(ema.refresh(), run.step, run.seconds) or Verdict()
+                    schedule.validated(verdict.score)
+                    finished = finished or schedule.finished(run.step)
+                    entry |= {"validation": dict(verdict.errors)} if verdict.errors else {}
+                    if verdict.restart is not None:
+                        _restart(verdict.restart, model, ema, optimiser)
+                        schedule.factor /= 2
+                run.journal.add(entry)
                 # save, and stop if there was a signal
                 if statistics.stop_requests > 0 or statistics.checkpoint_due > 0:
                     run.save()
                 if statistics.stop_requests > 0:
+                    of = "" if schedule.steps is None else f" of {schedule.steps}"
                     where = "" if folder is None else f"; the same command resumes at step {run.step} in {folder}"
-                    raise Interrupted(f"stopped after step {run.step} of {settings.steps}{where}")
+                    raise Interrupted(f"stopped after step {run.step}{of}{where}")
             if finished:
                 break
 
@@ -200,6 +235,7 @@ def train(
                 data_seconds=batches.waited,
                 stop_requested=stop.raised,
                 checkpoint_due=first and time.monotonic() - run.saved_at > settings.checkpoint_every,
+                elapsed=run.elapsed if first else 0.0,
             )
             if world > 1:
                 torch.distributed.all_reduce(values)
@@ -219,11 +255,26 @@ def train(
                 tasks=tasks,
             )
         run.save()
-    return Trained(ema.refresh(), full_state(model.state_dict()), run.journal, run.seconds)
+    return Trained(ema.refresh(), full_state(model.state_dict()), run.journal, run.seconds, run.step)
+
+
+def _restart(
+    weights: Mapping[str, torch.Tensor], model: MultitaskModel, ema: EMA, optimiser: torch.optim.Optimizer
+) -> None:
+    """Go on from other weights, without the moments of the old ones.
+
+    The gradient at hand, which was computed with the old weights, becomes zero: the next step changes nothing.
+    """
+    load_weights(model, dict(weights))
+    ema.load_state_dict({"updates": ema.updates.clone()} | {f"module.{k}": v for k, v in weights.items()})
+    optimiser.state.clear()
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.zero_()
 
 
 def _prepare_process(
-    model: MultitaskModel, tasks: Sequence[Task], settings: TrainSettings, device: torch.device, world: int
+    model: MultitaskModel, tasks: Sequence[Task], settings: LoopSettings, device: torch.device, world: int
 ) -> None:
     """Apply settings of process and model that change how a step is computed, but not its result."""
     if device.type == "cpu":
@@ -236,7 +287,7 @@ def _prepare_process(
         _check_shardable(tasks)
 
 
-def _too_many_nonfinite_steps(run: RunState, settings: TrainSettings) -> EutecticError:
+def _too_many_nonfinite_steps(run: RunState, settings: LoopSettings) -> EutecticError:
     saved = "" if run.folder is None else f", or see `eutectic replay {run.folder / 'nonfinite-steps'}/step-…`"
     return EutecticError(
         f"step {run.step}",

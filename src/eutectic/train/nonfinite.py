@@ -29,7 +29,7 @@ from eutectic.graph import build_graph
 from eutectic.tasks import Sample, make_batch, structure_losses
 from eutectic.train.batches.sampler import BatchSampler, SampleKey
 from eutectic.train.runtime.launch import make_fabric
-from eutectic.train.settings import OptimiserSettings, TrainSettings
+from eutectic.train.settings import LoopSettings, OptimiserSettings
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def save_nonfinite_step(
     batches: range,
     source: BatchSampler,
     model: TrainedModel,
-    settings: TrainSettings,
+    settings: LoopSettings,
     optimiser_settings: OptimiserSettings,
 ) -> None:
     """Save a step for `replay`. On a full disk the record is lost, not the run.
@@ -85,7 +85,7 @@ def save_nonfinite_step(
                 "entry": dict(entry),
                 "batches": list(batches),
                 "divided_by": len(batches) * source.batch_size,
-                "train": settings.model_dump(mode="json"),
+                "train": settings.model_dump(mode="json", include=set(LoopSettings.model_fields)),
                 "optimiser": optimiser_settings.model_dump(mode="json"),
                 "structures": records,
             }
@@ -157,7 +157,8 @@ def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, 
     model = load_model(folder / "model", finite=False)
     tasks = model.tasks
     index = {task.name: i for i, task in enumerate(tasks)}
-    settings = TrainSettings.model_validate(description["train"])
+    known = LoopSettings.model_fields.keys() & description["train"].keys()
+    settings = LoopSettings.model_validate({name: description["train"][name] for name in known})
     fabric = make_fabric(settings, alone=True)
     dtype = torch.float64 if settings.precision == "64-true" else torch.float32
     module = model.module.to(fabric.device, dtype).train()

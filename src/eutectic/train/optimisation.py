@@ -26,13 +26,21 @@ def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
     """
     warm = min(settings.warmup_steps, steps)
     if step < warm:
-        relative = settings.warmup_lr_ratio + (1 - settings.warmup_lr_ratio) * step / max(warm - 1, 1)
+        relative = warm_up(settings, step, warm)
     else:
         done = (step - warm) / max(steps - warm - 1, 1)
         relative = settings.final_lr_ratio + (1 - settings.final_lr_ratio) * 0.5 * (
             1 + math.cos(math.pi * min(done, 1.0))
         )
     return settings.learning_rate * relative
+
+
+def warm_up(settings: OptimiserSettings, step: int, warm: int | None = None) -> float:
+    """Learning rate of a step relative to the peak, by the warm-up alone; over `warm` steps if that is given."""
+    warm = settings.warmup_steps if warm is None else warm
+    if step >= warm:
+        return 1.0
+    return settings.warmup_lr_ratio + (1 - settings.warmup_lr_ratio) * step / max(warm - 1, 1)
 
 
 def make_optimiser(model: MultitaskModel, settings: OptimiserSettings) -> torch.optim.Optimizer:

@@ -42,6 +42,7 @@ from eutectic.train.runtime.launch import is_first, launch, launched_outside, on
 from eutectic.train.runtime.loggers import Factory, Loggers
 from eutectic.train.runtime.loggers import chosen as chosen_loggers
 from eutectic.train.runtime.stop import StopFlag, stopping_at_once
+from eutectic.train.schedule import StepSchedule
 from eutectic.train.settings import BackboneChoice, Coefficients, PretrainSettings, SetSettings
 
 log = logging.getLogger(__name__)
@@ -471,6 +472,7 @@ def _worker(
                 source,
                 settings.train,
                 settings.optimiser,
+                schedule=StepSchedule(settings.optimiser, settings.train.steps, settings.train.evaluate_every),
                 folder=folder,
                 validate=validate,
                 extra_state=lambda: {"validation": json.dumps(validation)},

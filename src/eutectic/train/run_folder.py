@@ -24,22 +24,34 @@ LOCK = ".lock"
 CONTENT = "content"
 """In `settings.json`: what lay under the names of the data and the model when the run began, as hashes."""
 
+LENGTH = ("steps", "epochs", "time", "until_converged", "patience", "evaluate_every")
+"""Settings of the length of a fine-tuning."""
+
 NOT_SETTINGS = ("command", "version", CONTENT)
 
 
-def claim_folder(folder: Path, settings: Settings, command: str) -> None:
+def claim_folder(folder: Path, settings: Settings, command: str, *, may_lengthen: bool = False) -> bool:
     """Make the run's folder, or check that it holds this very run.
 
     A folder in which nothing was computed yet (a run that was refused, say for its data) may be claimed anew.
+
+    Args:
+        folder, settings, command: of the run.
+        may_lengthen: accept a run that differs in its length only.
+
+    Returns:
+        Whether it holds this run with another length; `lengthen` then makes it this run.
 
     Raises:
         EutecticError: the folder exists and is not this run's.
     """
     folder = Path(folder)
     path = folder / SETTINGS
-    mine = {"command": command, "version": eutectic.__version__, **settings.model_dump(mode="json")}
+    mine = _described(settings, command)
     if path.exists() and _begun(folder):
         here, there = (_essence(v, type(settings)) for v in (mine, stored_settings(folder)))
+        if here != there and may_lengthen and _without_length(here) == _without_length(there):
+            return True
         if here != there:
             changed = sorted(k for k in here.keys() | there.keys() if here.get(k) != there.get(k))
             raise EutecticError(
@@ -48,7 +60,7 @@ def claim_folder(folder: Path, settings: Settings, command: str) -> None:
                 "the same settings, to resume it, or a folder that does not exist",
                 "choose another --out, or delete the folder",
             )
-        return
+        return False
     if folder.exists() and not path.exists() and _begun(folder):
         raise EutecticError(
             str(folder),
@@ -57,6 +69,25 @@ def claim_folder(folder: Path, settings: Settings, command: str) -> None:
             "choose another --out",
         )
     _write(path, mine)
+    return False
+
+
+def lengthen(folder: Path, settings: Settings, command: str) -> None:
+    """Write the settings of a longer run into the folder of a shorter one."""
+    noted = stored_settings(folder).get(CONTENT)
+    content = {} if noted is None else {CONTENT: noted}
+    _write(Path(folder) / SETTINGS, _described(settings, command) | content)
+
+
+def _described(settings: Settings, command: str) -> dict[str, Any]:
+    return {"command": command, "version": eutectic.__version__, **settings.model_dump(mode="json")}
+
+
+def _without_length(essence: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run (see `_essence`), but for how long it is and when it is validated."""
+    train = essence.get("train")
+    rest = {k: v for k, v in train.items() if k not in LENGTH} if isinstance(train, Mapping) else train
+    return {**essence, "train": rest}
 
 
 def claim_content(folder: Path, content: Mapping[str, str]) -> None:

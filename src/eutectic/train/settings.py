@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
 from eutectic.atoms.properties import define_all
@@ -100,6 +100,33 @@ class BackboneChoice(Settings):
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+def parse_duration(value: Any) -> Any:
+    """Seconds from "90s", "30m", "1.5h", "1h30m"; a number is returned as it is.
+
+    Raises:
+        ValueError: text of another form.
+    """
+    if not isinstance(value, str):
+        return value
+    parts = re.fullmatch(r"(?:([\d.]+)d)?(?:([\d.]+)h)?(?:([\d.]+)m(?:in)?)?(?:([\d.]+)s)?", value.replace(" ", ""))
+    try:
+        if parts is None or not any(parts.groups()):
+            return float(value)
+        sizes = (86_400, 3600, 60, 1)
+        return sum(size * float(part) for size, part in zip(sizes, parts.groups(), strict=True) if part)
+    except ValueError:
+        raise ValueError("a time such as 90s, 30m, 2h, 1h30m, or a number of seconds") from None
+
+
+def duration(seconds: float) -> str:
+    """A time in words, as `parse_duration` reads it: 45s, 30m, 1h30m."""
+    if seconds < 60:
+        return f"{seconds:.3g}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return "".join(f"{number}{unit}" for number, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if number)
+
+
 class OptimiserSettings(Settings):
     """AdamW with linear warm-up and cosine decay; defaults are JMP's for pre-training (Shoghi et al. 2024)."""
 
@@ -127,12 +154,10 @@ class OptimiserSettings(Settings):
     )
 
 
-class TrainSettings(Settings):
-    """Length of the training, batch size, and use of the hardware."""
+class LoopSettings(Settings):
+    """Batch size and use of the hardware: all that a training is, but for its length."""
 
-    steps: int = Field(default=1000, ge=1, description="optimiser steps")
     batch_size: int = Field(default=32, ge=1, description="structures per batch, over all processes")
-    evaluate_every: int = Field(default=200, ge=1, description="steps between validations")
     checkpoint_every: float = Field(default=60.0, ge=0, description="seconds between checkpoints for resuming")
     seed: int = Field(default=0, ge=0, lt=2**63, description="random seed")
     processes: int = Field(
@@ -181,6 +206,13 @@ class TrainSettings(Settings):
         description="background processes per training process that prepare batches; 0: none. Default: one of low "
         "priority on a CPU, up to eight with a GPU, none where less than 1 GiB of shared memory is free",
     )
+
+
+class TrainSettings(LoopSettings):
+    """Length of the training, batch size, and use of the hardware."""
+
+    steps: int = Field(default=1000, ge=1, description="optimiser steps")
+    evaluate_every: int = Field(default=200, ge=1, description="steps between validations")
 
 
 class Coefficients(Settings):
@@ -325,6 +357,26 @@ class DataSettings(Defining):
         default=None, description="for a file of types or labels: their elements, e.g. Cu,Au or OW=O,HW=H"
     )
     level_of_theory: str = Field(default="not stated", description="for a file: level of theory of its labels")
+    skip_unconverged: bool = Field(
+        default=False, description="for a file: leave out calculations that did not converge"
+    )
+    test_file: str | None = Field(
+        default=None,
+        description="store or file to test on, read like the data; nothing of the data is then set aside for a test",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_test(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("test_file") is not None:
+            if values.get("test"):
+                raise ValueError("test and test_file are both given; with a file to test on, leave test out")
+            return {**values, "test": 0}
+        return values
+
+
+KEPT_HEAD_FIRST_RATE = 0.01
+"""First learning rate where heads are kept, relative to the peak."""
 
 
 class FinetuneOptimiserSettings(OptimiserSettings):
@@ -337,24 +389,88 @@ class FinetuneOptimiserSettings(OptimiserSettings):
     ema_decay: float = Field(
         default=0.9, ge=0, lt=1, description="decay of the exponential moving average (EMA) of the weights"
     )
+    kept_head_warmup: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="where heads are kept, which large first steps would throw off: warm up over at least this part of "
+        "the run, from a hundredth of the peak; 0: as without",
+    )
+
+    def gentle(self, steps: int) -> FinetuneOptimiserSettings:
+        """These settings with the warm-up for kept heads, of a run of that many steps."""
+        if not self.kept_head_warmup:
+            return self
+        warm = max(self.warmup_steps, round(self.kept_head_warmup * steps))
+        return self.model_copy(
+            update={"warmup_steps": warm, "warmup_lr_ratio": min(self.warmup_lr_ratio, KEPT_HEAD_FIRST_RATE)}
+        )
 
 
-class FinetuneTrainSettings(TrainSettings):
-    """Length of a fine-tuning, batch size, and use of the hardware."""
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+"""Seconds, also given as "90s", "30m", "1.5h" or "1h30m"."""
 
-    steps: int = Field(default=500, ge=1, description="optimiser steps")
+
+class FinetuneTrainSettings(LoopSettings):
+    """Length of a fine-tuning, batch size, and use of the hardware.
+
+    The length is one of `steps`, `epochs`, `time` and `until_converged`; with the last, `epochs` or `time` is the most.
+    """
+
+    steps: int | None = Field(
+        default=None, ge=1, description="length in optimiser steps; default: 500 where no other length is given"
+    )
+    epochs: float | None = Field(
+        default=None, gt=0, le=1e9, description="length in epochs: how often each training structure is drawn"
+    )
+    time: Duration | None = Field(
+        default=None,
+        description="length in seconds, or as 90s, 30m, 1h30m: of training with its validations, not of reading data "
+        "and testing",
+    )
+    until_converged: bool = Field(
+        default=False,
+        description="train at a constant rate, which falls when the validation error stops falling, and stop when "
+        "that no longer helps",
+    )
+    patience: int = Field(
+        default=5, ge=1, description="until converged: validations without a lower error before the rate falls"
+    )
     batch_size: int = Field(default=16, ge=1, description="structures per batch, over all processes")
-    evaluate_every: int = Field(
-        default=50, ge=1, description="steps between validations; default: a tenth of the steps"
+    evaluate_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="steps between validations; default: a tenth of the run, or one epoch (25 to 500 steps) until "
+        "converged",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _ten_validations(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("evaluate_every") is None and "steps" in values:
+    def _one_length(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        given = [name for name in ("steps", "epochs", "time") if values.get(name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both lengths of the run; give one of them")
+        if values.get("until_converged") and "steps" in given:
+            raise ValueError("steps and until_converged are both given; limit until_converged by epochs or time")
+        values = dict(values)
+        if not given and not values.get("until_converged"):
+            given, values["steps"] = ["steps"], 500
+        if values.get("evaluate_every") is None and given == ["steps"]:
             with suppress(TypeError, ValueError):
-                return {**values, "evaluate_every": max(1, int(values["steps"]) // 10)}
+                values["evaluate_every"] = max(1, int(values["steps"]) // 10)
         return values
+
+    @property
+    def length(self) -> str:
+        """The length in words."""
+        words = [f"{self.steps:,} steps"] if self.steps is not None else []
+        words += [f"{self.epochs:g} epochs"] if self.epochs is not None else []
+        words += [duration(self.time)] if self.time is not None else []
+        if self.until_converged:
+            return "until converged" + (f", at most {words[0]}" if words else "")
+        return words[0]
 
 
 class FinetuneSettings(Defining):
@@ -374,9 +490,14 @@ class FinetuneSettings(Defining):
     )
     graph: GraphSettings | None = Field(default=None, description="graph settings; default: those of the start")
     head_from: str | None = Field(
-        default=None,
+        default="auto",
         description="task of the pre-trained model whose heads are reused, so that a run starts from its predictions; "
-        "default: new heads",
+        "auto: one of the same level of theory whose errors are below the mean predictor's; null: new heads",
+    )
+    score_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="weight of each property in the score by which the best step is chosen, the mean of error / error "
+        "of the mean predictor on validation data; default: 1 each",
     )
     name: str = Field(default="", description="name of the task in the model; default: that of the data")
     batching: BatchingSettings = Field(
@@ -415,6 +536,17 @@ class FinetuneSettings(Defining):
         return values
 
     @model_validator(mode="after")
+    def _known_weights(self) -> FinetuneSettings:
+        unknown = [name for name in self.score_weights if name not in self.targets]
+        if unknown:
+            raise ValueError(
+                f"score_weights of {', '.join(unknown)}, which are not learned; learned: {', '.join(self.targets)}"
+            )
+        if all(self.score_weights.get(name, 1.0) == 0 for name in self.targets):
+            raise ValueError("score_weights are all 0; give at least one property a weight")
+        return self
+
+    @model_validator(mode="after")
     def _cutoff(self) -> FinetuneSettings:
         if self.backbone is not None:
             self.backbone.for_graphs([self.graph or GraphSettings()])
@@ -426,18 +558,18 @@ def task_name(store: str) -> str:
     return re.sub(r"\W+", "_", Path(store).stem if Path(store).is_file() else Path(store).name) or "finetuned"
 
 
-def default_targets(properties: Sequence[str], *, gradient_forces: bool = False) -> dict[str, TargetSettings]:
+def default_targets(properties: Sequence[str], *, conservative: bool = False) -> dict[str, TargetSettings]:
     """Targets with the default head of each property.
 
     Args:
         properties: names.
-        gradient_forces: predict forces as the gradient of the energy, which then becomes a target too.
+        conservative: predict forces as derivatives of the energy, which then becomes a target too.
     """
     names = list(dict.fromkeys(properties))
-    gradient = gradient_forces and "forces" in names
-    if gradient and "energy" not in names:
+    conservative = conservative and "forces" in names
+    if conservative and "energy" not in names:
         names.append("energy")
-    kinds = {"forces": "gradient_forces"} if gradient else {}
+    kinds = {"forces": "gradient_forces"} if conservative else {}
     return {name: TargetSettings(head=HeadSettings(kind=kinds.get(name))) for name in names}
 
 

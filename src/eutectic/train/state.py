@@ -23,6 +23,10 @@ from eutectic.train.checkpoint import (
 )
 from eutectic.train.optimisation import EMA
 from eutectic.train.runtime.journal import Journal
+from eutectic.train.schedule import Schedule
+
+MOST_STEPS = 2**40
+"""More than any run has."""
 
 
 class RunState:
@@ -37,12 +41,12 @@ class RunState:
         optimiser: without Fabric's wrapper.
         scaler: the precision's gradient scaler, if any.
         folder: for `checkpoint.pt` and `journal.jsonl`; None writes nothing.
-        steps: of the whole run.
+        schedule: of the whole run.
         extra_state, restore_extra: write and read the caller's own state in the checkpoint.
 
     Attributes:
         step: the last step in the journal.
-        seconds: training time up to that step.
+        seconds: training time up to that step, without validations.
         nonfinite_steps: so far.
         saved_at: monotonic time of the last checkpoint, or of the start.
     """
@@ -55,18 +59,23 @@ class RunState:
         optimiser: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None,
         folder: Path | None,
-        steps: int,
+        schedule: Schedule,
         extra_state: Callable[[], dict[str, Any]] = dict,
         restore_extra: Callable[[dict[str, Any]], None] = lambda state: None,
     ) -> None:
         self.fabric, self.model, self.ema, self.optimiser, self.scaler = fabric, model, ema, optimiser, scaler
-        self.folder, self.steps = folder, steps
+        self.folder, self.schedule = folder, schedule
         self.extra_state, self.restore_extra = extra_state, restore_extra
         self.first = fabric.global_rank == 0
         self.journal = Journal(folder / "journal.jsonl" if folder is not None and self.first else None)
         self.checkpoint = None if folder is None else folder / "checkpoint.pt"
         self.step, self.seconds, self.nonfinite_steps = 0, 0.0, 0
-        self.saved_at = time.monotonic()
+        self.saved_at = self.begun_at = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Time of the run so far, validations and what was done before it resumed included, s."""
+        return time.monotonic() - self.begun_at
 
     def restore(self) -> None:
         """Restore everything from the folder's checkpoint; without one, empty the journal of an earlier attempt.
@@ -74,8 +83,8 @@ class RunState:
         Raises:
             EutecticError: a damaged checkpoint, or one of another run; processes read different checkpoints.
         """
-        path = self.checkpoint
-        state = None if path is None else load_checkpoint(path, self.steps)
+        path, steps = self.checkpoint, self.schedule.steps
+        state = None if path is None else load_checkpoint(path, MOST_STEPS if steps is None else steps)
         self._check_same_step(0 if state is None else state["step"])
         if path is None or state is None:
             self.journal.resume(0)
@@ -87,17 +96,14 @@ class RunState:
             if self.scaler is not None:
                 self.scaler.load_state_dict(state["scaler"])
             self.seconds, self.nonfinite_steps = float(state["seconds"]), int(state["nonfinite_steps"])
+            self.schedule.load_state_dict(state.get("schedule", {}))  # none in those of earlier versions
+            self.begun_at = time.monotonic() - self.schedule.elapsed
             self.restore_extra(state["extra"])
         # Entries that are missing, or of other shapes and types.
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise not_a_checkpoint(path, f"{type(error).__name__}: {str(error)[:200]}") from error
         self.step = state["step"]
         self.journal.resume(self.step)
-
-    def record(self, entry: dict[str, Any], seconds: float) -> None:
-        """Add a step to the journal; `seconds` is the training time so far."""
-        self.journal.add(entry)
-        self.step, self.seconds = entry["step"], seconds
 
     def save(self) -> None:
         """Write journal and checkpoint.
@@ -120,6 +126,7 @@ class RunState:
                 "step": self.step,
                 "seconds": self.seconds,
                 "nonfinite_steps": self.nonfinite_steps,
+                "schedule": self.schedule.state_dict(),
                 "extra": self.extra_state(),
             }
             save_checkpoint(self.checkpoint, gathered | rest)

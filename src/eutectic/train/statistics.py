@@ -52,6 +52,7 @@ class StepStatistics:
         data_seconds: time spent waiting for batches, summed over processes.
         stop_requests: number of processes that have received a signal.
         checkpoint_due: 1 if a checkpoint is due.
+        elapsed: time of the run so far by the clock of the first process, s.
         gradient_norm: before clipping.
         scale: of the gradient scaler; 1 without.
     """
@@ -66,17 +67,30 @@ class StepStatistics:
     data_seconds: float
     stop_requests: float
     checkpoint_due: float
+    elapsed: float
     gradient_norm: float
     scale: float
 
     @staticmethod
-    def pack(rank: RankStatistics, *, data_seconds: float, stop_requested: bool, checkpoint_due: bool) -> Tensor:
+    def pack(
+        rank: RankStatistics,
+        *,
+        data_seconds: float,
+        stop_requested: bool,
+        checkpoint_due: bool,
+        elapsed: float = 0.0,
+    ) -> Tensor:
         """One process's contribution to the sum: all fields but `gradient_norm` and `scale`, which all processes share.
+
+        Args:
+            rank, data_seconds: of this process.
+            stop_requested: it has received a signal.
+            checkpoint_due, elapsed: given by the first process only.
 
         Returns:
             A vector on the device; does not wait for it.
         """
-        scalars = (rank.atoms, rank.edges, rank.passes, data_seconds, stop_requested, checkpoint_due)
+        scalars = (rank.atoms, rank.edges, rank.passes, data_seconds, stop_requested, checkpoint_due, elapsed)
         on_host = torch.tensor([*rank.structures, *rank.labelled, *map(float, scalars)], dtype=rank.losses.dtype)
         if rank.losses.device.type == "cuda":
             on_host = on_host.pin_memory().to(rank.losses.device, non_blocking=True)
@@ -96,7 +110,9 @@ class StepStatistics:
         losses, target_losses, structures, labelled = (
             tuple(values[a:b]) for a, b in zip((0, *ends[:-1]), ends, strict=True)
         )
-        atoms, edges, passes, data_seconds, stop_requests, checkpoint_due, gradient_norm, scale = values[ends[-1] :]
+        atoms, edges, passes, data_seconds, stop_requests, checkpoint_due, elapsed, gradient_norm, scale = values[
+            ends[-1] :
+        ]
         return cls(
             losses=losses,
             target_losses=target_losses,
@@ -108,6 +124,7 @@ class StepStatistics:
             data_seconds=data_seconds,
             stop_requests=stop_requests,
             checkpoint_due=checkpoint_due,
+            elapsed=elapsed,
             gradient_norm=gradient_norm,
             scale=scale,
         )

@@ -18,7 +18,7 @@ from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 from eutectic.train.cost import Calibration, SizeModel, calibrate, costs_by_size, mean_counts, trials_of
 from eutectic.train.loop import DTYPES, checkpoint_activations
 from eutectic.train.runtime.launch import once
-from eutectic.train.settings import BatchingSettings, Coefficients, TrainSettings
+from eutectic.train.settings import BatchingSettings, Coefficients, LoopSettings
 
 
 def cut_by_cost(
@@ -51,7 +51,7 @@ def cut_by_cost(
 
 def measure_costs(
     fabric: lf.Fabric,
-    train: TrainSettings,
+    train: LoopSettings,
     sampler: BatchSampler,
     model: MultitaskModel,
     tasks: Sequence[Task],
@@ -72,7 +72,7 @@ def measure_costs(
 
 def _measured(
     fabric: lf.Fabric,
-    train: TrainSettings,
+    train: LoopSettings,
     sampler: BatchSampler,
     model: MultitaskModel,
     tasks: Sequence[Task],

@@ -31,7 +31,7 @@ from eutectic.atoms import EutecticError, Interrupted
 from eutectic.models import Backbone
 from eutectic.processes import SIGNALS, cores
 from eutectic.train.runtime.stop import StopFlag
-from eutectic.train.settings import TrainSettings
+from eutectic.train.settings import LoopSettings
 
 # At import, so that spawned processes are quiet from the start; warnings and errors still come through.
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -77,14 +77,14 @@ def is_first() -> bool:
     return int(os.environ["RANK"] if TorchElasticEnvironment.detect() else os.environ["SLURM_PROCID"]) == 0
 
 
-def accelerator_of(settings: TrainSettings) -> Literal["cpu", "cuda"]:
+def accelerator_of(settings: LoopSettings) -> Literal["cpu", "cuda"]:
     """The type of device that the settings select on this machine."""
     if settings.accelerator != "auto":
         return settings.accelerator
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def make_fabric(settings: TrainSettings, *, alone: bool = False) -> lf.Fabric:
+def make_fabric(settings: LoopSettings, *, alone: bool = False) -> lf.Fabric:
     """A Fabric that has not been launched.
 
     Args:
@@ -132,7 +132,7 @@ def _slurm() -> SLURMEnvironment:
         ) from error
 
 
-def _strategy(settings: TrainSettings, world: int) -> Strategy:
+def _strategy(settings: LoopSettings, world: int) -> Strategy:
     if settings.strategy == "fsdp":
         return ModelParallelStrategy(_shard, data_parallel_size=world, tensor_parallel_size=1)
     # Buffers are constants, the same in every process. A forward pass must not communicate, since processes can have
@@ -154,7 +154,7 @@ def _shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     return model
 
 
-def _precision(settings: TrainSettings, accelerator: str) -> Precision:
+def _precision(settings: LoopSettings, accelerator: str) -> Precision:
     if settings.precision == "64-true":
         return _Double()
     if settings.precision == "32-true":
@@ -162,7 +162,7 @@ def _precision(settings: TrainSettings, accelerator: str) -> Precision:
     return _Mixed(settings.precision, accelerator)
 
 
-def share_threads(settings: TrainSettings, processes: int) -> None:
+def share_threads(settings: LoopSettings, processes: int) -> None:
     """Set this process's number of threads: its share of the cores."""
     torch.set_num_threads(settings.threads or max(1, cores() // processes))
 
@@ -191,7 +191,7 @@ def once(fabric: lf.Fabric, work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def launch(settings: TrainSettings, work: Work) -> None:
+def launch(settings: LoopSettings, work: Work) -> None:
     """Call `work` in every process of the run.
 
     A run with one process runs in this process. Under torchrun and srun, this process is one of those of the run.
@@ -231,11 +231,11 @@ def launch(settings: TrainSettings, work: Work) -> None:
             for child in children:
                 child.kill()  # those still running wait for a process that has ended
                 child.join()
-    if isinstance(ended, Exception):
+    if ended is not None:
         raise ended
 
 
-def _first_outcome(children: Sequence[BaseProcess], outcomes: Any) -> Exception | None:
+def _first_outcome(children: Sequence[BaseProcess], outcomes: Any) -> BaseException | None:
     """The exception that ended the run; None if the first process finished, which needs all the others."""
     running: dict[Any, BaseProcess] = {child.sentinel: child for child in children}
     while running:
@@ -248,7 +248,7 @@ def _first_outcome(children: Sequence[BaseProcess], outcomes: Any) -> Exception 
             if not outcomes.empty():
                 # A process that has reported its outcome may still crash while exiting (in gloo's threads), which is
                 # harmless.
-                ended: Exception | None = outcomes.get()
+                ended: BaseException | None = outcomes.get()
                 if not isinstance(ended, EutecticError):
                     for other in running.values():
                         other.join(30.0)
@@ -286,7 +286,7 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _child(rank: int, world: int, port: int, settings: TrainSettings, work: Work, outcomes: Any, shared: Any) -> None:
+def _child(rank: int, world: int, port: int, settings: LoopSettings, work: Work, outcomes: Any, shared: Any) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the parent handles them and forwards them through `shared`
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

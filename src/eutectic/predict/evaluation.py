@@ -1,0 +1,223 @@
+"""Errors of a trained model on labelled data: by property, data set, element and size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from eutectic.atoms import EutecticError
+from eutectic.checkpoints.model import TrainedModel
+from eutectic.checkpoints.seen_rows import seen_rows
+from eutectic.data.store import Store
+from eutectic.models.heads import HeadSettings
+from eutectic.predict.prediction import task_of
+from eutectic.tasks import Normaliser, Task
+from eutectic.tasks.metrics import ErrorSum, shown
+from eutectic.train.evaluation import Breakdown, evaluate_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class PropertyErrors:
+    """Errors of one property, in `unit`.
+
+    Attributes:
+        unit: of the errors.
+        metric: what `mae` is: MAE, or error rate for classes.
+        mae, rmse, bias: mean absolute error, root mean squared error, and mean of prediction − label.
+        baseline: mean absolute error of the model's references and mean alone; for forces that of no force.
+        values, structures: number of components, and of structures with the label.
+        by_size, by_element: atoms ("8–15") or element → mean absolute error; elements for properties of atoms only.
+        truth, prediction: some values, evenly chosen.
+    """
+
+    unit: str
+    metric: str
+    mae: float
+    rmse: float
+    bias: float
+    baseline: float
+    values: int
+    structures: int
+    by_size: dict[str, float]
+    by_element: dict[str, float]
+    truth: list[float]
+    prediction: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Errors of a model on several data sets.
+
+    Attributes:
+        model, task, level_of_theory: what was evaluated, and of what its predictions are.
+        conservative: whether forces and stress are derivatives of the energy.
+        sets: data set → property → errors.
+        notes: what should be known about them, in words.
+        left_out: data set → structures that cannot be predicted, and why for the first of them.
+    """
+
+    model: str
+    task: str
+    level_of_theory: str
+    conservative: bool
+    sets: dict[str, dict[str, PropertyErrors]]
+    notes: list[str]
+    left_out: dict[str, tuple[int, str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON: what is unknown is null."""
+
+        def known(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: known(one) for key, one in value.items()}
+            if isinstance(value, list | tuple):
+                return [known(one) for one in value]
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        return {name: known(value) for name, value in asdict(self).items()}
+
+    def __repr__(self) -> str:
+        lines = [f"Evaluation of {self.model}, task {self.task}"]
+        for name, errors in self.sets.items():
+            words = ", ".join(f"{p.replace('_', ' ')} {e.mae:.4g} {e.unit}" for p, e in errors.items())
+            lines.append(f"  {name}: {words}")
+        return "\n".join(lines)
+
+
+def evaluate_model(
+    model: TrainedModel,
+    sets: Mapping[str, tuple[Store, np.ndarray]],
+    *,
+    name: str = "",
+    task: str | None = None,
+    properties: Sequence[str] = (),
+    conservative: bool = False,
+    batch_size: int = 32,
+    progress: Callable[[int], object] = lambda structures: None,
+) -> Evaluation:
+    """Predict labelled structures and compare.
+
+    Args:
+        model: on its device.
+        sets: name → store and rows.
+        name: of the model, for the result.
+        task: of the model; required if it has several.
+        properties: to compare; all that the model predicts by default.
+        conservative: forces and stress as derivatives of the energy.
+        batch_size: structures per batch.
+        progress: called with the number of structures done since the last call.
+
+    Raises:
+        EutecticError: no such task or property; data without any label that the model predicts, or without any
+            structure that it can predict.
+    """
+    chosen = task_of(model, task, f"model {name}")
+    if conservative:
+        chosen = _conservative(chosen)
+    missing = [one for one in properties if one not in chosen.targets]
+    if missing:
+        raise EutecticError(
+            f"task {chosen.name} of {name}",
+            f"{', '.join(missing)} asked for",
+            f"what it predicts: {', '.join(chosen.targets)}",
+            "choose one of these",
+        )
+    wanted = {p: t for p, t in chosen.targets.items() if not properties or p in properties}
+    found: dict[str, dict[str, PropertyErrors]] = {}
+    notes, left_out = [], {}
+    for where, (store, rows) in sets.items():
+        labels = [p for p in wanted if store.label_counts().get(p)]
+        if not labels:
+            has = ", ".join(p for p, n in store.label_counts().items() if n) or "none"
+            raise EutecticError(
+                where,
+                f"no label of {', '.join(wanted)}; its labels: {has}",
+                f"labels that task {chosen.name} predicts",
+                "name the entry that holds them (--key energy=NAME), or choose another task",
+            )
+        judged = replace(chosen, targets={p: wanted[p] for p in labels})
+        # A derivative needs the energy head, whether or not energies are compared.
+        breakdown = Breakdown([(judged.name, p) for p in labels])
+        errors, refused = evaluate_store(
+            model.module,
+            judged,
+            store,
+            rows,
+            batch_size=batch_size,
+            conservative=conservative,
+            seen=breakdown.add,
+            progress=progress,
+        )
+        if refused and len(refused) == len(rows):
+            raise EutecticError(f"{where}, {refused[0].where}", refused[0].given, refused[0].expected, refused[0].fix)
+        if refused:
+            left_out[where] = (len(refused), str(refused[0]))
+        notes += _notes(model, chosen, where, store, rows)
+        parts = breakdown.table()
+        found[where] = {p: _errors_of(p, errors[p], parts, judged.name) for p in labels}
+    return Evaluation(
+        model=name,
+        task=chosen.name,
+        level_of_theory=chosen.level_of_theory,
+        conservative=conservative or chosen.has_derivatives,
+        sets=found,
+        notes=notes,
+        left_out=left_out,
+    )
+
+
+def _conservative(task: Task) -> Task:
+    """The task with forces and stress as derivatives of its energy, in the energy's scale."""
+    if "energy" not in task.targets:
+        raise EutecticError(
+            f"task {task.name}",
+            f"derivatives of the energy requested; its heads: {', '.join(task.heads)}",
+            "a task with an energy head",
+            "choose another task, or leave out --conservative",
+        )
+    energy = task.targets["energy"]
+    normaliser = Normaliser(None, 0.0, energy.normaliser.scale)
+    made = dict(task.targets)
+    for name, kind in (("forces", "gradient_forces"), ("stress", "gradient_stress")):
+        settings = energy.settings.model_copy(update={"head": HeadSettings(kind=kind)})
+        made[name] = replace(energy, settings=settings, normaliser=normaliser)
+    return replace(task, targets=made)
+
+
+def _notes(model: TrainedModel, task: Task, where: str, store: Store, rows: np.ndarray) -> list[str]:
+    notes = []
+    theirs = store.card.level_of_theory
+    if theirs != task.level_of_theory:
+        notes.append(f"{where}: labels of level of theory {theirs!r}, predictions of {task.level_of_theory!r}")
+    seen = seen_rows(model.provenance, store)
+    if seen is not None and (n := np.intersect1d(rows, seen).size):
+        notes.append(f"{where}: the model was trained on {n:,} of these {len(rows):,} structures: errors are too low")
+    return notes
+
+
+def _errors_of(
+    name: str, errors: ErrorSum, parts: Mapping[str, Mapping[str, Mapping[str, dict[str, float]]]], task: str
+) -> PropertyErrors:
+    factor, unit = shown(name, 1.0)
+    truth, prediction = (
+        (np.concatenate(values) * factor).round(6).tolist() if values else []
+        for values in (errors.truth, errors.prediction)
+    )
+    return PropertyErrors(
+        unit=unit,
+        metric=errors.metric,
+        mae=factor * errors.mae,
+        rmse=factor * errors.rmse,
+        bias=factor * errors.bias,
+        baseline=factor * errors.baseline_mae,
+        values=errors.count,
+        structures=errors.structures,
+        by_size=dict(parts["size"].get(task, {}).get(name, {})),
+        by_element=dict(parts["element"].get(task, {}).get(name, {})),
+        truth=truth,
+        prediction=prediction,
+    )

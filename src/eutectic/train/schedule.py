@@ -1,0 +1,229 @@
+"""How long a run lasts, its learning rates, and when it is validated.
+
+A run has a number of steps, a time, or goes on until it has converged. Every process of a run holds a schedule and
+tells it the same values (the first process's clock, the validation score over all processes), so that all decide alike.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from eutectic.train.optimisation import learning_rate, warm_up
+from eutectic.train.settings import FinetuneTrainSettings, OptimiserSettings
+
+
+class Schedule:
+    """Base class: the number of steps is not known beforehand, and the rate is constant after the warm-up.
+
+    Args:
+        settings: peak learning rate, warm-up and decay.
+        every: steps between validations.
+
+    Attributes:
+        steps: of the whole run; None if not known.
+        factor: of every rate; lowered after a head has died.
+        elapsed: seconds of the run so far, validations included.
+        reason: why the run ended, in words, where that was not known beforehand.
+        timed: whether `progress` is in seconds.
+    """
+
+    timed = False
+
+    def __init__(self, settings: OptimiserSettings, every: int | None) -> None:
+        self.settings, self.every = settings, every
+        self.steps: int | None = None
+        self.factor, self.elapsed, self.reason = 1.0, 0.0, ""
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, 0 for the first."""
+        return self.factor * self.settings.learning_rate * warm_up(self.settings, step)
+
+    def finished(self, step: int) -> bool:
+        """Whether the run ends after `step` steps."""
+        return False
+
+    def due(self, step: int) -> bool:
+        """Whether to validate after `step` steps."""
+        return self.every is not None and step % self.every == 0
+
+    def passed(self, elapsed: float) -> None:
+        """A step was done; `elapsed` is the time of the run so far, s."""
+        self.elapsed = elapsed
+
+    def validated(self, score: float | None) -> None:
+        """A validation was done; its score is the lower the better, None if unknown."""
+
+    def progress(self, step: int) -> tuple[float, float] | None:
+        """Part done and whole, in steps or seconds; None if the end is not known."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"factor": self.factor, "elapsed": self.elapsed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Values of `state_dict`, perhaps of another kind of schedule: a run can be lengthened by another measure."""
+        self.factor = float(state.get("factor", 1.0))
+        self.elapsed = float(state.get("elapsed", 0.0))
+
+
+class StepSchedule(Schedule):
+    """A number of steps: linear warm-up, then cosine decay."""
+
+    def __init__(self, settings: OptimiserSettings, steps: int, every: int) -> None:
+        super().__init__(settings, every)
+        self.steps = steps
+
+    def rate(self, step: int) -> float:
+        assert self.steps is not None
+        return self.factor * learning_rate(self.settings, step, self.steps)
+
+    def finished(self, step: int) -> bool:
+        assert self.steps is not None
+        return step >= self.steps
+
+    def progress(self, step: int) -> tuple[float, float] | None:
+        assert self.steps is not None
+        return float(step), float(self.steps)
+
+
+class ClockSchedule(Schedule):
+    """A time: warm-up, then cosine decay by the clock. The step that is begun last ends after it.
+
+    Args:
+        settings: as for `Schedule`.
+        seconds: of training, validations included.
+        every: steps between validations; None validates about ten times.
+    """
+
+    VALIDATIONS = 10
+    timed = True
+
+    def __init__(self, settings: OptimiserSettings, seconds: float, every: int | None = None) -> None:
+        super().__init__(settings, every)
+        self.seconds = seconds
+        self._next: float | None = seconds / self.VALIDATIONS
+
+    def rate(self, step: int) -> float:
+        cosine = 0.5 * (1 + math.cos(math.pi * min(self.elapsed / self.seconds, 1.0)))
+        final = self.settings.final_lr_ratio
+        return super().rate(step) * (final + (1 - final) * cosine)
+
+    def finished(self, step: int) -> bool:
+        return step > 0 and self.elapsed >= self.seconds
+
+    def due(self, step: int) -> bool:
+        return super().due(step) if self.every is not None else self._next is not None and self.elapsed >= self._next
+
+    def passed(self, elapsed: float) -> None:
+        super().passed(elapsed)
+        if self._next is None:
+            # Counted from the end of the last validation, so that slow validations do not take all the time.
+            self._next = elapsed + self.seconds / self.VALIDATIONS
+
+    def validated(self, score: float | None) -> None:
+        self._next = None
+
+    def progress(self, step: int) -> tuple[float, float] | None:
+        return min(self.elapsed, self.seconds), self.seconds
+
+
+class PlateauSchedule(Schedule):
+    """Until it has converged: warm-up, then a constant rate that falls whenever the validation score has not.
+
+    The rate falls by `FALL` when `patience` validations in a row have not lowered the best score by `LEAST`; where it
+    has fallen `FALLS` times, the run ends instead.
+
+    Args:
+        settings: as for `Schedule`.
+        every: steps between validations.
+        patience: validations.
+        steps, seconds: most of the run.
+    """
+
+    FALL, FALLS, LEAST = 0.3, 3, 0.01
+
+    def __init__(
+        self,
+        settings: OptimiserSettings,
+        every: int,
+        patience: int,
+        *,
+        steps: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        super().__init__(settings, every)
+        self.patience, self.most, self.seconds = patience, steps, seconds
+        self.best, self.waited, self.falls = math.inf, 0, 0
+        self.converged = False
+        self.timed = steps is None and seconds is not None
+
+    def rate(self, step: int) -> float:
+        return super().rate(step) * self.FALL**self.falls
+
+    def finished(self, step: int) -> bool:
+        ended = (self.most is not None and step >= self.most) or (
+            self.seconds is not None and step > 0 and self.elapsed >= self.seconds
+        )
+        return ended or self.converged
+
+    def validated(self, score: float | None) -> None:
+        if score is not None and score < self.best * (1 - self.LEAST):
+            self.best, self.waited = score, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            self.waited, self.falls = 0, self.falls + 1
+            self.converged = self.falls > self.FALLS
+            if self.converged:
+                self.reason = (
+                    f"converged: no validation error lower by {self.LEAST:.0%} in {self.patience} validations, "
+                    f"at rates down to {self.FALL**self.FALLS:.1%} of the first"
+                )
+
+    def progress(self, step: int) -> tuple[float, float] | None:
+        if self.most is not None:
+            return float(step), float(self.most)
+        return None if self.seconds is None else (min(self.elapsed, self.seconds), self.seconds)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "best": self.best, "waited": self.waited} | {
+            "falls": self.falls,
+            "patience": self.patience,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.best, self.waited = float(state.get("best", math.inf)), int(state.get("waited", 0))
+        self.falls = int(state.get("falls", 0))
+        # A longer run than one that had converged waits anew, with more patience, at the lowest rate.
+        if self.falls > self.FALLS and self.patience > int(state.get("patience", self.patience)):
+            self.falls = self.FALLS
+        self.converged = self.falls > self.FALLS
+
+
+def steps_of_epochs(epochs: float, structures: int, settings: FinetuneTrainSettings) -> int:
+    """Steps in which as many structures are drawn as `epochs` times those of the training split."""
+    return max(1, math.ceil(epochs * structures / (min(settings.batch_size, structures) * settings.accumulate)))
+
+
+def finetune_schedule(train: FinetuneTrainSettings, optimiser: OptimiserSettings, structures: int) -> Schedule:
+    """The schedule of a fine-tuning.
+
+    Args:
+        train: length and intervals.
+        optimiser: rates.
+        structures: of the training split.
+    """
+    steps = train.steps if train.epochs is None else steps_of_epochs(train.epochs, structures, train)
+    if train.until_converged:
+        # About once an epoch; a score of a few dozen structures is too rough to look at it after every few steps.
+        every = min(max(steps_of_epochs(1.0, structures, train), 25), 500)
+        return PlateauSchedule(
+            optimiser, train.evaluate_every or every, train.patience, steps=steps, seconds=train.time
+        )
+    if train.time is not None:
+        return ClockSchedule(optimiser, train.time, train.evaluate_every)
+    assert steps is not None, "one of them is given"
+    return StepSchedule(optimiser, steps, train.evaluate_every or max(1, steps // 10))
