@@ -312,3 +312,9 @@ def test_compressed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_line_without_end(tmp_path: Path) -> None:
     with pytest.raises(EutecticError, match="line 2 has more than"):
         read(tmp_path / "mine.xyz", "1\n" + 9_000_000 * "a")
+
+
+def test_json_of_records_names_the_reader_of_records(tmp_path: Path) -> None:
+    with pytest.raises(EutecticError) as error:
+        read(tmp_path / "mine.json", '[{"matpes_id": "m-0", "structure": {"@class": "Structure"}}]')
+    assert "eutectic data prepare records --source" in error.value.fix

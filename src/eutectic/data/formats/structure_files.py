@@ -35,6 +35,10 @@ Entries = Mapping[str, Any]
 """All entries of a structure that may be labels or groups, by name."""
 
 _DAMAGED = "it may be truncated or damaged: write it again, or remove the incomplete part"
+_RECORDS = (
+    "if it holds records (of pymatgen, MatPES, …): eutectic data prepare records --source {file} --store STORE, and use "
+    "that store; else "
+)
 
 
 def format_of(file: Path) -> str:
@@ -119,7 +123,8 @@ def structures(
 
 
 def _unreadable(file: Path, index: int, name: str, given: str) -> EutecticError:
-    return EutecticError(f"{file}, structure {index}", given, f"a complete file of the format {name}", _DAMAGED)
+    fix = _RECORDS.format(file=file) + _DAMAGED if name == "json" and index == 0 else _DAMAGED
+    return EutecticError(f"{file}, structure {index}", given, f"a complete file of the format {name}", fix)
 
 
 # --- formats of many structures, one frame at a time -------------------------------------------------
