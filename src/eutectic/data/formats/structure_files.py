@@ -36,8 +36,8 @@ Entries = Mapping[str, Any]
 
 _DAMAGED = "it may be truncated or damaged: write it again, or remove the incomplete part"
 _RECORDS = (
-    "if it holds records (of pymatgen, MatPES, …): eutectic data prepare records --source {file} --store STORE, and use "
-    "that store; else "
+    "if it holds records (of pymatgen, MatPES, …): eutectic data prepare records --source {file} --store STORE, and "
+    "use that store; else "
 )
 
 
