@@ -32,11 +32,14 @@ import numpy as np
 
 TRAIN, VALIDATION, TEST = 950, 50, 1000
 COMPLETE = ["--graph.cutoff", "5", "--graph.max_neighbours", "100"]
+LEARNING = ["--weight", "forces=10", "--optimiser.ema_decay", "0.99", "--optimiser.clip_norm", "10"]
+LEARNING += ["--optimiser.warmup_steps", "50", "--optimiser.final_lr_ratio", "0.02", "--weight-decay", "0"]
+"""Of all our entrants; chosen on validation errors of GotenNet on ethanol (docs/log.md)."""
 ENTRANTS: dict[str, tuple[list[str], float]] = {
-    "gotennet": (["--backbone.name", "gotennet", *COMPLETE], 3e-3),
+    "gotennet": (["--backbone.name", "gotennet", *COMPLETE], 5e-3),
     "painn": (["--backbone.name", "painn", *COMPLETE], 3e-3),
-    "gemnet_oc": ([], 6e-3),
-    "gemnet_oc, 20 neighbours": (["--graph.max_neighbours", "20", "--graph.smooth_cap", "0.5"], 6e-3),
+    "gemnet_oc": ([], 3e-3),
+    "gemnet_oc, 20 neighbours": (["--graph.max_neighbours", "20", "--graph.smooth_cap", "0.5"], 3e-3),
 }
 """Entrant → options of `eutectic finetune --from-scratch`, and the learning rate if none is given. GemNet-OC is that of
 `eutectic-small`."""
@@ -102,7 +105,7 @@ def train_ours(store: Path, folder: Path, options: list[str], rate: float, secon
             *("--batch-size", "8", "--optimiser.learning_rate", str(rate), "--train.threads", "1"),
             *("--train.evaluate_every", str(max(1, steps // 10)), "--train.workers", "0"),
             *("--n-train", str(TRAIN), "--n-validation", str(VALIDATION)),
-            *("--n-test", str(TEST if name == "run" else 1), *options),
+            *("--n-test", str(TEST if name == "run" else 1), *LEARNING, *options),
         ]
         used = measured(command, core, folder / f"{name}.log")
         return used, json.loads((out / "result.json").read_text())

@@ -126,7 +126,7 @@ def test_two_models_differ_in_what_was_changed(run_folder: Path, tmp_path: Path)
     wide = compare_models(run_folder, tmp_path / "wide")
     assert wide["facts"]["settings.width"] == [8, 16]
     assert "backbone.embedding.weight" in wide["weights"]["other_shape"]
-    text = run("diff", run_folder, tmp_path / "other").stdout
+    text = " ".join(run("diff", run_folder, tmp_path / "other").stdout.split())
     assert "training.seed" in text
     assert "1 changed, by at most 10.0% (backbone.embedding.weight)" in text
     assert json.loads(run("diff", run_folder, tmp_path / "wide", "--json").stdout) == wide

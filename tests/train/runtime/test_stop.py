@@ -14,7 +14,7 @@ from eutectic.atoms import Interrupted
 from eutectic.checkpoints.model import load_model
 from eutectic.data.store import Store
 from eutectic.processes import SIGNALS
-from eutectic.train import loop
+from eutectic.train import schedule
 from eutectic.train.pretrain import pretrain
 from eutectic.train.runtime.stop import StopFlag
 
@@ -47,14 +47,14 @@ def test_a_signal_saves_and_the_run_resumes(
     molecules: Store, slabs: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     settings = settings_for(molecules, slabs, steps=5, evaluate_every=5, checkpoint_every=1e6)
-    real = loop.learning_rate
+    real = schedule.learning_rate
 
     def signalled_at_two(settings: Any, step: int, steps: int) -> float:
         if step == 2:
             os.kill(os.getpid(), number)
         return real(settings, step, steps)
 
-    monkeypatch.setattr(loop, "learning_rate", signalled_at_two)
+    monkeypatch.setattr(schedule, "learning_rate", signalled_at_two)
     with pytest.raises(Interrupted, match="step 3 of 5"):
         pretrain(settings, tmp_path / "run")
     monkeypatch.undo()
