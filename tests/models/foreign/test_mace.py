@@ -225,7 +225,7 @@ def test_finetune_from_the_command_line(tmp_path: Path) -> None:
     for line in (store, command):
         done = CliRunner().invoke(cli.app, line.split(), catch_exceptions=False)
         assert done.exit_code == 0, done.output
-    assert "heads kept from default: energy, forces" in " ".join(done.output.split())
+    assert "kept: heads of task default: energy" in " ".join(done.output.split())
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     # Labels are the model's own, but for the origin: before any training it is right, up to single precision.
     assert result["curves"]["energy"][0] < 1.0

@@ -253,7 +253,7 @@ def test_predict_and_finetune_from_the_command_line(tmp_path: Path) -> None:
     done = run(cli.app, command.split(), catch_exceptions=False)
     assert done.exit_code == 0, done.output
     words = " ".join(done.output.split())
-    assert "heads kept from 7net-0: energy, forces" in words
+    assert "kept: heads of task 7net-0: energy" in words
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     # Labels are the model's own, but for the origin: before any training it is right, up to its single precision.
     assert result["curves"]["energy"][0] < 0.5
