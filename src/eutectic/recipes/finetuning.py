@@ -63,7 +63,8 @@ def finetuning(
         steps, epochs, time: length of the training, one of them; a time in seconds, or as "30m".
         until_converged: train until the validation error no longer falls; `epochs` or `time` is then the most.
         batch_size, learning_rate, weight_decay, seed: of the training.
-        weights: property → its weight in the loss, of normalised values; 1 each by default.
+        weights: property → its weight in the loss, of normalised values; 1 each by default, 10 for conservative
+            forces.
         loss: mae, mse or huber, of every property that is not a class; mae by default.
         keys, units, elements, level_of_theory: how to read a file.
         skip_unconverged: leave out calculations of a file that did not converge.

@@ -558,19 +558,26 @@ def task_name(store: str) -> str:
     return re.sub(r"\W+", "_", Path(store).stem if Path(store).is_file() else Path(store).name) or "finetuned"
 
 
+CONSERVATIVE_FORCE_WEIGHT = 10.0
+"""Weight of conservative forces in the loss, beside 1 for the energy; with 1, both errors are larger (docs/log.md)."""
+
+
 def default_targets(properties: Sequence[str], *, conservative: bool = False) -> dict[str, TargetSettings]:
     """Targets with the default head of each property.
 
     Args:
         properties: names.
-        conservative: predict forces as derivatives of the energy, which then becomes a target too.
+        conservative: predict forces as derivatives of the energy, which then becomes a target too, of less weight.
     """
     names = list(dict.fromkeys(properties))
     conservative = conservative and "forces" in names
     if conservative and "energy" not in names:
         names.append("energy")
-    kinds = {"forces": "gradient_forces"} if conservative else {}
-    return {name: TargetSettings(head=HeadSettings(kind=kinds.get(name))) for name in names}
+    targets = {name: TargetSettings() for name in names}
+    if conservative:
+        head = HeadSettings(kind="gradient_forces")
+        targets["forces"] = TargetSettings(head=head, weight=CONSERVATIVE_FORCE_WEIGHT)
+    return targets
 
 
 T = TypeVar("T", bound=BaseModel)
