@@ -230,8 +230,8 @@ def finetune(
     weight: Annotated[
         list[str] | None,
         typer.Option(
-            help="Weight of a property in the loss, as forces=30; repeat. Default: 1 each, of normalised errors; 10 for "
-            "conservative forces."
+            help="Weight of a property in the loss, as forces=30; repeat. Default: 1 each, of normalised errors; 10 "
+            "for conservative forces."
         ),
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Loss: `mae` (default), `huber` or `mse`.")] = None,
