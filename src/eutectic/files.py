@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import secrets
@@ -119,6 +120,15 @@ def read_json(path: Path, *, expected: str = "a file written by eutectic", fix: 
     except (OSError, ValueError, RecursionError) as error:
         raise EutecticError(str(path), f"cannot be read ({error})", expected, fix) from error
     return values
+
+
+def null_for_unknown(value: Any) -> Any:
+    """Plain values for JSON, which has no NaN and no infinity: None in their place, and lists for tuples."""
+    if isinstance(value, dict):
+        return {key: null_for_unknown(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [null_for_unknown(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def hash_of_files(*paths: Path) -> str:

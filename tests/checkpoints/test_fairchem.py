@@ -359,7 +359,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "several cutoffs": (option(cutoff_qint=6.0), "cutoff_qint: 6.0"),
     "another envelope": (option(envelope={"name": "exponential"}), "envelope"),
     "averages in another order": (reorder, "in place of mlp_rbf_h.linear.weight"),
-    "an average is missing": (shorten_average, r"averaged weights \(ema\) that do not fit"),
+    "an average is missing": (shorten_average, "334 averaged weights for 335 named ones"),
     "statistics that are none": (no_statistics, "normaliser of energy"),
 }
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.build import add_adsorbate, bulk, fcc111, molecule
 from ase.calculators.calculator import Calculator
 
+from eutectic.graph import GraphSettings
+from eutectic.models import Backbone
 from eutectic.predict.model import Model
+from eutectic.testing import generic_structures
+from eutectic.testing.observation import graph_of
 
 
 def frames() -> dict[str, Atoms]:
@@ -53,3 +58,21 @@ def deviations(model: Model, calculator: Calculator, task: str | None = None) ->
         assert abs(theirs.get_potential_energy()) > 0.1
     assert max(np.abs(p["forces"]).max() for p in together) > 0.01
     return found
+
+
+def check_vectors_turn(backbone: Backbone, settings: GraphSettings, *, least: float) -> None:
+    """Vectors of a backbone in double precision are some of them longer than `least`, turn with the structure, and
+    change sign under inversion."""
+    graph = graph_of(list(generic_structures().values()), settings, backbone)
+    turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+    with torch.no_grad():
+        before = backbone(graph).vectors
+        assert before is not None
+        assert before.shape == (len(graph.numbers), 3, backbone.vector_width)
+        assert float(before.abs().max()) > least
+        for rotation in (turn, -np.eye(3)):
+            r = torch.from_numpy(rotation)
+            after = backbone(graph.with_positions(graph.positions @ r.T, graph.cell @ r.T)).vectors
+            assert after is not None
+            expected = torch.einsum("ij,ajw->aiw", r, before)
+            assert float((after - expected).abs().max()) < 1e-10 * float(before.abs().max())

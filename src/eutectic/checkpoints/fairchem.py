@@ -31,7 +31,7 @@ from torch import Tensor
 import eutectic
 from eutectic.atoms import EutecticError, did_you_mean
 from eutectic.checkpoints.description import file_hash, problems
-from eutectic.checkpoints.imported import ImportReport, check_finite, check_fit
+from eutectic.checkpoints.imported import ImportReport, check_finite, check_fit, check_order, named_averages
 from eutectic.checkpoints.model import TrainedModel, build_backbone
 from eutectic.checkpoints.safe_pickle import Archive, StoredTensor
 from eutectic.data.datasets import oc20, oc22
@@ -544,24 +544,9 @@ def _averaged(
     if averages is None:
         return {}
     names = [name for name in our_names if not name.endswith((SCALE, CENTRES))]
-    known = set(names)
-    for expected, got in zip(names, (name for name in entries if name in known), strict=True):
-        if expected != got:
-            raise EutecticError(
-                str(path),
-                f"{got} in place of {expected}",
-                "weights in fairchem's order, by which the averaged ones are identified",
-                "use the file as it was published",
-            )
-    shapes = [getattr(value, "shape", None) for value in averages] if isinstance(averages, list | tuple) else []
-    if shapes != [entries[name].shape for name in names]:
-        raise EutecticError(
-            str(path),
-            f"averaged weights (ema) that do not fit: {len(shapes)} for {len(names)} weights, or of other shapes",
-            "one for each weight of state_dict, in its order",
-            "use the file as it was published",
-        )
-    return dict(zip(names, averages, strict=True))
+    fix = "use the file as it was published"
+    check_order(entries, names, path, fix)
+    return named_averages(averages if isinstance(averages, list | tuple) else (), names, entries, path, fix)
 
 
 def _with_all_elements(table: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eutectic.atoms import EutecticError
+from eutectic.checkpoints.safe_pickle import StoredTensor
 from eutectic.models.multitask import MultitaskModel
 
 
@@ -67,6 +68,56 @@ def check_fit(
     absent = sorted(set(shapes).difference(our_names.values(), computed))
     if absent:
         raise EutecticError(str(path), f"no entry for {absent[0]}", expected, "use the file as it was published")
+
+
+def check_order(entries: Iterable[str], expected: Sequence[str], path: Path, fix: str) -> None:
+    """Check that entries stand in the published order, by which averaged weights without names are identified.
+
+    Args:
+        entries: names in the file, in its order; others than those expected are passed over.
+        expected: names in the published order, all of them in the file.
+        path, fix: for the error.
+
+    Raises:
+        EutecticError: another order.
+    """
+    known = set(expected)
+    for published, actual in zip(expected, (name for name in entries if name in known), strict=True):
+        if published != actual:
+            raise EutecticError(
+                str(path),
+                f"{actual} in place of {published}",
+                "entries of state_dict in the published order, by which averaged weights are identified",
+                fix,
+            )
+
+
+def named_averages(
+    averages: Sequence[object], names: Sequence[str], entries: Mapping[str, StoredTensor], path: Path, fix: str
+) -> dict[str, StoredTensor]:
+    """Averaged weights by name: they are stored in the order of the weights.
+
+    Args:
+        averages: as stored.
+        names: of the weights, in order.
+        entries: the weights by name.
+        path, fix: for the error.
+
+    Raises:
+        EutecticError: another number, or one of another shape than its weight.
+    """
+    found: dict[str, StoredTensor] = {}
+    wrong = None if len(averages) == len(names) else f"{len(averages)} averaged weights for {len(names)} named ones"
+    for i, (name, value) in enumerate(zip(names, averages, strict=False)):
+        if isinstance(value, StoredTensor) and value.shape == entries[name].shape:
+            found[name] = value
+        else:
+            shape = getattr(value, "shape", None)
+            wrong = f"averaged weight {i} has shape {shape} where {name} has {entries[name].shape}"
+            break
+    if wrong is not None:
+        raise EutecticError(str(path), wrong, "one averaged weight for each weight of state_dict, in its order", fix)
+    return found
 
 
 def check_finite(state: Mapping[str, Tensor], path: Path) -> None:

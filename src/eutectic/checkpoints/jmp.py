@@ -23,7 +23,7 @@ from torch import Tensor
 
 import eutectic
 from eutectic.atoms import EutecticError
-from eutectic.checkpoints.imported import ImportReport, check_finite, check_fit
+from eutectic.checkpoints.imported import ImportReport, check_finite, check_fit, check_order, named_averages
 from eutectic.checkpoints.model import TrainedModel, build_backbone
 from eutectic.checkpoints.safe_pickle import Archive, StoredTensor
 from eutectic.data.datasets import ani1x, oc20, oc22, transition1x
@@ -142,7 +142,9 @@ def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[Trained
         }
         check_fit(shapes, our_names, module, path, ORIGINAL)
         if not raw:
-            _check_order(entries, settings, path)
+            # By their order the nameless EMA weights are assigned to layers.
+            expected_order = [name for name in published_names(settings) if _is_parameter(name)]
+            check_order(entries, expected_order, path, _RAW)
         tensors = {name: archive.tensor(weights[name]).float() for name in our_names}
         foreign = archive.foreign
     try:
@@ -208,6 +210,9 @@ def _entries(content: Mapping[object, object], path: Path) -> dict[str, StoredTe
     return entries
 
 
+_RAW = "use the file as it was published, or take the raw weights (--raw)"
+
+
 def _is_parameter(name: str) -> bool:
     return not (name.endswith(BUFFERS) or ALIAS in name or name.startswith("task_steps."))
 
@@ -227,38 +232,7 @@ def _averaged(
             "use a file that has them, or take the raw weights (--raw)",
         )
     names = [name for name in entries if _is_parameter(name)]
-    wrong = next(
-        (
-            f"averaged weight {i} has shape {getattr(value, 'shape', None)} where {name} has {entries[name].shape}"
-            for i, (name, value) in enumerate(zip(names, averaged, strict=False))
-            if not isinstance(value, StoredTensor) or value.shape != entries[name].shape
-        ),
-        None,
-    )
-    if wrong is None and len(names) != len(averaged):
-        wrong = f"{len(averaged)} averaged weights for {len(names)} named ones"
-    if wrong is not None:
-        raise EutecticError(
-            str(path),
-            wrong,
-            "one averaged weight for each weight of state_dict, in its order",
-            "use the file as it was published, or take the raw weights (--raw)",
-        )
-    return dict(zip(names, averaged, strict=True))
-
-
-def _check_order(entries: Mapping[str, StoredTensor], settings: GemNetOCSettings, path: Path) -> None:
-    """Check the order of the names, by which the nameless EMA weights are assigned to layers."""
-    expected = [name for name in published_names(settings) if _is_parameter(name)]
-    known = set(expected)
-    for published, actual in zip(expected, (name for name in entries if name in known), strict=True):
-        if published != actual:
-            raise EutecticError(
-                str(path),
-                f"{actual} in place of {published}",
-                "entries of state_dict in the published order, by which averaged weights are identified",
-                "use the file as it was published, or take the raw weights (--raw)",
-            )
+    return named_averages(averaged, names, entries, path, _RAW)
 
 
 def _under(entries: Iterable[str], prefix: str) -> list[str]:

@@ -69,16 +69,8 @@ def published_file(name: str) -> Path:
             did_you_mean(name, PUBLISHED, "check the path"),
         )
     (models,) = PACKAGE.load("calculators.foundations_models")
-    try:
+    with PACKAGE.downloading(f"mace:{name}", "mace:FILE.model"):
         return Path(models.download_mace_mp_checkpoint(name))
-    # Of the network, the disk, or the package itself.
-    except Exception as error:
-        raise EutecticError(
-            f"mace:{name}",
-            f"its weights could not be downloaded ({type(error).__name__}: {error})",
-            "a connection to the address that mace-torch names",
-            "download the .model file by other means and give it as mace:FILE.model",
-        ) from error
 
 
 def read(path: Path, variant: str | None) -> ForeignModel:

@@ -55,16 +55,8 @@ def published_file(name: str) -> Path:
             did_you_mean(name, names, "check the path"),
         )
     (util,) = PACKAGE.load("util")
-    try:
+    with PACKAGE.downloading(f"sevennet:{name}", "sevennet:FILE.pth"):
         return Path(util.pretrained_name_to_path(name))
-    # Of the network, the disk, or the package itself.
-    except Exception as error:
-        raise EutecticError(
-            f"sevennet:{name}",
-            f"its weights could not be downloaded ({type(error).__name__}: {error})",
-            "a connection to the address that sevenn names",
-            "download the .pth file by other means and give it as sevennet:FILE.pth",
-        ) from error
 
 
 def read(path: Path, variant: str | None) -> ForeignModel:

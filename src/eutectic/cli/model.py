@@ -20,6 +20,7 @@ from eutectic.cli.show import console, plain, show_facts
 
 if TYPE_CHECKING:
     from eutectic.checkpoints.imported import ImportReport
+    from eutectic.predict.files import Summary
 
 
 @app.command("import-jmp")
@@ -211,6 +212,11 @@ def predict(
         console.print(plain(words), soft_wrap=True)
         if note is not None:
             console.print(f"[yellow]energies are[/] {plain(note)}")
+    _report(summary)
+
+
+def _report(summary: Summary) -> None:
+    """Say which structures were left out, and exit with 3 if there are any."""
     for line in summary.lines():
         Console(stderr=True).print(f"[yellow]{plain(line)}[/]", soft_wrap=True, highlight=False)
     if summary.failed:
@@ -377,10 +383,7 @@ def embed(
     console.print(
         plain(f"{summary.predicted} structures, {width} features per {per}: {', '.join(written)}"), soft_wrap=True
     )
-    for line in summary.lines():
-        Console(stderr=True).print(f"[yellow]{plain(line)}[/]", soft_wrap=True, highlight=False)
-    if summary.failed:
-        raise typer.Exit(3)
+    _report(summary)
 
 
 @app.command()

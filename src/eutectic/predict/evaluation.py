@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from eutectic.atoms import EutecticError
 from eutectic.checkpoints.model import TrainedModel
 from eutectic.checkpoints.seen_rows import seen_rows
 from eutectic.data.store import Store
+from eutectic.files import null_for_unknown
 from eutectic.models.heads import HeadSettings
 from eutectic.predict.prediction import task_of
 from eutectic.tasks import Normaliser, Task
@@ -70,15 +70,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON: what is unknown is null."""
-
-        def known(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: known(one) for key, one in value.items()}
-            if isinstance(value, list | tuple):
-                return [known(one) for one in value]
-            return None if isinstance(value, float) and not math.isfinite(value) else value
-
-        return {name: known(value) for name, value in asdict(self).items()}
+        return cast("dict[str, Any]", null_for_unknown(asdict(self)))
 
     def __repr__(self) -> str:
         lines = [f"Evaluation of {self.model}, task {self.task}"]

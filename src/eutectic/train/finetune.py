@@ -27,7 +27,7 @@ from eutectic.checkpoints.seen_rows import LearnedRows, seen_rows
 from eutectic.data.examples import structure_to_dict, varied
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
-from eutectic.files import read_json, write_atomically
+from eutectic.files import null_for_unknown, read_json, write_atomically
 from eutectic.graph import GraphSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task
@@ -141,7 +141,7 @@ class FinetuneResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON: what is unknown is null."""
-        return cast("dict[str, Any]", _without_nan(asdict(self))) | {"still_falling": self.still_falling}
+        return cast("dict[str, Any]", null_for_unknown(asdict(self))) | {"still_falling": self.still_falling}
 
     def __repr__(self) -> str:
         best = self.steps.index(self.best_step)
@@ -153,17 +153,8 @@ class FinetuneResult:
         return f"FinetuneResult {self.name}: {part} error {words} ({number} structures; step {self.best_step})"
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null instead."""
-    if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `_without_nan` for the errors of a result."""
+    """The inverse of `null_for_unknown` for the errors of a result."""
 
     def known(errors: Any) -> Any:
         return [math.nan if error is None else error for error in errors] if isinstance(errors, list) else errors
@@ -359,10 +350,11 @@ def _schedule(settings: FinetuneSettings, prepared: Prepared) -> Schedule:
     return finetune_schedule(settings.train, _rates(settings, prepared), len(prepared.split.train))
 
 
-def _open(settings: FinetuneSettings, console: Console | None) -> Store:
+def _open(settings: FinetuneSettings, console: Console | None, path: str | None = None) -> Store:
+    """The data, or another file that is read like them."""
     data = settings.data
     return open_data(
-        data.store,
+        data.store if path is None else path,
         keys=data.keys,
         units=data.units,
         define=(*settings.define, *data.define),
@@ -375,21 +367,10 @@ def _open(settings: FinetuneSettings, console: Console | None) -> Store:
 
 def _open_test(settings: FinetuneSettings, console: Console | None) -> Store | None:
     """The store or file to test on, if there is one: a file is read like that of the data."""
-    data, path = settings.data, settings.data.test_file
+    path = settings.data.test_file
     if path is None:
         return None
-    if not is_of_files(path):
-        return open_data(path, console=console)
-    return open_data(
-        path,
-        keys=data.keys,
-        units=data.units,
-        define=(*settings.define, *data.define),
-        elements=data.elements,
-        level_of_theory=data.level_of_theory,
-        skip_unconverged=data.skip_unconverged,
-        console=console,
-    )
+    return _open(settings, console, path) if is_of_files(path) else open_data(path, console=console)
 
 
 def _check_test(settings: FinetuneSettings, test: Store, store: Store, parts: Split, console: Console | None) -> None:
@@ -562,7 +543,7 @@ def _worker(
             display.say(f"the head of {' and '.join(dead)} gives one value for all structures", style="yellow")
         return Verdict(
             score=found.score if len(parts.validation) and not dead else None,
-            errors={"errors": _without_nan(found.errors), "score": _without_nan(found.score)},
+            errors={"errors": null_for_unknown(found.errors), "score": null_for_unknown(found.score)},
             restart=restart,
         )
 

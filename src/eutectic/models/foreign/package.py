@@ -89,6 +89,28 @@ class Package:
                 f"{self.install} in an environment of its own",
             ) from error
 
+    @contextlib.contextmanager
+    def downloading(self, model: str, by_hand: str) -> Iterator[None]:
+        """Explain a failure of the package to download the weights of a model.
+
+        Args:
+            model: its name, for the error.
+            by_hand: how a file that was downloaded by other means is named.
+
+        Raises:
+            EutecticError: in place of whatever was raised inside.
+        """
+        try:
+            yield
+        # Of the network, the disk, or the package itself.
+        except Exception as error:
+            raise EutecticError(
+                model,
+                f"its weights could not be downloaded ({type(error).__name__}: {error})",
+                f"a connection to the address that {self.distribution} names",
+                f"download the file by other means and give it as {by_hand}",
+            ) from error
+
 
 @contextlib.contextmanager
 def _surroundings_kept() -> Iterator[None]:
