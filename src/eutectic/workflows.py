@@ -31,7 +31,7 @@ from eutectic.study.compare import STARTS, environment, run_study
 from eutectic.study.results import Start, StudyResults
 from eutectic.train import finetune as training
 from eutectic.train import pretrain as pretraining
-from eutectic.train.finetune import FinetuneResult
+from eutectic.train.finetune_result import FinetuneResult, read_result
 from eutectic.train.pretrain import PretrainResult
 from eutectic.train.run_folder import stored_settings, without_notes
 from eutectic.train.runtime.journal import read_journal
@@ -247,7 +247,7 @@ def write_report(folder: str | Path) -> Path:
     stored = stored_settings(folder)
     if stored.get("command") != "finetune":
         return write_run_page(folder)
-    result = training.read_result(folder)
+    result = read_result(folder)
     write_finetune_page(
         page,
         result.to_dict(),

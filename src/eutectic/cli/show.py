@@ -12,7 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from eutectic.check import Report
     from eutectic.predict.evaluation import Evaluation
-    from eutectic.train.finetune import FinetuneResult
+    from eutectic.train.finetune_result import FinetuneResult
 
 console = Console()
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import functools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +13,6 @@ import lightning_fabric as lf
 import numpy as np
 import torch
 from ase.data import chemical_symbols
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from torch import nn
 
@@ -27,7 +24,7 @@ from eutectic.checkpoints.seen_rows import LearnedRows, seen_rows
 from eutectic.data.examples import structure_to_dict, varied
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
-from eutectic.files import null_for_unknown, read_json, write_atomically
+from eutectic.files import null_for_unknown, write_atomically
 from eutectic.graph import GraphSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.tasks import Task, fit_task
@@ -37,7 +34,8 @@ from eutectic.train.batches.sampler import BatchSampler, TaskDataset, check_shar
 from eutectic.train.checkpoint import load_checkpoint, previous, remove_checkpoints
 from eutectic.train.cost import size_model
 from eutectic.train.evaluation import evaluate, evaluate_store
-from eutectic.train.judging import FELL, Curve, judge
+from eutectic.train.finetune_result import FinetuneResult, read_result
+from eutectic.train.judging import Curve, judge
 from eutectic.train.kept_heads import AUTO, TRIED_ON, KeptHeads, choose_heads, started_model
 from eutectic.train.loop import Trained, Verdict, train
 from eutectic.train.pretrain import initial_model
@@ -55,118 +53,6 @@ PROBES = 32
 
 MOST_DEATHS = 3
 """How often a run goes back after a head has died."""
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class FinetuneResult:
-    """The outcome of one run; errors are mean absolute errors in the unit of their property.
-
-    Attributes:
-        name: of the task in the model.
-        start: 'pretrained' or 'scratch'.
-        model: name or folder of the model that was started from, or whose architecture was taken.
-        property, unit: the first property shown (forces if they are learned), and the unit of its errors.
-        dataset, level_of_theory: of the labels.
-        batch_size, learning_rate, weight_decay, seed: as in the settings.
-        total_steps: done.
-        steps, seconds, errors: the validation curve of `property`.
-        curves: property → its validation error at each of `steps`.
-        scores: at each of `steps`, by which the best step is chosen: mean over properties of error / baseline.
-        best_step: whose weights were kept and tested.
-        validation_baselines: property → validation error of the references and mean alone.
-        test_error, baseline_error: of `property` on the test split, and of the references and mean alone there; None
-            without test structures.
-        test_errors, test_baselines: the same for every property.
-        units: property → unit of its errors.
-        metrics: property → what its errors are.
-        roc_auc: property of two classes → area under the ROC curve on the test split.
-        truth, prediction: up to 500 test values of `property`, in `unit`.
-        parity: property → [truth, prediction], the same for every property.
-        trained_on, validated_on, tested_on: numbers of structures.
-        wall_seconds: of training.
-        examples: up to six varied structures of the data, as `eutectic.data.examples.structure_to_dict` writes them.
-        score_weights: property → its weight in `scores`.
-        length: that was asked for, in words.
-        epochs: how often each training structure was drawn.
-        fell: by how much, relatively, the best score fell in the last part of the run; None if unknown.
-        converged: the run ended because its score no longer fell.
-        notes: what happened along the run, in words.
-    """
-
-    name: str
-    start: str
-    model: str | None
-    property: str
-    unit: str
-    dataset: str
-    level_of_theory: str
-    total_steps: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    seed: int
-    steps: list[int]
-    seconds: list[float]
-    errors: list[float]
-    curves: dict[str, list[float]]
-    best_step: int
-    validation_baselines: dict[str, float]
-    test_error: float | None
-    baseline_error: float | None
-    test_errors: dict[str, float]
-    test_baselines: dict[str, float]
-    units: dict[str, str]
-    metrics: dict[str, str]
-    roc_auc: dict[str, float]
-    truth: list[float]
-    prediction: list[float]
-    parity: dict[str, list[list[float]]]
-    trained_on: int
-    validated_on: int
-    tested_on: int
-    wall_seconds: float
-    examples: list[dict[str, Any]]
-    scores: list[float] = field(default_factory=list)
-    score_weights: dict[str, float] = field(default_factory=dict)
-    length: str = ""
-    epochs: float | None = None
-    fell: float | None = None
-    converged: bool = False
-    notes: list[str] = field(default_factory=list)
-
-    @builtins.property
-    def still_falling(self) -> bool | None:
-        """Whether the validation score was still falling when the run ended (`judging.RULE`); None if unknown."""
-        return None if self.fell is None else self.fell > FELL and not self.converged
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON: what is unknown is null."""
-        return cast("dict[str, Any]", null_for_unknown(asdict(self))) | {"still_falling": self.still_falling}
-
-    def __repr__(self) -> str:
-        best = self.steps.index(self.best_step)
-        errors = self.test_errors or {name: curve[best] for name, curve in self.curves.items()}
-        part, number = ("test", self.tested_on) if self.test_errors else ("validation", self.validated_on)
-        if not number:
-            return f"FinetuneResult {self.name}: no test or validation structures (step {self.best_step})"
-        words = ", ".join(f"{name.replace('_', ' ')} {error:.4g} {self.units[name]}" for name, error in errors.items())
-        return f"FinetuneResult {self.name}: {part} error {words} ({number} structures; step {self.best_step})"
-
-
-def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `null_for_unknown` for the errors of a result."""
-
-    def known(errors: Any) -> Any:
-        return [math.nan if error is None else error for error in errors] if isinstance(errors, list) else errors
-
-    def by_name(errors: Any) -> Any:
-        if not isinstance(errors, dict):
-            return errors
-        return {k: known(v) if isinstance(v, list) else math.nan if v is None else v for k, v in errors.items()}
-
-    lists: dict[str, Any] = {name: known(values[name]) for name in ("errors", "scores") if name in values}
-    named = ("curves", "validation_baselines", "test_errors", "test_baselines")
-    return {**values, **lists, **{name: by_name(values[name]) for name in named if name in values}}
 
 
 @dataclass(frozen=True)
@@ -270,25 +156,6 @@ def _run(
         )
         return read_result(folder)
     return results[0]
-
-
-def read_result(folder: Path) -> FinetuneResult:
-    """The result of a finished run.
-
-    Raises:
-        EutecticError: there is none, or it is not one of this version.
-    """
-    path = Path(folder) / "result.json"
-    expected = "the result of a fine-tuning by this version"
-    fix = "delete the folder, or choose another --out, and run again"
-    values = read_json(path, expected=expected, fix=fix)
-    try:
-        values.pop("still_falling", None)
-        return TypeAdapter(FinetuneResult).validate_python(_with_nan(values))
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        given = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"
-        raise EutecticError(str(path), given, expected, fix) from error
 
 
 def _begin(
