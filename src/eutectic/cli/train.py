@@ -235,6 +235,29 @@ def finetune(
         ),
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Loss: `mae` (default), `huber` or `mse`.")] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(help="Part that is not trained: embedding, blocks, block_0, …, readout, backbone, heads; repeat."),
+    ] = None,
+    keep_blocks: Annotated[int | None, typer.Option(help="Leave out all blocks but this many, the first.")] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(help="Train low-rank changes of this rank instead of the backbone's weights; merged at the end."),
+    ] = None,
+    layer_decay: Annotated[
+        float | None, typer.Option(help="Learning rate of each block relative to that of the block after it.")
+    ] = None,
+    energy_stage: Annotated[
+        float | None,
+        typer.Option(help="Last part of the run, e.g. 0.25, in which the energy weighs ten times as much."),
+    ] = None,
+    effort: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of a length: `seconds`, `minutes`, `hour` or `full`. Trains ever more of the model, while "
+            "that pays."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed [default: 0].")] = None,
     key: Key = None,
     unit: Unit = None,
@@ -264,6 +287,10 @@ def finetune(
     `eutectic finetune my.xyz -p energy -p forces --out runs/mine`
 
     `eutectic finetune my.xyz -p energy --time 30m --out runs/mine`, then the same with `--time 1h` to go on
+
+    `eutectic finetune my.xyz -p energy -p forces --effort minutes --out runs/mine`
+
+    `eutectic finetune my.xyz -p energy --freeze backbone --out runs/heads`; `--lora 8`; `--keep-blocks 1`
 
     `eutectic finetune my.xyz -p energy --key energy=E_dft --unit energy=kcal/mol --out runs/mine`
 
@@ -295,6 +322,12 @@ def finetune(
         seed=seed,
         weights=_numbers(weight),
         loss=loss,
+        freeze=[name for given in freeze or () for name in given.split(",")],
+        keep_blocks=keep_blocks,
+        lora=lora,
+        layer_decay=layer_decay,
+        energy_stage=energy_stage,
+        effort=effort,
         keys=pairs(key),
         units=pairs(unit, "--unit", "energy=kcal/mol"),
         define=define or (),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,14 @@ from torch import nn
 import eutectic
 from eutectic.atoms import EutecticError
 from eutectic.check.files import is_of_files, open_data
-from eutectic.checkpoints.model import TrainedModel, elements_seen, load_model, save_model
+from eutectic.checkpoints.model import (
+    TrainedModel,
+    build_backbone,
+    elements_seen,
+    load_model,
+    save_model,
+    with_fewer_blocks,
+)
 from eutectic.checkpoints.seen_rows import LearnedRows, seen_rows
 from eutectic.data.examples import structure_to_dict, varied
 from eutectic.data.splits import Split, split
@@ -27,6 +34,7 @@ from eutectic.data.store import Store
 from eutectic.files import null_for_unknown, write_atomically
 from eutectic.graph import GraphSettings
 from eutectic.models.multitask import MultitaskModel
+from eutectic.models.parts import HEADS
 from eutectic.tasks import Task, fit_task
 from eutectic.tasks.metrics import ClassErrorSum, ErrorSum, primary, shown
 from eutectic.train.batches.by_cost import cut_by_cost, measure_costs
@@ -35,9 +43,11 @@ from eutectic.train.checkpoint import load_checkpoint, previous, remove_checkpoi
 from eutectic.train.cost import size_model
 from eutectic.train.evaluation import evaluate, evaluate_store
 from eutectic.train.finetune_result import FinetuneResult, read_result
+from eutectic.train.freezing import TrainedParts, as_ordinary
 from eutectic.train.judging import Curve, judge
 from eutectic.train.kept_heads import AUTO, TRIED_ON, KeptHeads, choose_heads, started_model
 from eutectic.train.loop import Trained, Verdict, train
+from eutectic.train.optimisation import relative_rates
 from eutectic.train.pretrain import initial_model
 from eutectic.train.run_folder import claim_content, claim_folder, claimed, lengthen, model_hash
 from eutectic.train.runtime.display import FinetuneDisplay
@@ -71,6 +81,7 @@ class Prepared:
     start: TrainedModel | None
     kept: KeptHeads = field(default_factory=KeptHeads)
     test: Store | None = None
+    trained: TrainedParts = field(default_factory=TrainedParts)
 
 
 def finetune(
@@ -214,7 +225,9 @@ def _lengthen(settings: FinetuneSettings, folder: Path, prepared: Prepared, cons
 
 
 def _schedule(settings: FinetuneSettings, prepared: Prepared) -> Schedule:
-    return finetune_schedule(settings.train, _rates(settings, prepared), len(prepared.split.train))
+    schedule = finetune_schedule(settings.train, _rates(settings, prepared), len(prepared.split.train))
+    schedule.last_stage = settings.energy_stage
+    return schedule
 
 
 def _open(settings: FinetuneSettings, console: Console | None, path: str | None = None) -> Store:
@@ -289,6 +302,7 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
     task = fit_task(settings.name, store, parts.train, settings.targets, graph)
     backbone = backbone.for_graphs([graph])
     backbone.of_backbone().check_elements(store.composition(), store.card.name)
+    trained = _trained_parts(settings, backbone, start)
     kept = KeptHeads()
     if start is not None and settings.head_from is not None:
         training, validation = (
@@ -298,7 +312,8 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
         weights, where = settings.score_weights, f"{settings.start}"
         kept = choose_heads(start, task, settings.head_from, training, validation, weights, where)
     test = _open_test(settings, console)
-    prepared = Prepared(store, parts, kept.learned or task, task, backbone, graph, start, kept, test)
+    _check_new_heads(settings, task, kept)
+    prepared = Prepared(store, parts, kept.learned or task, task, backbone, graph, start, kept, test, trained)
     if start is not None:
         _check_unseen(settings.start, start, store, parts, console)
     if console is not None:
@@ -306,6 +321,35 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
     if test is not None:
         _check_test(settings, test, store, parts, console)
     return prepared
+
+
+def _trained_parts(settings: FinetuneSettings, backbone: BackboneChoice, start: TrainedModel | None) -> TrainedParts:
+    """What is trained, and at which rates, checked before anything is computed."""
+    optimiser = settings.optimiser
+    if not (settings.freeze or settings.lora or optimiser.part_rates or optimiser.layer_decay < 1):
+        return TrainedParts()
+    if start is not None:
+        module = start.module.backbone
+    else:
+        with torch.device("meta"):
+            module, _ = build_backbone(backbone.name, backbone.settings)
+    relative_rates(module, optimiser)
+    return TrainedParts.of(settings, module)
+
+
+def _check_new_heads(settings: FinetuneSettings, task: Task, kept: KeptHeads) -> None:
+    """
+    Raises:
+        EutecticError: the heads are frozen, and some of them are new.
+    """
+    new = [name for name in task.targets if name not in kept.properties and not task.heads[name].entry.derivative]
+    if HEADS in settings.freeze and new:
+        raise EutecticError(
+            "freeze",
+            f"heads, of which that of {' and '.join(new)} is new and gives random numbers",
+            "frozen heads that are kept of the model (`head_from`)",
+            "do not freeze heads, or name the task whose heads are kept: --head-from TASK",
+        )
 
 
 def _check_unseen(name: str, start: TrainedModel, store: Store, parts: Split, console: Console | None) -> None:
@@ -365,6 +409,9 @@ def _worker(
     batch_size = min(settings.train.batch_size, len(parts.train))
     sampler = BatchSampler([dataset], batch_size, 1.0, settings.train.seed)
     model = _model(settings, prepared, sampler)
+    prepared.trained.apply(model)
+    if console is not None and first:
+        console.print(f"trained: {prepared.trained.in_words(model)}", highlight=False)
     if settings.batching.by == "cost":
         coefficients = settings.batching.coefficients
         if coefficients is None:
@@ -439,13 +486,14 @@ def _worker(
             settings.train,
             _rates(settings, prepared),
             schedule=schedule,
+            last_stage=_last_stage(settings, task),
             folder=folder,
             validate=validate,
             extra_state=lambda: {"curve": curve.to_json(), "best": best},
             restore_extra=restore,
             on_step=stepped,
             describe=lambda module: TrainedModel(
-                module, (task,), prepared.backbone.name, prepared.backbone.settings, prepared.graph
+                as_ordinary(module), (task,), prepared.backbone.name, prepared.backbone.settings, prepared.graph
             ),
             stop=stop,
         )
@@ -453,6 +501,7 @@ def _worker(
         return
     final = trained.averaged
     final.load_state_dict(best["weights"])
+    as_ordinary(final)
     drawn = trained.steps * settings.train.accumulate * batch_size
     result = _result(settings, prepared, curve, best["step"], trained, drawn, schedule.reason, final, fabric.device)
     if results is not None:
@@ -464,6 +513,15 @@ def _worker(
         else:
             # The last one stays: a longer run goes on from it.
             previous(folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def _last_stage(settings: FinetuneSettings, task: Task) -> list[Task] | None:
+    """The task with the weights that it has in the energy stage, if there is one."""
+    if not settings.energy_stage:
+        return None
+    energy = task.targets["energy"]
+    heavier = replace(energy, weight=energy.weight * settings.energy_stage_factor)
+    return [replace(task, targets={**task.targets, "energy": heavier})]
 
 
 def _check_deaths(settings: FinetuneSettings, deaths: int, dead: Sequence[str], step: int) -> None:
@@ -514,9 +572,10 @@ def _model_named(settings: FinetuneSettings) -> str | None:
 
 def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSettings, TrainedModel | None]:
     """Backbone and graph come from the model started from, or whose architecture is taken."""
-    folder = _model_named(settings)
+    folder, keep = _model_named(settings), settings.keep_blocks
     if folder is None:
-        return settings.backbone or BackboneChoice(), settings.graph or GraphSettings(), None
+        choice = settings.backbone or BackboneChoice()
+        return choice if keep is None else choice.with_blocks(keep), settings.graph or GraphSettings(), None
     if settings.backbone is not None:
         raise EutecticError(
             "backbone",
@@ -525,6 +584,8 @@ def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSetti
             "drop `backbone`; it is read from the model",
         )
     model = load_model(folder)
+    if keep is not None:
+        model = with_fewer_blocks(model, keep)
     choice = BackboneChoice(name=model.backbone, settings=dict(model.backbone_settings))
     return choice, settings.graph or model.graph, None if settings.start == "scratch" else model
 
@@ -547,12 +608,20 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
     for part, rows in (("validation", parts.validation), ("test", parts.test)):
         if not len(rows) and not (part == "test" and prepared.test is not None):
             console.print(f"[yellow]no {part} structures:[/] {missing[part]}", highlight=False)
+    if settings.energy_stage:
+        console.print(
+            f"in the last {settings.energy_stage:.0%} of the run the energy weighs "
+            f"{settings.energy_stage_factor:g} times as much",
+            highlight=False,
+        )
     start = prepared.start
     if start is None:
         like = f" with the architecture of {settings.architecture_from}" if settings.architecture_from else ""
         console.print(f"from scratch: {prepared.backbone.name}{like}, seed {settings.train.seed}", highlight=False)
         return
     kept = prepared.kept
+    if settings.keep_blocks is not None:
+        console.print(f"kept: the first {settings.keep_blocks} of its blocks", highlight=False)
     trained_on = cast(Mapping[str, Any], start.provenance.get("pretrained_on", {}))
     finetuned_on = start.provenance.get("finetuned_on")
     parameters = sum(p.numel() for p in cast(nn.Module, start.module.backbone).parameters())

@@ -26,9 +26,11 @@ class Schedule:
         elapsed: seconds of the run so far, validations included.
         reason: why the run ended, in words, where that was not known beforehand.
         timed: whether `progress` is in seconds.
+        last_stage: part of the run, at its end, with other weights in the loss.
     """
 
     timed = False
+    last_stage = 0.0
 
     def __init__(self, settings: OptimiserSettings, every: int | None) -> None:
         self.settings, self.every = settings, every
@@ -57,6 +59,11 @@ class Schedule:
     def progress(self, step: int) -> tuple[float, float] | None:
         """Part done and whole, in steps or seconds; None if the end is not known."""
         return None
+
+    def in_last_stage(self, step: int) -> bool:
+        """Whether a step is in the last stage."""
+        progress = self.progress(step) if self.last_stage else None
+        return progress is not None and progress[0] >= (1 - self.last_stage) * progress[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
