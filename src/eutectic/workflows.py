@@ -31,6 +31,7 @@ from eutectic.study.compare import STARTS, environment, run_study
 from eutectic.study.results import Start, StudyResults
 from eutectic.train import finetune as training
 from eutectic.train import pretrain as pretraining
+from eutectic.train.effort import climb
 from eutectic.train.finetune_result import FinetuneResult, read_result
 from eutectic.train.pretrain import PretrainResult
 from eutectic.train.run_folder import stored_settings, without_notes
@@ -77,7 +78,8 @@ def finetune(
     """Fine-tune one model; `out` then holds `model/`, `result.json` and `report.html`.
 
     A folder that holds this run unfinished is resumed; one that holds a shorter run with otherwise the same settings
-    goes on from its end.
+    goes on from its end. With an `effort`, several trainings are tried (`eutectic.train.effort`), each in a folder
+    under `rungs/`, and the best one's model is kept.
 
     Args:
         data: name of a data set, path of a store, or a file that ASE reads; or the settings of a whole run.
@@ -92,7 +94,8 @@ def finetune(
         Interrupted: stopped by a signal; resumable.
     """
     settings = data if isinstance(data, FinetuneSettings) else finetuning(data, properties, **choices)
-    result = training.finetune(settings, Path(out), console=_console(console, quiet))
+    train = training.finetune if settings.effort is None else climb
+    result = train(settings, Path(out), console=_console(console, quiet))
     if is_first():
         write_report(out)
     return result

@@ -72,9 +72,9 @@ def test_parts_by_name() -> None:
     assert parts_named(backbone, ["heads", "embedding"], "freeze") == ("embedding", "heads")
     assert parts_named(backbone, ["backbone"], "freeze") == ("embedding", "block_0", "block_1", "readout", REST)
     with pytest.raises(
-        EutecticError, match=r"'embeddin'.*embedding, block_0, block_1, readout, blocks, backbone, heads"
+        EutecticError, match=r"'embeddingx'.*embedding, block_0, block_1, readout, blocks, backbone, heads"
     ):
-        parts_named(backbone, ["embeddin"], "freeze")
+        parts_named(backbone, ["embeddingx"], "freeze")
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -132,8 +132,8 @@ def test_fewer_blocks_train_predict_and_load(molecules: Store, base: Path, tmp_p
 
 
 def test_bad_input_is_refused_before_training(molecules: Store, base: Path, tmp_path: Path) -> None:
-    with pytest.raises(EutecticError, match=r"freeze: 'bloks'.*did you mean 'blocks'"):
-        finetune(settings(molecules, base, freeze="bloks"), tmp_path / "run")
+    with pytest.raises(EutecticError, match=r"freeze: 'blockx'.*did you mean 'blocks'"):
+        finetune(settings(molecules, base, freeze="blockx"), tmp_path / "run")
     with pytest.raises(EutecticError, match=r"freeze: backbone, heads: all of the model.*freeze less"):
         finetune(settings(molecules, base, freeze="backbone,heads"), tmp_path / "run")
     with pytest.raises(EutecticError, match=r"freeze: heads, of which that of energy is new"):

@@ -20,7 +20,7 @@ from eutectic.cli.options import ELEMENTS, overrides, pairs, pretraining_setting
 from eutectic.cli.show import console, plain, show_end, show_finetuning
 
 if TYPE_CHECKING:
-    from eutectic.train.settings import FinetuneTrainSettings
+    from eutectic.train.settings import Effort, FinetuneTrainSettings
 
 
 @app.command(context_settings=OVERRIDES)
@@ -347,7 +347,7 @@ def finetune(
         sys.stdout.write(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
         return
     show_finetuning(result)
-    show_end(result, out, _longer(sys.argv[1:], settings.train))
+    show_end(result, out, _longer(sys.argv[1:], settings.train, settings.effort))
 
 
 def _numbers(given: list[str] | None) -> dict[str, float]:
@@ -361,20 +361,31 @@ def _numbers(given: list[str] | None) -> dict[str, float]:
     return found
 
 
-def _longer(arguments: Sequence[str], train: FinetuneTrainSettings) -> str:
-    """The command, for twice the length of its run."""
+def _longer(arguments: Sequence[str], train: FinetuneTrainSettings, effort: Effort | None = None) -> str:
+    """The command, for twice the length of its run, or the next effort."""
+    from eutectic.train.effort import SECONDS
     from eutectic.train.settings import duration
 
     kept, rest = [], list(arguments)
     while rest:
         word = rest.pop(0)
         name = word.partition("=")[0].replace("-", "_").removeprefix("__").removeprefix("train.")
-        if word.startswith("--") and name in ("steps", "epochs", "time", "evaluate_every", "until_converged"):
+        if word.startswith("--") and name in (
+            "steps",
+            "epochs",
+            "time",
+            "evaluate_every",
+            "until_converged",
+            "effort",
+        ):
             if "=" not in word and name != "until_converged" and rest:
                 rest.pop(0)
         else:
             kept.append(word)
-    if train.epochs is not None:
+    if effort is not None:
+        efforts = list(SECONDS)
+        length = ["--effort", efforts[min(efforts.index(effort) + 1, len(efforts) - 1)]]
+    elif train.epochs is not None:
         length = ["--epochs", f"{2 * train.epochs:g}"]
     elif train.time is not None:
         length = ["--time", duration(2 * train.time)]

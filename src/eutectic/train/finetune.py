@@ -49,14 +49,18 @@ from eutectic.train.kept_heads import AUTO, TRIED_ON, KeptHeads, choose_heads, s
 from eutectic.train.loop import Trained, Verdict, train
 from eutectic.train.optimisation import relative_rates
 from eutectic.train.pretrain import initial_model
+from eutectic.train.ridge import fit_ridge, why_not, with_linear_heads
 from eutectic.train.run_folder import claim_content, claim_folder, claimed, lengthen, model_hash
 from eutectic.train.runtime.display import FinetuneDisplay
 from eutectic.train.runtime.launch import is_first, launch, launched_outside, make_fabric, once, share_threads
 from eutectic.train.runtime.stop import StopFlag
-from eutectic.train.schedule import Schedule, finetune_schedule
+from eutectic.train.schedule import ClockSchedule, Schedule, finetune_schedule
 from eutectic.train.settings import BackboneChoice, FinetuneOptimiserSettings, FinetuneSettings, duration
 
 PARITY_POINTS = 500
+
+RIDGE_FITTED_TO = 256
+"""Training structures of the ridge regression that a run begins with."""
 
 PROBES = 32
 """Training structures on which a dead head is looked for where there are no validation structures."""
@@ -114,6 +118,13 @@ def finetune(
             "a folder, or one process",
             "give a folder, or set train.processes to 1",
         )
+    if settings.effort is not None:
+        raise EutecticError(
+            "effort",
+            f"{settings.effort}, for a single training",
+            "one of several trainings with a length each (`eutectic finetune` and `eutectic.finetune` climb them)",
+            "leave it out, and give steps, epochs or a time",
+        )
     folder = None if folder is None else Path(folder)
     if launched_outside() and not alone:
         assert folder is not None
@@ -132,12 +143,26 @@ def _run(
     on_step: Callable[[int], None],
     stop: StopFlag | None,
 ) -> FinetuneResult:
-    prepared = _begin(settings, folder, console, alone)
+    prepared = begin_run(settings, folder, console, alone)
     if prepared is None:
         assert folder is not None
         result = read_result(folder)
         on_step(result.total_steps)
         return result
+    return run_prepared(settings, folder, prepared, console, alone=alone, on_step=on_step, stop=stop)
+
+
+def run_prepared(
+    settings: FinetuneSettings,
+    folder: Path | None,
+    prepared: Prepared,
+    console: Console | None,
+    *,
+    alone: bool = False,
+    on_step: Callable[[int], None] = lambda step: None,
+    stop: StopFlag | None = None,
+) -> FinetuneResult:
+    """Train, or go on with, a run that has begun (see `finetune` for the arguments)."""
     results: list[FinetuneResult] = []
     if alone:
         fabric = make_fabric(settings.train, alone=True)
@@ -169,13 +194,17 @@ def _run(
     return results[0]
 
 
-def _begin(
-    settings: FinetuneSettings, folder: Path | None, console: Console | None, alone: bool = False
+def begin_run(
+    settings: FinetuneSettings,
+    folder: Path | None,
+    console: Console | None,
+    alone: bool = False,
+    command: str = "finetune",
 ) -> Prepared | None:
     """Claim the folder and read what the run needs; None where the run is finished already."""
     if folder is None:
         return prepare_run(settings, console)
-    lengthened = claim_folder(folder, settings, "finetune", may_lengthen=not alone)
+    lengthened = claim_folder(folder, settings, command, may_lengthen=not alone and command == "finetune")
     finished = (folder / "result.json").exists() and not lengthened
     store = _open(settings, None if finished else console)
     content = {f"data {settings.data.store}": store.content_hash()}
@@ -227,6 +256,8 @@ def _lengthen(settings: FinetuneSettings, folder: Path, prepared: Prepared, cons
 def _schedule(settings: FinetuneSettings, prepared: Prepared) -> Schedule:
     schedule = finetune_schedule(settings.train, _rates(settings, prepared), len(prepared.split.train))
     schedule.last_stage = settings.energy_stage
+    if isinstance(schedule, ClockSchedule) and prepared.kept.task is not None:
+        schedule.gentle = settings.optimiser.kept_head_warmup
     return schedule
 
 
@@ -382,7 +413,7 @@ def _outside(
     fabric: lf.Fabric, stop: StopFlag, settings: FinetuneSettings, folder: Path, console: Console | None
 ) -> None:
     """One process of a run whose processes torchrun or srun has started."""
-    prepared = once(fabric, functools.partial(_begin, settings, folder, console))
+    prepared = once(fabric, functools.partial(begin_run, settings, folder, console))
     if prepared is not None:
         _worker(fabric, stop, settings, folder, prepared, console is None)
     fabric.barrier()  # every process reads the result
@@ -410,8 +441,9 @@ def _worker(
     sampler = BatchSampler([dataset], batch_size, 1.0, settings.train.seed)
     model = _model(settings, prepared, sampler)
     prepared.trained.apply(model)
+    words = prepared.trained.in_words(model)
     if console is not None and first:
-        console.print(f"trained: {prepared.trained.in_words(model)}", highlight=False)
+        console.print(f"trained: {words}", highlight=False)
     if settings.batching.by == "cost":
         coefficients = settings.batching.coefficients
         if coefficients is None:
@@ -503,11 +535,12 @@ def _worker(
     final.load_state_dict(best["weights"])
     as_ordinary(final)
     drawn = trained.steps * settings.train.accumulate * batch_size
-    result = _result(settings, prepared, curve, best["step"], trained, drawn, schedule.reason, final, fabric.device)
+    result = run_result(settings, prepared, curve, best["step"], trained, drawn, schedule.reason, final, fabric.device)
+    result = replace(result, trained=words)
     if results is not None:
         results.append(result)
     if folder is not None:
-        _save(settings, prepared, final, result, folder)
+        save_run(settings, prepared, final, result, folder)
         if alone:
             remove_checkpoints(folder / "checkpoint.pt")
         else:
@@ -653,6 +686,7 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
             "predictor",
             highlight=False,
         )
+    _announce_ridge(console, prepared)
     fresh = [name for name in task.targets if name not in kept.properties and not task.heads[name].entry.derivative]
     if fresh:
         console.print(f"reset: new heads for {', '.join(fresh)}", highlight=False)
@@ -670,6 +704,35 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
         console.print(f"[yellow]elements the backbone never saw:[/] {', '.join(unseen)}", highlight=False)
 
 
+def _announce_ridge(console: Console, prepared: Prepared) -> None:
+    """What the backbone's features are worth before any training, by a ridge regression on a part of the data."""
+    parts, task = prepared.split, prepared.baseline
+    names = [name for name in task.targets if name not in why_not(task)]
+    if prepared.start is None or not names or not len(parts.validation):
+        return
+    linear = with_linear_heads(task, names)
+    given: dict[str, Any] = {"edge_lists": prepared.backbone.of_backbone().edge_lists}
+    training, validation = (
+        TaskDataset(0, linear, prepared.store, rows, **given)
+        for rows in (parts.train[:RIDGE_FITTED_TO], parts.validation[:TRIED_ON])
+    )
+    ridge = fit_ridge(prepared.start.module.backbone, linear, training, validation)
+    items = replace(validation, task=ridge.task, kept={}).items()
+    found = evaluate(ridge.model, [ridge.task], items, baseline=task)[task.name]
+    errors = ", ".join(
+        f"{name} {shown(name, e.mae)[0]:.4g} (mean predictor {shown(name, e.baseline_mae)[0]:.4g}) "
+        f"{shown(name, 1.0)[1]}"
+        for name, e in found.items()
+        if e.count
+    )
+    if errors:
+        console.print(
+            f"ridge regression on the features of {len(training)} training structures, on {len(items)} validation "
+            f"structures: {errors}",
+            highlight=False,
+        )
+
+
 def _model(settings: FinetuneSettings, prepared: Prepared, sampler: BatchSampler) -> MultitaskModel:
     seed, task, start = settings.train.seed, prepared.task, prepared.start
     if start is None:
@@ -682,12 +745,14 @@ def _rates(settings: FinetuneSettings, prepared: Prepared) -> FinetuneOptimiserS
     """The optimiser, gentle at first where heads are kept."""
     if prepared.kept.task is None:
         return settings.optimiser
+    if settings.train.time is not None and not settings.train.until_converged:
+        return settings.optimiser  # warmed up by the clock, see `_schedule`
     steps = finetune_schedule(settings.train, settings.optimiser, len(prepared.split.train)).steps
     # The warm-up is counted in steps; a run of unknown length has that of 1,000.
     return settings.optimiser.gentle(1000 if steps is None else steps)
 
 
-def _result(
+def run_result(
     settings: FinetuneSettings,
     prepared: Prepared,
     curve: Curve,
@@ -698,6 +763,18 @@ def _result(
     model: MultitaskModel,
     device: torch.device,
 ) -> FinetuneResult:
+    """The result of a run, tested on its test structures.
+
+    Args:
+        settings, prepared: of the run.
+        curve: its validation errors.
+        best_step: whose weights `model` has.
+        trained: time and number of its steps.
+        drawn: structures, in all its steps.
+        reason: why it ended, where that was not known beforehand.
+        model: that is kept.
+        device: to test on.
+    """
     store, parts, task = prepared.store, prepared.split, prepared.task
     judged = primary(list(task.targets))
     edge_lists = prepared.backbone.of_backbone().edge_lists
@@ -772,9 +849,10 @@ def _points(name: str, error: ErrorSum) -> list[list[float]]:
     return [(values[some] * factor).round(6).tolist() for values in (truth, prediction)]
 
 
-def _save(
+def save_run(
     settings: FinetuneSettings, prepared: Prepared, model: MultitaskModel, result: FinetuneResult, folder: Path
 ) -> None:
+    """Write model and result, with which a run is finished."""
     store, start = prepared.store, prepared.start
     provenance: dict[str, Any] = {
         "eutectic": eutectic.__version__,

@@ -49,6 +49,8 @@ class FinetuneResult:
         fell: by how much, relatively, the best score fell in the last part of the run; None if unknown.
         converged: the run ended because its score no longer fell.
         notes: what happened along the run, in words.
+        trained: what of the model was trained, in words.
+        rungs: with an effort, the trainings that were tried, as `eutectic.train.effort.Rung` describes them.
     """
 
     name: str
@@ -91,6 +93,8 @@ class FinetuneResult:
     fell: float | None = None
     converged: bool = False
     notes: list[str] = field(default_factory=list)
+    trained: str = ""
+    rungs: list[dict[str, Any]] = field(default_factory=list)
 
     @builtins.property
     def still_falling(self) -> bool | None:
