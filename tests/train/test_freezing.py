@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,15 @@ from runs import journal, losses
 from eutectic.atoms import EutecticError, Interrupted
 from eutectic.checkpoints.model import build_backbone, load_model
 from eutectic.data.store import Store
+from eutectic.graph import Graph, GraphSettings, build_graph, collate
+from eutectic.models.backbone import Features
+from eutectic.models.frozen_features import FrozenFeatures
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel
+from eutectic.models.painn import PaiNN
 from eutectic.predict.model import load
 from eutectic.recipes.finetuning import finetuning
+from eutectic.train import freezing
 from eutectic.train.finetune import finetune
 from eutectic.train.optimisation import make_optimiser, relative_rates, set_learning_rate
 from eutectic.train.runtime import launch
@@ -77,6 +83,54 @@ def test_frozen_parts_stay_bit_by_bit_and_all_others_change(
         if "heads." in name and "heads." not in frozen:
             continue  # rescaled to this data
         assert torch.equal(after[name], value) == name.startswith(frozen), name
+
+
+def test_features_of_a_frozen_backbone_are_computed_once(
+    molecules: Store, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads learn the same from features that are remembered as from those computed in every step."""
+    calls: list[int] = []
+    real = PaiNN.forward
+
+    def counted(self: PaiNN, graph: Graph) -> Features:
+        calls.append(graph.n_structures)
+        return real(self, graph)
+
+    monkeypatch.setattr(PaiNN, "forward", counted)
+    direct = {"energy": {}, "forces": {"head": {"kind": "direct_forces"}}}
+    chosen = settings(molecules, base, targets=direct, freeze="backbone", head_from=None, train={"steps": 20})
+    finetune(chosen, tmp_path / "remembered")
+    # 12 validation structures, 40 training structures (each batch in which one is new), and 8 test structures.
+    remembered = sum(calls)
+    assert remembered < 2 * 40 + 12 + 8
+    monkeypatch.setattr(freezing, "FrozenFeatures", lambda: None)
+    calls.clear()
+    finetune(chosen, tmp_path / "computed")
+    assert sum(calls) > 20 * 8
+    assert losses(tmp_path / "remembered") == pytest.approx(losses(tmp_path / "computed"), rel=1e-5)
+    first, second = (weights(tmp_path / name / "model") for name in ("remembered", "computed"))
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-6)
+
+
+def test_little_memory_remembers_little(molecules: Store) -> None:
+    backbone, _ = build_backbone("painn", {"width": 8, "layers": 1, "cutoff": 4.0, "edge_width": 4})
+    graphs = [
+        collate([build_graph(molecules[i].structure, GraphSettings(cutoff=4.0), lists=("main",)) for i in some])
+        for some in ((0, 1), (1, 0), (1, 2))
+    ]
+    memory = FrozenFeatures(most_bytes=10**9)
+    for graph in graphs:
+        found, expected = memory.of(backbone, graph), backbone(graph)
+        for name in ("atoms", "edges", "directions"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-6)
+    assert len(memory) == 3
+    assert len(copy.deepcopy(memory)) == 3
+    small = FrozenFeatures(most_bytes=memory.bytes // 2)
+    for graph in graphs:
+        torch.testing.assert_close(small.of(backbone, graph).atoms, backbone(graph).atoms, rtol=1e-5, atol=1e-6)
+    assert len(small) in (1, 2)
+    assert small.bytes <= small.most_bytes
 
 
 def test_low_rank_changes_are_learned_resumed_and_merged(

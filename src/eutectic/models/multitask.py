@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from eutectic.atoms import PROPERTIES
 from eutectic.graph import Graph
 from eutectic.models.backbone import Backbone, Features
+from eutectic.models.frozen_features import FrozenFeatures
 from eutectic.models.heads import HEADS, HeadSettings, ScalarHead, TaskFeatures, check_needs, resolve
 
 
@@ -79,6 +80,8 @@ class MultitaskModel(nn.Module):
     def __init__(self, backbone: Backbone, heads: Mapping[str, Mapping[str, HeadSettings]]) -> None:
         super().__init__()
         self.backbone = backbone
+        self.frozen_features: FrozenFeatures | None = None
+        """What a frozen backbone remembers while heads are trained (`train/freezing.py`); None in an ordinary model."""
         self.head_settings = {
             task: {
                 name: head if head.kind and head.pooling else resolve(head, PROPERTIES[name])
@@ -118,7 +121,10 @@ class MultitaskModel(nn.Module):
             if any(HEADS[kind].derivative == "strain" for kind in kinds):
                 strain = graph.cell.new_zeros(graph.cell.shape).requires_grad_()
                 graph = graph.strained(strain)
-            features = self.backbone(graph)
+            if self.frozen_features is None or kinds:
+                features = self.backbone(graph)
+            else:
+                features = self.frozen_features.of(self.backbone, graph)
             predictions = {
                 part.task: self._predict(part, graph, features, derived[part.task], of_atoms) for part in parts
             }

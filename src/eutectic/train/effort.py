@@ -230,7 +230,7 @@ def _train(
     """The result of one rung, trained, resumed or read."""
     place = _place(folder, name)
     if name == "ridge":
-        return _ridge(settings, place)
+        return fit_rung_in_closed_form(settings, place)
     values = settings.model_dump(mode="json") | {"effort": None}
     seconds = SECONDS[effort]
     share = 1.0 if effort == "seconds" else SHARES[name]
@@ -254,8 +254,16 @@ def _train(
         return run_prepared(chosen, place, begun, console)
 
 
-def _ridge(settings: FinetuneSettings, place: Path) -> FinetuneResult:
-    """Fit linear heads, save the model and its result as those of a run without steps."""
+def fit_rung_in_closed_form(settings: FinetuneSettings, place: Path) -> FinetuneResult:
+    """Fit linear heads to a run's data, and save the model and its result as those of a run without steps.
+
+    Args:
+        settings: of the run; its start, data and properties are used.
+        place: folder for `model` and `result.json`.
+
+    Raises:
+        EutecticError: a property without a closed form (`ridge.why_not`).
+    """
     targets = {
         name: target.model_copy(update={"head": target.head.model_copy(update={"layers": 0})})
         for name, target in settings.targets.items()
@@ -267,6 +275,13 @@ def _ridge(settings: FinetuneSettings, place: Path) -> FinetuneResult:
         prepared = begin_run(chosen, place, None, command="ridge")
         if prepared is None:
             return read_result(place)
+        if impossible := why_not(prepared.task):
+            raise EutecticError(
+                "ridge regression",
+                "; ".join(impossible.values()),
+                "properties that are linear in the weights of their heads",
+                "train heads by gradient descent: --freeze backbone",
+            )
         began = time.monotonic()
         share_threads(settings.train, 1)
         fabric = make_fabric(settings.train, alone=True)

@@ -9,6 +9,7 @@ from torch import nn
 
 from eutectic.atoms import EutecticError
 from eutectic.models.backbone import Backbone
+from eutectic.models.frozen_features import FrozenFeatures
 from eutectic.models.lora import add_low_rank, merge_low_rank, weight_matrices
 from eutectic.models.multitask import MultitaskModel
 from eutectic.models.parts import HEADS, part_names, part_of, parts_named
@@ -66,6 +67,8 @@ class TrainedParts:
                 parameter.requires_grad_(False)
         if HEADS in self.frozen:
             model.heads.requires_grad_(False)
+        if not any(p.requires_grad for p in backbone.parameters()):
+            model.frozen_features = FrozenFeatures()
 
     def in_words(self, model: MultitaskModel) -> str:
         """What is trained of a model to which this was applied."""
@@ -86,6 +89,8 @@ class TrainedParts:
 
 
 def as_ordinary(model: MultitaskModel) -> MultitaskModel:
-    """The model with low-rank changes made part of its weights, in place."""
+    """The model as it is saved, in place: low-rank changes made part of its weights, nothing frozen or remembered."""
+    model.frozen_features = None
     merge_low_rank(cast(nn.Module, model.backbone))
+    model.requires_grad_(True)
     return model
