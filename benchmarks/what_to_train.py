@@ -4,8 +4,8 @@
     python benchmarks/what_to_train.py rmd17:toluene energy forces --split official_01 --seconds 60
     python benchmarks/what_to_train.py qm9 gap --seconds 40 --only ridge,heads,lora-16,all
 
-Each training begins with `--model` and lasts that long, validations included, by the CPU time of this process in place of
-the clock, so that a busy machine changes nothing. Prints validation errors of the best step by validation; one seed.
+Each training begins with `--model` and lasts that long, validations included, by the CPU time of this process in place
+of the clock, so that a busy machine changes nothing. Prints validation errors of the best step by validation; one seed.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def test_low_rank_changes_are_learned_resumed_and_merged(
     said = Console(width=1000, file=io.StringIO())
     result = finetune(chosen, tmp_path / "whole", console=said)
     words = said.file.getvalue()  # type: ignore[attr-defined]
-    assert "trained: low-rank changes (rank 2) of the backbone, heads (" in words
+    assert "trained: low-rank changes (rank 2) of 14 weight matrices of the backbone, heads (" in words
     before, after = weights(base), weights(tmp_path / "whole" / "model")
     assert after.keys() == before.keys()
     assert torch.equal(after["backbone.embedding.weight"], before["backbone.embedding.weight"])

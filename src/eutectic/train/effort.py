@@ -18,10 +18,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from rich.console import Console
+from torch import nn
 
 from eutectic.atoms import EutecticError
 from eutectic.files import replacing, write_atomically
@@ -197,8 +198,10 @@ def _why_skipped(name: str, effort: Effort, prepared: Prepared) -> str:
         return "takes more than seconds"
     if name == "lora":
         assert prepared.start is not None
-        if not list(weight_matrices(prepared.start.module.backbone)):
-            return "the backbone has no weight matrices to change"
+        backbone = prepared.start.module.backbone
+        matrices = sum(layer.get_parameter("weight").numel() for layer in weight_matrices(backbone))
+        if matrices < 0.5 * sum(p.numel() for p in cast(nn.Module, backbone).parameters()):
+            return "most of the backbone's weights are not in matrices that low-rank changes can be added to"
     return ""
 
 

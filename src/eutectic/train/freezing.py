@@ -78,7 +78,8 @@ class TrainedParts:
         parts = {part_of(model.backbone, name) for name, _ in cast(nn.Module, model.backbone).named_parameters()}
         frozen = [part for part in self.frozen if part in parts]
         if self.rank is not None:
-            what = f"low-rank changes (rank {self.rank}) of the backbone"
+            n = sum(name.endswith(".weight.original") for name, _ in cast(nn.Module, model.backbone).named_parameters())
+            what = f"low-rank changes (rank {self.rank}) of {n} weight matrices of the backbone"
         elif len(frozen) == len(parts):
             return f"heads only ({trained:,} of {whole:,} parameters)"
         else:
