@@ -52,7 +52,7 @@ def base(molecules: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def set_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(effort, "SECONDS", {"seconds": 0.5, "minutes": 4.0, "hour": 5.0, "full": None})
+    monkeypatch.setattr(effort, "SECONDS", {"seconds": 0.5, "minutes": 4.0, "hour": 9.0, "full": None})
     monkeypatch.setattr(effort, "SHARES", {"heads": 0.4, "lora": 0.3, "all": 0.3})
 
 
