@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from eutectic.atoms import PROPERTIES
 from eutectic.graph import Graph
 from eutectic.models.backbone import Backbone, Features
-from eutectic.models.heads import HEADS, HeadSettings, ScalarHead, TaskFeatures, check_needs, resolve
+from eutectic.models.heads import HEADS, HeadSettings, ScalarHead, TaskFeatures, Widths, check_needs, resolve
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class MultitaskModel(nn.Module):
         heads: task → property → head settings; unset fields follow from the property.
 
     Raises:
-        EutecticError: a head needs edge features that the backbone lacks, or an energy head that the task lacks.
+        EutecticError: a head needs features that the backbone lacks, or an energy head that the task lacks.
     """
 
     backbone: Backbone
@@ -87,12 +87,13 @@ class MultitaskModel(nn.Module):
             for task, task_heads in heads.items()
         }
         self.heads = ByTask()
+        widths = Widths(atoms=backbone.atom_width, edges=backbone.edge_width, vectors=backbone.vector_width)
         for task, settings in self.head_settings.items():
-            check_needs(settings, edges=backbone.edge_width > 0, where=f"task {task!r}")
+            check_needs(settings, widths, where=f"task {task!r}")
             modules = nn.ModuleDict()
             for name, head in settings.items():
                 if head.entry.module is not None:
-                    modules[name] = head.entry.module(backbone.atom_width, backbone.edge_width, head)
+                    modules[name] = head.entry.module(widths, head)
             self.heads[task] = modules
 
     def forward(
@@ -154,6 +155,7 @@ class MultitaskModel(nn.Module):
         task_features = TaskFeatures(
             atoms=features.atoms[a0:a1].to(graph.positions.dtype),
             edges=None if features.edges is None else features.edges[e0:e1],
+            vectors=None if features.vectors is None else features.vectors[a0:a1].to(graph.positions.dtype),
             directions=features.directions[e0:e1],
             target=graph.main.target[e0:e1] - a0,
             structure=graph.structure[a0:a1] - s0,
