@@ -245,7 +245,7 @@ class VectorsOfAtomsHead(Head):
 
     def forward(self, features: TaskFeatures) -> Float[Tensor, "atoms 3"]:
         with full_precision(features.atoms.device):
-            return (features.vectors * self.perceptron(features.atoms)[:, None]).sum(-1)
+            return (cast(Tensor, features.vectors) * self.perceptron(features.atoms)[:, None]).sum(-1)
 
 
 class PooledVectorsHead(VectorsOfAtomsHead):
@@ -271,7 +271,7 @@ class TensorOfVectorsHead(Head):
 
     def forward(self, features: TaskFeatures) -> Float[Tensor, "structures 3 3"]:
         with full_precision(features.atoms.device):
-            v = features.vectors
+            v = cast(Tensor, features.vectors)
             gated = v * self.perceptron(features.atoms)[:, None]  # (atoms, 3, vector_width)
             unit = torch.eye(3, dtype=v.dtype, device=v.device)
             trace = (gated * v).sum((1, 2))[:, None, None]
