@@ -122,7 +122,7 @@ def test_little_memory_remembers_little(molecules: Store) -> None:
     memory = FrozenFeatures(most_bytes=10**9)
     for graph in graphs:
         found, expected = memory.of(backbone, graph), backbone(graph)
-        for name in ("atoms", "edges", "directions"):
+        for name in ("atoms", "edges", "directions", "vectors"):
             torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-6)
     assert len(memory) == 3
     assert len(copy.deepcopy(memory)) == 3

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ from eutectic.models.backbone import Backbone, Features
 
 MOST_BYTES = 2**30
 """Features beyond this are computed anew each time."""
+
+NAMES = tuple(field.name for field in fields(Features))
 
 
 class FrozenFeatures:
@@ -26,7 +30,7 @@ class FrozenFeatures:
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes, self.bytes = most_bytes, 0
-        self._known: dict[bytes, tuple[Tensor, Tensor | None, Tensor]] = {}
+        self._known: dict[bytes, tuple[Tensor | None, ...]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenFeatures:
         return self
@@ -36,26 +40,25 @@ class FrozenFeatures:
 
     @torch.no_grad()
     def of(self, backbone: Backbone, graph: Graph) -> Features:
-        """`backbone(graph)` without vectors: remembered, or computed for the whole batch where a structure is new."""
+        """`backbone(graph)`, remembered, or computed for the whole batch where a structure is new."""
         keys = _keys(graph)
         if all(key in self._known for key in keys):
-            known = [self._known[key] for key in keys]
-            of_edges = [edges for _, edges, _ in known if edges is not None]
-            return Features(
-                atoms=torch.cat([atoms for atoms, _, _ in known]),
-                edges=torch.cat(of_edges) if of_edges else None,
-                directions=torch.cat([directions for _, _, directions in known]),
-            )
+            known = zip(*(self._known[key] for key in keys), strict=True)
+            joined = (None if parts[0] is None else torch.cat(cast(tuple[Tensor, ...], parts)) for parts in known)
+            return Features(**dict(zip(NAMES, joined, strict=True)))  # type: ignore[arg-type]
         features = backbone(graph)
         n_atoms = graph.n_atoms.tolist()
         n_edges = torch.bincount(graph.structure[graph.main.target], minlength=len(n_atoms)).tolist()
-        by_structure = [None] * len(n_atoms) if features.edges is None else features.edges.split(n_edges)
-        parts = zip(features.atoms.split(n_atoms), by_structure, features.directions.split(n_edges), strict=True)
-        for key, part in zip(keys, parts, strict=True):
-            size = sum(x.nbytes for x in part if x is not None)
+        split: list[Sequence[Tensor | None]] = []
+        for name in NAMES:
+            values: Tensor | None = getattr(features, name)
+            sizes = n_edges if name in ("edges", "directions") else n_atoms
+            split.append([None] * len(sizes) if values is None else values.split(sizes))
+        for key, *parts in zip(keys, *split, strict=True):
+            size = sum(x.nbytes for x in parts if x is not None)
             if key not in self._known and self.bytes + size <= self.most_bytes:
                 # Copies: a part of a batch's features would keep all of them in memory.
-                self._known[key] = tuple(None if x is None else x.clone() for x in part)  # type: ignore[assignment]
+                self._known[key] = tuple(None if x is None else x.clone() for x in parts)
                 self.bytes += size
         return features
 

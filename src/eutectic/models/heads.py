@@ -2,8 +2,8 @@
 
 `HEADS` lists the kinds; a property's level and rank determine which kind it gets. Each head has multilayer perceptrons
 as in JMP (Shoghi et al. 2024, appendix on fine-tuning): `layers` hidden layers with scaled SiLU, and a final layer
-without bias. Perceptrons act on invariants only; vectors and tensors take their directions from the edges, so that
-every head is equivariant under rotation and inversion.
+without bias. Perceptrons act on invariants only; vectors and tensors take their directions from the edges, or from the
+atoms' vectors, so that every head is equivariant under rotation and inversion.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class TaskFeatures:
     Attributes:
         atoms: (n_atoms, atom_width), in the dtype of the positions.
         edges: (n_edges, edge_width); None if the backbone has none.
+        vectors: (n_atoms, 3, vector_width), in the dtype of the positions; None if the backbone has none.
         directions: (n_edges, 3), see `Features`.
         target: (n_edges,) target atom of each edge.
         structure: (n_atoms,) structure of each atom.
@@ -76,6 +77,7 @@ class TaskFeatures:
 
     atoms: Float[Tensor, "atoms width"]
     edges: Float[Tensor, "edges edge_width"] | None
+    vectors: Float[Tensor, "atoms 3 vector_width"] | None
     directions: Float[Tensor, "edges 3"]
     target: Int[Tensor, edges]
     structure: Int[Tensor, atoms]
@@ -115,6 +117,15 @@ def pool(
     return total / count.reshape(-1, *[1] * (values.ndim - 1))
 
 
+@dataclass(frozen=True)
+class Widths:
+    """Sizes of the features that heads are built for; 0 for those that a backbone does not have."""
+
+    atoms: int
+    edges: int = 0
+    vectors: int = 0
+
+
 class Head(nn.Module):
     """Base class of all heads. All children of a head are perceptrons."""
 
@@ -131,9 +142,9 @@ class Head(nn.Module):
 class AtomScalarHead(Head):
     """A scalar property of atoms, from atom features."""
 
-    def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
+    def __init__(self, widths: Widths, settings: HeadSettings) -> None:
         super().__init__()
-        self.perceptron = _perceptron(atom_width, settings.layers)
+        self.perceptron = _perceptron(widths.atoms, settings.layers)
 
     def forward(self, features: TaskFeatures) -> Float[Tensor, atoms]:
         # In full precision, as all operations on atoms: there are few atoms compared with edges.
@@ -144,10 +155,10 @@ class AtomScalarHead(Head):
 class ScalarHead(Head):
     """A scalar property of the structure: one number per atom, pooled."""
 
-    def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
+    def __init__(self, widths: Widths, settings: HeadSettings) -> None:
         super().__init__()
         self.pooling = cast(Pooling, settings.pooling)
-        self.perceptron = _perceptron(atom_width, settings.layers)
+        self.perceptron = _perceptron(widths.atoms, settings.layers)
 
     def forward(self, features: TaskFeatures) -> Float[Tensor, structures]:
         # Always in full precision: the result is a sum over many atoms.
@@ -163,10 +174,10 @@ class ScalarHead(Head):
 class ClassHead(Head):
     """Logits of the classes of a structure: `n_classes` numbers per atom, pooled."""
 
-    def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
+    def __init__(self, widths: Widths, settings: HeadSettings) -> None:
         super().__init__()
         self.pooling = cast(Pooling, settings.pooling)
-        self.perceptron = _perceptron(atom_width, settings.layers, settings.n_classes or 2)
+        self.perceptron = _perceptron(widths.atoms, settings.layers, settings.n_classes or 2)
 
     def forward(self, features: TaskFeatures) -> Float[Tensor, "structures classes"]:
         with full_precision(features.atoms.device):
@@ -177,9 +188,9 @@ class ClassHead(Head):
 class AtomVectorHead(Head):
     """A vector property of atoms, F_t = Σ_e f_e V_e over the edges e into atom t (forces: GemNet-OC, eq. 8)."""
 
-    def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
+    def __init__(self, widths: Widths, settings: HeadSettings) -> None:
         super().__init__()
-        self.perceptron = _perceptron(edge_width, settings.layers)
+        self.perceptron = _perceptron(widths.edges, settings.layers)
 
     def forward(self, features: TaskFeatures) -> Float[Tensor, "atoms 3"]:
         along = self.perceptron(features.edges) * features.directions
@@ -190,8 +201,8 @@ class VectorHead(AtomVectorHead):
     """A vector property of the structure: Σ_e f_e V_e of each atom, pooled. It rotates with the structure and changes
     sign under inversion, like a dipole."""
 
-    def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
-        super().__init__(atom_width, edge_width, settings)
+    def __init__(self, widths: Widths, settings: HeadSettings) -> None:
+        super().__init__(widths, settings)
         self.pooling = cast(Pooling, settings.pooling)
 
     def forward(self, features: TaskFeatures) -> Float[Tensor, "structures 3"]:
@@ -204,11 +215,11 @@ class TensorHead(Head):
     f_e, from edge features, gives the five traceless components; a, from atom features, gives the trace.
     """
 
-    def __init__(self, atom_width: int, edge_width: int, settings: HeadSettings) -> None:
+    def __init__(self, widths: Widths, settings: HeadSettings) -> None:
         super().__init__()
         self.pooling = cast(Pooling, settings.pooling)
-        self.perceptron = _perceptron(edge_width, settings.layers)
-        self.isotropic = _perceptron(atom_width, settings.layers)
+        self.perceptron = _perceptron(widths.edges, settings.layers)
+        self.isotropic = _perceptron(widths.atoms, settings.layers)
 
     def forward(self, features: TaskFeatures) -> Float[Tensor, "structures 3 3"]:
         v = features.directions
@@ -221,14 +232,61 @@ class TensorHead(Head):
             return pool(anisotropic + isotropic, features.structure, features.n_structures, self.pooling)
 
 
+class VectorsOfAtomsHead(Head):
+    """A vector property of atoms, F_t = Σ_c g_c v_c: the atom's own vectors v, times gates g of its scalars.
+
+    The last block of PaiNN's output for dipoles and forces (Schütt et al. 2021, section 4) with one gate instead of a
+    mixing of vectors. It costs a product per atom, where `AtomVectorHead` has a perceptron per edge.
+    """
+
+    def __init__(self, widths: Widths, settings: HeadSettings) -> None:
+        super().__init__()
+        self.perceptron = _perceptron(widths.atoms, settings.layers, widths.vectors)
+
+    def forward(self, features: TaskFeatures) -> Float[Tensor, "atoms 3"]:
+        with full_precision(features.atoms.device):
+            return (cast(Tensor, features.vectors) * self.perceptron(features.atoms)[:, None]).sum(-1)
+
+
+class PooledVectorsHead(VectorsOfAtomsHead):
+    """A vector property of the structure: Σ_c g_c v_c of each atom, pooled."""
+
+    def __init__(self, widths: Widths, settings: HeadSettings) -> None:
+        super().__init__(widths, settings)
+        self.pooling = cast(Pooling, settings.pooling)
+
+    def forward(self, features: TaskFeatures) -> Float[Tensor, "structures 3"]:
+        return pool(super().forward(features), features.structure, features.n_structures, self.pooling)
+
+
+class TensorOfVectorsHead(Head):
+    """A symmetric tensor of the structure: Σ_c g_c (v_c ⊗ v_c − |v_c|²/3 · 1) + a · 1 of each atom, pooled; gates g
+    and a are functions of the atom's scalars."""
+
+    def __init__(self, widths: Widths, settings: HeadSettings) -> None:
+        super().__init__()
+        self.pooling = cast(Pooling, settings.pooling)
+        self.perceptron = _perceptron(widths.atoms, settings.layers, widths.vectors)
+        self.isotropic = _perceptron(widths.atoms, settings.layers)
+
+    def forward(self, features: TaskFeatures) -> Float[Tensor, "structures 3 3"]:
+        with full_precision(features.atoms.device):
+            v = cast(Tensor, features.vectors)
+            gated = v * self.perceptron(features.atoms)[:, None]  # (atoms, 3, vector_width)
+            unit = torch.eye(3, dtype=v.dtype, device=v.device)
+            trace = (gated * v).sum((1, 2))[:, None, None]
+            tensors = gated @ v.mT - trace / 3 * unit + self.isotropic(features.atoms)[:, :, None] * unit
+            return pool(tensors, features.structure, features.n_structures, self.pooling)
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadEntry:
     """One kind of head.
 
     Attributes:
         level, rank, categorical: of the properties it predicts.
-        needs: required features of the backbone ('atoms', 'edges') or head of the same task ('energy').
-        module: built from atom width, edge width and settings; None for a derivative, which has no parameters.
+        needs: required features of the backbone ('atoms', 'edges', 'vectors') or head of the same task ('energy').
+        module: built from widths and settings; None for a derivative, which has no parameters.
         poolings: allowed poolings; empty if nothing is pooled.
         derivative: whether it is the derivative of the energy by the positions or by the strain; None otherwise.
         property: the only property it predicts; None for any property of this level and rank.
@@ -237,7 +295,7 @@ class HeadEntry:
     level: Level
     rank: int = 0
     categorical: bool = False
-    needs: tuple[Literal["atoms", "edges", "energy"], ...]
+    needs: tuple[Literal["atoms", "edges", "vectors", "energy"], ...]
     module: type[Head] | None
     poolings: tuple[Pooling, ...] = ()
     derivative: Literal["positions", "strain"] | None = None
@@ -260,6 +318,14 @@ HEADS: dict[str, HeadEntry] = {
     ),
     "atom_scalar": HeadEntry(level="atom", needs=("atoms",), module=AtomScalarHead),
     "direct_forces": HeadEntry(level="atom", rank=1, needs=("edges",), module=AtomVectorHead),
+    # The same from the vectors of the atoms.
+    "atom_vector": HeadEntry(level="atom", rank=1, needs=("atoms", "vectors"), module=VectorsOfAtomsHead),
+    "pooled_vectors": HeadEntry(
+        level="structure", rank=1, needs=("atoms", "vectors"), module=PooledVectorsHead, poolings=("sum", "mean")
+    ),
+    "tensor_of_vectors": HeadEntry(
+        level="structure", rank=2, needs=("atoms", "vectors"), module=TensorOfVectorsHead, poolings=("sum", "mean")
+    ),
     # F = −∂E/∂r and σ = (∂E/∂ε)/V of the task's energy head.
     "gradient_forces": HeadEntry(
         level="atom", rank=1, needs=("energy",), module=None, derivative="positions", property="forces"
@@ -325,16 +391,16 @@ def check_head(head: HeadSettings, prop: Property) -> None:
         )
 
 
-def check_needs(heads: Mapping[str, HeadSettings], *, edges: bool, where: str) -> None:
+def check_needs(heads: Mapping[str, HeadSettings], widths: Widths | None, *, where: str) -> None:
     """Check that the inputs of all heads of a task exist.
 
     Args:
         heads: property → head of one task, with resolved settings.
-        edges: whether the backbone has edge features.
+        widths: of the backbone's features; None if it is not known yet.
         where: location named in the error.
 
     Raises:
-        EutecticError: a head needs edge features that the backbone lacks, or an energy head that the task lacks.
+        EutecticError: a head needs features that the backbone lacks, or an energy head that the task lacks.
     """
     for name, head in heads.items():
         if "energy" in head.entry.needs and "energy" not in heads:
@@ -344,14 +410,28 @@ def check_needs(heads: Mapping[str, HeadSettings], *, edges: bool, where: str) -
                 "an energy head in the same task",
                 "add the target energy, or omit `kind` to predict it directly",
             )
-        if "edges" in head.entry.needs and not edges:
+        if widths is None:
+            continue
+        if "edges" in head.entry.needs and not widths.edges:
             raise EutecticError(
                 f"{where}, {name}",
                 f"{head.kind}, with a backbone without edge features",
                 "a backbone with edge features, which give vectors and tensors their directions",
-                "set edge_width (painn) or edge_features (gemnet_oc) of the backbone, or predict forces and stress as "
-                "gradient_forces and gradient_stress",
+                "set edge_width (painn, gotennet) or edge_features (gemnet_oc) of the backbone, "
+                + (f"use kind {FROM_VECTORS[str(head.kind)]!r}, " if widths.vectors else "")
+                + "or predict forces and stress as gradient_forces and gradient_stress",
             )
+        if "vectors" in head.entry.needs and not widths.vectors:
+            raise EutecticError(
+                f"{where}, {name}",
+                f"{head.kind}, with a backbone whose atoms have no vectors",
+                "a backbone with vectors, such as painn and gotennet",
+                "omit `kind`: directions then come from the edges",
+            )
+
+
+FROM_VECTORS = {"direct_forces": "atom_vector", "vector": "pooled_vectors", "tensor": "tensor_of_vectors"}
+"""Head that takes directions from edges → the one of the same properties that takes them from the atoms' vectors."""
 
 
 def _described(entry: Property | HeadEntry) -> str:

@@ -17,7 +17,7 @@ from eutectic.atoms import PROPERTIES
 from eutectic.graph import Graph
 from eutectic.models.backbone import Backbone, Features
 from eutectic.models.frozen_features import FrozenFeatures
-from eutectic.models.heads import HEADS, HeadSettings, ScalarHead, TaskFeatures, check_needs, resolve
+from eutectic.models.heads import HEADS, HeadSettings, ScalarHead, TaskFeatures, Widths, check_needs, resolve
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,20 @@ def _encoded(task: str) -> str:
     return "%" + task.replace("%", "%25").replace(".", "%2E")
 
 
+def features_of_task(part: TaskSlice, graph: Graph, features: Features) -> TaskFeatures:
+    """The features of a task's structures, as its heads take them."""
+    (s0, s1), (a0, a1), (e0, e1) = part.structures, part.atoms, part.edges
+    return TaskFeatures(
+        atoms=features.atoms[a0:a1].to(graph.positions.dtype),
+        edges=None if features.edges is None else features.edges[e0:e1],
+        vectors=None if features.vectors is None else features.vectors[a0:a1].to(graph.positions.dtype),
+        directions=features.directions[e0:e1],
+        target=graph.main.target[e0:e1] - a0,
+        structure=graph.structure[a0:a1] - s0,
+        n_structures=s1 - s0,
+    )
+
+
 class MultitaskModel(nn.Module):
     """A backbone shared by all tasks, and the heads of each task.
 
@@ -72,7 +86,7 @@ class MultitaskModel(nn.Module):
         heads: task → property → head settings; unset fields follow from the property.
 
     Raises:
-        EutecticError: a head needs edge features that the backbone lacks, or an energy head that the task lacks.
+        EutecticError: a head needs features that the backbone lacks, or an energy head that the task lacks.
     """
 
     backbone: Backbone
@@ -90,12 +104,13 @@ class MultitaskModel(nn.Module):
             for task, task_heads in heads.items()
         }
         self.heads = ByTask()
+        widths = Widths(atoms=backbone.atom_width, edges=backbone.edge_width, vectors=backbone.vector_width)
         for task, settings in self.head_settings.items():
-            check_needs(settings, edges=backbone.edge_width > 0, where=f"task {task!r}")
+            check_needs(settings, widths, where=f"task {task!r}")
             modules = nn.ModuleDict()
             for name, head in settings.items():
                 if head.entry.module is not None:
-                    modules[name] = head.entry.module(backbone.atom_width, backbone.edge_width, head)
+                    modules[name] = head.entry.module(widths, head)
             self.heads[task] = modules
 
     def forward(
@@ -156,15 +171,7 @@ class MultitaskModel(nn.Module):
     def _predict(
         self, part: TaskSlice, graph: Graph, features: Features, derived: Mapping[str, str], of_atoms: bool
     ) -> dict[str, Tensor]:
-        (s0, s1), (a0, a1), (e0, e1) = part.structures, part.atoms, part.edges
-        task_features = TaskFeatures(
-            atoms=features.atoms[a0:a1].to(graph.positions.dtype),
-            edges=None if features.edges is None else features.edges[e0:e1],
-            directions=features.directions[e0:e1],
-            target=graph.main.target[e0:e1] - a0,
-            structure=graph.structure[a0:a1] - s0,
-            n_structures=s1 - s0,
-        )
+        task_features = features_of_task(part, graph, features)
         heads: nn.ModuleDict = self.heads[part.task]  # type: ignore[assignment]
         predictions = {name: head(task_features) for name, head in heads.items() if name not in derived}
         if of_atoms and self.sums_energies(part.task) and "energies" not in predictions:

@@ -35,7 +35,7 @@ def check_targets(targets: Mapping[str, TargetSettings]) -> dict[str, TargetSett
         resolved[name] = target.resolve(PROPERTIES[name])
         check_head(resolved[name].head, PROPERTIES[name])
         _check_loss(name, resolved[name])
-    check_needs({name: target.head for name, target in resolved.items()}, edges=True, where="targets")
+    check_needs({name: target.head for name, target in resolved.items()}, None, where="targets")
     return resolved
 
 

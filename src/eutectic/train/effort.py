@@ -50,7 +50,7 @@ SECONDS: dict[Effort, float | None] = {"seconds": 60.0, "minutes": 600.0, "hour"
 
 NAMES = ("ridge", "heads", "lora", "all")
 
-SHARES = {"heads": 0.1, "lora": 0.2, "all": 0.7}
+SHARES = {"heads": 0.05, "lora": 0.15, "all": 0.8}
 """Part of the time for each rung but the first, which takes seconds."""
 
 RANK = 16

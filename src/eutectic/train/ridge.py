@@ -27,7 +27,7 @@ from torch.func import functional_call, vmap
 
 from eutectic.models.backbone import Backbone
 from eutectic.models.heads import Head, TaskFeatures
-from eutectic.models.multitask import MultitaskModel
+from eutectic.models.multitask import MultitaskModel, features_of_task
 from eutectic.tasks import Normaliser, Sample, Task, make_batch
 from eutectic.train.batches.sampler import TaskDataset
 
@@ -48,6 +48,8 @@ def why_not(task: Task) -> dict[str, str]:
             reasons[name] = f"{name.replace('_', ' ')} are derivatives of the energy"
         elif head.entry.categorical:
             reasons[name] = f"{name.replace('_', ' ')} has classes"
+        elif "vectors" in head.entry.needs:
+            reasons[name] = f"{name.replace('_', ' ')} would have a weight for every product of features"
         elif head.pooling == "max":
             reasons[name] = f"{name.replace('_', ' ')} is the largest value of an atom"
     return reasons
@@ -166,15 +168,7 @@ def _rows(
         items = [replace(item, task=0) for item in items]
         batch = make_batch(items, [task], dtype).to(device)
         with torch.no_grad():
-            found = model.backbone(batch.graph)
-            features = TaskFeatures(
-                atoms=found.atoms.to(dtype),
-                edges=found.edges,
-                directions=found.directions,
-                target=batch.graph.main.target,
-                structure=batch.graph.structure,
-                n_structures=batch.graph.n_structures,
-            )
+            features = features_of_task(batch.parts[0], batch.graph, model.backbone(batch.graph))
             for name in task.targets:
                 columns = _design(_head(model, task.name, name), features)
                 y = batch.labels[task.name][name].reshape(-1).double().cpu().numpy()
