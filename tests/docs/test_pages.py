@@ -1,0 +1,258 @@
+"""Every block of code in the README, the start page, the tutorials and the how-to pages runs, or at least parses.
+
+A page runs from top to bottom in an empty folder with a few files (`page_folder`): commands one after another, Python
+blocks in one namespace. A block after a line that ends with a file's name, as in "`my.yaml`:", is written to that
+file. Runs are shortened to two steps. A block that needs published data, another package or a long time is
+preceded by `<!-- options only: why -->`; its commands must still be valid (`checked`). No block is skipped silently: a
+language or program that is not known here fails.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import ase.io
+import click
+import numpy as np
+import pytest
+import typer
+import yaml
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from pydantic import BaseModel
+from typer.testing import CliRunner
+
+import eutectic
+from eutectic import cli
+from eutectic.cli.options import overrides
+from eutectic.data import datasets
+from eutectic.models.heads import HEADS
+from eutectic.models.registry import BACKBONES
+from eutectic.recipes import RECIPES
+from eutectic.train.settings import FinetuneSettings, PretrainSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+ELSEWHERE = {"docs/how-to/read-a-store.md": "test_how_to.py, section by section: its programs may not be installed"}
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for path in (
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs" / "tutorials").glob("*.md"),
+        *(ROOT / "docs" / "how-to").glob("*.md"),
+    )
+    if path.name not in ("log.md", "settings.md")
+]
+STEPS = 2
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: its language, its text, the file it is written to, why it is not run."""
+
+    language: str
+    text: str
+    file: str | None
+    not_run: str | None
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """The fenced blocks of a page, in order."""
+    text = (ROOT / page).read_text()
+    end = 0
+    for match in re.finditer(r"^( *)```(.*)\n((?:.*\n)*?)\1```$", text, re.MULTILINE):
+        before = text[end : match.start()].rstrip().rsplit("\n", 1)[-1]
+        end = match.end()
+        named = re.search(r"`([\w./-]+\.\w+)`:$", before)
+        reason = re.fullmatch(r"<!-- options only: (.+) -->", before.strip())
+        body = re.sub(rf"^{match[1]}", "", match[3], flags=re.MULTILINE)
+        yield Block(match[2].strip(), body, named and named[1], reason and reason[1])
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of each command, without comments and what follows in words or pipes."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words:
+            yield words
+
+
+def fields(settings: Any, key: str) -> None:
+    """Fail unless `key` ("train.steps") names a setting."""
+    for name in key.split("."):
+        kinds = [settings, *get_args(settings), *(inner for kind in get_args(settings) for inner in get_args(kind))]
+        models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not models:  # a mapping of names of the user's choice to settings, or settings of a backbone
+            return
+        assert name in models[0].model_fields, f"no setting {key}"
+        settings = models[0].model_fields[name].annotation
+
+
+def checked(words: list[str]) -> None:
+    """Fail unless a command is valid, without running it."""
+    program, *rest = words
+    if program == "torchrun":
+        assert "eutectic" in words, words
+        rest = words[words.index("eutectic") + 1 :]
+    elif program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert rest[0] == "install", words
+        assert rest[1] in ("-e", "eutectic") or rest[1].partition("[")[2].rstrip("]") in extras, words
+        return
+    elif program == "python":
+        script = (ROOT / rest[0]).read_text()
+        assert all(word.split("=")[0] in script for word in rest if word.startswith("--") and word != "--help"), words
+        return
+    elif program.startswith("./"):
+        assert os.access(ROOT / program, os.X_OK), words
+        return
+    elif program == "tensorboard":
+        assert rest[0] == "--logdir", words
+        return
+    else:
+        assert program == "eutectic", f"a program that this test does not know: {program}"
+    command: Any = typer.main.get_command(cli.app)
+    context = click.Context(command)
+    name = "eutectic"
+    while hasattr(command, "commands"):
+        assert rest, words
+        name, *rest = rest
+        assert name in command.commands, f"no command {name} in {words}"
+        command = command.commands[name]
+    with command.make_context(name, list(rest), parent=context) as parsed:
+        extra = overrides(parsed.args) if parsed.args else {}
+    settings = PretrainSettings if name in ("pretrain", "plan") else FinetuneSettings
+
+    def walk(tree: dict[str, Any], prefix: str = "") -> None:
+        for key, value in tree.items():
+            fields(settings, prefix + key)
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+
+    walk(extra)
+
+
+def shortened(words: list[str]) -> list[str]:
+    """A training command with few steps; others unchanged."""
+    if words[1] in ("finetune", "compare"):
+        kept = [word for i, word in enumerate(words) if word != "--steps" and words[i - 1] != "--steps"]
+        if "--effort" in kept or "--time" in kept or "--epochs" in kept:
+            raise AssertionError(f"{words} takes long: put `<!-- options only: … -->` before it")
+        kept += ["--steps", str(STEPS), "--batch-size", "4"]
+        return kept + (["--n-train", "16", "--n-validation", "4", "--n-test", "4"] if "--n-train" not in kept else [])
+    if words[1] == "pretrain" and "--show-settings" not in words:
+        return [*words, "--train.steps", str(STEPS), "--train.evaluate_every", str(STEPS), "--train.batch_size", "8"]
+    return words
+
+
+def run(words: list[str]) -> None:
+    """Run a command of this program in this process; others are only checked."""
+    if words[0] != "eutectic":
+        return
+    redirected = words.index(">") if ">" in words else len(words)
+    result = CliRunner().invoke(cli.app, shortened(words[:redirected])[1:])
+    assert result.exit_code == 0, (words, result.output, result.exception)
+    if redirected < len(words):
+        Path(words[redirected + 1]).write_text(result.stdout)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_valid(page: str) -> None:
+    found = list(blocks(page))
+    fences = len(re.findall(r"^ *```", (ROOT / page).read_text(), re.MULTILINE))
+    assert fences == 2 * len(found), "a block that is not closed, or nested"
+    for block in found:
+        assert block.language in ("sh", "python", "yaml", "text", "csv"), f"language {block.language!r}:\n{block.text}"
+        if block.language == "sh":
+            for words in commands(block.text):
+                checked(words[: words.index(">")] if ">" in words else words)
+        elif block.language == "python":
+            compile(block.text, page, "exec")
+        elif block.language == "yaml":
+            for key in yaml.safe_load(block.text):
+                assert key in PretrainSettings.model_fields or key in FinetuneSettings.model_fields, key
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `my.xyz` and `runs/mine`, a model fine-tuned to it for two steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    rng = np.random.default_rng(0)
+    frames = []
+    for i in range(24):
+        atoms = molecule(["H2O", "CH4", "NH3", "CH3OH"][i % 4])
+        atoms.positions += rng.normal(scale=0.05, size=atoms.positions.shape)
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=float(rng.normal(-10 * len(atoms), 0.1)), forces=rng.normal(size=atoms.positions.shape)
+        )
+        frames.append(atoms)
+    ase.io.write(folder / "my.xyz", frames)
+    eutectic.finetune(
+        folder / "my.xyz",
+        ["energy", "forces"],
+        out=folder / "runs" / "mine",
+        model="eutectic-small",
+        n_train=16,
+        n_validation=4,
+        n_test=4,
+        steps=STEPS,
+        batch_size=4,
+    )
+    return folder
+
+
+@pytest.fixture
+def page_folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder that a page runs in: `my.xyz` (also by other names), `runs/mine`, and stores of its own. What a page
+    registers is forgotten after it."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    for name in ("new", "other", "test", "query", "300K", "600K"):
+        shutil.copy(tmp_path / "my.xyz", tmp_path / f"{name}.xyz")
+    package = tmp_path / "src" / "eutectic" / "data" / "datasets"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("EUTECTIC_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(package)])
+    tables = [(table, dict(table)) for table in (HEADS, BACKBONES, RECIPES)]
+    datasets.published.cache_clear()
+    yield tmp_path
+    datasets.published.cache_clear()
+    for table, before in tables:
+        table.clear()  # type: ignore[attr-defined]
+        table.update(before)  # type: ignore[attr-defined]
+
+
+def shortened_python(text: str) -> str:
+    """Python with few steps of training and of dynamics."""
+    return re.sub(r"\b(steps=|\.run\((?:steps=)?)\d+", rf"\g<1>{STEPS}", text)
+
+
+def runs(page: str) -> bool:
+    return page not in ELSEWHERE and any(b.language in ("sh", "python") and not b.not_run for b in blocks(page))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runs(page)])
+@pytest.mark.usefixtures("page_folder")
+def test_the_page_runs(page: str) -> None:
+    values: dict[str, object] = {"__name__": "page"}
+    for block in blocks(page):
+        if block.file:
+            Path(block.file).parent.mkdir(parents=True, exist_ok=True)
+            Path(block.file).write_text(block.text)
+            datasets.published.cache_clear()
+        elif block.not_run:
+            continue
+        elif block.language == "sh":
+            for words in commands(block.text):
+                run(words)
+        elif block.language == "python":
+            exec(compile(shortened_python(block.text), page, "exec"), values)
