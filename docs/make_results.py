@@ -21,6 +21,7 @@ HEAD = """# Results
 Generated from the results files in `docs/results` by `python docs/make_results.py`; do not edit. Each section names the
 script that measures it; times are of the machine that it ran on, so that only ratios within a table mean something.
 
+- [What was measured, and how to repeat it](measured.md)
 - [Fine-tuning, pre-trained and from scratch](transfer.md)
 - [All data sets: preparation, check and training](data-sets.md)
 """
@@ -64,8 +65,8 @@ def step() -> str:
         for case in read(name)["cases"]
     ]
     return (
-        "## A training step of JMP-S\n\n`python benchmarks/step_time.py`, two CPU cores. The roofline is the time of the "
-        "step's floating-point operations at the speed of the machine's matrix products.\n\n"
+        "## A training step of JMP-S\n\n`python benchmarks/step_time.py`, two CPU cores. The roofline is the time of "
+        "the step's floating-point operations at the speed of the machine's matrix products.\n\n"
         + table(("case", "ms", "times roofline"), rows)
     )
 
@@ -122,8 +123,8 @@ def contest() -> str:
         for name, run in read("backbones/ethanol-2min").items()
     ]
     return (
-        "## Backbones from scratch, two CPU minutes each\n\n`python benchmarks/backbones.py`, rMD17 ethanol, 950 training "
-        "structures, conservative forces.\n\n"
+        "## Backbones from scratch, two CPU minutes each\n\n`python benchmarks/backbones.py`, rMD17 ethanol, 950 "
+        "training structures, conservative forces.\n\n"
         + table(("backbone", "forces, meV/Å", "training, structures/s", "inference, structures/s"), rows)
     )
 

@@ -19,18 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import ase.io
 import click
-import numpy as np
 import pytest
 import typer
 import yaml
-from ase.build import molecule
-from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-import eutectic
 from eutectic import cli
 from eutectic.cli.options import overrides
 from eutectic.data import datasets
@@ -48,6 +43,8 @@ PAGES = [
         *(ROOT / "docs").glob("*.md"),
         *(ROOT / "docs" / "tutorials").glob("*.md"),
         *(ROOT / "docs" / "how-to").glob("*.md"),
+        *(ROOT / "docs" / "concepts").glob("*.md"),
+        *(ROOT / "docs" / "results").glob("*.md"),
     )
     if path.name not in ("log.md", "settings.md")
 ]
@@ -147,7 +144,7 @@ def shortened(words: list[str]) -> list[str]:
         if "--effort" in kept or "--time" in kept or "--epochs" in kept:
             raise AssertionError(f"{words} takes long: put `<!-- options only: … -->` before it")
         kept += ["--steps", str(STEPS), "--batch-size", "4"]
-        return kept + (["--n-train", "16", "--n-validation", "4", "--n-test", "4"] if "--n-train" not in kept else [])
+        return kept + (["--n-train", "8", "--n-validation", "4", "--n-test", "4"] if "--n-train" not in kept else [])
     if words[1] == "pretrain" and "--show-settings" not in words:
         return [*words, "--train.steps", str(STEPS), "--train.evaluate_every", str(STEPS), "--train.batch_size", "8"]
     return words
@@ -179,34 +176,6 @@ def test_every_block_is_valid(page: str) -> None:
         elif block.language == "yaml":
             for key in yaml.safe_load(block.text):
                 assert key in PretrainSettings.model_fields or key in FinetuneSettings.model_fields, key
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `my.xyz` and `runs/mine`, a model fine-tuned to it for two steps."""
-    folder = tmp_path_factory.mktemp("trained")
-    rng = np.random.default_rng(0)
-    frames = []
-    for i in range(24):
-        atoms = molecule(["H2O", "CH4", "NH3", "CH3OH"][i % 4])
-        atoms.positions += rng.normal(scale=0.05, size=atoms.positions.shape)
-        atoms.calc = SinglePointCalculator(
-            atoms, energy=float(rng.normal(-10 * len(atoms), 0.1)), forces=rng.normal(size=atoms.positions.shape)
-        )
-        frames.append(atoms)
-    ase.io.write(folder / "my.xyz", frames)
-    eutectic.finetune(
-        folder / "my.xyz",
-        ["energy", "forces"],
-        out=folder / "runs" / "mine",
-        model="eutectic-small",
-        n_train=16,
-        n_validation=4,
-        n_test=4,
-        steps=STEPS,
-        batch_size=4,
-    )
-    return folder
 
 
 @pytest.fixture
