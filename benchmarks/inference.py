@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 from ase import Atoms, units
 from ase.build import add_adsorbate, bulk, fcc111, molecule
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 
 TASKS = {"ethanol": "molecules", "CO on Cu(111)": "metal_slabs", "NaCl": "bulk"}
@@ -47,7 +46,7 @@ def structure(name: str) -> Atoms:
     if name == "NaCl":
         return bulk("NaCl", "rocksalt", a=5.64) * (2, 2, 2)
     slab = fcc111("Cu", (3, 3, 3), vacuum=8.0, periodic=True)
-    add_adsorbate(slab, molecule("CO"), 2.0, "ontop")
+    add_adsorbate(slab, molecule("CO"), 1.85, "ontop", mol_index=1)
     return slab
 
 
@@ -137,8 +136,10 @@ def serve(name: str) -> None:
         frames[0].get_forces()
         before = timer.seconds if timer else 0.0
         if what == "steps":
-            MaxwellBoltzmannDistribution(frames[0], temperature_K=300, rng=rng)
-            dynamics = VelocityVerlet(frames[0], 1.0 * units.fs)
+            atoms = frames[0]
+            noise = rng.normal(size=(len(atoms), 3))
+            atoms.set_momenta(noise * np.sqrt(atoms.get_masses() * units.kB * 300)[:, None])
+            dynamics = VelocityVerlet(atoms, 1.0 * units.fs)
             start = time.perf_counter()
             dynamics.run(number)
         elif what == "batch":

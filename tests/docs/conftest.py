@@ -25,7 +25,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     frames = []
     for i in range(24):
-        atoms = molecule(["H2O", "CH4", "NH3", "CH3OH"][i % 4])
+        atoms = molecule(["CH3OH", "CH3CHO", "HCOOH", "H2CO"][i % 4])
         atoms.positions += rng.normal(scale=0.05, size=atoms.positions.shape)
         atoms.calc = SinglePointCalculator(
             atoms, energy=float(rng.normal(-10 * len(atoms), 0.1)), forces=rng.normal(size=atoms.positions.shape)

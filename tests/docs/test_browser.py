@@ -33,7 +33,8 @@ DOCUMENTATION = (
     "results/index.html",
     "log.html",
 )
-PROBE = """<!doctype html><title>probe</title><iframe id=f width={width} height=900 src="{page}"></iframe><pre id=out></pre>
+PROBE = """<!doctype html><title>probe</title>
+<iframe id=f width={width} height=900 src="{page}"></iframe><pre id=out></pre>
 <script>
 document.getElementById("f").onload = event => setTimeout(() => {{
   const page = event.target.contentDocument, root = page.documentElement

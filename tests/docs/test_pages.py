@@ -210,6 +210,7 @@ def runs(page: str) -> bool:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runs(page)])
+@pytest.mark.filterwarnings("ignore:.*thermalize_momenta:DeprecationWarning")
 @pytest.mark.usefixtures("page_folder")
 def test_the_page_runs(page: str) -> None:
     values: dict[str, object] = {"__name__": "page"}
