@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
+from xml.etree import ElementTree
 
 import click
 import pytest
@@ -167,12 +168,14 @@ def test_every_block_is_valid(page: str) -> None:
     fences = len(re.findall(r"^ *```", (ROOT / page).read_text(), re.MULTILINE))
     assert fences == 2 * len(found), "a block that is not closed, or nested"
     for block in found:
-        assert block.language in ("sh", "python", "yaml", "text", "csv"), f"language {block.language!r}:\n{block.text}"
+        assert block.language in ("sh", "python", "yaml", "xml", "text", "csv"), f"language {block.language!r}:\n{block.text}"
         if block.language == "sh":
             for words in commands(block.text):
                 checked(words[: words.index(">")] if ">" in words else words)
         elif block.language == "python":
             compile(block.text, page, "exec")
+        elif block.language == "xml":
+            ElementTree.fromstring(block.text)
         elif block.language == "yaml":
             for key in yaml.safe_load(block.text):
                 assert key in PretrainSettings.model_fields or key in FinetuneSettings.model_fields, key
