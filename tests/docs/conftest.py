@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `my.xyz` and `runs/mine`, a model fine-tuned to it for two steps."""
-    folder = tmp_path_factory.mktemp("trained")
+def structures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `my.xyz`: 24 structures of four molecules, with made-up energies and forces."""
+    folder = tmp_path_factory.mktemp("structures")
     rng = np.random.default_rng(0)
     frames = []
     for i in range(24):
@@ -32,6 +32,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         frames.append(atoms)
     ase.io.write(folder / "my.xyz", frames)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(structures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `my.xyz` and `runs/mine`, a model fine-tuned to it for two steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copy(structures / "my.xyz", folder)
     eutectic.finetune(
         folder / "my.xyz",
         ["energy", "forces"],

@@ -1,10 +1,11 @@
-"""Every block of code in the README, the start page, the tutorials and the how-to pages runs, or at least parses.
+"""Every block of code in the README and the documentation runs, or at least is valid.
 
 A page runs from top to bottom in an empty folder with a few files (`page_folder`): commands one after another, Python
 blocks in one namespace. A block after a line that ends with a file's name, as in "`my.yaml`:", is written to that
 file. Runs are shortened to two steps. A block that needs published data, another package or a long time is
 preceded by `<!-- options only: why -->`; its commands must still be valid (`checked`). No block is skipped silently: a
 language or program that is not known here fails.
+Pages with several trainings are run with `-m slow`; their blocks are checked always.
 """
 
 from __future__ import annotations
@@ -168,7 +169,9 @@ def test_every_block_is_valid(page: str) -> None:
     fences = len(re.findall(r"^ *```", (ROOT / page).read_text(), re.MULTILINE))
     assert fences == 2 * len(found), "a block that is not closed, or nested"
     for block in found:
-        assert block.language in ("sh", "python", "yaml", "xml", "text", "csv"), f"language {block.language!r}:\n{block.text}"
+        assert block.language in ("sh", "python", "yaml", "xml", "text", "csv"), (
+            f"language {block.language!r}:\n{block.text}"
+        )
         if block.language == "sh":
             for words in commands(block.text):
                 checked(words[: words.index(">")] if ">" in words else words)
@@ -182,10 +185,11 @@ def test_every_block_is_valid(page: str) -> None:
 
 
 @pytest.fixture
-def page_folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder that a page runs in: `my.xyz` (also by other names), `runs/mine`, and stores of its own. What a page
-    registers is forgotten after it."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+def page_folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder that a page runs in: `my.xyz` (also by other names), `runs/mine` if the page names it, and stores of
+    its own. What a page registers is forgotten after it."""
+    wanted = "runs/mine" in (ROOT / request.node.callspec.params["page"]).read_text()
+    shutil.copytree(request.getfixturevalue("trained" if wanted else "structures"), tmp_path, dirs_exist_ok=True)
     for name in ("new", "other", "test", "query", "300K", "600K"):
         shutil.copy(tmp_path / "my.xyz", tmp_path / f"{name}.xyz")
     package = tmp_path / "src" / "eutectic" / "data" / "datasets"
@@ -208,11 +212,16 @@ def shortened_python(text: str) -> str:
     return re.sub(r"\b(steps=|\.run\((?:steps=)?)\d+", rf"\g<1>{STEPS}", text)
 
 
-def runs(page: str) -> bool:
-    return page not in ELSEWHERE and any(b.language in ("sh", "python") and not b.not_run for b in blocks(page))
+def running() -> Iterator[Any]:
+    """The pages that have something to run; those with several trainings are slow."""
+    for page in PAGES:
+        found = [b.text for b in blocks(page) if b.language in ("sh", "python") and not b.not_run and not b.file]
+        if found and page not in ELSEWHERE:
+            trainings = len(re.findall(r"eutectic(?: |\.)(?:finetune|pretrain|compare)\b", "\n".join(found)))
+            yield pytest.param(page, marks=[pytest.mark.slow] if trainings > 1 else [])
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if runs(page)])
+@pytest.mark.parametrize("page", running())
 @pytest.mark.filterwarnings("ignore:.*thermalize_momenta:DeprecationWarning")
 @pytest.mark.usefixtures("page_folder")
 def test_the_page_runs(page: str) -> None:
