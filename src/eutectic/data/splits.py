@@ -1,9 +1,9 @@
 """Deterministic train/validation/test splits of a store.
 
 Named splits: `group` (the default of most data sets) keeps each group on one side; `random` ignores groups;
-`official_01`, `fold_0` … are published with a data set; `group_fold_0_of_5` and `random_fold_0_of_5` are folds, over
-which each structure is tested once; `paper` reproduces JMP's fine-tuning split. `leakage` counts what validation and test
-share with training.
+`official_01`, `fold_0` … are published with a data set; `group_fold_0_of_5` and `random_fold_0_of_5` are folds, which
+together test each structure once; `paper` reproduces JMP's fine-tuning split. `leakage` counts what validation and
+test share with training.
 """
 
 from __future__ import annotations
