@@ -39,8 +39,10 @@ def settings_of(store: Store, steps: int = 60, **more: object) -> FinetuneSettin
 def test_cost_is_bounded(candidates: int, steps: int) -> None:
     plan = rounds(candidates, steps)
     assert cost(plan) <= candidates * steps
-    # Half a run, but for rounds that would be too short to tell anything.
-    assert cost(plan) <= max(SHARE * steps, sum(one.candidates for one in plan) * LEAST) or len(plan) == 1
+    if len(plan) > 1:
+        # An equal part of half a run for each round, but for rounds that would be too short to tell anything.
+        for one in plan:
+            assert one.candidates * one.steps <= max(SHARE * steps / len(plan), one.candidates * LEAST)
     assert [one.candidates for one in plan] == sorted((one.candidates for one in plan), reverse=True)
     assert [one.steps for one in plan] == sorted(one.steps for one in plan)
     if steps >= 20_000:

@@ -1,4 +1,4 @@
-"""Commands that use a model: predict, distill, evaluate, embed, nearest, models, inspect, diff, and imports of others."""
+"""Commands that use a model: predict, distill, evaluate, embed, nearest, models, inspect, diff, and imports."""
 
 from __future__ import annotations
 
