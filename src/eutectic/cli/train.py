@@ -169,6 +169,13 @@ Conservative = Annotated[
         show_default=False,
     ),
 ]
+Sweep = Annotated[
+    str | None,
+    typer.Option(
+        help="How to choose among several rates: `halving` (default; short runs, half the cost of one run) or `full` "
+        "(each to the end). Alone, it tries a third, one and three times the learning rate."
+    ),
+]
 Split = Annotated[str | None, typer.Option(help="Name of the split; default: the data set's.")]
 Training = Annotated[
     int | None, typer.Option("--n-train", "--train", help="Training structures; default: all of the split's.")
@@ -225,8 +232,14 @@ def finetune(
         ),
     ] = False,
     batch_size: BatchSize = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate [default: 0.002].")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay [default: 0.01].")] = None,
+    learning_rate: Annotated[
+        list[float] | None,
+        typer.Option(help="Peak learning rate [default: 0.002]; repeat to choose on validation data."),
+    ] = None,
+    weight_decay: Annotated[
+        list[float] | None, typer.Option(help="Weight decay [default: 0.01]; repeat to choose on validation data.")
+    ] = None,
+    sweep: Sweep = None,
     weight: Annotated[
         list[str] | None,
         typer.Option(
@@ -294,6 +307,10 @@ def finetune(
 
     `eutectic finetune my.xyz -p energy --key energy=E_dft --unit energy=kcal/mol --out runs/mine`
 
+    `eutectic finetune my.xyz -p energy --learning-rate 1e-3 --learning-rate 4e-3 --out runs/mine`, or `--sweep halving`
+
+    Several seeds, folds (`--folds`) or numbers of training structures (`--sizes`): `eutectic compare --help`
+
     `eutectic finetune md_aspirin -p forces --model runs/demo/model --head-from molecules --out runs/kept`
     """
     from eutectic.recipes.finetuning import finetuning
@@ -317,8 +334,8 @@ def finetune(
         time=time,
         until_converged=until_converged,
         batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
+        learning_rate=learning_rate[0] if learning_rate else None,
+        weight_decay=weight_decay[0] if weight_decay else None,
         seed=seed,
         weights=_numbers(weight),
         loss=loss,
@@ -340,7 +357,15 @@ def finetune(
     if show_settings:
         print_settings(settings)
         return
-    result = run(settings, out=out, console=Console(stderr=True) if as_json else console)
+    rates, halving = _sweep(sweep, learning_rate, weight_decay, settings.optimiser.learning_rate)
+    result = run(
+        settings,
+        out=out,
+        learning_rates=rates,
+        weight_decays=weight_decay or (),
+        halving=halving,
+        console=Console(stderr=True) if as_json else console,
+    )
     if not is_first():
         return
     if as_json:
@@ -348,6 +373,26 @@ def finetune(
         return
     show_finetuning(result)
     show_end(result, out, _longer(sys.argv[1:], settings.train, settings.effort))
+
+
+def _sweep(
+    sweep: str | None, rates: list[float] | None, decays: list[float] | None, usual: float
+) -> tuple[list[float], bool]:
+    """Learning rates to choose from, and whether by halving."""
+    if sweep not in (None, "halving", "full"):
+        raise EutecticError("--sweep", repr(sweep), "halving or full", "choose one of these")
+    if sweep is not None and len(rates or ()) < 2 and len(decays or ()) < 2:
+        usual = rates[0] if rates else usual
+        return [usual / 3, usual, usual * 3], sweep == "halving"
+    return rates or [], sweep != "full"
+
+
+def _whole_numbers(given: str | None, where: str) -> list[int]:
+    """From "50,200,950"."""
+    try:
+        return [int(word) for word in (given or "").split(",") if word.strip()]
+    except ValueError:
+        raise EutecticError(where, given or "", "whole numbers, e.g. 50,200,950", "correct it") from None
 
 
 def _numbers(given: list[str] | None) -> dict[str, float]:
@@ -404,7 +449,17 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder of the study; an unfinished study is resumed.")],
     model: Model = Path("eutectic-small"),
     starts: Annotated[str, typer.Option("--start", "--starts", help="`pretrained`, `scratch`, or `both`.")] = "both",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each start.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Runs of each start [default: 3, or 1 with --folds].")
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(help="Folds of a cross-validation: published ones, or else by group; each structure is tested."),
+    ] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Numbers of training structures, for a learning curve: 50,200,950.")
+    ] = None,
+    sweep: Sweep = None,
     learning_rate: Annotated[
         list[float] | None,
         typer.Option("--learning-rate", "--rate", help="Peak learning rate; repeat to choose on validation data."),
@@ -429,14 +484,16 @@ def compare(
     skip_unconverged: SkipUnconverged = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: one per core.")] = None,
 ) -> None:
-    """Compare fine-tuning from a pre-trained model with training from scratch, over several seeds.
+    """Compare fine-tuning from a pre-trained model with training from scratch, over seeds, folds and sizes of the data.
 
     Each run is a separate fine-tuning in `runs/`; one table and one report cover all. With several learning rates or
-    weight decays, the best of each start is chosen on validation data.
+    weight decays, the best of each start is chosen on validation data, by successive halving on short runs.
 
     **Examples**
 
     `eutectic compare md_aspirin -p forces --n-train 100 --out studies/aspirin`
+
+    `eutectic compare my.xyz -p energy --folds 5 --sizes 50,200,800 --start pretrained --out studies/mine`
 
     `eutectic compare rmd17:ethanol -p forces --split official_01 --n-train 50 --seeds 3 --learning-rate 1e-3
     --learning-rate 3e-3 --out studies/ethanol`
@@ -474,14 +531,18 @@ def compare(
         skip_unconverged=skip_unconverged,
         settings=overrides(context.args),
     )
+    rates, halving = _sweep(sweep, learning_rate, weight_decay, base.optimiser.learning_rate)
     results = run(
         base,
         out=out,
         model=model,
         starts=named[starts],
         seeds=seeds,
-        learning_rates=learning_rate or (),
+        folds=folds,
+        sizes=_whole_numbers(sizes, "--sizes"),
+        learning_rates=rates,
         weight_decays=weight_decay or (),
+        halving=halving,
         workers=workers,
         console=console,
     )

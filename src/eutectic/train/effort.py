@@ -154,7 +154,7 @@ def _climb(
             rung.outcome = "skipped"
             _say(console, f"{rung.name}: skipped ({rung.why})")
             continue
-        stopped = _why_stopped(rungs, results)
+        stopped = _why_stopped(results)
         if stopped:
             for other in rungs[rungs.index(rung) :]:
                 other.why = stopped
@@ -205,13 +205,14 @@ def _why_skipped(name: str, effort: Effort, prepared: Prepared) -> str:
     return ""
 
 
-def _why_stopped(rungs: Sequence[Rung], results: Mapping[str, FinetuneResult]) -> str:
+def _why_stopped(results: Mapping[str, FinetuneResult]) -> str:
     """Why no further rung is tried; empty where one is.
 
     That new heads are no better than a ridge regression says nothing of what a change of the backbone brings: only
-    a rung that has changed it can end the ladder.
+    a rung that has changed it can end the ladder, and only where its error no longer fell: one that had too little time
+    says nothing either.
     """
-    if "lora" not in results:
+    if "lora" not in results or results["lora"].still_falling is not False:
         return ""
     scores = {name: results[name].scores[results[name].steps.index(results[name].best_step)] for name in results}
     before = min(score for name, score in scores.items() if name != "lora")

@@ -206,7 +206,7 @@ def begin_run(
         return prepare_run(settings, console)
     lengthened = claim_folder(folder, settings, command, may_lengthen=not alone and command == "finetune")
     finished = (folder / "result.json").exists() and not lengthened
-    store = _open(settings, None if finished else console)
+    store = open_run_data(settings, None if finished else console)
     content = {f"data {settings.data.store}": store.content_hash()}
     if (test := _open_test(settings, None)) is not None:
         content[f"test {settings.data.test_file}"] = test.content_hash()
@@ -261,7 +261,7 @@ def _schedule(settings: FinetuneSettings, prepared: Prepared) -> Schedule:
     return schedule
 
 
-def _open(settings: FinetuneSettings, console: Console | None, path: str | None = None) -> Store:
+def open_run_data(settings: FinetuneSettings, console: Console | None, path: str | None = None) -> Store:
     """The data, or another file that is read like them."""
     data = settings.data
     return open_data(
@@ -281,7 +281,7 @@ def _open_test(settings: FinetuneSettings, console: Console | None) -> Store | N
     path = settings.data.test_file
     if path is None:
         return None
-    return _open(settings, console, path) if is_of_files(path) else open_data(path, console=console)
+    return open_run_data(settings, console, path) if is_of_files(path) else open_data(path, console=console)
 
 
 def _check_test(settings: FinetuneSettings, test: Store, store: Store, parts: Split, console: Console | None) -> None:
@@ -328,7 +328,7 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
         EutecticError: data, model or settings that cannot be used.
     """
     backbone, graph, start = _backbone_of(settings)
-    store = _open(settings, console) if store is None else store
+    store = open_run_data(settings, console) if store is None else store
     parts = split_of(store, settings)
     task = fit_task(settings.name, store, parts.train, settings.targets, graph)
     backbone = backbone.for_graphs([graph])

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 LOCK = ".lock"
+CHOICES = "choices"
+"""Folder of the short runs that choose learning rate and weight decay."""
 CONTENT = "content"
 """In `settings.json`: what lay under the names of the data and the model when the run began, as hashes."""
 
@@ -157,8 +159,8 @@ def claimed(folder: Path | None) -> AbstractContextManager[None]:
 
 
 def _begun(folder: Path) -> bool:
-    """Whether a folder holds more than the claim to it."""
-    claim = (SETTINGS, LOCK, f".{SETTINGS}.writing")
+    """Whether a folder holds more than the claim to it, and the short runs by which its rates are chosen before it."""
+    claim = (SETTINGS, LOCK, f".{SETTINGS}.writing", CHOICES)
     return any(file.name not in claim for file in folder.iterdir()) if folder.exists() else False
 
 
