@@ -221,7 +221,7 @@ def running() -> Iterator[Any]:
             yield pytest.param(page, marks=[pytest.mark.slow] if trainings > 1 else [])
 
 
-@pytest.mark.parametrize("page", running())
+@pytest.mark.parametrize("page", list(running()))
 @pytest.mark.filterwarnings("ignore:.*thermalize_momenta:DeprecationWarning")
 @pytest.mark.usefixtures("page_folder")
 def test_the_page_runs(page: str) -> None:
