@@ -186,9 +186,10 @@ def test_every_block_is_valid(page: str) -> None:
 
 @pytest.fixture
 def page_folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder that a page runs in: `my.xyz` (also by other names), `runs/mine` if the page names it, and stores of
+    """The folder that a page runs in: `my.xyz` (also by other names), `runs/mine` if the page uses it and does not make it, and stores of
     its own. What a page registers is forgotten after it."""
-    wanted = "runs/mine" in (ROOT / request.node.callspec.params["page"]).read_text()
+    text = "\n".join(b.text for b in blocks(request.node.callspec.params["page"]) if not b.not_run)
+    wanted = "runs/mine" in text and "--out runs/mine" not in text
     shutil.copytree(request.getfixturevalue("trained" if wanted else "structures"), tmp_path, dirs_exist_ok=True)
     for name in ("new", "other", "test", "query", "300K", "600K"):
         shutil.copy(tmp_path / "my.xyz", tmp_path / f"{name}.xyz")
