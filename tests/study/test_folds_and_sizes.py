@@ -100,11 +100,3 @@ def test_a_study_of_folds_and_sizes(molecules: Store, tmp_path: Path) -> None:
     table = Console(width=80, record=True, quiet=False, file=(tmp_path / "t").open("w"))
     table.print(comparison_table(results))
     assert "over 2 folds" in table.export_text()
-    # An interrupted study goes on: what is finished is read back.
-    kept, lost = sorted(tmp_path.glob("runs/*/scratch-30-fold*/result.json"))
-    times = kept.stat().st_mtime_ns
-    (tmp_path / "results.json").unlink()
-    lost.unlink()
-    resumed = workflows.compare(settings_of(molecules), quiet=True, **given)
-    assert kept.stat().st_mtime_ns == times
-    assert [r.test_error for r in resumed.tasks[0].runs] == pytest.approx([r.test_error for r in results.tasks[0].runs])
