@@ -159,7 +159,7 @@ def benchmark_settings(
         store: the data, if open already.
 
     Raises:
-        EutecticError: data that are not prepared or incomplete; unknown settings.
+        EutecticError: data that are not prepared or incomplete; no such model; unknown settings.
     """
     choices = choices or Choices()
     store = data_of(task) if store is None else store
@@ -222,10 +222,7 @@ def benchmark_settings(
 
 def _graph(task: BenchmarkTask, model: str | Path) -> dict[str, Any] | None:
     """The published graph for a model that was trained with the paper's cutoff; None: the model's own."""
-    try:
-        graph = dict(read_description(model_folder(str(model)))["graph"])
-    except (EutecticError, KeyError):
-        return None  # the run itself says what is wrong with the model
+    graph = dict(read_description(model_folder(str(model)))["graph"])
     if graph["cutoff"] < PAPER_CUTOFF:
         return None
     return {**graph, "cutoff": task.protocol.cutoff, "max_neighbours": task.protocol.neighbours}
@@ -258,7 +255,7 @@ def run_benchmark(
         console: where to report.
 
     Raises:
-        EutecticError: the folder holds the benchmark of another model.
+        EutecticError: no such model; the folder holds the benchmark of another one.
         Interrupted: resumable.
     """
     out, choices = Path(out), choices or Choices()
@@ -267,6 +264,7 @@ def run_benchmark(
         raise EutecticError(
             str(out), f"the benchmark of {known.model}", f"that of {model}, or a new folder", "choose another --out"
         )
+    read_description(model_folder(str(model)))  # an error here is that of all tasks
     plan: list[tuple[BenchmarkTask, Start, str, int, FinetuneSettings, Path]] = []
     problems: dict[str, EutecticError] = {}
     for task in tasks:
@@ -323,9 +321,7 @@ def _runs(
     return runs
 
 
-def _run(
-    task: BenchmarkTask, start: Start, split: str, seed: int, result: FinetuneResult, folder: str
-) -> BenchmarkRun:
+def _run(task: BenchmarkTask, start: Start, split: str, seed: int, result: FinetuneResult, folder: str) -> BenchmarkRun:
     factor = 1.0
     if result.unit != task.unit:
         factor = units.conversion(result.unit, task.unit, where=task.name).factor
@@ -353,9 +349,7 @@ def _record(benchmark: Benchmark, settings: Mapping[Path, FinetuneSettings], out
     """Matbench's record file, of the tasks whose five folds were run with seed 0 from the pre-trained start."""
     predictions: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
     for name, outcome in benchmark.outcomes.items():
-        folders = {
-            run.split: out / run.folder for run in outcome.runs if run.start == "pretrained" and run.seed == 0
-        }
+        folders = {run.split: out / run.folder for run in outcome.runs if run.start == "pretrained" and run.seed == 0}
         if not name.startswith("matbench:") or any(fold not in folders for fold in FOLDS):
             continue
         predictions[name.partition(":")[2]] = {

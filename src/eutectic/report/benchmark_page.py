@@ -33,12 +33,12 @@ COLUMNS = {
 }
 NOTES = (
     "Test mean absolute errors. GN-OC: the architecture of JMP trained from scratch. Best before: of the models that "
-    "Shoghi et al. (arXiv:2310.16802) compare with. Best known: lowest error that could be read; empty where lower ones "
-    "are claimed that could not be read (sources in the JSON).",
-    "Published errors of Matbench are of fold_0, the only fold with errors from scratch, and in brackets means over the "
-    "five folds; ours are means over the folds that were run.",
-    "Improvement: 1 − error/error; over several tasks the unweighted mean. Best: no error of a model before is lower, by "
-    "the means over five folds for Matbench; a task without a predecessor counts.",
+    "Shoghi et al. (arXiv:2310.16802) compare with. Best known: lowest error that could be read; empty where lower "
+    "ones are claimed that could not be read (sources in the JSON).",
+    "Published errors of Matbench are of fold_0, the only fold with errors from scratch, and in brackets means over "
+    "the five folds; ours are means over the folds that were run.",
+    "Improvement: 1 − error/error; over several tasks the unweighted mean. Best: no error of a model before is lower, "
+    "by the means over five folds for Matbench; a task without a predecessor counts.",
 )
 
 
@@ -135,9 +135,7 @@ def markdown(values: Mapping[str, Any]) -> str:
     lines += _table(["task", "unit", *names], [[r["name"], r["unit"], *cells(r)[-len(names) :]] for r in rows], 2)
     lines += ["", *(f"{note}\n" for note in NOTES)]
     lines += [f"{note}\n" for note in departures(rows)]
-    summary = [
-        [what, *("" if n is None else percent(n) for n in numbers)] for what, numbers in summary_rows(values)
-    ]
+    summary = [[what, *("" if n is None else percent(n) for n in numbers)] for what, numbers in summary_rows(values)]
     lines += _table(["improvement", "mean", *FAMILIES.values()], summary, 1)
     lines += ["", *(f"{line}\n" for line in counts(values))]
     if lacking := problems(rows):

@@ -312,4 +312,3 @@ def table_as_json(
         "published": published_summary(),
         "ours": null_for_unknown(our_summary(ours, smaller)) if ours.outcomes else None,
     }
-

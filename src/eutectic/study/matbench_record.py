@@ -2,8 +2,8 @@
 
 One JSON object, compressed: for each task and each official fold the prediction of every test structure by its id
 ("mb-jdft2d-001"), with MAE, RMSE, MAPE and the largest error; a SHA-256 of the whole. Unpacked, it is what
-`matbench.bench.MatbenchBenchmark.from_file` reads; a submission to https://github.com/materialsproject/matbench holds it
-as `results.json.gz`.
+`matbench.bench.MatbenchBenchmark.from_file` reads; a submission to https://github.com/materialsproject/matbench
+holds it as `results.json.gz`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def record(
             pairs = np.array(list(values.values()), dtype=float).reshape(-1, 2)
             if not len(pairs) or not np.isfinite(pairs).all():
                 raise EutecticError(
-                    f"{name}, {fold}", "no prediction, or one that is not finite", "one for each test structure",
+                    f"{name}, {fold}",
+                    "no prediction, or one that is not finite",
+                    "one for each test structure",
                     "run the task again, in another folder",
                 )
             results[fold] = {

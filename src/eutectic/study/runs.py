@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-
 from rich.console import Console
 
 from eutectic.atoms import EutecticError, Interrupted
