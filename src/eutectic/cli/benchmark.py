@@ -86,7 +86,7 @@ def benchmark(
     from eutectic.study.benchmark import FILE, Benchmark, table_as_json
     from eutectic.study.benchmark_tasks import TASKS, chosen
 
-    which = chosen(tasks) if tasks or not (list_tasks or table) else list(TASKS.values())
+    which = list(TASKS.values()) if not tasks and (list_tasks or table) else chosen(tasks or [])
     changes = overrides(context.args)
     if list_tasks:
         listed = [task.to_dict() for task in which]

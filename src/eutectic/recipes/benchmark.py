@@ -37,6 +37,7 @@ from eutectic.data.splits import Split
 from eutectic.data.splits import split as split_store
 from eutectic.data.store import Store, is_store
 from eutectic.files import read_json, write_atomically
+from eutectic.graph import GraphSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.predict.model import load
 from eutectic.processes import cores
@@ -48,7 +49,7 @@ from eutectic.study.results import Start
 from eutectic.study.runs import gpus, try_all
 from eutectic.tasks import TargetSettings
 from eutectic.train.finetune import FinetuneResult
-from eutectic.train.settings import FinetuneSettings, merged, parse
+from eutectic.train.settings import BackboneChoice, FinetuneSettings, merged, parse
 
 EPOCHS, WARMUP_EPOCHS = 32, 5
 LEARNING_RATE = 8e-5
@@ -131,10 +132,10 @@ def parts_of(task: BenchmarkTask, store: Store, split: str, choices: Choices) ->
     except EutecticError as error:
         fix = error.fix if choices.split else f"{error.fix}, or try it on the data you have with --split random"
         raise EutecticError(f"{task.name}, {error.where}", error.given, error.expected, fix) from error
-    wanted = {"n_train": choices.n_train, "n_validation": choices.n_validation, "n_test": choices.n_test}
+    wanted = (choices.n_train, choices.n_validation, choices.n_test)
     have = (len(whole.train), len(whole.validation), len(whole.test))
-    most = {name: None if n is None else min(n, len_) for (name, n), len_ in zip(wanted.items(), have, strict=True)}
-    return split_store(store, split, needs=needs, **most)
+    n_train, n_validation, n_test = (None if n is None else min(n, m) for n, m in zip(wanted, have, strict=True))
+    return split_store(store, split, n_train=n_train, n_validation=n_validation, n_test=n_test, needs=needs)
 
 
 def benchmark_settings(
@@ -221,11 +222,18 @@ def benchmark_settings(
 
 
 def _graph(task: BenchmarkTask, model: str | Path) -> dict[str, Any] | None:
-    """The published graph for a model that was trained with the paper's cutoff; None: the model's own."""
-    graph = dict(read_description(model_folder(str(model)))["graph"])
-    if graph["cutoff"] < PAPER_CUTOFF:
+    """The published graph for a model of the paper's cutoff that can do with a smaller one; None: the model's own."""
+    description = read_description(model_folder(str(model)))
+    if description["graph"]["cutoff"] < PAPER_CUTOFF:
         return None
-    return {**graph, "cutoff": task.protocol.cutoff, "max_neighbours": task.protocol.neighbours}
+    protocol = task.protocol
+    graph = {**description["graph"], "cutoff": protocol.cutoff, "max_neighbours": protocol.neighbours}
+    try:
+        BackboneChoice.model_validate(description["backbone"]).for_graphs([GraphSettings.model_validate(graph)])
+    except EutecticError:
+        # Its energy would jump where atoms cross the smaller cutoff; JMP's does.
+        return None
+    return graph
 
 
 def run_benchmark(

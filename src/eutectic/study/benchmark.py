@@ -111,7 +111,7 @@ class Outcome:
         """Of our pre-trained start over ours from scratch, on the splits that both have, %."""
         both = [{run.split for run in self.runs if run.start == start} for start in ("pretrained", "scratch")]
         splits = sorted(both[0] & both[1])
-        ours, scratch = (self.error(start, splits) for start in ("pretrained", "scratch"))  # type: ignore[arg-type]
+        ours, scratch = (self.error(start, splits) for start in ("pretrained", "scratch"))
         return improvement(ours, scratch)
 
     def merged(self, newer: Outcome) -> Outcome:
@@ -237,13 +237,16 @@ def our_summary(ours: Benchmark, smaller: Benchmark | None = None) -> dict[str, 
 
     Returns:
         `over_scratch`, `over_smaller`: mean and means by family, %; `best_before`, `best_known`, `jmp_l`: on how many
-        tasks we are as good, of those that were run to the full protocol and have such an error.
+        tasks we are as good, of those that were run to the full protocol (and have such an error, but for
+        `best_before`: without a predecessor a task counts).
     """
     full = [outcome for outcome in ours.outcomes.values() if not outcome.departures and outcome.judged() is not None]
     counts: dict[str, dict[str, int]] = {}
     for key in ("best_before", "best_known", "jmp_l"):
         pairs = [pair for outcome in full if (pair := _against(outcome, key)) is not None]
-        counts[key] = {"count": sum(error <= best for error, best in pairs), "of": len(pairs)}
+        if key != "best_before":
+            pairs = [(error, best) for error, best in pairs if best is not None]
+        counts[key] = {"count": sum(_as_good(error, best) for error, best in pairs), "of": len(pairs)}
     gains: dict[str, float | None] = {}
     for name, outcome in ours.outcomes.items():
         other = None if smaller is None else smaller.outcomes.get(name)
@@ -256,8 +259,8 @@ def our_summary(ours: Benchmark, smaller: Benchmark | None = None) -> dict[str, 
     }
 
 
-def _against(outcome: Outcome, key: str) -> tuple[float, float] | None:
-    """Our error and the one to compare it with, on the same splits."""
+def _against(outcome: Outcome, key: str) -> tuple[float, float | None] | None:
+    """Our error and the one to compare it with, on the same splits; None where we have none on these."""
     task = TASKS[outcome.task]
     if key == "best_known" and task.five_folds is not None:
         # These were read for one fold.
@@ -268,7 +271,7 @@ def _against(outcome: Outcome, key: str) -> tuple[float, float] | None:
             return None
         ours, columns = pair
         best = task.best_known if key == "best_known" else getattr(columns, key)
-    return None if ours is None or best is None else (ours, best)
+    return None if ours is None else (ours, best)
 
 
 def rows(ours: Benchmark, names: Sequence[str] = tuple(TASKS)) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def record(
             "dataset_name": name,
             "results": results,
         }
-    values = {
+    whole: dict[str, Any] = {
         "@module": "matbench.bench",
         "@class": "MatbenchBenchmark",
         "version": VERSION,
@@ -90,7 +90,7 @@ def record(
         "user_metadata": dict(about),
         "datestamp": datetime.now(UTC).strftime("%Y.%m.%d %H:%M.%S"),
     }
-    return {**values, "hash": digest(values)}
+    return {**whole, "hash": digest(whole)}
 
 
 def digest(values: Mapping[str, Any]) -> str:
