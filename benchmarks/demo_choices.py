@@ -16,7 +16,8 @@ from pathlib import Path
 from rich.console import Console
 
 from eutectic.recipes.demonstration import TASKS, finetuning
-from eutectic.study.compare import SWEEP_SEED, best_choices, sweep
+from eutectic.study.compare import best_choices, sweep
+from eutectic.study.variants import SWEEP_SEED
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 DECAYS = (0.01, 3.0)

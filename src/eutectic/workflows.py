@@ -28,14 +28,15 @@ from eutectic.report.benchmark_page import markdown, write_benchmark_page
 from eutectic.report.evaluation_page import write_evaluation_page
 from eutectic.report.finetune_page import write_finetune_page
 from eutectic.report.run_page import write_run_page
-from eutectic.report.study_page import write_comparison_page
+from eutectic.report.study_page import write_results_page
 from eutectic.study.benchmark import Benchmark, table_as_json
 from eutectic.study.benchmark_tasks import chosen
-from eutectic.study.compare import STARTS, environment, run_study
+from eutectic.study.compare import STARTS, choose_for_one, environment, run_study
 from eutectic.study.results import Start, StudyResults
 from eutectic.train import finetune as training
 from eutectic.train import pretrain as pretraining
-from eutectic.train.finetune import FinetuneResult
+from eutectic.train.effort import climb
+from eutectic.train.finetune_result import FinetuneResult, read_result
 from eutectic.train.pretrain import PretrainResult
 from eutectic.train.run_folder import stored_settings, without_notes
 from eutectic.train.runtime.journal import read_journal
@@ -74,6 +75,9 @@ def finetune(
     properties: Sequence[str] = (),
     *,
     out: str | Path,
+    learning_rates: Sequence[float] = (),
+    weight_decays: Sequence[float] = (),
+    halving: bool = True,
     console: Console | None = None,
     quiet: bool = False,
     **choices: Any,
@@ -81,12 +85,16 @@ def finetune(
     """Fine-tune one model; `out` then holds `model/`, `result.json` and `report.html`.
 
     A folder that holds this run unfinished is resumed; one that holds a shorter run with otherwise the same settings
-    goes on from its end.
+    goes on from its end. With an `effort`, several trainings are tried (`eutectic.train.effort`), each in a folder
+    under `rungs/`, and the best one's model is kept.
 
     Args:
         data: name of a data set, path of a store, or a file that ASE reads; or the settings of a whole run.
         properties: to learn.
         out: folder of the run.
+        learning_rates, weight_decays: if several are given, the best are chosen on validation data first, by short runs
+            under `choices/`, in processes of their own.
+        halving: choose by successive halving on short runs instead of whole runs.
         console: where to report; the terminal or notebook if not given.
         quiet: report nothing.
         choices: model, steps, n_train, forces, …, as `eutectic.recipes.finetuning` takes them.
@@ -96,7 +104,12 @@ def finetune(
         Interrupted: stopped by a signal; resumable.
     """
     settings = data if isinstance(data, FinetuneSettings) else finetuning(data, properties, **choices)
-    result = training.finetune(settings, Path(out), console=_console(console, quiet))
+    if len(learning_rates) + len(weight_decays) > 0:
+        settings = choose_for_one(
+            settings, out, learning_rates, weight_decays, halving=halving, console=_console(console, quiet)
+        )
+    train = training.finetune if settings.effort is None else climb
+    result = train(settings, Path(out), console=_console(console, quiet))
     if is_first():
         write_report(out)
     return result
@@ -109,9 +122,12 @@ def compare(
     out: str | Path,
     model: str | Path | None = "eutectic-small",
     starts: Sequence[Start] = STARTS,
-    seeds: int = 3,
+    seeds: int | None = None,
+    folds: int | None = None,
+    sizes: Sequence[int] = (),
     learning_rates: Sequence[float] = (),
     weight_decays: Sequence[float] = (),
+    halving: bool = True,
     workers: int | None = None,
     console: Console | None = None,
     quiet: bool = False,
@@ -126,7 +142,8 @@ def compare(
         data, properties, choices: as `finetune` takes them.
         out: folder of the study; an interrupted study is resumed.
         model: pre-trained model, whose architecture a start from scratch takes.
-        starts, seeds, learning_rates, weight_decays, workers: see `eutectic.study.compare.run_study`.
+        starts, seeds, folds, sizes, learning_rates, weight_decays, halving, workers: see
+            `eutectic.study.compare.run_study`.
         console: where to report; the terminal or notebook if not given.
         quiet: report nothing.
 
@@ -142,8 +159,11 @@ def compare(
         model=None if model is None else Path(model),
         starts=starts,
         seeds=seeds,
+        folds=folds,
+        sizes=sizes,
         learning_rates=learning_rates,
         weight_decays=weight_decays,
+        halving=halving,
         workers=workers,
         console=_console(console, quiet) or Console(quiet=True),
     )
@@ -307,20 +327,16 @@ def write_report(folder: str | Path) -> Path:
     page = folder / "report.html"
     if (folder / "results.json").is_file() and not (folder / "settings.json").is_file():
         results = StudyResults.read(folder / "results.json")
-        (task,) = results.tasks
-        write_comparison_page(
+        write_results_page(
             page,
-            task,
-            settings=results.settings,
-            times=results.times,
-            environment=results.environment,
-            examples=[structure_from_dict(example) for example in task.examples],
+            results,
+            examples={t.name: [structure_from_dict(example) for example in t.examples] for t in results.tasks},
         )
         return page
     stored = stored_settings(folder)
     if stored.get("command") != "finetune":
         return write_run_page(folder)
-    result = training.read_result(folder)
+    result = read_result(folder)
     write_finetune_page(
         page,
         result.to_dict(),

@@ -1,4 +1,4 @@
-"""Commands that use a model: predict, evaluate, embed, nearest, models, inspect, diff, import-jmp, import-fairchem."""
+"""Commands that use a model: predict, distill, evaluate, embed, nearest, models, inspect, diff, and imports."""
 
 from __future__ import annotations
 
@@ -213,6 +213,61 @@ def predict(
         if note is not None:
             console.print(f"[yellow]energies are[/] {plain(note)}")
     _report(summary)
+
+
+@app.command()
+def distill(
+    teacher: Annotated[
+        Path, typer.Argument(help="Folder or name of a model (`eutectic models`), or one of another package.")
+    ],
+    structures: Annotated[Path, typer.Argument(help="A file that ASE reads, or the path or name of a store.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Store to write.")],
+    task: Annotated[
+        str | None, typer.Option(help="Task of the teacher whose predictions are the labels. Needed if several.")
+    ] = None,
+    property: Annotated[
+        list[str] | None, typer.Option("--property", "-p", help="Property to predict; repeat. Default: all.")
+    ] = None,
+    conservative: Annotated[
+        bool, typer.Option("--conservative", help="Predict forces and stress as derivatives of the energy.")
+    ] = False,
+    elements: Annotated[str | None, typer.Option(help=ELEMENTS)] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 32,
+) -> None:
+    """Write a store whose labels are a model's predictions, to train another, faster model on.
+
+    The store's level of theory names the teacher. Labels of the structures are not used.
+
+    **Examples**
+
+    `eutectic distill sevennet:7net-0 my.xyz -o stores/teacher`
+
+    `eutectic finetune stores/teacher -p energy -p forces --out runs/student`, then with your labels
+    `eutectic finetune my.xyz -p energy -p forces --model runs/student/model --head-from teacher --out runs/mine`
+    """
+    from eutectic.checkpoints.model import load_model
+    from eutectic.console import ProgressBar
+    from eutectic.data.formats.elements import parse as parse_elements
+    from eutectic.predict.distillation import distil
+    from eutectic.train.runtime.memory import keep_freed_memory
+
+    keep_freed_memory()
+    with ProgressBar("predicting") as bar:
+        written, left_out = distil(
+            load_model(teacher),
+            structures,
+            out,
+            name=str(teacher),
+            task=task,
+            properties=property or (),
+            conservative=conservative,
+            elements=parse_elements(elements),
+            batch_size=batch_size,
+            on_done=bar.advance,
+        )
+    console.print(f"{written:,} structures with predictions of {plain(str(teacher))}: {out}", highlight=False)
+    if left_out:
+        console.print(f"[yellow]left out: {len(left_out):,}[/]; the first: {plain(left_out[0])}", highlight=False)
 
 
 def _report(summary: Summary) -> None:

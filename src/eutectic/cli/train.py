@@ -20,7 +20,7 @@ from eutectic.cli.options import ELEMENTS, overrides, pairs, pretraining_setting
 from eutectic.cli.show import console, plain, show_end, show_finetuning
 
 if TYPE_CHECKING:
-    from eutectic.train.settings import FinetuneTrainSettings
+    from eutectic.train.settings import Effort, FinetuneTrainSettings
 
 
 @app.command(context_settings=OVERRIDES)
@@ -169,6 +169,13 @@ Conservative = Annotated[
         show_default=False,
     ),
 ]
+Sweep = Annotated[
+    str | None,
+    typer.Option(
+        help="How to choose among several rates: `halving` (default; short runs, half the cost of one run) or `full` "
+        "(each to the end). Alone, it tries a third, one and three times the learning rate."
+    ),
+]
 Split = Annotated[str | None, typer.Option(help="Name of the split; default: the data set's.")]
 Training = Annotated[
     int | None, typer.Option("--n-train", "--train", help="Training structures; default: all of the split's.")
@@ -225,8 +232,14 @@ def finetune(
         ),
     ] = False,
     batch_size: BatchSize = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate [default: 0.002].")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay [default: 0.01].")] = None,
+    learning_rate: Annotated[
+        list[float] | None,
+        typer.Option(help="Peak learning rate [default: 0.002]; repeat to choose on validation data."),
+    ] = None,
+    weight_decay: Annotated[
+        list[float] | None, typer.Option(help="Weight decay [default: 0.01]; repeat to choose on validation data.")
+    ] = None,
+    sweep: Sweep = None,
     weight: Annotated[
         list[str] | None,
         typer.Option(
@@ -235,6 +248,29 @@ def finetune(
         ),
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Loss: `mae` (default), `huber` or `mse`.")] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(help="Part that is not trained: embedding, blocks, block_0, …, readout, backbone, heads; repeat."),
+    ] = None,
+    keep_blocks: Annotated[int | None, typer.Option(help="Leave out all blocks but this many, the first.")] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(help="Train low-rank changes of this rank instead of the backbone's weights; merged at the end."),
+    ] = None,
+    layer_decay: Annotated[
+        float | None, typer.Option(help="Learning rate of each block relative to that of the block after it.")
+    ] = None,
+    energy_stage: Annotated[
+        float | None,
+        typer.Option(help="Last part of the run, e.g. 0.25, in which the energy weighs ten times as much."),
+    ] = None,
+    effort: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of a length: `seconds`, `minutes`, `hour` or `full`. Trains ever more of the model, while "
+            "that pays."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed [default: 0].")] = None,
     key: Key = None,
     unit: Unit = None,
@@ -265,7 +301,15 @@ def finetune(
 
     `eutectic finetune my.xyz -p energy --time 30m --out runs/mine`, then the same with `--time 1h` to go on
 
+    `eutectic finetune my.xyz -p energy -p forces --effort minutes --out runs/mine`
+
+    `eutectic finetune my.xyz -p energy --freeze backbone --out runs/heads`; `--lora 8`; `--keep-blocks 1`
+
     `eutectic finetune my.xyz -p energy --key energy=E_dft --unit energy=kcal/mol --out runs/mine`
+
+    `eutectic finetune my.xyz -p energy --learning-rate 1e-3 --learning-rate 4e-3 --out runs/mine`, or `--sweep halving`
+
+    Several seeds, folds (`--folds`) or numbers of training structures (`--sizes`): `eutectic compare --help`
 
     `eutectic finetune md_aspirin -p forces --model runs/demo/model --head-from molecules --out runs/kept`
     """
@@ -290,11 +334,17 @@ def finetune(
         time=time,
         until_converged=until_converged,
         batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
+        learning_rate=learning_rate[0] if learning_rate else None,
+        weight_decay=weight_decay[0] if weight_decay else None,
         seed=seed,
         weights=_numbers(weight),
         loss=loss,
+        freeze=[name for given in freeze or () for name in given.split(",")],
+        keep_blocks=keep_blocks,
+        lora=lora,
+        layer_decay=layer_decay,
+        energy_stage=energy_stage,
+        effort=effort,
         keys=pairs(key),
         units=pairs(unit, "--unit", "energy=kcal/mol"),
         define=define or (),
@@ -307,14 +357,42 @@ def finetune(
     if show_settings:
         print_settings(settings)
         return
-    result = run(settings, out=out, console=Console(stderr=True) if as_json else console)
+    rates, halving = _sweep(sweep, learning_rate, weight_decay, settings.optimiser.learning_rate)
+    result = run(
+        settings,
+        out=out,
+        learning_rates=rates,
+        weight_decays=weight_decay or (),
+        halving=halving,
+        console=Console(stderr=True) if as_json else console,
+    )
     if not is_first():
         return
     if as_json:
         sys.stdout.write(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
         return
     show_finetuning(result)
-    show_end(result, out, _longer(sys.argv[1:], settings.train))
+    show_end(result, out, _longer(sys.argv[1:], settings.train, settings.effort))
+
+
+def _sweep(
+    sweep: str | None, rates: list[float] | None, decays: list[float] | None, usual: float
+) -> tuple[list[float], bool]:
+    """Learning rates to choose from, and whether by halving."""
+    if sweep not in (None, "halving", "full"):
+        raise EutecticError("--sweep", repr(sweep), "halving or full", "choose one of these")
+    if sweep is not None and len(rates or ()) < 2 and len(decays or ()) < 2:
+        usual = rates[0] if rates else usual
+        return [usual / 3, usual, usual * 3], sweep == "halving"
+    return rates or [], sweep != "full"
+
+
+def _whole_numbers(given: str | None, where: str) -> list[int]:
+    """From "50,200,950"."""
+    try:
+        return [int(word) for word in (given or "").split(",") if word.strip()]
+    except ValueError:
+        raise EutecticError(where, given or "", "whole numbers, e.g. 50,200,950", "correct it") from None
 
 
 def _numbers(given: list[str] | None) -> dict[str, float]:
@@ -328,20 +406,31 @@ def _numbers(given: list[str] | None) -> dict[str, float]:
     return found
 
 
-def _longer(arguments: Sequence[str], train: FinetuneTrainSettings) -> str:
-    """The command, for twice the length of its run."""
+def _longer(arguments: Sequence[str], train: FinetuneTrainSettings, effort: Effort | None = None) -> str:
+    """The command, for twice the length of its run, or the next effort."""
+    from eutectic.train.effort import SECONDS
     from eutectic.train.settings import duration
 
     kept, rest = [], list(arguments)
     while rest:
         word = rest.pop(0)
         name = word.partition("=")[0].replace("-", "_").removeprefix("__").removeprefix("train.")
-        if word.startswith("--") and name in ("steps", "epochs", "time", "evaluate_every", "until_converged"):
+        if word.startswith("--") and name in (
+            "steps",
+            "epochs",
+            "time",
+            "evaluate_every",
+            "until_converged",
+            "effort",
+        ):
             if "=" not in word and name != "until_converged" and rest:
                 rest.pop(0)
         else:
             kept.append(word)
-    if train.epochs is not None:
+    if effort is not None:
+        efforts = list(SECONDS)
+        length = ["--effort", efforts[min(efforts.index(effort) + 1, len(efforts) - 1)]]
+    elif train.epochs is not None:
         length = ["--epochs", f"{2 * train.epochs:g}"]
     elif train.time is not None:
         length = ["--time", duration(2 * train.time)]
@@ -360,7 +449,17 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder of the study; an unfinished study is resumed.")],
     model: Model = Path("eutectic-small"),
     starts: Annotated[str, typer.Option("--start", "--starts", help="`pretrained`, `scratch`, or `both`.")] = "both",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each start.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Runs of each start [default: 3, or 1 with --folds].")
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(help="Folds of a cross-validation: published ones, or else by group; each structure is tested."),
+    ] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Numbers of training structures, for a learning curve: 50,200,950.")
+    ] = None,
+    sweep: Sweep = None,
     learning_rate: Annotated[
         list[float] | None,
         typer.Option("--learning-rate", "--rate", help="Peak learning rate; repeat to choose on validation data."),
@@ -385,14 +484,16 @@ def compare(
     skip_unconverged: SkipUnconverged = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: one per core.")] = None,
 ) -> None:
-    """Compare fine-tuning from a pre-trained model with training from scratch, over several seeds.
+    """Compare fine-tuning from a pre-trained model with training from scratch, over seeds, folds and sizes of the data.
 
     Each run is a separate fine-tuning in `runs/`; one table and one report cover all. With several learning rates or
-    weight decays, the best of each start is chosen on validation data.
+    weight decays, the best of each start is chosen on validation data, by successive halving on short runs.
 
     **Examples**
 
     `eutectic compare md_aspirin -p forces --n-train 100 --out studies/aspirin`
+
+    `eutectic compare my.xyz -p energy --folds 5 --sizes 50,200,800 --start pretrained --out studies/mine`
 
     `eutectic compare rmd17:ethanol -p forces --split official_01 --n-train 50 --seeds 3 --learning-rate 1e-3
     --learning-rate 3e-3 --out studies/ethanol`
@@ -430,14 +531,18 @@ def compare(
         skip_unconverged=skip_unconverged,
         settings=overrides(context.args),
     )
+    rates, halving = _sweep(sweep, learning_rate, weight_decay, base.optimiser.learning_rate)
     results = run(
         base,
         out=out,
         model=model,
         starts=named[starts],
         seeds=seeds,
-        learning_rates=learning_rate or (),
+        folds=folds,
+        sizes=_whole_numbers(sizes, "--sizes"),
+        learning_rates=rates,
         weight_decays=weight_decay or (),
+        halving=halving,
         workers=workers,
         console=console,
     )

@@ -1,16 +1,19 @@
 """Deterministic train/validation/test splits of a store.
 
 Named splits: `group` (the default of most data sets) keeps each group on one side; `random` ignores groups;
-`official_01`, `fold_0` … are published with a data set; `paper` reproduces JMP's fine-tuning split. `leakage` counts
-what validation and test share with training.
+`official_01`, `fold_0` … are published with a data set; `group_fold_0_of_5` and `random_fold_0_of_5` are folds, which
+together test each structure once; `paper` reproduces JMP's fine-tuning split. `leakage` counts what validation and
+test share with training.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -79,8 +82,9 @@ def split(
     """
     name = name or store.card.default_split
     published = store.published_splits()
-    if name not in ("group", "random", "paper", *published):
-        names = ["group", "random", *published, *(["paper"] * _in_paper(store))]
+    fold = FOLD.fullmatch(name)
+    if name not in ("group", "random", "paper", *published) and fold is None:
+        names = ["group", "random", "group_fold_0_of_5", *published, *(["paper"] * _in_paper(store))]
         raise EutecticError(
             f"splits of {store.card.name}", f"split {name!r}", f"one of {', '.join(names)}", did_you_mean(name, names)
         )
@@ -95,10 +99,46 @@ def split(
         parts = _at_random(store, eligible, requested, seed)
     elif name == "paper":
         parts = _paper(store, eligible, requested, published)
-    else:
+    elif name in published or fold is None:
         parts = _official(store, name, published[name], eligible, requested)
+    else:
+        parts = _fold(store, name, (fold[1], int(fold[2]), int(fold[3])), eligible, requested, seed)
     return Split(name, *(np.sort(part).astype(np.int64) for part in parts))
 
+
+def folds_of(store: Store, count: int, name: str | None = None) -> list[str]:
+    """Names of the splits of a cross-validation: the published folds, if there are as many, else k folds by group.
+
+    Args:
+        store: to split.
+        count: number of folds, at least 2.
+        name: split whose rule is kept: `random` divides groups; None is the card's default.
+
+    Raises:
+        EutecticError: fewer than two folds; a published split, which has one test set.
+    """
+    if count < 2:
+        raise EutecticError(
+            "folds", f"{count}", "at least 2: each is tested with the others for training", "ask for more"
+        )
+    published = store.published_splits()
+    official = [f"fold_{i}" for i in range(count)]
+    own = {n for n in published if re.fullmatch(r"fold_\d+", n)}
+    name = name or store.card.default_split
+    if own == set(official) and (name in own or name == store.card.default_split):
+        return official
+    if name in published and name not in own and name != store.card.default_split:
+        raise EutecticError(
+            f"folds of {store.card.name}",
+            f"{count} folds of the published split {name!r}, which has one test set",
+            "the split group or random",
+            "leave out --split, or give one of these",
+        )
+    kind = "random" if name == "random" else "group"
+    return [f"{kind}_fold_{i}_of_{count}" for i in range(count)]
+
+
+FOLD = re.compile(r"(group|random)_fold_(\d{1,4})_of_(\d{1,4})")
 
 _Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Training, validation, test: rows, ordered so that a smaller set is a prefix."""
@@ -235,8 +275,10 @@ def _by_group(store: Store, eligible: np.ndarray, requested: _Requested, seed: i
     return _split_eligible(divide, _in_hash_order(store, seed), eligible, requested, where)
 
 
-def _assign(order: np.ndarray, sizes: np.ndarray, targets: tuple[int, int], least: tuple[int, int]) -> np.ndarray:
-    """(groups,) 0 training, 1 validation, 2 test.
+def _assign(
+    order: np.ndarray, sizes: np.ndarray, targets: tuple[int, int], least: tuple[int, int], parts: Literal[2, 3] = 3
+) -> np.ndarray:
+    """(groups,) 0 training, 1 validation, 2 test; the last only if there are three parts.
 
     In turn, each group is assigned to the test set while that brings it nearer to its target size, then to
     validation, else to training. A group of more than twice the target always goes to training. No part stays empty.
@@ -250,7 +292,7 @@ def _assign(order: np.ndarray, sizes: np.ndarray, targets: tuple[int, int], leas
     part = np.zeros(len(sizes), dtype=np.int64)
     filled = [0, 0]
     for group in order:
-        for which in (1, 0):
+        for which in (1, 0)[3 - parts :]:
             half = sizes[group] / 2
             short = filled[which] < least[which] and half <= targets[which]
             if short or filled[which] + half <= targets[which]:
@@ -258,12 +300,59 @@ def _assign(order: np.ndarray, sizes: np.ndarray, targets: tuple[int, int], leas
                 filled[which] += int(sizes[group])
                 break
     # Fill an empty part with the smallest group of a part that has more than one, training first.
-    for which in (2, 1, 0):
+    for which in (2, 1, 0)[3 - parts :]:
         if not (part[order] == which).any():
             giver = next(p for p in (0, 2, 1) if (part[order] == p).sum() > 1)
             groups = order[part[order] == giver]
             part[groups[np.argmin(sizes[groups])]] = which
     return part
+
+
+def _fold(
+    store: Store, name: str, fold: tuple[str, int, int], eligible: np.ndarray, requested: _Requested, seed: int
+) -> _Parts:
+    """Fold `number` of `count` is the test set; validation, by group too, and training come from the others."""
+    kind, number, count = fold
+    where = f"split {name!r} of {store.card.name}"
+    if count < 2 or number >= count:
+        raise EutecticError(where, name, "folds 0 to k − 1 of k, at least 2", "correct the name")
+    order = _in_hash_order(store, seed)
+    rows = order[eligible[order]]
+    if kind == "group":
+        names, group_of_row = np.unique(store.column("group").astype(str), return_inverse=True)
+        by_hash = np.argsort(_hashes(names.tolist(), seed), kind="stable")
+    else:
+        by_hash, group_of_row = order, np.arange(len(store))
+    sizes = np.bincount(group_of_row[rows], minlength=len(by_hash))
+    groups = by_hash[sizes[by_hash] > 0]
+    too_few = len(groups) < count
+    if not too_few:
+        # The largest groups first, each to the smallest fold so far: folds of nearly equal size.
+        fold_of_group = np.full(len(by_hash), -1)
+        filled = np.zeros(count, dtype=np.int64)
+        for group in groups[np.argsort(-sizes[groups], kind="stable")]:
+            fold_of_group[group] = smallest = int(np.argmin(filled))
+            filled[smallest] += sizes[group]
+        rest = groups[fold_of_group[groups] != number]
+        too_few = len(rest) < 2
+    if too_few:
+        what = "groups" if kind == "group" else "structures"
+        raise EutecticError(
+            where,
+            f"{count} folds of {len(groups)} {what}",
+            f"a {what[:-1]} for each fold, and two beside each, for training and validation",
+            "ask for fewer folds, or use the split 'random' (a group may then be on both sides)"
+            if kind == "group"
+            else "ask for fewer folds",
+        )
+    test = rows[fold_of_group[group_of_row[rows]] == number]
+    left = int(sizes[rest].sum())
+    target = max(1, round(TEST_SHARE * left), requested[1] or 0)
+    if requested[0] is not None:
+        target = max(requested[1] or 1, min(target, left - requested[0]))
+    part = _assign(rest, sizes, (target, 0), (requested[1] or 0, 0), parts=2)[group_of_row]
+    others = rows[np.isin(group_of_row[rows], rest)]
+    return _cut((others[part[others] == 0], others[part[others] == 1], test), requested, where)
 
 
 def _official(

@@ -19,8 +19,9 @@ from eutectic.graph import GraphSettings
 from eutectic.models.gemnet_oc import GemNetOCSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.plan.plan import plan_run
-from eutectic.study.compare import Choice, compare, environment
+from eutectic.study.compare import compare, environment
 from eutectic.study.results import PretrainingSummary, StudyResults, summarise
+from eutectic.study.variants import Choice
 from eutectic.tasks import TargetSettings
 from eutectic.train.pretrain import PretrainResult, pretrain
 from eutectic.train.runtime.journal import read_journal

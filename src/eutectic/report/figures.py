@@ -156,6 +156,50 @@ def learning_curves(task: TaskComparison) -> Figure:
     return figure
 
 
+def _sizes(results: StudyResults, start: Start) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number of training structures, mean test error and its spread (0 for single runs), of a start that has runs."""
+    tasks = sorted((t for t in results.tasks if t.of(start)), key=lambda t: t.n_train)
+    rows = [(t.n_train, t.mean(start), t.spread(start) or 0.0) for t in tasks]
+    n, mean, spread = np.array(rows, dtype=float).reshape(-1, 3).T
+    return n, mean, spread
+
+
+def exponent(results: StudyResults, start: Start) -> float | None:
+    """Slope of log(mean test error) against log(number of training structures), by least squares."""
+    n, mean, _ = _sizes(results, start)
+    good = np.isfinite(mean) & (mean > 0)
+    return float(np.polyfit(np.log(n[good]), np.log(mean[good]), 1)[0]) if good.sum() > 1 else None
+
+
+@styled
+def errors_by_size(results: StudyResults) -> Figure:
+    """Test error against the number of training structures, both logarithmic; bars: standard deviation."""
+    figure, axes = _panel()
+    every: list[float] = []
+    for start, colour in START_COLOURS.items():
+        n, mean, spread = _sizes(results, start)
+        if not len(n):
+            continue
+        # A bar that reaches below zero has no end on a logarithmic axis.
+        below = np.minimum(spread, 0.9 * mean)
+        axes.errorbar(n, mean, yerr=[below, spread], fmt="o", color=colour, capsize=3, label=START_WORDS[start])
+        slope = exponent(results, start)
+        if slope is not None:
+            good = np.isfinite(mean) & (mean > 0)
+            level = np.exp(np.mean(np.log(mean[good]) - slope * np.log(n[good])))
+            axes.plot(n, level * n**slope, color=colour, linewidth=0.9)
+        every += [*(mean + spread), *(mean - below)]
+    axes.set_xscale("log")
+    sizes = sorted({t.n_train for t in results.tasks})
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    _log_errors(axes, every)
+    axes.set_xlabel("training structures")
+    axes.set_ylabel(f"test error ({short(results.tasks[0].unit, 16)})")
+    axes.legend(loc="upper right")
+    return figure
+
+
 @styled
 def parity(
     truth: Sequence[float | None],

@@ -69,6 +69,25 @@ def write_comparison_page(
     _write(path, results, f"Fine-tuning: {task.title}", lead, {task.name: examples})
 
 
+def write_results_page(path: Path, results: StudyResults, examples: Mapping[str, Sequence[Structure]]) -> None:
+    """Write the page of a study of one task, with one or several numbers of training structures.
+
+    Args:
+        path: the HTML file to write, whole or not at all.
+        results: of the study.
+        examples: task name → a few of its structures.
+
+    Raises:
+        EutecticError: the file cannot be written.
+    """
+    first = results.tasks[0]
+    starts = " and ".join(_trained(s) for s in first.starts())
+    sizes = ", with several numbers of training structures" if results.is_learning_curve else ""
+    lead = f"{words(first.property).capitalize()} of {first.dataset}, trained {starts}{sizes}."
+    title = first.title.removesuffix(f", {first.n_train:,} training structures") if sizes else first.title
+    _write(path, results, f"Fine-tuning: {title}", lead, examples)
+
+
 def _write(
     path: Path, results: StudyResults, title: str, lead: str, examples: Mapping[str, Sequence[Structure]]
 ) -> None:
@@ -98,6 +117,7 @@ def _write(
             f"{column}, {START_WORDS[s]}" for s in starts for column in ("learning rate / weight decay", "time per run")
         ],
         rates=_rates,
+        size_words=_size_words(results),
         rates_differ=any(_rates(t, "scratch") != _rates(t, "pretrained") for t in tasks),
         mean_seconds=_mean_seconds,
         trials=[
@@ -110,6 +130,15 @@ def _write(
             for k, v in results.times.items()
         },
     )
+
+
+def _size_words(results: StudyResults) -> str:
+    """How the error falls with the number of training structures, in words; empty without several."""
+    if not results.is_learning_curve:
+        return ""
+    slopes = {start: figures.exponent(results, start) for start in STARTS}
+    said = [f"N^{value:.2f} {_trained(start)}" for start, value in slopes.items() if value is not None]
+    return f"The test error goes like {' and '.join(said)} (fitted lines)." if said else ""
 
 
 def _trained(start: Start) -> str:

@@ -11,7 +11,7 @@ from eutectic.study.results import StudyResults
 
 
 def comparison_table(results: StudyResults) -> Table:
-    """Both errors ± spread over seeds, improvement and speed-up of every task; the means last."""
+    """Both errors ± spread over seeds and folds, improvement and speed-up of every task; the means last."""
     table = Table(title="Test error by start", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("task", overflow="fold", min_width=12)
     for heading in ("from scratch", "pre-trained", "improvement", "speed-up"):
@@ -35,10 +35,12 @@ def comparison_table(results: StudyResults) -> Table:
                 "",
                 end_section=i == len(results.tasks) - 1 and j == len(task.others()),
             )
-    mean = percent(results.mean_improvement_percent, results.mean_improvement_spread)
-    table.add_row("mean", "", "", mean, times(results.mean_speedup), style="bold")
-    n = len(results.seeds())
-    spread = f"± standard deviation over {n} seeds. " if n > 1 else ""
-    table.caption = f"{spread}Mean improvement: arithmetic; mean speed-up: geometric."
+    spread = f"± standard deviation over {results.repeats}. " if results.repeats else ""
+    if results.is_learning_curve:
+        table.caption = f"{spread}Tasks: numbers of training structures."
+    else:
+        mean = percent(results.mean_improvement_percent, results.mean_improvement_spread)
+        table.add_row("mean", "", "", mean, times(results.mean_speedup), style="bold")
+        table.caption = f"{spread}Mean improvement: arithmetic; mean speed-up: geometric."
     table.caption_justify = "left"
     return table

@@ -5,48 +5,28 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from rich.console import Console
 
 import eutectic
 from eutectic.atoms import PROPERTIES, EutecticError
+from eutectic.data.splits import Split
+from eutectic.data.store import Store
+from eutectic.study.cases import cases_of
+from eutectic.study.halving import NOMINAL, Round, cost, halve, in_words, named, rounds, spent, trial
 from eutectic.study.results import Curve, Run, Start, StudyResults, TaskComparison, Trial
 from eutectic.study.runs import run_all
-from eutectic.train.finetune import FinetuneResult, Prepared, prepare_run
+from eutectic.study.variants import SWEEP_SEED, Choice, variant
+from eutectic.train.finetune import FinetuneResult, open_run_data, prepare_run, split_of
+from eutectic.train.run_folder import CHOICES
+from eutectic.train.schedule import finetune_schedule
 from eutectic.train.settings import FinetuneSettings, parse
 
 STARTS: tuple[Start, Start] = ("scratch", "pretrained")
-SWEEP_SEED = 1000
-"""Seed for choosing learning rates, which no reported run uses."""
-
-Choice = Mapping[str, float]
-"""Optimiser settings chosen for a start: `learning_rate`, and `weight_decay` if swept."""
-
-
-def variant(base: FinetuneSettings, start: str, model: Path | None, *, seed: int, choice: Choice) -> FinetuneSettings:
-    """Settings of one run of a study: starts differ only in their initial weights and in `choice`.
-
-    Args:
-        base: all other settings.
-        start: 'pretrained' or 'scratch'.
-        model: the pre-trained model, whose architecture a start from scratch uses too.
-        seed: of the run.
-        choice: optimiser settings, chosen for this start on validation data.
-    """
-    given = None if model is None else str(model)
-    values = base.model_dump(mode="json")
-    values |= {
-        "start": "scratch" if start == "scratch" else given,
-        "architecture_from": given if start == "scratch" and base.backbone is None else None,
-        "head_from": base.head_from if start == "pretrained" else None,
-    }
-    values["optimiser"] |= dict(choice)
-    values["train"]["seed"] = seed
-    return parse(FinetuneSettings, values, f"{base.name}, {start}, seed {seed}")
 
 
 def run_study(
@@ -55,26 +35,33 @@ def run_study(
     *,
     model: Path | None,
     starts: Sequence[Start] = STARTS,
-    seeds: int = 3,
+    seeds: int | None = None,
+    folds: int | None = None,
+    sizes: Sequence[int] = (),
     learning_rates: Sequence[float] = (),
     weight_decays: Sequence[float] = (),
+    halving: bool = True,
     title: str | None = None,
     workers: int | None = None,
     console: Console,
 ) -> StudyResults:
-    """Run all starts and seeds, after a sweep over learning rates and weight decays if several are given.
+    """Run all starts, seeds, folds and sizes, after a choice of learning rate and weight decay if several are given.
 
     Writes `out/runs/TASK/START-SEED/` (each a separate fine-tuning), `out/choices/` (the sweep) and
     `out/results.json`. After an interruption, the same call resumes.
 
     Args:
-        base: settings of every run; the study sets start, seed, and the swept settings. Runs go in parallel, with one
-            thread each unless `train.threads` is given.
+        base: settings of every run; the study sets start, seed, split and size, and the swept settings. Runs go in
+            parallel, with one thread each unless `train.threads` is given.
         out: folder of the study.
         model: pre-trained model to start from; a start from scratch uses its architecture.
         starts: 'scratch', 'pretrained', or both.
-        seeds: runs of each start, seeds 0, 1, …
-        learning_rates, weight_decays: if several are given, the best for each start are chosen on validation data.
+        seeds: runs of each start, seeds 0, 1, …; default: 3, or 1 with folds.
+        folds: of a cross-validation, in which each structure is tested once.
+        sizes: numbers of training structures, for a learning curve.
+        learning_rates, weight_decays: if several are given, the best for each start, fold and size are chosen on its
+            validation data.
+        halving: choose by successive halving on short runs (see `eutectic.study.halving`) instead of whole runs.
         title: of the report.
         workers: number of processes; default: one per core.
 
@@ -82,8 +69,9 @@ def run_study(
         EutecticError: invalid data, model or settings; no test structures.
         Interrupted: resumable.
     """
-    if base.data.test == 0:
+    if base.data.test == 0 and base.data.test_file is None:
         raise EutecticError("data.test", "0 structures", "test structures to compare starts", "leave it out")
+    seeds = (3 if folds is None else 1) if seeds is None else seeds
     if seeds < 1:
         raise EutecticError("seeds", f"{seeds}", "at least one run of each start", "leave it out for three")
     if model is None and "pretrained" in starts:
@@ -92,52 +80,185 @@ def run_study(
         )
     if base.train.threads is None:
         base = base.model_copy(update={"train": base.train.model_copy(update={"threads": 1})})
-    grid = [
-        {"learning_rate": rate, "weight_decay": decay}
-        for decay in (weight_decays or [base.optimiser.weight_decay])
-        for rate in (learning_rates or [base.optimiser.learning_rate])
-    ]
+    grid = grid_of(base, learning_rates, weight_decays)
+    store = open_run_data(base, console)
+    cases = cases_of(base, store, folds=folds, sizes=sizes)
+    for case in cases:
+        _check_parts(case.split, store, case.settings)
     for start in starts:
-        _check_parts(prepare_run(variant(base, start, model, seed=0, choice=grid[0]), console))
+        prepare_run(variant(cases[0].settings, start, model, seed=0, choice=grid[0]), console, store)
     trials: dict[str, list[Trial]] = {}
-    chosen: dict[str, Choice] = dict.fromkeys(starts, grid[0])
+    chosen: dict[str, dict[Start, Choice]] = {case.folder: dict.fromkeys(starts, grid[0]) for case in cases}
+    swept: dict[str, Any] = {}
     if len(grid) > 1:
-        trials = sweep([base], model, grid, out / "choices", starts=starts, workers=workers, console=console)
-        chosen = best_choices(trials[base.name])
-        for name, choice in chosen.items():
-            values = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in choice.items())
-            console.print(f"chosen on validation data, {name}: {values}", highlight=False)
-    tasks = compare(
-        [(base, title or f"{base.name}, {' and '.join(base.targets)}")],
-        model,
-        {base.name: chosen},
-        out / "runs",
-        seeds=range(seeds),
-        starts=starts,
-        trials=trials,
+        for case in cases:
+            trials[case.folder], chosen[case.folder], planned = choose(
+                case.settings,
+                model,
+                grid,
+                out / CHOICES / case.folder,
+                n_train=len(case.split.train),
+                starts=starts,
+                halving=halving,
+                workers=workers,
+                console=console,
+            )
+            swept = {key: swept.get(key, 0) + value for key, value in planned.items()}
+        if len(cases) > 1:
+            console.print(f"choosing took {spent(trials):,} steps in all", highlight=False)
+    plan = [(case, start, seed) for case in cases for start in starts for seed in range(seeds)]
+    results = run_all(
+        [
+            (
+                variant(case.settings, start, model, seed=seed, choice=chosen[case.folder][start]),
+                out / "runs" / base.name / "-".join(w for w in (start, case.folder, f"{seed}") if w),
+            )
+            for case, start, seed in plan
+        ],
+        title="fine-tuning",
         workers=workers,
         console=console,
     )
-    results = StudyResults(
+    title = title or f"{base.name}, {' and '.join(base.targets)}"
+    tasks = []
+    for size in sorted({case.size or 0 for case in cases}):
+        of_size = [(c, r) for (c, _, _), r in zip(plan, results, strict=True) if (c.size or 0) == size]
+        tried = [t for c in cases if (c.size or 0) == size for t in trials.get(c.folder, ())]
+        heading = f"{title}, {size:,} training structures" if size else title
+        task = comparison([r for _, r in of_size], heading, tried, [c.fold for c, _ in of_size])
+        tasks.append(replace(task, name=f"{task.name}, {size:,}") if len(set(sizes)) > 1 else task)
+    noted = {key: {s: dict(c) for s, c in one.items()} for key, one in chosen.items()}
+    settings = {**base.model_dump(mode="json"), "chosen": noted[""] if list(noted) == [""] else noted}
+    found = StudyResults(
         tasks=tasks,
         pretraining=None,
-        settings={"finetune": {**base.model_dump(mode="json"), "chosen": {s: dict(c) for s, c in chosen.items()}}},
+        settings={"finetune": settings, **({"sweep": swept} if swept else {})},
         times={"finetuning_seconds": round(sum(r.seconds for t in tasks for r in t.runs), 1)},
         environment=environment(),
     )
-    results.write(out / "results.json")
-    return results
+    found.write(out / "results.json")
+    return found
 
 
-def _check_parts(prepared: Prepared) -> None:
+def grid_of(
+    base: FinetuneSettings, learning_rates: Sequence[float], weight_decays: Sequence[float]
+) -> list[dict[str, float]]:
+    """All combinations, in the order given, each once; what is not swept is that of `base`."""
+    return [
+        {"learning_rate": rate, "weight_decay": decay}
+        for decay in dict.fromkeys(weight_decays or [base.optimiser.weight_decay])
+        for rate in dict.fromkeys(learning_rates or [base.optimiser.learning_rate])
+    ]
+
+
+def choose(
+    base: FinetuneSettings,
+    model: Path | None,
+    grid: Sequence[Choice],
+    folder: Path,
+    *,
+    n_train: int,
+    starts: Sequence[Start],
+    halving: bool,
+    workers: int | None,
+    console: Console,
+) -> tuple[list[Trial], dict[Start, Choice], dict[str, int]]:
+    """Choose learning rate and weight decay of each start on validation data, and say what that costs.
+
+    Args:
+        base: settings of the run.
+        n_train: its training structures, by which epochs are steps.
+        halving: by successive halving; else by whole runs.
+
+    Returns:
+        The trials; start → choice; and the cost in steps: planned, done, and of whole runs.
+    """
+    schedule = finetune_schedule(base.train, base.optimiser, n_train)
+    steps = NOMINAL if schedule.steps is None else schedule.steps
+    plan = rounds(len(grid), steps) if halving else [Round(len(grid), steps)]
+    console.print(in_words(plan, len(starts), len(grid), steps), highlight=False)
+    if halving:
+        trials, chosen = halve(base, model, grid, folder, steps=steps, starts=starts, workers=workers, console=console)
+    else:
+        trials = sweep([base], model, grid, folder, starts=starts, workers=workers, console=console)[base.name]
+        best = best_choices(trials)
+        chosen = {start: best[start] for start in starts}
+    for name, choice in chosen.items():
+        values = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in choice.items())
+        console.print(f"chosen on validation data, {name}: {values}", highlight=False)
+    done = spent({"": trials})
+    console.print(f"{done:,} steps were done to choose", highlight=False)
+    full = len(starts) * len(grid) * steps
+    return trials, chosen, {"planned_steps": len(starts) * cost(plan), "steps": done, "steps_of_whole_runs": full}
+
+
+def choose_for_one(
+    settings: FinetuneSettings,
+    out: str | Path,
+    learning_rates: Sequence[float],
+    weight_decays: Sequence[float],
+    *,
+    halving: bool = True,
+    console: Console | None,
+) -> FinetuneSettings:
+    """The settings of one fine-tuning with the best of the given rates, chosen on its validation data.
+
+    Args:
+        settings: of the run.
+        out: its folder; short runs go into `choices/` in it.
+        learning_rates, weight_decays: to choose from.
+        halving: by successive halving; else by whole runs.
+
+    Raises:
+        EutecticError: no validation structures; invalid data, model or settings; an effort, which has several lengths.
+        Interrupted: resumable.
+    """
+    grid = grid_of(settings, learning_rates, weight_decays)
+    if len(grid) > 1:
+        if settings.effort is not None:
+            raise EutecticError(
+                "sweep",
+                f"{len(grid)} rates, and effort {settings.effort}",
+                "one of them: an effort is several trainings",
+                "leave out --effort, or give one learning rate",
+            )
+        console = console or Console(quiet=True)
+        store = open_run_data(settings, console)
+        parts = split_of(store, settings)
+        if not len(parts.validation):
+            raise EutecticError(
+                f"split {parts.name!r} of {store.card.name}",
+                "no validation structures",
+                "some, to choose learning rate and weight decay by",
+                "ask for fewer training structures, or give one learning rate",
+            )
+        start: Start = "scratch" if settings.start == "scratch" else "pretrained"
+        named_model = settings.architecture_from if start == "scratch" else settings.start
+        _, chosen, _ = choose(
+            settings.model_copy(update={"train": settings.train.model_copy(update={"threads": 1, "processes": 1})}),
+            None if named_model is None else Path(named_model),
+            grid,
+            Path(out) / CHOICES,
+            n_train=len(parts.train),
+            starts=[start],
+            halving=halving,
+            workers=None,
+            console=console,
+        )
+        grid = [dict(chosen[start])]
+    values = settings.model_dump(mode="json")
+    values["optimiser"] |= grid[0]
+    return parse(FinetuneSettings, values, settings.name)
+
+
+def _check_parts(parts: Split, store: Store, settings: FinetuneSettings) -> None:
     """Refuse, before anything is trained, a comparison that the data leave no structures for.
 
     Raises:
         EutecticError: no validation or no test structures.
     """
-    parts, store = prepared.split, prepared.store
     for part, rows in (("validation", parts.validation), ("test", parts.test)):
-        if not len(rows):
+        if not len(rows) and not (part == "test" and settings.data.test_file is not None):
             raise EutecticError(
                 f"split {parts.name!r} of {store.card.name}",
                 f"no {part} structures are left ({len(parts.train):,} of {len(store):,} structures are for training)",
@@ -162,7 +283,7 @@ def sweep(
         [
             (
                 variant(b, start, model, seed=SWEEP_SEED, choice=choice),
-                folder / b.name / "-".join([start, *(f"{value:g}" for value in choice.values())]),
+                folder / b.name / named(start, choice),
             )
             for b, start, choice in plan
         ],
@@ -172,15 +293,14 @@ def sweep(
     )
     trials: dict[str, list[Trial]] = {base.name: [] for base in bases}
     for (base, start, _), result in zip(plan, results, strict=True):
-        error, best = result.errors[result.steps.index(result.best_step)], np.nanmin([*result.scores, np.inf])
-        trials[base.name].append(Trial(start, result.learning_rate, result.weight_decay, error, float(best)))
+        trials[base.name].append(trial(start, result))
     return trials
 
 
 def best_choices(trials: Sequence[Trial]) -> dict[str, Choice]:
     """Start → the learning rate and weight decay with the lowest validation score, over all properties."""
     chosen: dict[str, Choice] = {}
-    for start in {trial.start for trial in trials}:
+    for start in {one.start for one in trials}:
         best = min(
             (t for t in trials if t.start == start), key=lambda t: t.validation_error if t.score is None else t.score
         )
@@ -223,9 +343,16 @@ def compare(
     ]
 
 
-def comparison(results: Sequence[FinetuneResult], title: str, trials: Sequence[Trial] = ()) -> TaskComparison:
-    """Collect the runs of one task."""
+def comparison(
+    results: Sequence[FinetuneResult],
+    title: str,
+    trials: Sequence[Trial] = (),
+    folds: Sequence[int | None] | None = None,
+) -> TaskComparison:
+    """Collect the runs of one task; `folds` says which fold each was tested on."""
     first = results[0]
+    folds = [None] * len(results) if folds is None else folds
+    tested = {fold: r.tested_on for fold, r in zip(folds, results, strict=True)}
     if first.test_error is None:
         raise EutecticError(first.name, "no test structures", "some to compare starts", "leave out data.test")
     return TaskComparison(
@@ -238,7 +365,7 @@ def comparison(results: Sequence[FinetuneResult], title: str, trials: Sequence[T
         level_of_theory=first.level_of_theory,
         n_train=first.trained_on,
         n_validation=first.validated_on,
-        n_test=first.tested_on,
+        n_test=sum(tested.values()),
         steps=first.total_steps,
         trials=list(trials),
         examples=first.examples,
@@ -255,8 +382,9 @@ def comparison(results: Sequence[FinetuneResult], title: str, trials: Sequence[T
                 prediction=r.prediction,
                 seconds=r.wall_seconds,
                 test_errors=r.test_errors,
+                fold=fold,
             )
-            for r in results
+            for fold, r in zip(folds, results, strict=True)
         ],
     )
 

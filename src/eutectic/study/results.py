@@ -100,6 +100,7 @@ class Run:
         truth, prediction: at most 500 test points, in the task's unit, for a parity plot.
         seconds: wall time.
         test_errors: property → test error, of every property that was learned.
+        fold: which part of the data it was tested on, of a study with folds.
     """
 
     start: Start
@@ -112,6 +113,12 @@ class Run:
     prediction: list[float]
     seconds: float
     test_errors: dict[str, float] = field(default_factory=dict)
+    fold: int | None = None
+
+    @property
+    def pair(self) -> int | str:
+        """What two runs from different starts have in common: the seed, or fold and seed."""
+        return self.seed if self.fold is None else f"fold {self.fold}, seed {self.seed}"
 
     def __post_init__(self) -> None:
         if len(self.truth) != len(self.prediction):
@@ -131,6 +138,7 @@ class Run:
             prediction=_floats(values["prediction"]),
             seconds=float(values["seconds"]),
             test_errors={name: _float(error) for name, error in values.get("test_errors", {}).items()},
+            fold=None if values.get("fold") is None else int(values["fold"]),
         )
 
 
@@ -143,6 +151,7 @@ class Trial:
         validation_error: of the task's property, at the best step.
         score: at the best step: mean over all properties of error / baseline, by which the choice is made; None in
             results of earlier versions, where it was made by `validation_error`.
+        steps: of the run; None in results of earlier versions, where all trials were whole runs.
     """
 
     start: Start
@@ -150,6 +159,7 @@ class Trial:
     weight_decay: float
     validation_error: float
     score: float | None = None
+    steps: int | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Trial:
@@ -160,6 +170,7 @@ class Trial:
             float(values["weight_decay"]),
             _float(values["validation_error"]),
             None if values.get("score") is None else _float(values["score"]),
+            None if values.get("steps") is None else int(values["steps"]),
         )
 
 
@@ -200,8 +211,8 @@ class TaskComparison:
     # `property` is a field here, and the decorator is `builtins.property`.
 
     def of(self, start: Start) -> list[Run]:
-        """The runs from one start, by seed."""
-        return sorted((r for r in self.runs if r.start == start), key=lambda r: r.seed)
+        """The runs from one start, by fold and seed."""
+        return sorted((r for r in self.runs if r.start == start), key=lambda r: (r.fold or 0, r.seed))
 
     def starts(self) -> tuple[Start, ...]:
         """Starts that have runs, scratch first."""
@@ -244,10 +255,10 @@ class TaskComparison:
         """100 (1 − pretrained / scratch), of the means over seeds; positive is better."""
         return _improvement(self.scratch, self.pretrained)
 
-    def improvement_by_seed(self) -> dict[int, float]:
-        """The same for each seed that both starts have; the runs of a pair differ only in their initial weights."""
-        scratch = {r.seed: r.test_error for r in self.of("scratch")}
-        pairs = {r.seed: _improvement(scratch.get(r.seed), r.test_error) for r in self.of("pretrained")}
+    def improvement_by_seed(self) -> dict[int | str, float]:
+        """The same for each seed (and fold) that both starts have; a pair differs only in its initial weights."""
+        scratch = {r.pair: r.test_error for r in self.of("scratch")}
+        pairs = {r.pair: _improvement(scratch.get(r.pair), r.test_error) for r in self.of("pretrained")}
         return {seed: value for seed, value in pairs.items() if value is not None}
 
     @builtins.property
@@ -462,7 +473,7 @@ class StudyResults:
         """Standard deviation over seeds (ddof 1) of the mean paired improvement, in percent points."""
         by_task = [t.improvement_by_seed() for t in self.tasks if t.improvement_percent is not None]
         shared = set.intersection(*(set(b) for b in by_task)) if by_task else set()
-        return _spread([float(np.mean([b[seed] for b in by_task])) for seed in sorted(shared)])
+        return _spread([float(np.mean([b[seed] for b in by_task])) for seed in sorted(shared, key=str)])
 
     @builtins.property
     def mean_speedup(self) -> float | None:
@@ -480,6 +491,22 @@ class StudyResults:
     def seeds(self) -> list[int]:
         """Every seed used in fine-tuning."""
         return sorted({s for t in self.tasks for s in t.seeds()})
+
+    def folds(self) -> list[int]:
+        """Every fold that runs were tested on; empty without folds."""
+        return sorted({r.fold for t in self.tasks for r in t.runs if r.fold is not None})
+
+    @builtins.property
+    def repeats(self) -> str:
+        """What errors are averaged over, in words: "3 seeds", "5 folds", "5 folds × 3 seeds"; empty for single runs."""
+        counts = (("folds", len(self.folds())), ("seeds", len(self.seeds())))
+        return " × ".join(f"{n} {noun}" for noun, n in counts if n > 1)
+
+    @builtins.property
+    def is_learning_curve(self) -> bool:
+        """Whether the tasks are one task with several numbers of training structures."""
+        alike = {(t.dataset, t.property) for t in self.tasks}
+        return len(alike) == 1 < len({t.n_train for t in self.tasks})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, the contents of `results.json`."""

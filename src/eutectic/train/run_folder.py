@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 LOCK = ".lock"
+CHOICES = "choices"
+"""Folder of the short runs that choose learning rate and weight decay."""
 CONTENT = "content"
 """In `settings.json`: what lay under the names of the data and the model when the run began, as hashes."""
 
@@ -87,7 +89,8 @@ def _without_length(essence: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a run (see `_essence`), but for how long it is and when it is validated."""
     train = essence.get("train")
     rest = {k: v for k, v in train.items() if k not in LENGTH} if isinstance(train, Mapping) else train
-    return {**essence, "train": rest}
+    # An effort is a length too, in place of that in `train`.
+    return {**essence, "train": rest, "effort": essence.get("effort") is not None}
 
 
 def claim_content(folder: Path, content: Mapping[str, str]) -> None:
@@ -156,8 +159,8 @@ def claimed(folder: Path | None) -> AbstractContextManager[None]:
 
 
 def _begun(folder: Path) -> bool:
-    """Whether a folder holds more than the claim to it."""
-    claim = (SETTINGS, LOCK, f".{SETTINGS}.writing")
+    """Whether a folder holds more than the claim to it, and the short runs by which its rates are chosen before it."""
+    claim = (SETTINGS, LOCK, f".{SETTINGS}.writing", CHOICES)
     return any(file.name not in claim for file in folder.iterdir()) if folder.exists() else False
 
 
