@@ -159,7 +159,7 @@ def test_the_papers_graphs_are_for_models_of_its_cutoff(molecules: Store, home: 
     graph = {"cutoff": 12.0, "max_neighbours": 6}
     # PaiNN's energy would jump at a smaller cutoff of the graph, as GemNet-OC's does in JMP.
     painn = {"name": "painn", "settings": {"width": 8, "layers": 1, "cutoff": 12.0}}
-    gemnet = {"name": "gemnet_oc", "settings": GemNetOCSettings.tiny(radial_cutoff=12.0).model_dump()}
+    gemnet = {"name": "gemnet_oc", "settings": {**GemNetOCSettings.tiny(radial_cutoff=12.0).model_dump(), "blocks": 4}}
     train = {"steps": 1, "evaluate_every": 1, "batch_size": 2}
     for name, backbone in (("painn", painn), ("wide", gemnet)):
         pretrain(settings_of({"molecules": molecules}, train, backbone=backbone, graph=graph), tmp_path / name)
@@ -167,8 +167,10 @@ def test_the_papers_graphs_are_for_models_of_its_cutoff(molecules: Store, home: 
         settings = benchmark_settings(TASKS[task], model=tmp_path / "wide", split="random", choices=SHORT)
         assert settings.graph is not None
         assert (settings.graph.cutoff, settings.graph.max_neighbours) == expected
+        parts = ("embedding", "block_0", "block_1", "block_2", "block_3")
+        assert settings.optimiser.part_rates == dict(zip(parts, (0.3, 0.3, 0.4, 0.55, 0.625), strict=True))
         own = benchmark_settings(TASKS[task], model=tmp_path / "painn", split="random", choices=SHORT)
-        assert own.graph is None
+        assert (own.graph, own.optimiser.part_rates) == (None, {})
     out = tmp_path / "out"
     results = run_benchmark(
         chosen(["qm9:gap"]),

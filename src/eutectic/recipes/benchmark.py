@@ -3,7 +3,8 @@
 As published (Shoghi et al., ICLR 2024, and the settings of its code): data and splits, batch size, heads of four layers
 and their pooling, forces as derivatives of the energy or direct, AdamW with weight decay 0.1, warm-up from a tenth of
 the rate over 5 epochs, cosine to a tenth over 32, no average of the weights, the best validation error, and, for models
-trained with the paper's cutoff of 12 Å, its cutoffs and numbers of neighbours (others keep their own).
+trained with the paper's cutoff of 12 Å, its cutoffs and numbers of neighbours (others keep their own); for a
+pre-trained GemNet-OC of four or six blocks, the rates of the blocks of JMP-S or JMP-L relative to that of the heads.
 
 Where the original contradicts itself:
 
@@ -12,9 +13,9 @@ Where the original contradicts itself:
 * QMOF: cutoff 12 Å, beyond which its features are zero, for 19;
 * MD22, SPICE: forces alone, as only they enter its loss although a weight of the energy is given.
 
-Not as published, since this program has no such setting: a rate for each block, clipping by value (here by norm), up to
-500 epochs with a falling rate after the 32 (`epochs=500, settings={"train": {"until_converged": True}}` is close), the
-head of ⟨R²⟩ (here a sum over atoms), fewer neighbours in cells of more than 200 atoms.
+Not as published, since this program has no such setting: clipping by value (here by norm), up to 500 epochs with a
+falling rate after the 32 (`epochs=500, settings={"train": {"until_converged": True}}` is close), the head of ⟨R²⟩ (here
+a sum over atoms), fewer neighbours in cells of more than 200 atoms.
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ LEARNING_RATE = 8e-5
 HEAD_LAYERS = 4
 PAPER_CUTOFF = 12.0
 """Å; of the graphs that JMP was pre-trained with."""
+
+BLOCK_RATES = {4: (0.3, 0.4, 0.55, 0.625), 6: (0.55, 0.4, 0.3, 0.4, 0.55, 0.625)}
+"""Blocks of GemNet-OC (4: JMP-S, 6: JMP-L) → learning rate of each, relative to that of the heads."""
+
+EMBEDDING_RATE = 0.3
 
 RECORD = "matbench.json.gz"
 
@@ -189,6 +195,7 @@ def benchmark_settings(
         "warmup_lr_ratio": 0.1,
         "final_lr_ratio": 0.1,
         "ema_decay": 0.0,
+        "part_rates": _part_rates(model) if start == "pretrained" else {},
     }
     warm = WARMUP_EPOCHS / EPOCHS
     if choices.steps is not None:
@@ -212,13 +219,22 @@ def benchmark_settings(
         "targets": {name: target.model_dump(exclude_none=True) for name, target in targets.items()},
         "score_weights": {"energy": 0.0} if protocol.forces == "gradient" else {},
         "start": "scratch" if start == "scratch" else str(model),
-        "architecture_from": str(model) if start == "scratch" else None,
+        "architecture_from": str(model) if start == "scratch" and "backbone" not in (choices.settings or {}) else None,
         "head_from": None,
         "graph": _graph(task, model),
         "optimiser": optimiser,
         "train": train,
     }
     return parse(FinetuneSettings, merged(values, dict(choices.settings or {})), f"settings of {task.name}")
+
+
+def _part_rates(model: str | Path) -> dict[str, float]:
+    """The published rates of the parts of a backbone like JMP's; none for others."""
+    backbone = read_description(model_folder(str(model)))["backbone"]
+    blocks = backbone["settings"].get("blocks")
+    if backbone["name"] != "gemnet_oc" or blocks not in BLOCK_RATES:
+        return {}
+    return {"embedding": EMBEDDING_RATE, **{f"block_{i}": rate for i, rate in enumerate(BLOCK_RATES[blocks])}}
 
 
 def _graph(task: BenchmarkTask, model: str | Path) -> dict[str, Any] | None:
@@ -316,16 +332,12 @@ def _runs(
 ) -> list[tuple[BenchmarkTask, Start, str, int, FinetuneSettings, Path]]:
     store, runs = data_of(task), []
     for split in choices.splits(task):
-        first = benchmark_settings(task, model=model, split=split, choices=choices, store=store)
         for start in starts:
+            first = benchmark_settings(task, model=model, start=start, split=split, choices=choices, store=store)
             for seed in range(seeds):
-                values = first.model_dump(mode="json")
-                values["train"]["seed"] = seed
-                if start == "scratch":
-                    values |= {"start": "scratch", "architecture_from": None if first.backbone else str(model)}
-                settings = parse(FinetuneSettings, values, task.name)
+                train = first.train.model_copy(update={"seed": seed})
                 folder = out.joinpath(*task.name.split(":"), split, f"{start}-{seed}")
-                runs.append((task, start, split, seed, settings, folder))
+                runs.append((task, start, split, seed, first.model_copy(update={"train": train}), folder))
     return runs
 
 
