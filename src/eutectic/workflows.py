@@ -21,12 +21,16 @@ from eutectic.plan.plan import plan_run
 from eutectic.predict.evaluation import Evaluation, evaluate_model
 from eutectic.predict.model import Model, load
 from eutectic.recipes import RECIPES
+from eutectic.recipes.benchmark import Choices, run_benchmark
 from eutectic.recipes.demonstration import pretraining_summary
 from eutectic.recipes.finetuning import finetuning
+from eutectic.report.benchmark_page import markdown, write_benchmark_page
 from eutectic.report.evaluation_page import write_evaluation_page
 from eutectic.report.finetune_page import write_finetune_page
 from eutectic.report.run_page import write_run_page
 from eutectic.report.study_page import write_results_page
+from eutectic.study.benchmark import Benchmark, table_as_json
+from eutectic.study.benchmark_tasks import chosen
 from eutectic.study.compare import STARTS, choose_for_one, environment, run_study
 from eutectic.study.results import Start, StudyResults
 from eutectic.train import finetune as training
@@ -165,6 +169,75 @@ def compare(
     )
     write_report(out)
     return results
+
+
+def benchmark(
+    tasks: Sequence[str],
+    *,
+    out: str | Path = "benchmark",
+    model: str | Path = "eutectic-small",
+    from_scratch: bool = False,
+    seeds: int = 1,
+    workers: int | None = None,
+    smaller: Benchmark | None = None,
+    console: Console | None = None,
+    quiet: bool = False,
+    **choices: Any,
+) -> Benchmark:
+    """Fine-tune to tasks of JMP; `out` then holds the runs, `benchmark.json`, `table.md` and `report.html`.
+
+    Runs go side by side as those of `compare` do. A task whose data are missing, or of which a run fails, does not
+    stop the others: its outcome says why.
+
+    Args:
+        tasks: names of tasks or families, or "all".
+        out: folder of the benchmark; the results of earlier calls in it are kept.
+        model: pre-trained model.
+        from_scratch: also train the same architecture from scratch.
+        seeds, workers: see `eutectic.recipes.benchmark.run_benchmark`.
+        smaller: results of a smaller model, to compare with.
+        console: where to report; the terminal or notebook if not given.
+        quiet: report nothing.
+        choices: steps, n_train, split, …, as `eutectic.recipes.benchmark.Choices` takes them.
+
+    Raises:
+        EutecticError: unknown tasks; a folder that holds the benchmark of another model.
+        Interrupted: stopped by a signal; resumable.
+    """
+    results = run_benchmark(
+        chosen([tasks] if isinstance(tasks, str) else tasks),
+        Path(out),
+        model=model,
+        starts=STARTS if from_scratch else ("pretrained",),
+        seeds=seeds,
+        choices=Choices(**choices),
+        workers=workers,
+        console=_console(console, quiet) or Console(quiet=True),
+    )
+    write_benchmark(out, smaller=smaller)
+    return results
+
+
+def write_benchmark(folder: str | Path, *, smaller: Benchmark | None = None) -> Path:
+    """The table of a benchmark as `table.md` and `table.json`, and its page, from `benchmark.json` in the folder.
+
+    Args:
+        folder: of a benchmark.
+        smaller: results of a smaller model, to compare with.
+
+    Returns:
+        The page, `folder/report.html`.
+
+    Raises:
+        EutecticError: the folder holds no benchmark.
+    """
+    folder = Path(folder)
+    results = Benchmark.read(folder)
+    values = table_as_json(results, smaller=smaller)
+    write_atomically(folder / "table.md", markdown(values))
+    write_atomically(folder / "table.json", json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    write_benchmark_page(folder / "report.html", values, environment=dict(results.environment))
+    return folder / "report.html"
 
 
 def evaluate(
