@@ -22,8 +22,10 @@ from torch import nn
 import eutectic
 from eutectic.atoms import EutecticError
 from eutectic.check.files import is_of_files, open_data
+from eutectic.checkpoints.inspection import write_card
 from eutectic.checkpoints.model import TrainedModel, elements_seen, load_model, save_model
 from eutectic.checkpoints.seen_rows import LearnedRows, seen_rows
+from eutectic.checkpoints.uncertainty import Uncertainties
 from eutectic.data.examples import structure_to_dict, varied
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
@@ -47,6 +49,7 @@ from eutectic.train.runtime.launch import is_first, launch, launched_outside, ma
 from eutectic.train.runtime.stop import StopFlag
 from eutectic.train.schedule import Schedule, finetune_schedule
 from eutectic.train.settings import BackboneChoice, FinetuneOptimiserSettings, FinetuneSettings, duration
+from eutectic.train.uncertainty import calibrated
 
 PARITY_POINTS = 500
 
@@ -591,7 +594,9 @@ def _worker(
     if results is not None:
         results.append(result)
     if folder is not None:
-        _save(settings, prepared, final, result, folder)
+        # A study of many runs has no use for them.
+        uncertainties = _uncertainties(settings, prepared, final) if settings.uncertainty and not alone else {}
+        _save(settings, prepared, final, result, folder, uncertainties)
         if alone:
             remove_checkpoints(folder / "checkpoint.pt")
         else:
@@ -836,8 +841,22 @@ def _points(name: str, error: ErrorSum) -> list[list[float]]:
     return [(values[some] * factor).round(6).tolist() for values in (truth, prediction)]
 
 
+def _uncertainties(settings: FinetuneSettings, prepared: Prepared, model: MultitaskModel) -> Uncertainties:
+    """Of the scalar properties, from the training and the validation structures."""
+    parts, store = prepared.split, prepared.store
+    found = calibrated(
+        model, prepared.task, (store, parts.train), (store, parts.validation), batch_size=settings.train.batch_size
+    )
+    return {settings.name: found} if found else {}
+
+
 def _save(
-    settings: FinetuneSettings, prepared: Prepared, model: MultitaskModel, result: FinetuneResult, folder: Path
+    settings: FinetuneSettings,
+    prepared: Prepared,
+    model: MultitaskModel,
+    result: FinetuneResult,
+    folder: Path,
+    uncertainties: Uncertainties,
 ) -> None:
     store, start = prepared.store, prepared.start
     provenance: dict[str, Any] = {
@@ -855,7 +874,14 @@ def _save(
     if start is not None:
         provenance["pretrained"] = dict(start.provenance)
     described = TrainedModel(
-        model, (prepared.task,), prepared.backbone.name, prepared.backbone.settings, prepared.graph, provenance
+        model,
+        (prepared.task,),
+        prepared.backbone.name,
+        prepared.backbone.settings,
+        prepared.graph,
+        provenance,
+        uncertainties,
     )
     save_model(folder / "model", described)
     write_atomically(folder / "result.json", json.dumps(result.to_dict()), sole_writer=True)
+    write_card(folder / "model")
