@@ -38,7 +38,8 @@ from eutectic.study.compare import STARTS, environment, run_study
 from eutectic.study.results import Start, StudyResults
 from eutectic.train import finetune as training
 from eutectic.train import pretrain as pretraining
-from eutectic.train.finetune import FinetuneResult
+from eutectic.train.effort import climb
+from eutectic.train.finetune_result import FinetuneResult, read_result
 from eutectic.train.pretrain import PretrainResult
 from eutectic.train.run_folder import stored_settings, without_notes
 from eutectic.train.runtime.journal import read_journal
@@ -85,7 +86,8 @@ def finetune(
     """Fine-tune one model; `out` then holds `model/`, `result.json` and `report.html`.
 
     A folder that holds this run unfinished is resumed; one that holds a shorter run with otherwise the same settings
-    goes on from its end.
+    goes on from its end. With an `effort`, several trainings are tried (`eutectic.train.effort`), each in a folder
+    under `rungs/`, and the best one's model is kept.
 
     Args:
         data: name of a data set, path of a store, or a file that ASE reads; or the settings of a whole run.
@@ -100,7 +102,8 @@ def finetune(
         Interrupted: stopped by a signal; resumable.
     """
     settings = data if isinstance(data, FinetuneSettings) else finetuning(data, properties, **choices)
-    result = training.finetune(settings, Path(out), console=_console(console, quiet))
+    train = training.finetune if settings.effort is None else climb
+    result = train(settings, Path(out), console=_console(console, quiet))
     if is_first():
         write_report(out)
     return result
@@ -323,7 +326,7 @@ def write_report(folder: str | Path) -> Path:
     stored = stored_settings(folder)
     if stored.get("command") != "finetune":
         return write_run_page(folder)
-    result = training.read_result(folder)
+    result = read_result(folder)
     write_finetune_page(
         page,
         result.to_dict(),

@@ -453,7 +453,14 @@ REAL: list[tuple[str, bool, set[str]]] = [
 UNITS_AND_SIGNS = {"forces_sign", "forces_unit", "energy_unit", "length_unit", "energy_sign", "forces_unexplained"}
 
 
-@pytest.mark.parametrize(("name", "ok", "expected"), REAL, ids=[r[0] for r in REAL])
+LARGE = ("ani1x/alkane_C2H6_DFT+Force_NMS.h5", "mptrj/mptrj-random-1k.xyz")
+"""Checked for half a minute each."""
+
+
+@pytest.mark.parametrize(
+    ("name", "ok", "expected"),
+    [pytest.param(*real, id=real[0], marks=[pytest.mark.slow] if real[0] in LARGE else []) for real in REAL],
+)
 def test_real_files(shared_data: Path, name: str, ok: bool, expected: set[str]) -> None:
     report = check(shared_data / name)
     assert report.ok == ok, report.verdict

@@ -212,24 +212,24 @@ class _Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def stand_in(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A Hub on this machine with the model ada/toy and files that are no part of it; gives the cache."""
-    real = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed (extra hub)")
+    constants = pytest.importorskip("huggingface_hub.constants", reason="huggingface_hub is not installed (extra hub)")
     (folder / "evil.py").write_text("raise SystemExit")
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (_Hub,), {"root": folder}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     cache = tmp_path / "cache"
     # The package reads its variables once, when it is imported.
-    monkeypatch.setattr(real.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(real.constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(real.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(real.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     yield cache
     server.shutdown()
     server.server_close()
 
 
 def test_a_model_comes_over_http_and_stays_offline(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
+    from huggingface_hub import constants
 
     there = eutectic.load("ada/toy", device="cpu").predict(molecule("CH3OH"))
     here = eutectic.load(STORED, device="cpu").predict(molecule("CH3OH"))
@@ -239,7 +239,7 @@ def test_a_model_comes_over_http_and_stays_offline(stand_in: Path, monkeypatch: 
     assert not names & {"evil.py", "pytorch_model.bin", "expected.json"}
     with pytest.raises(EutecticError, match="ada/none"):
         eutectic.load("ada/none")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     eutectic.load("ada/toy", device="cpu")
     with pytest.raises(EutecticError, match="HF_HUB_OFFLINE"):
         eutectic.load("ada/never")

@@ -29,6 +29,7 @@ def test_the_command_that_goes_on(length: list[str], train: dict[str, object], l
     settings = FinetuneTrainSettings.model_validate(train)
     expected = f"eutectic finetune 'my file.xyz' -p energy --out runs/mine {longer}"
     assert _longer([*SHORT[:2], *length, *SHORT[2:]], settings) == expected
+    assert _longer([*SHORT, "--effort", "minutes"], settings, "minutes").endswith("runs/mine --effort hour")
 
 
 def test_lengths_that_contradict() -> None:

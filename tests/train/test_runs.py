@@ -98,7 +98,7 @@ def test_two_processes_train_like_one(finished: Path, molecules: Store, slabs: S
                 assert b["by_set"][name][key] == pytest.approx(value, rel=1e-2), (name, key)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_and_kill_lose_nothing(
     finished: Path, molecules: Store, slabs: Store, tmp_path: Path, processes: int
 ) -> None:
@@ -131,6 +131,7 @@ def test_ctrl_c_and_kill_lose_nothing(
     assert steps == list(range(1, len(steps) + 1))
 
 
+@pytest.mark.slow  # drills end a study's workers in more ways
 def test_interrupted_comparison_goes_on(molecules: Store, tmp_path: Path) -> None:
     """Ctrl-C in the middle of several runs at once: none is lost, and none that waited begins."""
     out = tmp_path / "run"

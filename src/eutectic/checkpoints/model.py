@@ -10,7 +10,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -38,6 +38,7 @@ from eutectic.checkpoints.uncertainty import Uncertainties, read_uncertainties, 
 from eutectic.files import replacing
 from eutectic.graph import GraphSettings
 from eutectic.models import Backbone, BackboneSettings
+from eutectic.models.fewer_blocks import fewer_blocks, load_fewer_blocks
 from eutectic.models.heads import check_head
 from eutectic.models.multitask import MultitaskModel
 from eutectic.models.registry import backbone_entry
@@ -90,6 +91,25 @@ class TrainedModel:
     graph: GraphSettings
     provenance: Mapping[str, object] = field(default_factory=dict)
     uncertainties: Uncertainties = field(default_factory=dict)
+
+
+def with_fewer_blocks(model: TrainedModel, keep: int) -> TrainedModel:
+    """The model without its backbone's last blocks; heads, which know nothing of that, stay.
+
+    Args:
+        model: unchanged.
+        keep: number of blocks.
+
+    Raises:
+        EutecticError: it has fewer blocks, or blocks that cannot be left out.
+    """
+    whole = model.module.backbone
+    settings = fewer_blocks(whole.settings, keep, "keep_blocks")
+    backbone, _ = build_backbone(model.backbone, settings.model_dump())
+    load_fewer_blocks(backbone, whole)
+    module = MultitaskModel(backbone, model.module.head_settings)
+    module.heads.load_state_dict(model.module.heads.state_dict())
+    return replace(model, module=module.eval(), backbone_settings=settings.model_dump(mode="json"))
 
 
 def save_model(path: Path, model: TrainedModel, *, raw: Mapping[str, torch.Tensor] | None = None) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from eutectic.check import Report
     from eutectic.predict.evaluation import Evaluation
-    from eutectic.train.finetune import FinetuneResult
+    from eutectic.train.finetune_result import FinetuneResult
 
 console = Console()
 
@@ -81,6 +81,8 @@ def show_finetuning(result: FinetuneResult) -> None:
     if not tested and not result.validated_on:
         console.print("no test or validation structures, and so no errors", highlight=False)
         return
+    if result.rungs:
+        _show_rungs(result)
     part = "test" if tested else "validation"
     best = result.steps.index(result.best_step)
     errors = result.test_errors if tested else {name: curve[best] for name, curve in result.curves.items()}
@@ -102,6 +104,24 @@ def show_finetuning(result: FinetuneResult) -> None:
         f"mean alone[/]",
         highlight=False,
     )
+
+
+def _show_rungs(result: FinetuneResult) -> None:
+    """Print what an effort has tried."""
+    from eutectic.report.formatting import significant
+    from eutectic.train.settings import duration
+
+    table = Table(box=None, pad_edge=False)
+    units = [f"{name.replace('_', ' ')}, {unit}" for name, unit in result.units.items()]
+    for heading in ("rung", *units, "score", "time", "trained", ""):
+        table.add_column(heading, justify="left" if heading in ("rung", "trained", "") else "right")
+    for rung in result.rungs:
+        errors = [significant((rung["errors"] or {}).get(name)) for name in result.units]
+        seconds = "–" if rung["seconds"] is None else duration(rung["seconds"])
+        why = f"{rung['outcome']}: {rung['why']}" if rung["why"] else rung["outcome"]
+        table.add_row(rung["name"], *errors, significant(rung["score"]), seconds, plain(rung["trained"]), plain(why))
+    console.print(table)
+    console.print("[dim]validation errors; score: mean of error / baseline over properties[/]\n", highlight=False)
 
 
 def show_end(result: FinetuneResult, folder: Path, longer: str) -> None:

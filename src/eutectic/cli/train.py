@@ -20,7 +20,7 @@ from eutectic.cli.options import ELEMENTS, overrides, pairs, pretraining_setting
 from eutectic.cli.show import console, plain, show_end, show_finetuning
 
 if TYPE_CHECKING:
-    from eutectic.train.settings import FinetuneTrainSettings
+    from eutectic.train.settings import Effort, FinetuneTrainSettings
 
 
 @app.command(context_settings=OVERRIDES)
@@ -235,6 +235,29 @@ def finetune(
         ),
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Loss: `mae` (default), `huber` or `mse`.")] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(help="Part that is not trained: embedding, blocks, block_0, …, readout, backbone, heads; repeat."),
+    ] = None,
+    keep_blocks: Annotated[int | None, typer.Option(help="Leave out all blocks but this many, the first.")] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(help="Train low-rank changes of this rank instead of the backbone's weights; merged at the end."),
+    ] = None,
+    layer_decay: Annotated[
+        float | None, typer.Option(help="Learning rate of each block relative to that of the block after it.")
+    ] = None,
+    energy_stage: Annotated[
+        float | None,
+        typer.Option(help="Last part of the run, e.g. 0.25, in which the energy weighs ten times as much."),
+    ] = None,
+    effort: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of a length: `seconds`, `minutes`, `hour` or `full`. Trains ever more of the model, while "
+            "that pays."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed [default: 0].")] = None,
     key: Key = None,
     unit: Unit = None,
@@ -268,6 +291,10 @@ def finetune(
 
     `eutectic finetune my.xyz -p energy --time 30m --out runs/mine`, then the same with `--time 1h` to go on
 
+    `eutectic finetune my.xyz -p energy -p forces --effort minutes --out runs/mine`
+
+    `eutectic finetune my.xyz -p energy --freeze backbone --out runs/heads`; `--lora 8`; `--keep-blocks 1`
+
     `eutectic finetune my.xyz -p energy --key energy=E_dft --unit energy=kcal/mol --out runs/mine`
 
     `eutectic finetune md_aspirin -p forces --model runs/demo/model --head-from molecules --out runs/kept`
@@ -298,6 +325,12 @@ def finetune(
         seed=seed,
         weights=_numbers(weight),
         loss=loss,
+        freeze=[name for given in freeze or () for name in given.split(",")],
+        keep_blocks=keep_blocks,
+        lora=lora,
+        layer_decay=layer_decay,
+        energy_stage=energy_stage,
+        effort=effort,
         keys=pairs(key),
         units=pairs(unit, "--unit", "energy=kcal/mol"),
         define=define or (),
@@ -317,7 +350,7 @@ def finetune(
         sys.stdout.write(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
         return
     show_finetuning(result)
-    show_end(result, out, _longer(sys.argv[1:], settings.train))
+    show_end(result, out, _longer(sys.argv[1:], settings.train, settings.effort))
 
 
 def _numbers(given: list[str] | None) -> dict[str, float]:
@@ -331,20 +364,31 @@ def _numbers(given: list[str] | None) -> dict[str, float]:
     return found
 
 
-def _longer(arguments: Sequence[str], train: FinetuneTrainSettings) -> str:
-    """The command, for twice the length of its run."""
+def _longer(arguments: Sequence[str], train: FinetuneTrainSettings, effort: Effort | None = None) -> str:
+    """The command, for twice the length of its run, or the next effort."""
+    from eutectic.train.effort import SECONDS
     from eutectic.train.settings import duration
 
     kept, rest = [], list(arguments)
     while rest:
         word = rest.pop(0)
         name = word.partition("=")[0].replace("-", "_").removeprefix("__").removeprefix("train.")
-        if word.startswith("--") and name in ("steps", "epochs", "time", "evaluate_every", "until_converged"):
+        if word.startswith("--") and name in (
+            "steps",
+            "epochs",
+            "time",
+            "evaluate_every",
+            "until_converged",
+            "effort",
+        ):
             if "=" not in word and name != "until_converged" and rest:
                 rest.pop(0)
         else:
             kept.append(word)
-    if train.epochs is not None:
+    if effort is not None:
+        efforts = list(SECONDS)
+        length = ["--effort", efforts[min(efforts.index(effort) + 1, len(efforts) - 1)]]
+    elif train.epochs is not None:
         length = ["--epochs", f"{2 * train.epochs:g}"]
     elif train.time is not None:
         length = ["--time", duration(2 * train.time)]

@@ -52,12 +52,15 @@ class BackboneSettings(BaseModel):
             means the graph's cutoff, which `for_graphs` fills in.
         cutoff_may_exceed_graph: accept an explicit value larger than the graph's cutoff. The basis is then not zero at
             the graph's cutoff, and the energy jumps when an atom crosses it.
+        blocks_setting: name of the field that holds the number of blocks, where the last ones can be left out
+            (`models/fewer_blocks.py`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     cutoff_setting: ClassVar[str | None] = None
     cutoff_may_exceed_graph: ClassVar[bool] = False
+    blocks_setting: ClassVar[str | None] = None
 
     @classmethod
     def tiny(cls: type[S]) -> S:
@@ -183,6 +186,13 @@ class Backbone(nn.Module):
     def compile_units(self) -> Sequence[nn.Module]:
         """Modules that `torch.compile` compiles separately; identical modules are compiled once."""
         return (self,)
+
+    @property
+    def parts(self) -> Mapping[str, Sequence[str]]:
+        """Parts that can be frozen or have a learning rate of their own (`models/parts.py`): name → beginnings of the
+        names of their parameters. Usual names, from the input on: `embedding`, `basis`, `block_0`, `block_1`, …,
+        `readout`. What is in none can only be frozen with the whole backbone."""
+        return {}
 
     def fit(self, graphs: Iterable[Graph]) -> None:
         """Before training, fit what is not learned by gradient descent (scale factors).

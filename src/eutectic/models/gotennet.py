@@ -21,7 +21,7 @@ the neighbour's scalars serves attention and filters, (α + W t f) ∘ γ(h), wh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,7 @@ class GotenNetSettings(BackboneSettings):
     """Sizes of a GotenNet."""
 
     cutoff_setting = "cutoff"
+    blocks_setting = "layers"
 
     width: int = Field(
         default=64, ge=1, le=MAX_WIDTH, description="scalars, vectors and tensors per atom, and scalars per edge"
@@ -261,6 +262,12 @@ class GotenNet(Backbone):
     @property
     def repeated(self) -> Sequence[nn.Module]:
         return list(self.layers)
+
+    @property
+    def parts(self) -> Mapping[str, Sequence[str]]:
+        first = ["embedding.", "neighbour_embedding.", "neighbour_filter.", "start.", "edge_start."]
+        blocks = {f"block_{k}": [f"layers.{k}."] for k in range(len(self.layers))}
+        return {"embedding": first, **blocks, "readout": ["edge_features."]}
 
     def forward(self, graph: Graph) -> Features:
         edges = graph.main

@@ -181,11 +181,6 @@ class ScalarHead(Head):
         with full_precision(features.atoms.device):
             return self.perceptron(features.atoms)[:, 0]
 
-    def last_features(self, features: TaskFeatures) -> Float[Tensor, "structures width"]:
-        """Input of the last layer, pooled: the prediction is its product with that layer's weights (not for max)."""
-        with full_precision(features.atoms.device):
-            return pool(self.perceptron[:-1](features.atoms), features.structure, features.n_structures, self.pooling)
-
 
 class ClassHead(Head):
     """Logits of the classes of a structure: `n_classes` numbers per atom, pooled."""

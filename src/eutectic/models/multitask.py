@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from eutectic.atoms import PROPERTIES
 from eutectic.graph import Graph
 from eutectic.models.backbone import Backbone, Features
+from eutectic.models.frozen_features import FrozenFeatures
 from eutectic.models.heads import HEADS, HeadSettings, ScalarHead, TaskFeatures, Widths, check_needs, resolve
 
 
@@ -63,6 +64,20 @@ def _encoded(task: str) -> str:
     return "%" + task.replace("%", "%25").replace(".", "%2E")
 
 
+def features_of_task(part: TaskSlice, graph: Graph, features: Features) -> TaskFeatures:
+    """The features of a task's structures, as its heads take them."""
+    (s0, s1), (a0, a1), (e0, e1) = part.structures, part.atoms, part.edges
+    return TaskFeatures(
+        atoms=features.atoms[a0:a1].to(graph.positions.dtype),
+        edges=None if features.edges is None else features.edges[e0:e1],
+        vectors=None if features.vectors is None else features.vectors[a0:a1].to(graph.positions.dtype),
+        directions=features.directions[e0:e1],
+        target=graph.main.target[e0:e1] - a0,
+        structure=graph.structure[a0:a1] - s0,
+        n_structures=s1 - s0,
+    )
+
+
 class MultitaskModel(nn.Module):
     """A backbone shared by all tasks, and the heads of each task.
 
@@ -79,6 +94,8 @@ class MultitaskModel(nn.Module):
     def __init__(self, backbone: Backbone, heads: Mapping[str, Mapping[str, HeadSettings]]) -> None:
         super().__init__()
         self.backbone = backbone
+        self.frozen_features: FrozenFeatures | None = None
+        """What a frozen backbone remembers while heads are trained (`train/freezing.py`); None in an ordinary model."""
         self.head_settings = {
             task: {
                 name: head if head.kind and head.pooling else resolve(head, PROPERTIES[name])
@@ -126,7 +143,10 @@ class MultitaskModel(nn.Module):
             if any(HEADS[kind].derivative == "strain" for kind in kinds):
                 strain = graph.cell.new_zeros(graph.cell.shape).requires_grad_()
                 graph = graph.strained(strain)
-            features = self.backbone(graph)
+            if self.frozen_features is None or kinds:
+                features = self.backbone(graph)
+            else:
+                features = self.frozen_features.of(self.backbone, graph)
             predictions = {
                 part.task: self._predict(part, graph, features, derived[part.task], of_atoms, last_features)
                 for part in parts
@@ -165,16 +185,7 @@ class MultitaskModel(nn.Module):
         of_atoms: bool,
         last_features: Collection[str],
     ) -> dict[str, Tensor]:
-        (s0, s1), (a0, a1), (e0, e1) = part.structures, part.atoms, part.edges
-        task_features = TaskFeatures(
-            atoms=features.atoms[a0:a1].to(graph.positions.dtype),
-            edges=None if features.edges is None else features.edges[e0:e1],
-            vectors=None if features.vectors is None else features.vectors[a0:a1].to(graph.positions.dtype),
-            directions=features.directions[e0:e1],
-            target=graph.main.target[e0:e1] - a0,
-            structure=graph.structure[a0:a1] - s0,
-            n_structures=s1 - s0,
-        )
+        task_features = features_of_task(part, graph, features)
         heads: nn.ModuleDict = self.heads[part.task]  # type: ignore[assignment]
         predictions = {name: head(task_features) for name, head in heads.items() if name not in derived}
         if of_atoms and self.sums_energies(part.task) and "energies" not in predictions:

@@ -18,7 +18,7 @@ gradients of a loss on forces, have no kink at the cutoff. And every edge gets f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,7 @@ class PaiNNSettings(BackboneSettings):
     """Sizes of a PaiNN."""
 
     cutoff_setting = "cutoff"
+    blocks_setting = "layers"
 
     width: int = Field(default=64, ge=1, le=MAX_WIDTH, description="scalars, and vectors, per atom")
     layers: int = Field(default=3, ge=1, le=MAX_LAYERS, description="rounds of messages")
@@ -137,6 +138,11 @@ class PaiNN(Backbone):
     @property
     def repeated(self) -> Sequence[nn.Module]:
         return list(self.layers)
+
+    @property
+    def parts(self) -> Mapping[str, Sequence[str]]:
+        blocks = {f"block_{k}": [f"layers.{k}."] for k in range(len(self.layers))}
+        return {"embedding": ["embedding."], **blocks, "readout": ["edge_features."]}
 
     def forward(self, graph: Graph) -> Features:
         edges = graph.main

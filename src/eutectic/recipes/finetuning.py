@@ -36,6 +36,12 @@ def finetuning(
     seed: int | None = None,
     weights: Mapping[str, float] | None = None,
     loss: str | None = None,
+    freeze: Sequence[str] | str = (),
+    keep_blocks: int | None = None,
+    lora: int | None = None,
+    layer_decay: float | None = None,
+    energy_stage: float | None = None,
+    effort: str | None = None,
     keys: Mapping[str, str] | None = None,
     units: Mapping[str, str] | None = None,
     define: Sequence[str] = (),
@@ -66,6 +72,13 @@ def finetuning(
         weights: property → its weight in the loss, of normalised values; 1 each by default, 10 for conservative
             forces.
         loss: mae, mse or huber, of every property that is not a class; mae by default.
+        freeze: parts of the model that are not trained: embedding, blocks, block_0, readout, …, backbone, heads.
+        keep_blocks: leave out all blocks of the backbone but this many, the first.
+        lora: train low-rank changes of this rank in place of the backbone's weights.
+        layer_decay: learning rate of each block relative to that of the block after it.
+        energy_stage: last part of the run, as a fraction, in which the energy weighs more.
+        effort: climb a ladder of trainings while that pays, for about a minute ("seconds"), ten ("minutes"), an hour
+            ("hour"), or until each has converged ("full"), in place of a length.
         keys, units, elements, level_of_theory: how to read a file.
         skip_unconverged: leave out calculations of a file that did not converge.
         test_file: a store or file to test on, read like the data, of which nothing is then set aside for a test.
@@ -87,6 +100,14 @@ def finetuning(
         )
     if conservative is None:
         conservative = {"energy", "forces"} <= set(properties)
+    lengths = _given(steps=steps, epochs=epochs, time=time, until_converged=until_converged or None)
+    if effort is not None and lengths:
+        raise EutecticError(
+            "effort",
+            f"{effort}, beside {', '.join(lengths)}",
+            "an effort or a length: an effort decides the lengths of its trainings",
+            "leave one of them out",
+        )
     targets = default_targets(properties, conservative=conservative)
     if head_from is not None and not from_scratch:
         own = _Heads.of(start)
@@ -128,16 +149,15 @@ def finetuning(
         "start": "scratch" if from_scratch else start,
         "architecture_from": start if from_scratch and "backbone" not in (settings or {}) else None,
         "head_from": head_from,
-        "optimiser": _given(learning_rate=learning_rate, weight_decay=weight_decay),
-        "train": _given(
-            steps=steps,
-            epochs=epochs,
-            time=time,
-            until_converged=until_converged or None,
-            batch_size=batch_size,
-            seed=seed,
-        ),
+        "freeze": freeze if isinstance(freeze, str) else list(freeze),
+        "keep_blocks": keep_blocks,
+        "lora": lora,
+        "effort": effort,
+        "optimiser": _given(learning_rate=learning_rate, weight_decay=weight_decay, layer_decay=layer_decay),
+        "train": {**lengths, **_given(batch_size=batch_size, seed=seed)},
     }
+    if energy_stage is not None:
+        values["energy_stage"] = energy_stage
     if level_of_theory is not None:
         values["data"]["level_of_theory"] = level_of_theory
     return parse(FinetuneSettings, merged(values, dict(settings or {})), "settings of the fine-tuning")

@@ -51,6 +51,8 @@ def write_finetune_page(
         lead=f"{', '.join(words(o.name) for o in outcomes).capitalize()} of {dataset}, trained from {start}.",
         outcomes=outcomes,
         best_step=result.get("best_step"),
+        rungs=list(_rungs(result)),
+        rung_units=list((result.get("units") or {}).items()),
         facts=[(term, text) for term, text in _facts(result, start) if text],
         seconds=result.get("wall_seconds"),
         steps=result.get("total_steps"),
@@ -134,6 +136,17 @@ def _outcomes(result: Mapping[str, Any]) -> Iterator[Outcome]:
         )
 
 
+def _rungs(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What an effort has tried, in words."""
+    for rung in result.get("rungs") or []:
+        errors = rung.get("errors") or {}
+        yield {
+            **rung,
+            "errors": [errors.get(name) for name in result.get("units") or {}],
+            "outcome": ": ".join(word for word in (rung.get("outcome"), rung.get("why")) if word),
+        }
+
+
 def _start(result: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     if result.get("start") != "scratch":
         return f"the pre-trained model {result.get('model') or settings.get('start') or ''}".strip()
@@ -154,6 +167,7 @@ def _facts(result: Mapping[str, Any], start: str) -> Iterator[tuple[str, str]]:
     yield "Level of theory", str(result.get("level_of_theory") or "")
     yield "Structures", ", ".join(structures)
     yield "Start", start
+    yield "Trained", str(result.get("trained") or "")
     yield "Optimiser", ", ".join(rates)
     if result.get("total_steps") is not None:
         size = f", batches of {count(result['batch_size'])} structures" if result.get("batch_size") else ""

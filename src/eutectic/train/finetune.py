@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import functools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +13,6 @@ import lightning_fabric as lf
 import numpy as np
 import torch
 from ase.data import chemical_symbols
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from torch import nn
 
@@ -23,15 +20,23 @@ import eutectic
 from eutectic.atoms import EutecticError
 from eutectic.check.files import is_of_files, open_data
 from eutectic.checkpoints.inspection import write_card
-from eutectic.checkpoints.model import TrainedModel, elements_seen, load_model, save_model
+from eutectic.checkpoints.model import (
+    TrainedModel,
+    build_backbone,
+    elements_seen,
+    load_model,
+    save_model,
+    with_fewer_blocks,
+)
 from eutectic.checkpoints.seen_rows import LearnedRows, seen_rows
 from eutectic.checkpoints.uncertainty import Uncertainties
 from eutectic.data.examples import structure_to_dict, varied
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
-from eutectic.files import null_for_unknown, read_json, write_atomically
+from eutectic.files import null_for_unknown, write_atomically
 from eutectic.graph import GraphSettings
 from eutectic.models.multitask import MultitaskModel
+from eutectic.models.parts import HEADS
 from eutectic.tasks import Task, fit_task
 from eutectic.tasks.metrics import ClassErrorSum, ErrorSum, primary, shown
 from eutectic.train.batches.by_cost import cut_by_cost, measure_costs
@@ -39,137 +44,32 @@ from eutectic.train.batches.sampler import BatchSampler, TaskDataset, check_shar
 from eutectic.train.checkpoint import load_checkpoint, previous, remove_checkpoints
 from eutectic.train.cost import size_model
 from eutectic.train.evaluation import evaluate, evaluate_store
-from eutectic.train.judging import FELL, Curve, judge
+from eutectic.train.finetune_result import FinetuneResult, read_result
+from eutectic.train.freezing import TrainedParts, as_ordinary
+from eutectic.train.judging import Curve, judge
 from eutectic.train.kept_heads import AUTO, TRIED_ON, KeptHeads, choose_heads, started_model
 from eutectic.train.loop import Trained, Verdict, train
+from eutectic.train.optimisation import relative_rates
 from eutectic.train.pretrain import initial_model
+from eutectic.train.ridge import fit_ridge, why_not, with_linear_heads
 from eutectic.train.run_folder import claim_content, claim_folder, claimed, lengthen, model_hash
 from eutectic.train.runtime.display import FinetuneDisplay
 from eutectic.train.runtime.launch import is_first, launch, launched_outside, make_fabric, once, share_threads
 from eutectic.train.runtime.stop import StopFlag
-from eutectic.train.schedule import Schedule, finetune_schedule
+from eutectic.train.schedule import ClockSchedule, Schedule, finetune_schedule
 from eutectic.train.settings import BackboneChoice, FinetuneOptimiserSettings, FinetuneSettings, duration
 from eutectic.train.uncertainty import calibrated
 
 PARITY_POINTS = 500
+
+RIDGE_FITTED_TO = 256
+"""Training structures of the ridge regression that a run begins with."""
 
 PROBES = 32
 """Training structures on which a dead head is looked for where there are no validation structures."""
 
 MOST_DEATHS = 3
 """How often a run goes back after a head has died."""
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class FinetuneResult:
-    """The outcome of one run; errors are mean absolute errors in the unit of their property.
-
-    Attributes:
-        name: of the task in the model.
-        start: 'pretrained' or 'scratch'.
-        model: name or folder of the model that was started from, or whose architecture was taken.
-        property, unit: the first property shown (forces if they are learned), and the unit of its errors.
-        dataset, level_of_theory: of the labels.
-        batch_size, learning_rate, weight_decay, seed: as in the settings.
-        total_steps: done.
-        steps, seconds, errors: the validation curve of `property`.
-        curves: property → its validation error at each of `steps`.
-        scores: at each of `steps`, by which the best step is chosen: mean over properties of error / baseline.
-        best_step: whose weights were kept and tested.
-        validation_baselines: property → validation error of the references and mean alone.
-        test_error, baseline_error: of `property` on the test split, and of the references and mean alone there; None
-            without test structures.
-        test_errors, test_baselines: the same for every property.
-        units: property → unit of its errors.
-        metrics: property → what its errors are.
-        roc_auc: property of two classes → area under the ROC curve on the test split.
-        truth, prediction: up to 500 test values of `property`, in `unit`.
-        parity: property → [truth, prediction], the same for every property.
-        trained_on, validated_on, tested_on: numbers of structures.
-        wall_seconds: of training.
-        examples: up to six varied structures of the data, as `eutectic.data.examples.structure_to_dict` writes them.
-        score_weights: property → its weight in `scores`.
-        length: that was asked for, in words.
-        epochs: how often each training structure was drawn.
-        fell: by how much, relatively, the best score fell in the last part of the run; None if unknown.
-        converged: the run ended because its score no longer fell.
-        notes: what happened along the run, in words.
-    """
-
-    name: str
-    start: str
-    model: str | None
-    property: str
-    unit: str
-    dataset: str
-    level_of_theory: str
-    total_steps: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    seed: int
-    steps: list[int]
-    seconds: list[float]
-    errors: list[float]
-    curves: dict[str, list[float]]
-    best_step: int
-    validation_baselines: dict[str, float]
-    test_error: float | None
-    baseline_error: float | None
-    test_errors: dict[str, float]
-    test_baselines: dict[str, float]
-    units: dict[str, str]
-    metrics: dict[str, str]
-    roc_auc: dict[str, float]
-    truth: list[float]
-    prediction: list[float]
-    parity: dict[str, list[list[float]]]
-    trained_on: int
-    validated_on: int
-    tested_on: int
-    wall_seconds: float
-    examples: list[dict[str, Any]]
-    scores: list[float] = field(default_factory=list)
-    score_weights: dict[str, float] = field(default_factory=dict)
-    length: str = ""
-    epochs: float | None = None
-    fell: float | None = None
-    converged: bool = False
-    notes: list[str] = field(default_factory=list)
-
-    @builtins.property
-    def still_falling(self) -> bool | None:
-        """Whether the validation score was still falling when the run ended (`judging.RULE`); None if unknown."""
-        return None if self.fell is None else self.fell > FELL and not self.converged
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON: what is unknown is null."""
-        return cast("dict[str, Any]", null_for_unknown(asdict(self))) | {"still_falling": self.still_falling}
-
-    def __repr__(self) -> str:
-        best = self.steps.index(self.best_step)
-        errors = self.test_errors or {name: curve[best] for name, curve in self.curves.items()}
-        part, number = ("test", self.tested_on) if self.test_errors else ("validation", self.validated_on)
-        if not number:
-            return f"FinetuneResult {self.name}: no test or validation structures (step {self.best_step})"
-        words = ", ".join(f"{name.replace('_', ' ')} {error:.4g} {self.units[name]}" for name, error in errors.items())
-        return f"FinetuneResult {self.name}: {part} error {words} ({number} structures; step {self.best_step})"
-
-
-def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `null_for_unknown` for the errors of a result."""
-
-    def known(errors: Any) -> Any:
-        return [math.nan if error is None else error for error in errors] if isinstance(errors, list) else errors
-
-    def by_name(errors: Any) -> Any:
-        if not isinstance(errors, dict):
-            return errors
-        return {k: known(v) if isinstance(v, list) else math.nan if v is None else v for k, v in errors.items()}
-
-    lists: dict[str, Any] = {name: known(values[name]) for name in ("errors", "scores") if name in values}
-    named = ("curves", "validation_baselines", "test_errors", "test_baselines")
-    return {**values, **lists, **{name: by_name(values[name]) for name in named if name in values}}
 
 
 @dataclass(frozen=True)
@@ -188,6 +88,7 @@ class Prepared:
     start: TrainedModel | None
     kept: KeptHeads = field(default_factory=KeptHeads)
     test: Store | None = None
+    trained: TrainedParts = field(default_factory=TrainedParts)
 
 
 def finetune(
@@ -220,6 +121,13 @@ def finetune(
             "a folder, or one process",
             "give a folder, or set train.processes to 1",
         )
+    if settings.effort is not None:
+        raise EutecticError(
+            "effort",
+            f"{settings.effort}, for a single training",
+            "one of several trainings with a length each (`eutectic finetune` and `eutectic.finetune` climb them)",
+            "leave it out, and give steps, epochs or a time",
+        )
     folder = None if folder is None else Path(folder)
     if launched_outside() and not alone:
         assert folder is not None
@@ -238,12 +146,26 @@ def _run(
     on_step: Callable[[int], None],
     stop: StopFlag | None,
 ) -> FinetuneResult:
-    prepared = _begin(settings, folder, console, alone)
+    prepared = begin_run(settings, folder, console, alone)
     if prepared is None:
         assert folder is not None
         result = read_result(folder)
         on_step(result.total_steps)
         return result
+    return run_prepared(settings, folder, prepared, console, alone=alone, on_step=on_step, stop=stop)
+
+
+def run_prepared(
+    settings: FinetuneSettings,
+    folder: Path | None,
+    prepared: Prepared,
+    console: Console | None,
+    *,
+    alone: bool = False,
+    on_step: Callable[[int], None] = lambda step: None,
+    stop: StopFlag | None = None,
+) -> FinetuneResult:
+    """Train, or go on with, a run that has begun (see `finetune` for the arguments)."""
     results: list[FinetuneResult] = []
     if alone:
         fabric = make_fabric(settings.train, alone=True)
@@ -275,32 +197,17 @@ def _run(
     return results[0]
 
 
-def read_result(folder: Path) -> FinetuneResult:
-    """The result of a finished run.
-
-    Raises:
-        EutecticError: there is none, or it is not one of this version.
-    """
-    path = Path(folder) / "result.json"
-    expected = "the result of a fine-tuning by this version"
-    fix = "delete the folder, or choose another --out, and run again"
-    values = read_json(path, expected=expected, fix=fix)
-    try:
-        values.pop("still_falling", None)
-        return TypeAdapter(FinetuneResult).validate_python(_with_nan(values))
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        given = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"
-        raise EutecticError(str(path), given, expected, fix) from error
-
-
-def _begin(
-    settings: FinetuneSettings, folder: Path | None, console: Console | None, alone: bool = False
+def begin_run(
+    settings: FinetuneSettings,
+    folder: Path | None,
+    console: Console | None,
+    alone: bool = False,
+    command: str = "finetune",
 ) -> Prepared | None:
     """Claim the folder and read what the run needs; None where the run is finished already."""
     if folder is None:
         return prepare_run(settings, console)
-    lengthened = claim_folder(folder, settings, "finetune", may_lengthen=not alone)
+    lengthened = claim_folder(folder, settings, command, may_lengthen=not alone and command == "finetune")
     finished = (folder / "result.json").exists() and not lengthened
     store = _open(settings, None if finished else console)
     content = {f"data {settings.data.store}": store.content_hash()}
@@ -350,7 +257,11 @@ def _lengthen(settings: FinetuneSettings, folder: Path, prepared: Prepared, cons
 
 
 def _schedule(settings: FinetuneSettings, prepared: Prepared) -> Schedule:
-    return finetune_schedule(settings.train, _rates(settings, prepared), len(prepared.split.train))
+    schedule = finetune_schedule(settings.train, _rates(settings, prepared), len(prepared.split.train))
+    schedule.last_stage = settings.energy_stage
+    if isinstance(schedule, ClockSchedule) and prepared.kept.task is not None:
+        schedule.gentle = settings.optimiser.kept_head_warmup
+    return schedule
 
 
 def _open(settings: FinetuneSettings, console: Console | None, path: str | None = None) -> Store:
@@ -425,6 +336,7 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
     task = fit_task(settings.name, store, parts.train, settings.targets, graph)
     backbone = backbone.for_graphs([graph])
     backbone.of_backbone().check_elements(store.composition(), store.card.name)
+    trained = _trained_parts(settings, backbone, start)
     kept = KeptHeads()
     if start is not None and settings.head_from is not None:
         training, validation = (
@@ -434,7 +346,8 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
         weights, where = settings.score_weights, f"{settings.start}"
         kept = choose_heads(start, task, settings.head_from, training, validation, weights, where)
     test = _open_test(settings, console)
-    prepared = Prepared(store, parts, kept.learned or task, task, backbone, graph, start, kept, test)
+    _check_new_heads(settings, task, kept)
+    prepared = Prepared(store, parts, kept.learned or task, task, backbone, graph, start, kept, test, trained)
     if start is not None:
         _check_unseen(settings.start, start, store, parts, console)
     if console is not None:
@@ -442,6 +355,35 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
     if test is not None:
         _check_test(settings, test, store, parts, console)
     return prepared
+
+
+def _trained_parts(settings: FinetuneSettings, backbone: BackboneChoice, start: TrainedModel | None) -> TrainedParts:
+    """What is trained, and at which rates, checked before anything is computed."""
+    optimiser = settings.optimiser
+    if not (settings.freeze or settings.lora or optimiser.part_rates or optimiser.layer_decay < 1):
+        return TrainedParts()
+    if start is not None:
+        module = start.module.backbone
+    else:
+        with torch.device("meta"):
+            module, _ = build_backbone(backbone.name, backbone.settings)
+    relative_rates(module, optimiser)
+    return TrainedParts.of(settings, module)
+
+
+def _check_new_heads(settings: FinetuneSettings, task: Task, kept: KeptHeads) -> None:
+    """
+    Raises:
+        EutecticError: the heads are frozen, and some of them are new.
+    """
+    new = [name for name in task.targets if name not in kept.properties and not task.heads[name].entry.derivative]
+    if HEADS in settings.freeze and new:
+        raise EutecticError(
+            "freeze",
+            f"heads, of which that of {' and '.join(new)} is new and gives random numbers",
+            "frozen heads that are kept of the model (`head_from`)",
+            "do not freeze heads, or name the task whose heads are kept: --head-from TASK",
+        )
 
 
 def _check_unseen(name: str, start: TrainedModel, store: Store, parts: Split, console: Console | None) -> None:
@@ -474,7 +416,7 @@ def _outside(
     fabric: lf.Fabric, stop: StopFlag, settings: FinetuneSettings, folder: Path, console: Console | None
 ) -> None:
     """One process of a run whose processes torchrun or srun has started."""
-    prepared = once(fabric, functools.partial(_begin, settings, folder, console))
+    prepared = once(fabric, functools.partial(begin_run, settings, folder, console))
     if prepared is not None:
         _worker(fabric, stop, settings, folder, prepared, console is None)
     fabric.barrier()  # every process reads the result
@@ -501,6 +443,10 @@ def _worker(
     batch_size = min(settings.train.batch_size, len(parts.train))
     sampler = BatchSampler([dataset], batch_size, 1.0, settings.train.seed)
     model = _model(settings, prepared, sampler)
+    prepared.trained.apply(model)
+    words = prepared.trained.in_words(model)
+    if console is not None and first:
+        console.print(f"trained: {words}", highlight=False)
     if settings.batching.by == "cost":
         coefficients = settings.batching.coefficients
         if coefficients is None:
@@ -575,13 +521,14 @@ def _worker(
             settings.train,
             _rates(settings, prepared),
             schedule=schedule,
+            last_stage=_last_stage(settings, task),
             folder=folder,
             validate=validate,
             extra_state=lambda: {"curve": curve.to_json(), "best": best},
             restore_extra=restore,
             on_step=stepped,
             describe=lambda module: TrainedModel(
-                module, (task,), prepared.backbone.name, prepared.backbone.settings, prepared.graph
+                as_ordinary(module), (task,), prepared.backbone.name, prepared.backbone.settings, prepared.graph
             ),
             stop=stop,
         )
@@ -589,19 +536,29 @@ def _worker(
         return
     final = trained.averaged
     final.load_state_dict(best["weights"])
+    as_ordinary(final)
     drawn = trained.steps * settings.train.accumulate * batch_size
-    result = _result(settings, prepared, curve, best["step"], trained, drawn, schedule.reason, final, fabric.device)
+    result = run_result(settings, prepared, curve, best["step"], trained, drawn, schedule.reason, final, fabric.device)
+    result = replace(result, trained=words)
     if results is not None:
         results.append(result)
     if folder is not None:
-        # A study of many runs has no use for them.
-        uncertainties = _uncertainties(settings, prepared, final) if settings.uncertainty and not alone else {}
-        _save(settings, prepared, final, result, folder, uncertainties)
+        # A study of many runs has no use for uncertainties.
+        save_run(settings, prepared, final, result, folder, uncertain=settings.uncertainty and not alone)
         if alone:
             remove_checkpoints(folder / "checkpoint.pt")
         else:
             # The last one stays: a longer run goes on from it.
             previous(folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def _last_stage(settings: FinetuneSettings, task: Task) -> list[Task] | None:
+    """The task with the weights that it has in the energy stage, if there is one."""
+    if not settings.energy_stage:
+        return None
+    energy = task.targets["energy"]
+    heavier = replace(energy, weight=energy.weight * settings.energy_stage_factor)
+    return [replace(task, targets={**task.targets, "energy": heavier})]
 
 
 def _check_deaths(settings: FinetuneSettings, deaths: int, dead: Sequence[str], step: int) -> None:
@@ -652,9 +609,10 @@ def _model_named(settings: FinetuneSettings) -> str | None:
 
 def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSettings, TrainedModel | None]:
     """Backbone and graph come from the model started from, or whose architecture is taken."""
-    folder = _model_named(settings)
+    folder, keep = _model_named(settings), settings.keep_blocks
     if folder is None:
-        return settings.backbone or BackboneChoice(), settings.graph or GraphSettings(), None
+        choice = settings.backbone or BackboneChoice()
+        return choice if keep is None else choice.with_blocks(keep), settings.graph or GraphSettings(), None
     if settings.backbone is not None:
         raise EutecticError(
             "backbone",
@@ -663,6 +621,8 @@ def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSetti
             "drop `backbone`; it is read from the model",
         )
     model = load_model(folder)
+    if keep is not None:
+        model = with_fewer_blocks(model, keep)
     choice = BackboneChoice(name=model.backbone, settings=dict(model.backbone_settings))
     return choice, settings.graph or model.graph, None if settings.start == "scratch" else model
 
@@ -685,12 +645,20 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
     for part, rows in (("validation", parts.validation), ("test", parts.test)):
         if not len(rows) and not (part == "test" and prepared.test is not None):
             console.print(f"[yellow]no {part} structures:[/] {missing[part]}", highlight=False)
+    if settings.energy_stage:
+        console.print(
+            f"in the last {settings.energy_stage:.0%} of the run the energy weighs "
+            f"{settings.energy_stage_factor:g} times as much",
+            highlight=False,
+        )
     start = prepared.start
     if start is None:
         like = f" with the architecture of {settings.architecture_from}" if settings.architecture_from else ""
         console.print(f"from scratch: {prepared.backbone.name}{like}, seed {settings.train.seed}", highlight=False)
         return
     kept = prepared.kept
+    if settings.keep_blocks is not None:
+        console.print(f"kept: the first {settings.keep_blocks} of its blocks", highlight=False)
     trained_on = cast(Mapping[str, Any], start.provenance.get("pretrained_on", {}))
     finetuned_on = start.provenance.get("finetuned_on")
     parameters = sum(p.numel() for p in cast(nn.Module, start.module.backbone).parameters())
@@ -722,6 +690,7 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
             "predictor",
             highlight=False,
         )
+    _announce_ridge(console, prepared)
     fresh = [name for name in task.targets if name not in kept.properties and not task.heads[name].entry.derivative]
     if fresh:
         console.print(f"reset: new heads for {', '.join(fresh)}", highlight=False)
@@ -739,6 +708,35 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
         console.print(f"[yellow]elements the backbone never saw:[/] {', '.join(unseen)}", highlight=False)
 
 
+def _announce_ridge(console: Console, prepared: Prepared) -> None:
+    """What the backbone's features are worth before any training, by a ridge regression on a part of the data."""
+    parts, task = prepared.split, prepared.baseline
+    names = [name for name in task.targets if name not in why_not(task)]
+    if prepared.start is None or not names or not len(parts.validation):
+        return
+    linear = with_linear_heads(task, names)
+    given: dict[str, Any] = {"edge_lists": prepared.backbone.of_backbone().edge_lists}
+    training, validation = (
+        TaskDataset(0, linear, prepared.store, rows, **given)
+        for rows in (parts.train[:RIDGE_FITTED_TO], parts.validation[:TRIED_ON])
+    )
+    ridge = fit_ridge(prepared.start.module.backbone, linear, training, validation)
+    items = replace(validation, task=ridge.task, kept={}).items()
+    found = evaluate(ridge.model, [ridge.task], items, baseline=task)[task.name]
+    errors = ", ".join(
+        f"{name} {shown(name, e.mae)[0]:.4g} (mean predictor {shown(name, e.baseline_mae)[0]:.4g}) "
+        f"{shown(name, 1.0)[1]}"
+        for name, e in found.items()
+        if e.count
+    )
+    if errors:
+        console.print(
+            f"ridge regression on the features of {len(training)} training structures, on {len(items)} validation "
+            f"structures: {errors}",
+            highlight=False,
+        )
+
+
 def _model(settings: FinetuneSettings, prepared: Prepared, sampler: BatchSampler) -> MultitaskModel:
     seed, task, start = settings.train.seed, prepared.task, prepared.start
     if start is None:
@@ -751,12 +749,14 @@ def _rates(settings: FinetuneSettings, prepared: Prepared) -> FinetuneOptimiserS
     """The optimiser, gentle at first where heads are kept."""
     if prepared.kept.task is None:
         return settings.optimiser
+    if settings.train.time is not None and not settings.train.until_converged:
+        return settings.optimiser  # warmed up by the clock, see `_schedule`
     steps = finetune_schedule(settings.train, settings.optimiser, len(prepared.split.train)).steps
     # The warm-up is counted in steps; a run of unknown length has that of 1,000.
     return settings.optimiser.gentle(1000 if steps is None else steps)
 
 
-def _result(
+def run_result(
     settings: FinetuneSettings,
     prepared: Prepared,
     curve: Curve,
@@ -767,6 +767,18 @@ def _result(
     model: MultitaskModel,
     device: torch.device,
 ) -> FinetuneResult:
+    """The result of a run, tested on its test structures.
+
+    Args:
+        settings, prepared: of the run.
+        curve: its validation errors.
+        best_step: whose weights `model` has.
+        trained: time and number of its steps.
+        drawn: structures, in all its steps.
+        reason: why it ended, where that was not known beforehand.
+        model: that is kept.
+        device: to test on.
+    """
     store, parts, task = prepared.store, prepared.split, prepared.task
     judged = primary(list(task.targets))
     edge_lists = prepared.backbone.of_backbone().edge_lists
@@ -850,14 +862,16 @@ def _uncertainties(settings: FinetuneSettings, prepared: Prepared, model: Multit
     return {settings.name: found} if found else {}
 
 
-def _save(
+def save_run(
     settings: FinetuneSettings,
     prepared: Prepared,
     model: MultitaskModel,
     result: FinetuneResult,
     folder: Path,
-    uncertainties: Uncertainties,
+    *,
+    uncertain: bool,
 ) -> None:
+    """Write model and result, with which a run is finished."""
     store, start = prepared.store, prepared.start
     provenance: dict[str, Any] = {
         "eutectic": eutectic.__version__,
@@ -880,7 +894,7 @@ def _save(
         prepared.backbone.settings,
         prepared.graph,
         provenance,
-        uncertainties,
+        _uncertainties(settings, prepared, model) if uncertain else {},
     )
     save_model(folder / "model", described)
     write_atomically(folder / "result.json", json.dumps(result.to_dict()), sole_writer=True)

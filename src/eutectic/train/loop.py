@@ -96,6 +96,7 @@ def train(
     optimiser_settings: OptimiserSettings,
     *,
     schedule: Schedule,
+    last_stage: Sequence[Task] | None = None,
     folder: Path | None = None,
     validate: Validate = lambda model, step, seconds: None,
     extra_state: Callable[[], dict[str, Any]] = dict,
@@ -111,6 +112,7 @@ def train(
         model: initialised identically in every process, scale factors fitted.
         source: the batches; a step takes `settings.accumulate` of them.
         schedule: length, learning rates and validations.
+        last_stage: the tasks with the weights that they have in the schedule's last stage; None changes nothing.
         folder: for `checkpoint.pt` and `journal.jsonl`; None writes nothing and cannot be resumed.
         validate: called at the start, when the schedule says, and at the end.
         extra_state, restore_extra: write and read the caller's own state in the checkpoint.
@@ -165,6 +167,8 @@ def train(
             if not finished:
                 began, batches.waited = time.monotonic(), 0.0
                 rate = schedule.rate(step)
+                if last_stage is not None and schedule.in_last_stage(step):
+                    gradient.tasks = last_stage
                 rank_statistics = gradient.compute(batches.take(accumulate), structures)
                 step_seconds = time.monotonic() - began
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric.wrappers import _FabricOptimizer
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from eutectic.atoms import EutecticError
+from eutectic.models.backbone import Backbone
 from eutectic.models.multitask import MultitaskModel
+from eutectic.models.parts import BLOCKS, HEADS, REST, depth, part_names, part_of, parts_named
 from eutectic.train.checkpoint import local_shard
 from eutectic.train.settings import OptimiserSettings
 
@@ -43,18 +45,50 @@ def warm_up(settings: OptimiserSettings, step: int, warm: int | None = None) -> 
     return settings.warmup_lr_ratio + (1 - settings.warmup_lr_ratio) * step / max(warm - 1, 1)
 
 
+def relative_rates(backbone: Backbone, settings: OptimiserSettings) -> dict[str, float]:
+    """Part of a backbone → its learning rate, relative to that of the heads.
+
+    Raises:
+        EutecticError: a part, or a decay from block to block, of a backbone that does not have them.
+    """
+    rates = dict.fromkeys([*backbone.parts, REST], settings.backbone_lr_scale)
+    if settings.layer_decay < 1:
+        if BLOCKS not in part_names(backbone):
+            raise EutecticError(
+                "optimiser.layer_decay",
+                f"{settings.layer_decay:g}, for the backbone {type(backbone).__name__}, which names no blocks",
+                "a backbone with blocks (`Backbone.parts`)",
+                "leave it out, or set optimiser.backbone_lr_scale",
+            )
+        rates = {part: rate * settings.layer_decay ** depth(backbone, part) for part, rate in rates.items()}
+    # One by one, so that a later name refines an earlier one: {blocks: 0.5, block_0: 0.3}.
+    factors: dict[str, float] = {}
+    for name, factor in settings.part_rates.items():
+        factors |= dict.fromkeys(parts_named(backbone, [name], "optimiser.part_rates"), factor)
+    if HEADS in factors:
+        raise EutecticError(
+            "optimiser.part_rates",
+            "a rate of the heads, to which all others are relative",
+            f"parts of the backbone: {', '.join(name for name in part_names(backbone) if name != HEADS)}",
+            "set optimiser.learning_rate",
+        )
+    return {part: rate * factors.get(part, 1.0) for part, rate in rates.items()}
+
+
 def make_optimiser(model: MultitaskModel, settings: OptimiserSettings) -> torch.optim.Optimizer:
-    """Fused AdamW over all parameters; `set_learning_rate` sets the learning rates of backbone and heads.
+    """Fused AdamW over all parameters; `set_learning_rate` sets the learning rates of the heads and of the backbone's
+    parts.
 
     To use another optimiser, change only this function. It needs parameter groups with the key "relative", and a
     `state_dict` of tensors and plain values. One that supports `found_inf`, like torch's fused optimisers, skips a
     non-finite step on the device; with any other the loop waits for the device once per step (`apply_gradient`).
     """
-    heads = {id(parameter) for parameter in model.heads.parameters()}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) not in heads], "relative": settings.backbone_lr_scale},
-        {"params": list(model.heads.parameters()), "relative": 1.0},
-    ]
+    rates = relative_rates(model.backbone, settings)
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in cast(nn.Module, model.backbone).named_parameters():
+        by_rate.setdefault(rates[part_of(model.backbone, name)], []).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": some, "relative": rate} for rate, some in by_rate.items()]
+    groups.append({"params": list(model.heads.parameters()), "relative": 1.0})
     return torch.optim.AdamW(
         groups, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
     )

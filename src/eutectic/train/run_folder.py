@@ -87,7 +87,8 @@ def _without_length(essence: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a run (see `_essence`), but for how long it is and when it is validated."""
     train = essence.get("train")
     rest = {k: v for k, v in train.items() if k not in LENGTH} if isinstance(train, Mapping) else train
-    return {**essence, "train": rest}
+    # An effort is a length too, in place of that in `train`.
+    return {**essence, "train": rest, "effort": essence.get("effort") is not None}
 
 
 def claim_content(folder: Path, content: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from eutectic.train.optimisation import learning_rate, warm_up
-from eutectic.train.settings import FinetuneTrainSettings, OptimiserSettings
+from eutectic.train.settings import KEPT_HEAD_FIRST_RATE, FinetuneTrainSettings, OptimiserSettings
 
 
 class Schedule:
@@ -26,9 +26,11 @@ class Schedule:
         elapsed: seconds of the run so far, validations included.
         reason: why the run ended, in words, where that was not known beforehand.
         timed: whether `progress` is in seconds.
+        last_stage: part of the run, at its end, with other weights in the loss.
     """
 
     timed = False
+    last_stage = 0.0
 
     def __init__(self, settings: OptimiserSettings, every: int | None) -> None:
         self.settings, self.every = settings, every
@@ -57,6 +59,11 @@ class Schedule:
     def progress(self, step: int) -> tuple[float, float] | None:
         """Part done and whole, in steps or seconds; None if the end is not known."""
         return None
+
+    def in_last_stage(self, step: int) -> bool:
+        """Whether a step is in the last stage."""
+        progress = self.progress(step) if self.last_stage else None
+        return progress is not None and progress[0] >= (1 - self.last_stage) * progress[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -95,10 +102,14 @@ class ClockSchedule(Schedule):
         settings: as for `Schedule`.
         seconds: of training, validations included.
         every: steps between validations; None validates about ten times.
+
+    Attributes:
+        gentle: part of the time in which rates rise from a hundredth, for heads that are kept.
     """
 
     VALIDATIONS = 10
     timed = True
+    gentle = 0.0
 
     def __init__(self, settings: OptimiserSettings, seconds: float, every: int | None = None) -> None:
         super().__init__(settings, every)
@@ -108,7 +119,12 @@ class ClockSchedule(Schedule):
     def rate(self, step: int) -> float:
         cosine = 0.5 * (1 + math.cos(math.pi * min(self.elapsed / self.seconds, 1.0)))
         final = self.settings.final_lr_ratio
-        return super().rate(step) * (final + (1 - final) * cosine)
+        rate = super().rate(step) * (final + (1 - final) * cosine)
+        return (
+            rate * min(1.0, max(KEPT_HEAD_FIRST_RATE, self.elapsed / (self.gentle * self.seconds)))
+            if self.gentle
+            else rate
+        )
 
     def finished(self, step: int) -> bool:
         return step > 0 and self.elapsed >= self.seconds

@@ -15,6 +15,7 @@ from eutectic.atoms.properties import define_all
 from eutectic.data.catalogue import open_store
 from eutectic.graph import GraphSettings
 from eutectic.models.backbone import BackboneSettings
+from eutectic.models.fewer_blocks import fewer_blocks
 from eutectic.models.heads import HeadSettings
 from eutectic.models.registry import BACKBONES, backbone_entry
 from eutectic.tasks import Targets, TargetSettings
@@ -89,6 +90,10 @@ class BackboneChoice(Settings):
         """A copy that takes the cutoff of the graphs if it has none; see `BackboneSettings.for_graphs`."""
         return self._with(self.of_backbone().for_graphs(graphs))
 
+    def with_blocks(self, keep: int) -> BackboneChoice:
+        """A copy with the first blocks only."""
+        return self._with(fewer_blocks(self.of_backbone(), keep, "keep_blocks"))
+
     def in_training(self, edge_dropout: float) -> BackboneChoice:
         """A copy with the settings used in training; see `BackboneSettings.in_training`."""
         return self._with(self.of_backbone().in_training(edge_dropout))
@@ -133,6 +138,18 @@ class OptimiserSettings(Settings):
     learning_rate: float = Field(default=3e-4, gt=0, description="peak learning rate")
     backbone_lr_scale: float = Field(
         default=1.0, gt=0, description="learning rate of the backbone, relative to that of the heads"
+    )
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="learning rate of each block relative to that of the block after it, down to the embedding; the "
+        "last block's is relative to that of the heads",
+    )
+    part_rates: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(
+        default_factory=dict,
+        description="learning rates of parts of the backbone, relative to that of the heads: part (as for `freeze`) → "
+        "factor, multiplied with those of `backbone_lr_scale` and `layer_decay`",
     )
     betas: tuple[Decay, Decay] = Field(default=(0.9, 0.95), description="AdamW's β₁ and β₂")
     weight_decay: float = Field(default=0.1, ge=0, description="AdamW's weight decay, on all parameters")
@@ -473,6 +490,9 @@ class FinetuneTrainSettings(LoopSettings):
         return words[0]
 
 
+Effort = Literal["seconds", "minutes", "hour", "full"]
+
+
 class FinetuneSettings(Defining):
     """One fine-tuning. These are the only defaults, for the command line and for Python alike."""
 
@@ -498,6 +518,35 @@ class FinetuneSettings(Defining):
         default_factory=dict,
         description="weight of each property in the score by which the best step is chosen, the mean of error / error "
         "of the mean predictor on validation data; default: 1 each",
+    )
+    freeze: tuple[str, ...] = Field(
+        default=(),
+        description="parts of the model that are not trained: embedding, basis, block_0, blocks, readout, … of the "
+        "backbone (which there are, an unknown name tells), backbone, or heads",
+    )
+    keep_blocks: int | None = Field(
+        default=None,
+        ge=1,
+        description="leave out all blocks of the backbone but this many, the first; default: keep all",
+    )
+    lora: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="train low-rank changes (LoRA) of this rank in place of the backbone's weights, which they are "
+        "added to at the end",
+    )
+    energy_stage: float = Field(
+        default=0.0, ge=0, lt=1, description="last part of the run in which the energy weighs more; 0: none"
+    )
+    energy_stage_factor: float = Field(
+        default=10.0, gt=0, description="by how much the weight of the energy is multiplied in that part"
+    )
+    effort: Effort | None = Field(
+        default=None,
+        description="climb a ladder of trainings, each longer and of more of the model, while that pays, for about a "
+        "minute (seconds), ten (minutes), an hour (hour), or until each has converged (full), in place of the length "
+        "in `train`; see docs/how-to/fine-tune.md",
     )
     name: str = Field(default="", description="name of the task in the model; default: that of the data")
     uncertainty: bool = Field(
@@ -549,6 +598,41 @@ class FinetuneSettings(Defining):
             )
         if all(self.score_weights.get(name, 1.0) == 0 for name in self.targets):
             raise ValueError("score_weights are all 0; give at least one property a weight")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_part(cls, values: Any) -> Any:
+        given = values.get("freeze") if isinstance(values, Mapping) else None
+        if isinstance(given, str):
+            return {**values, "freeze": [name.strip() for name in given.split(",") if name.strip()]}
+        return values
+
+    @model_validator(mode="after")
+    def _energy_stage(self) -> FinetuneSettings:
+        if self.energy_stage:
+            if "energy" not in self.targets or len(self.targets) == 1:
+                raise ValueError(
+                    f"energy_stage raises the weight of the energy beside other properties; learned: "
+                    f"{', '.join(self.targets)}"
+                )
+            if self.train.until_converged or self.effort == "full":
+                raise ValueError(
+                    "energy_stage is a part of a length that is known beforehand; give steps, epochs or time"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> FinetuneSettings:
+        from_scratch = self.start == "scratch"
+        if self.lora is not None and from_scratch:
+            raise ValueError("lora adapts a trained backbone, and this run starts from scratch; leave it out")
+        if self.effort is not None:
+            given = [name for name, value in (("freeze", self.freeze), ("lora", self.lora)) if value]
+            if given:
+                raise ValueError(f"effort decides what is trained; leave out {' and '.join(given)}")
+            if from_scratch:
+                raise ValueError("effort begins with a trained backbone's features, and this run starts from scratch")
         return self
 
     @model_validator(mode="after")

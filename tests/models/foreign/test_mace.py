@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from typer.testing import CliRunner
 
 from eutectic import cli
-from eutectic.atoms import EutecticError
+from eutectic.atoms import EutecticError, Structure
 from eutectic.graph import GraphSettings
 from eutectic.models.foreign.mace import MACE, PACKAGE, MACESettings
+from eutectic.models.lora import add_low_rank, merge_low_rank
+from eutectic.models.parts import REST, part_names, part_of
 from eutectic.predict.model import load
 from eutectic.testing import CheckResult, parametrize_backbone_checks
+from eutectic.testing.observation import graph_of
 
 pytest.importorskip("mace", reason="mace-torch is not installed (pip install 'eutectic[mace]')")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("home")]
@@ -252,3 +256,25 @@ def test_a_file_of_the_training_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(EutecticError, match="not a MACE") as error:
         load(f"mace:{tmp_path / 'some.pt'}")
     assert "not a checkpoint" in error.value.fix
+
+
+def test_parts_and_low_rank_changes() -> None:
+    backbone = MACE(MACESettings(config=TINY, elements=(1, 6, 7, 8), cutoff=5.0, edge_width=8)).double()
+    blocks = [f"block_{k}" for k in range(2)]
+    assert part_names(backbone) == ["embedding", *blocks, "readout", "blocks", "backbone", "heads"]
+    parts = {name: part_of(backbone, name) for name, _ in backbone.named_parameters()}
+    assert REST not in parts.values()
+    assert {part for name, part in parts.items() if name.startswith("interactions.0.")} == {"block_0"}
+    graph = graph_of([Structure.from_ase(molecule("CH3CH2OH"))], GRAPH, backbone)
+    before = backbone(graph).atoms
+    # Those of the networks of distances; the package's other weights are not matrices.
+    assert add_low_rank(backbone, 4) == 8
+    torch.testing.assert_close(backbone(graph).atoms, before, rtol=0, atol=0)
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if name.endswith(".b"):
+                parameter.normal_(0.0, 0.1)
+    changed = backbone(graph).atoms
+    assert not torch.equal(changed, before)
+    merge_low_rank(backbone)
+    torch.testing.assert_close(backbone(graph).atoms, changed, rtol=0, atol=0)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from typer.testing import CliRunner
@@ -20,6 +21,8 @@ from eutectic import cli
 from eutectic.atoms import EutecticError, Structure
 from eutectic.graph import GraphSettings
 from eutectic.models.foreign.sevennet import PACKAGE, SevenNet, SevenNetSettings
+from eutectic.models.lora import add_low_rank, merge_low_rank
+from eutectic.models.parts import REST, part_names, part_of
 from eutectic.predict.model import Model, load
 from eutectic.testing import CheckResult, generic_structures, parametrize_backbone_checks
 from eutectic.testing.observation import graph_of
@@ -248,3 +251,25 @@ def test_predict_and_finetune_from_the_command_line(tmp_path: Path) -> None:
     assert tuned.trained.backbone == "sevennet"
     assert tuned.trained.provenance["pretrained"]["imported_from"] == "sevennet:7net-0"  # type: ignore[index]
     assert tuned.predict(structures[0])["forces"].shape == (9, 3)
+
+
+def test_parts_and_low_rank_changes() -> None:
+    backbone = SevenNet(tiny()).double()
+    blocks = [f"block_{k}" for k in range(3)]
+    assert part_names(backbone) == ["embedding", *blocks, "readout", "blocks", "backbone", "heads"]
+    parts = {name: part_of(backbone, name) for name, _ in backbone.named_parameters()}
+    assert REST not in parts.values()
+    assert {part for name, part in parts.items() if name.startswith("network.0_")} == {"block_0"}
+    graph = graph_of([Structure.from_ase(molecule("CH3CH2OH"))], GRAPH, backbone)
+    before = backbone(graph).atoms
+    # Those of the networks of distances; the package's other weights are not matrices.
+    assert add_low_rank(backbone, 4) == 8
+    torch.testing.assert_close(backbone(graph).atoms, before, rtol=0, atol=0)
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if name.endswith(".b"):
+                parameter.normal_(0.0, 0.1)
+    changed = backbone(graph).atoms
+    assert not torch.equal(changed, before)
+    merge_low_rank(backbone)
+    torch.testing.assert_close(backbone(graph).atoms, changed, rtol=0, atol=0)

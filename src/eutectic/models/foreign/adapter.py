@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,11 @@ class ForeignBackbone(Backbone):
     @property
     def compile_units(self) -> tuple[nn.Module, ...]:
         return ()
+
+    @property
+    def parts(self) -> Mapping[str, Sequence[str]]:
+        """Our edge features are the readout; what is the package's own is a subclass's to name."""
+        return {"readout": ["edge_features."]} if self.edge_width else {}
 
     def types_of(self, numbers: Int[Tensor, atoms]) -> Int[Tensor, atoms]:
         """Place of each atom's element in the order of the model.

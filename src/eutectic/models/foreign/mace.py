@@ -10,7 +10,7 @@ The backbone ends before the last linear layer of each readout, which together b
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,6 +84,12 @@ class MACE(ForeignBackbone):
             {str(place): readout for place, readout in readouts.items() if _hidden_width(readout)}
         )
         self.pair_repulsion = model.pair_repulsion_fn if repulsive else None
+
+    @property
+    def parts(self) -> Mapping[str, Sequence[str]]:
+        names = ("interactions", "products", "readouts")
+        blocks = {f"block_{k}": [f"{name}.{k}." for name in names] for k in range(len(self.products))}
+        return {"embedding": ["node_embedding.", "radial_embedding."], **blocks, **super().parts}
 
     def forward(self, graph: Graph) -> Features:
         near = self.neighbours(graph)

@@ -10,7 +10,7 @@ Nothing here is needed, or imported, unless such a model is asked for.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -113,6 +113,14 @@ class SevenNet(ForeignBackbone):
         self.vector_places = {
             f"{t}_self_interaction_1": _polar_vectors(irreps) for t, irreps in enumerate(layers, start=1)
         }
+
+    @property
+    def parts(self) -> Mapping[str, Sequence[str]]:
+        layers = range(self.settings.config["num_convolution_layer"])
+        blocks = {f"block_{k}": [f"network.{k}_"] for k in layers}
+        inside = tuple(f"{k}_" for k in layers)
+        first = [f"network.{name}." for name in self.network if not name.startswith(inside)]
+        return {"embedding": first, **blocks, **super().parts}
 
     def forward(self, graph: Graph) -> Features:
         near = self.neighbours(graph)

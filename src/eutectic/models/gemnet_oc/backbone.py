@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -50,6 +50,19 @@ class GemNetOC(Backbone):
     def repeated(self) -> Sequence[nn.Module]:
         """The interaction blocks."""
         return list(self.blocks)
+
+    @property
+    def parts(self) -> Mapping[str, Sequence[str]]:
+        """A block is an interaction with the output after it; the first also has the output before it, as in JMP."""
+        blocks = {f"block_{k}": [f"blocks.{k}.", f"outputs.{k + 1}."] for k in range(len(self.blocks))}
+        blocks["block_0"].append("outputs.0.")
+        basis = ["bases.", "edge_embedding."]
+        return {
+            "embedding": ["atom_embedding."],
+            "basis": basis,
+            **blocks,
+            "readout": ["atom_readout.", "edge_readout."],
+        }
 
     @property
     def compile_units(self) -> Sequence[nn.Module]:

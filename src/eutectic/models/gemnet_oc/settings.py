@@ -15,6 +15,7 @@ class GemNetOCSettings(BackboneSettings):
     """
 
     cutoff_setting = "radial_cutoff"
+    blocks_setting = "blocks"
     # JMP's convention: the basis reaches zero at 12 Å, although the graphs of its molecules have a cutoff of 8 Å.
     cutoff_may_exceed_graph = True
 

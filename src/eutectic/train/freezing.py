@@ -1,0 +1,97 @@
+"""What of a model is trained: all of it, all but some frozen parts, or low-rank changes of its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+
+from eutectic.atoms import EutecticError
+from eutectic.models.backbone import Backbone
+from eutectic.models.frozen_features import FrozenFeatures
+from eutectic.models.lora import add_low_rank, merge_low_rank, weight_matrices
+from eutectic.models.multitask import MultitaskModel
+from eutectic.models.parts import HEADS, part_names, part_of, parts_named
+from eutectic.train.settings import FinetuneSettings
+
+
+@dataclass(frozen=True)
+class TrainedParts:
+    """What is trained.
+
+    Attributes:
+        frozen: parts of the backbone, and `heads`, that are not.
+        rank: of the low-rank changes that are trained in place of the backbone's weights; None trains these.
+    """
+
+    frozen: tuple[str, ...] = ()
+    rank: int | None = None
+
+    @classmethod
+    def of(cls, settings: FinetuneSettings, backbone: Backbone) -> TrainedParts:
+        """As the settings say.
+
+        Raises:
+            EutecticError: unknown parts; nothing is left to train; nothing that low-rank changes could be added to.
+        """
+        chosen = cls(parts_named(backbone, settings.freeze, "freeze"), settings.lora)
+        names = [name for name, _ in cast(nn.Module, backbone).named_parameters()]
+        learned = [name for name in names if part_of(backbone, name) not in chosen.frozen]
+        if not learned and HEADS in chosen.frozen:
+            raise EutecticError(
+                "freeze",
+                f"{', '.join(settings.freeze)}: all of the model",
+                f"something left to train; parts: {', '.join(part_names(backbone))}",
+                "freeze less; `eutectic evaluate` tests a model as it is",
+            )
+        if chosen.rank is not None and not list(
+            weight_matrices(backbone, lambda name: part_of(backbone, name) not in chosen.frozen)
+        ):
+            raise EutecticError(
+                "lora",
+                f"rank {chosen.rank}, for a {type(backbone).__name__}"
+                + (f" of which {', '.join(settings.freeze)} is frozen" if settings.freeze else ""),
+                "a backbone with weight matrices that are not frozen, which low-rank changes are added to",
+                "freeze less" if settings.freeze else "leave it out, or freeze parts instead",
+            )
+        return chosen
+
+    def apply(self, model: MultitaskModel) -> None:
+        """Freeze parts of a new model, in place, and add low-rank changes, which begin as zero."""
+        backbone = cast(nn.Module, model.backbone)
+        if self.rank is not None:
+            add_low_rank(backbone, self.rank, lambda name: part_of(model.backbone, name) not in self.frozen)
+        for name, parameter in backbone.named_parameters():
+            if part_of(model.backbone, name) in self.frozen:
+                parameter.requires_grad_(False)
+        if HEADS in self.frozen:
+            model.heads.requires_grad_(False)
+        if not any(p.requires_grad for p in backbone.parameters()):
+            model.frozen_features = FrozenFeatures()
+
+    def in_words(self, model: MultitaskModel) -> str:
+        """What is trained of a model to which this was applied."""
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        whole = sum(p.numel() for p in model.parameters())
+        heads = "heads frozen" if HEADS in self.frozen else "heads"
+        parts = {part_of(model.backbone, name) for name, _ in cast(nn.Module, model.backbone).named_parameters()}
+        frozen = [part for part in self.frozen if part in parts]
+        if self.rank is not None:
+            n = sum(name.endswith(".weight.original") for name, _ in cast(nn.Module, model.backbone).named_parameters())
+            what = f"low-rank changes (rank {self.rank}) of {n} weight matrices of the backbone"
+        elif len(frozen) == len(parts):
+            return f"heads only ({trained:,} of {whole:,} parameters)"
+        else:
+            what = "backbone"
+        if frozen:
+            what += f" without {', '.join(frozen)}"
+        return f"{what}, {heads} ({trained:,} of {whole:,} parameters)"
+
+
+def as_ordinary(model: MultitaskModel) -> MultitaskModel:
+    """The model as it is saved, in place: low-rank changes made part of its weights, nothing frozen or remembered."""
+    model.frozen_features = None
+    merge_low_rank(cast(nn.Module, model.backbone))
+    model.requires_grad_(True)
+    return model
