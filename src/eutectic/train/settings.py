@@ -549,6 +549,11 @@ class FinetuneSettings(Defining):
         "in `train`; see docs/how-to/fine-tune.md",
     )
     name: str = Field(default="", description="name of the task in the model; default: that of the data")
+    uncertainty: bool = Field(
+        default=True,
+        description="at the end, calibrate uncertainties of scalar properties on the validation structures, which is a "
+        "pass over at most 2,000 training structures",
+    )
     batching: BatchingSettings = Field(
         default=BatchingSettings(), description="how structures are grouped into batches"
     )
