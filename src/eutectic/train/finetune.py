@@ -608,7 +608,10 @@ def _model_named(settings: FinetuneSettings) -> str | None:
 
 
 def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSettings, TrainedModel | None]:
-    """Backbone and graph come from the model started from, or whose architecture is taken."""
+    """Backbone and graph come from the model started from, or whose architecture is taken.
+
+    Derivatives of the energy get a graph without jumps, unless one is stated.
+    """
     folder, keep = _model_named(settings), settings.keep_blocks
     if folder is None:
         choice = settings.backbone or BackboneChoice()
@@ -624,7 +627,11 @@ def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSetti
     if keep is not None:
         model = with_fewer_blocks(model, keep)
     choice = BackboneChoice(name=model.backbone, settings=dict(model.backbone_settings))
-    return choice, settings.graph or model.graph, None if settings.start == "scratch" else model
+    graph = settings.graph
+    if graph is None:
+        derived = any(target.head.kind and target.head.entry.derivative for target in settings.targets.values())
+        graph = model.graph.for_derivatives() if derived else model.graph
+    return choice, graph, None if settings.start == "scratch" else model
 
 
 def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) -> None:
@@ -649,6 +656,12 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
         console.print(
             f"in the last {settings.energy_stage:.0%} of the run the energy weighs "
             f"{settings.energy_stage_factor:g} times as much",
+            highlight=False,
+        )
+    if settings.graph is None and prepared.graph.smooth_cap:
+        console.print(
+            f"graph: {prepared.graph.max_neighbours} neighbours, of which the last fade out over "
+            f"{prepared.graph.smooth_cap:g} Å, so that conservative forces have no jumps",
             highlight=False,
         )
     start = prepared.start

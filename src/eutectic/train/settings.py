@@ -508,7 +508,11 @@ class FinetuneSettings(Defining):
     backbone: BackboneChoice | None = Field(
         default=None, description="from scratch, without `architecture_from`: backbone and its settings"
     )
-    graph: GraphSettings | None = Field(default=None, description="graph settings; default: those of the start")
+    graph: GraphSettings | None = Field(
+        default=None,
+        description="graph settings; default: those of the start, and where forces are derivatives of the energy, at "
+        "least 12 neighbours with a smooth cap",
+    )
     head_from: str | None = Field(
         default="auto",
         description="task of the pre-trained model whose heads are reused, so that a run starts from its predictions; "
