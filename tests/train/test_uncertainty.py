@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import eutectic
 from eutectic.atoms import EutecticError, Structure
 from eutectic.checkpoints.description import UNCERTAINTY, seal_model
-from eutectic.checkpoints.inspection import inspect_model
+from eutectic.checkpoints.inspection import compare_models, inspect_model
 from eutectic.checkpoints.model import load_model, save_model
 from eutectic.cli.app import app
 from eutectic.data.store import Store
@@ -249,7 +249,9 @@ def test_it_can_be_left_out_and_made_later(molecules: Store, run: Path, tmp_path
     assert made.facts["trained_on"] == at_the_end.facts["trained_on"] == 50
     assert 0.2 < made.typical / at_the_end.typical < 5
     facts = inspect_model(folder)
-    assert facts["uncertainties"][0]["calibrated_on"] == made.facts["calibrated_on"]
+    assert facts["uncertainties"]["toy"]["energy"]["calibrated_on"] == made.facts["calibrated_on"]
+    differing = compare_models(folder, run)["facts"]
+    assert any(name.startswith("uncertainties.toy.energy.") for name in differing)
     assert "## Uncertainties" in (folder / "README.md").read_text()
 
 

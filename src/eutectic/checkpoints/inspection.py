@@ -76,11 +76,10 @@ def inspect_model(name_or_path: str | Path) -> dict[str, Any]:
             if key in ("steps", "structures_seen", "seed", "start")
         },
         "errors": _errors(folder),
-        "uncertainties": [
-            {"task": task, "property": name, "unit": PROPERTIES[name].unit, **one.facts}
+        "uncertainties": {
+            task: {name: {"unit": PROPERTIES[name].unit, **one.facts} for name, one in by_name.items()}
             for task, by_name in model.uncertainties.items()
-            for name, one in by_name.items()
-        ],
+        },
     }
 
 
@@ -215,9 +214,10 @@ def card_of(facts: Mapping[str, Any]) -> str:
             "| task | property | calibrated on | typical | unit |",
             "|---|---|--:|--:|---|",
         ]
-        for one in facts["uncertainties"]:
-            row = (one["task"], one["property"], one["calibrated_on"], f"{one['typical']:.3g}", one["unit"])
-            lines.append(f"| {' | '.join(map(_cell, row))} |")
+        for task, by_name in facts["uncertainties"].items():
+            for prop, one in by_name.items():
+                row = (task, prop, one["calibrated_on"], f"{one['typical']:.3g}", one["unit"])
+                lines.append(f"| {' | '.join(map(_cell, row))} |")
         lines += [
             "",
             "Standard deviations, from the last layer (LLPR); typical: their median on validation structures.",

@@ -1,5 +1,5 @@
-"""Commands that use a model: predict, distill, evaluate, calibrate, select, push, embed, nearest, models, inspect, diff,
-and imports."""
+"""Commands that use a model: predict, distill, evaluate, calibrate, select, push, embed, nearest, models, inspect,
+diff, and imports."""
 
 from __future__ import annotations
 

@@ -99,6 +99,6 @@ def distil(
             info = {} if read.atoms is None else read.atoms.info
             group = str(info.get("group") or structure.to_ase().get_chemical_formula())
             labels = {n: found[n].reshape(-1)[0] if found[n].size == 1 else found[n] for n in names}
-            yield LabelledStructure(structure, labels, f"{info.get('id', read.index)}", group)
+            yield LabelledStructure(structure=structure, labels=labels, id=str(info.get("id", read.index)), group=group)
 
     return write_store(out, card, rows()), left_out
