@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,11 @@ from rich.console import Console
 
 from eutectic.atoms import EutecticError
 from eutectic.check.files import is_of_files, open_data
+from eutectic.checkpoints.inspection import write_card
+from eutectic.checkpoints.model import save_model
+from eutectic.checkpoints.seen_rows import seen_rows
+from eutectic.checkpoints.shipped import model_folder
+from eutectic.checkpoints.uncertainty import Uncertainty, write_uncertainties
 from eutectic.console import ProgressBar
 from eutectic.data.examples import structure_from_dict
 from eutectic.data.splits import split as split_store
@@ -20,13 +26,18 @@ from eutectic.files import write_atomically
 from eutectic.plan.plan import plan_run
 from eutectic.predict.evaluation import Evaluation, evaluate_model
 from eutectic.predict.model import Model, load
+from eutectic.predict.prediction import task_of
 from eutectic.recipes import RECIPES
+from eutectic.recipes.benchmark import Choices, run_benchmark
 from eutectic.recipes.demonstration import pretraining_summary
 from eutectic.recipes.finetuning import finetuning
+from eutectic.report.benchmark_page import markdown, write_benchmark_page
 from eutectic.report.evaluation_page import write_evaluation_page
 from eutectic.report.finetune_page import write_finetune_page
 from eutectic.report.run_page import write_run_page
 from eutectic.report.study_page import write_results_page
+from eutectic.study.benchmark import Benchmark, table_as_json
+from eutectic.study.benchmark_tasks import chosen
 from eutectic.study.compare import STARTS, choose_for_one, environment, run_study
 from eutectic.study.results import Start, StudyResults
 from eutectic.train import finetune as training
@@ -38,6 +49,7 @@ from eutectic.train.run_folder import stored_settings, without_notes
 from eutectic.train.runtime.journal import read_journal
 from eutectic.train.runtime.launch import is_first
 from eutectic.train.settings import FinetuneSettings, PretrainSettings
+from eutectic.train.uncertainty import calibrated, check_calibrated
 
 
 def pretrain(
@@ -167,6 +179,75 @@ def compare(
     return results
 
 
+def benchmark(
+    tasks: Sequence[str],
+    *,
+    out: str | Path = "benchmark",
+    model: str | Path = "eutectic-small",
+    from_scratch: bool = False,
+    seeds: int = 1,
+    workers: int | None = None,
+    smaller: Benchmark | None = None,
+    console: Console | None = None,
+    quiet: bool = False,
+    **choices: Any,
+) -> Benchmark:
+    """Fine-tune to tasks of JMP; `out` then holds the runs, `benchmark.json`, `table.md` and `report.html`.
+
+    Runs go side by side as those of `compare` do. A task whose data are missing, or of which a run fails, does not
+    stop the others: its outcome says why.
+
+    Args:
+        tasks: names of tasks or families, or "all".
+        out: folder of the benchmark; the results of earlier calls in it are kept.
+        model: pre-trained model.
+        from_scratch: also train the same architecture from scratch.
+        seeds, workers: see `eutectic.recipes.benchmark.run_benchmark`.
+        smaller: results of a smaller model, to compare with.
+        console: where to report; the terminal or notebook if not given.
+        quiet: report nothing.
+        choices: steps, n_train, split, …, as `eutectic.recipes.benchmark.Choices` takes them.
+
+    Raises:
+        EutecticError: unknown tasks; a folder that holds the benchmark of another model.
+        Interrupted: stopped by a signal; resumable.
+    """
+    results = run_benchmark(
+        chosen([tasks] if isinstance(tasks, str) else tasks),
+        Path(out),
+        model=model,
+        starts=STARTS if from_scratch else ("pretrained",),
+        seeds=seeds,
+        choices=Choices(**choices),
+        workers=workers,
+        console=_console(console, quiet) or Console(quiet=True),
+    )
+    write_benchmark(out, smaller=smaller)
+    return results
+
+
+def write_benchmark(folder: str | Path, *, smaller: Benchmark | None = None) -> Path:
+    """The table of a benchmark as `table.md` and `table.json`, and its page, from `benchmark.json` in the folder.
+
+    Args:
+        folder: of a benchmark.
+        smaller: results of a smaller model, to compare with.
+
+    Returns:
+        The page, `folder/report.html`.
+
+    Raises:
+        EutecticError: the folder holds no benchmark.
+    """
+    folder = Path(folder)
+    results = Benchmark.read(folder)
+    values = table_as_json(results, smaller=smaller)
+    write_atomically(folder / "table.md", markdown(values))
+    write_atomically(folder / "table.json", json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    write_benchmark_page(folder / "report.html", values, environment=dict(results.environment))
+    return folder / "report.html"
+
+
 def evaluate(
     model: str | Path | Model,
     data: str | Path | Sequence[str | Path],
@@ -232,6 +313,74 @@ def evaluate(
     if report is not None:
         write_evaluation_page(Path(report), result.to_dict(), environment=environment())
     return result
+
+
+def calibrate(
+    model: str | Path,
+    data: str | Path,
+    *,
+    held_out: str | Path | None = None,
+    out: str | Path | None = None,
+    task: str | None = None,
+    split: str | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+    console: Console | None = None,
+    quiet: bool = False,
+    **reading: Any,
+) -> dict[str, Uncertainty]:
+    """Give a model uncertainties of its scalar properties, as `finetune` does at its end.
+
+    Args:
+        model: folder of a model or its run; or a name, and `out`.
+        data: what the model learned from: a data set, store or file.
+        held_out: structures that it did not learn from, at the same level of theory; default: the validation part of
+            `data`.
+        out: folder of a new model; default: the model's own folder gets the file.
+        task: of the model; required if it has several.
+        split: of `data`; default: its own.
+        batch_size: structures per batch.
+        device: to predict on, as for `eutectic.load`.
+        console: where to report; the terminal or notebook if not given.
+        quiet: report nothing.
+        reading: keys, units, …, for files, as `open_data` takes them.
+
+    Returns:
+        Property → uncertainty.
+
+    Raises:
+        EutecticError: no such model, task or data; a model given by name, and no `out`; no scalar property, or too few
+            structures held out.
+    """
+    shown = _console(console, quiet)
+    if out is None and not Path(model).exists():
+        raise EutecticError(
+            f"calibrate {model}", "a model by name, which is left as it is", "a folder for the new model", "give --out"
+        )
+    loaded = load(model, device=device).trained
+    chosen = task_of(loaded, task, f"model {model}")
+    store = open_data(data, console=shown, **(reading if is_of_files(data) else {}))
+    parts = split_store(store, split or store.card.default_split)
+    seen = seen_rows(loaded.provenance, store)
+    known = seen is not None and len(seen) > 0
+    training = (store, seen if known and seen is not None else parts.train)
+    if held_out is None:
+        rows = parts.validation if seen is None else np.setdiff1d(parts.validation, seen)
+        others = (store, rows)
+    else:
+        other = open_data(held_out, console=shown, **(reading if is_of_files(held_out) else {}))
+        others = (other, np.arange(len(other)))
+    found = calibrated(loaded.module, chosen, training, others, batch_size=batch_size)
+    check_calibrated(found, loaded.module, chosen, f"calibrate {model}")
+    every = {**loaded.uncertainties, chosen.name: found}
+    if out is None:
+        folder = model_folder(model)
+        write_uncertainties(folder, every)
+    else:
+        folder = Path(out)
+        save_model(folder, replace(loaded, uncertainties=every))
+    write_card(folder)
+    return found
 
 
 def _console(console: Console | None, quiet: bool) -> Console | None:

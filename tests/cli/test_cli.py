@@ -26,6 +26,7 @@ COMMANDS = [
     ["report"],
     ["finetune"],
     ["compare"],
+    ["benchmark"],
     ["demo"],
     ["import-jmp"],
     ["predict"],

@@ -82,9 +82,9 @@ def test_bad_input_has_four_parts(
 
 
 def test_a_study_of_folds_and_sizes(molecules: Store, tmp_path: Path) -> None:
-    given = {"out": tmp_path, "model": None, "starts": ["scratch"], "folds": 2, "sizes": [20, 40], "workers": 1}
+    given = {"out": tmp_path, "model": None, "starts": ["scratch"], "folds": 2, "sizes": [30, 38], "workers": 1}
     results = workflows.compare(settings_of(molecules), quiet=True, **given)
-    assert [task.n_train for task in results.tasks] == [20, 40]
+    assert [task.n_train for task in results.tasks] == [30, 38]
     assert [[run.fold for run in task.runs] for task in results.tasks] == [[0, 1], [0, 1]]
     assert results.tasks[0].n_test == len(molecules)
     assert results.tasks[0].spread("scratch") == pytest.approx(
@@ -100,11 +100,3 @@ def test_a_study_of_folds_and_sizes(molecules: Store, tmp_path: Path) -> None:
     table = Console(width=80, record=True, quiet=False, file=(tmp_path / "t").open("w"))
     table.print(comparison_table(results))
     assert "over 2 folds" in table.export_text()
-    # An interrupted study goes on: what is finished is read back.
-    kept, lost = sorted(tmp_path.glob("runs/*/scratch-20-fold*/result.json"))
-    times = kept.stat().st_mtime_ns
-    (tmp_path / "results.json").unlink()
-    lost.unlink()
-    resumed = workflows.compare(settings_of(molecules), quiet=True, **given)
-    assert kept.stat().st_mtime_ns == times
-    assert [r.test_error for r in resumed.tasks[0].runs] == pytest.approx([r.test_error for r in results.tasks[0].runs])

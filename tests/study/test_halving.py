@@ -127,4 +127,10 @@ def test_one_finetuning_with_several_rates(molecules: Store, tmp_path: Path) -> 
 
 def test_an_effort_has_rates_of_its_own(molecules: Store, tmp_path: Path) -> None:
     with pytest.raises(EutecticError, match="effort"):
-        choose_for_one(settings_of(molecules, effort="seconds"), tmp_path, [1e-3, 2e-3], [], console=None)
+        choose_for_one(
+            settings_of(molecules, effort="seconds", start="eutectic-small", backbone=None, graph=None),
+            tmp_path,
+            [1e-3, 2e-3],
+            [],
+            console=None,
+        )

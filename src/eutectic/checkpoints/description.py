@@ -24,6 +24,7 @@ FORMAT = "eutectic-model-2"
 OLDER_FORMATS = ("eutectic-model-1",)
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
+UNCERTAINTY = "uncertainty.safetensors"
 
 EXPECTED = "a model folder (model.json, model.safetensors)"
 FIX = "give the folder …/model written by `eutectic pretrain` or `eutectic finetune`"
@@ -231,10 +232,24 @@ def check_weights(folder: Path, description: Mapping[str, Any]) -> None:
     hashes = description.get("sha256")
     if hashes is None:
         return
-    path = folder / WEIGHTS
+    _check_hash(folder / WEIGHTS, hashes)
+
+
+def check_uncertainty(folder: Path, description: Mapping[str, Any]) -> None:
+    """Check that the uncertainties, if there are any, are those that the description was written with.
+
+    Raises:
+        EutecticError: they are not, or are missing, or cannot be read.
+    """
+    hashes, path = description.get("sha256"), folder / UNCERTAINTY
+    if hashes is not None and (UNCERTAINTY in hashes or path.exists()):
+        _check_hash(path, hashes)
+
+
+def _check_hash(path: Path, hashes: Mapping[str, Any]) -> None:
     try:
         found = file_hash(path)
     except OSError as error:
         raise EutecticError(str(path), f"not readable ({error})", EXPECTED, COPY) from error
-    if hashes.get(WEIGHTS) != found:
+    if hashes.get(path.name) != found:
         raise _changed(path)

@@ -11,9 +11,14 @@ import torch
 from ase.data import chemical_symbols
 from safetensors.torch import load_file
 
+from eutectic.atoms import PROPERTIES
 from eutectic.checkpoints.description import DESCRIPTION, WEIGHTS, file_hash, read_description
 from eutectic.checkpoints.model import describe_model, load_model
-from eutectic.checkpoints.shipped import model_folder
+from eutectic.checkpoints.shipped import CARD, model_folder
+from eutectic.files import write_atomically
+
+MADE_BY = "<!-- written by eutectic; remove this line to keep changes of your own -->"
+"""Ends a card that may be written again."""
 
 RESULTS = "result.json"
 """Of a fine-tuning, in the folder of the run: its test errors."""
@@ -71,6 +76,10 @@ def inspect_model(name_or_path: str | Path) -> dict[str, Any]:
             if key in ("steps", "structures_seen", "seed", "start")
         },
         "errors": _errors(folder),
+        "uncertainties": {
+            task: {name: {"unit": PROPERTIES[name].unit, **one.facts} for name, one in by_name.items()}
+            for task, by_name in model.uncertainties.items()
+        },
     }
 
 
@@ -122,10 +131,38 @@ def _errors(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def write_card(folder: str | Path, name: str | None = None) -> Path:
+    """Write a model's card into its folder, as README.md; one that was written by hand is left as it is.
+
+    Args:
+        folder: of a model, which is checked.
+        name: under which it is loaded; default: the path of the folder, or of its run.
+
+    Returns:
+        The file.
+
+    Raises:
+        EutecticError: no such model, or a damaged one; it cannot be written.
+    """
+    folder = model_folder(folder)
+    path = folder / CARD
+    if path.is_file() and MADE_BY not in path.read_text(encoding="utf-8", errors="replace"):
+        return path
+    facts = inspect_model(folder)
+    facts["model"] = name or str(folder.parent if folder.name == "model" else folder)
+    write_atomically(path, card_of(facts))
+    return path
+
+
 def card_of(facts: Mapping[str, Any]) -> str:
     """A model card in Markdown, from `inspect_model`."""
     name = _cell(Path(str(facts["model"])).name)
     lines = [
+        "---",
+        "library_name: eutectic",
+        "tags: [eutectic, atomistic-simulation, chemistry, materials-science]",
+        "---",
+        "",
         f"# {name}",
         "",
         f"{facts['backbone']}, {facts['parameters']:,} parameters ({facts['bytes'] / 1e6:.1f} MB), made with eutectic "
@@ -169,6 +206,37 @@ def card_of(facts: Mapping[str, Any]) -> str:
             lines.append(f"| {' | '.join(map(_cell, row))} |")
     else:
         lines.append("Not recorded beside the model.")
+    if facts["uncertainties"]:
+        lines += [
+            "",
+            "## Uncertainties",
+            "",
+            "| task | property | calibrated on | typical | unit |",
+            "|---|---|--:|--:|---|",
+        ]
+        for task, by_name in facts["uncertainties"].items():
+            for prop, one in by_name.items():
+                row = (task, prop, one["calibrated_on"], f"{one['typical']:.3g}", one["unit"])
+                lines.append(f"| {' | '.join(map(_cell, row))} |")
+        lines += [
+            "",
+            "Standard deviations, from the last layer (LLPR); typical: their median on validation structures.",
+        ]
+    references = [
+        f"- {_cell(task)}, {_cell(prop)} ({_cell(one['unit'])}): "
+        + ", ".join(f"{_cell(element)} {value:.6g}" for element, value in one["references"].items())
+        for task, values in facts["tasks"].items()
+        for prop, one in values["predicts"].items()
+        if one["references"]
+    ]
+    if references:
+        lines += ["", "## References of elements", "", *references]
+    lines += [
+        "",
+        "## Settings",
+        "",
+        ", ".join(f"{_cell(key)} {_cell(value)}" for key, value in facts["settings"].items()) + ".",
+    ]
     lines += [
         "",
         "## Limits",
@@ -179,6 +247,8 @@ def card_of(facts: Mapping[str, Any]) -> str:
         "## Files",
         "",
         *(f"- `{file}`: SHA-256 `{digest}`" for file, digest in facts["sha256"].items()),
+        "",
+        MADE_BY,
         "",
     ]
     return "\n".join(lines)

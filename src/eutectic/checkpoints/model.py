@@ -34,6 +34,7 @@ from eutectic.checkpoints.description import (
     seal_model,
 )
 from eutectic.checkpoints.shipped import model_folder
+from eutectic.checkpoints.uncertainty import Uncertainties, read_uncertainties, write_uncertainties
 from eutectic.files import replacing
 from eutectic.graph import GraphSettings
 from eutectic.models import Backbone, BackboneSettings
@@ -80,6 +81,7 @@ class TrainedModel:
         backbone, backbone_settings: arguments of `build_backbone`.
         graph: default graph settings of new tasks.
         provenance: data sets, steps, seeds, version.
+        uncertainties: task → property → uncertainty, of those that have one.
     """
 
     module: MultitaskModel
@@ -88,6 +90,7 @@ class TrainedModel:
     backbone_settings: Mapping[str, object]
     graph: GraphSettings
     provenance: Mapping[str, object] = field(default_factory=dict)
+    uncertainties: Uncertainties = field(default_factory=dict)
 
 
 def with_fewer_blocks(model: TrainedModel, keep: int) -> TrainedModel:
@@ -136,6 +139,8 @@ def save_model(path: Path, model: TrainedModel, *, raw: Mapping[str, torch.Tenso
         save_file(_plain(model.module.state_dict()), str(folder / WEIGHTS))
         if raw is not None:
             save_file(_plain(raw), str(folder / "raw.safetensors"))
+        if model.uncertainties:
+            write_uncertainties(folder, model.uncertainties, seal=False)
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
         for weights in folder.glob("*.safetensors"):
             shutil.copymode(folder / DESCRIPTION, weights)  # safetensors makes files that only their owner can read
@@ -181,6 +186,7 @@ def load_model(path: str | Path, *, finite: bool = True) -> TrainedModel:
         backbone_settings=settings,
         graph=GraphSettings.model_validate(description["graph"]),
         provenance=description["provenance"],
+        uncertainties=read_uncertainties(path, description, module),
     )
 
 

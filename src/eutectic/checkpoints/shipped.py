@@ -25,7 +25,8 @@ def model_folder(name_or_path: str | Path) -> Path:
 
     A run's folder stands for the model in it. A published model ("fairchem:gemnet-oc-oc20-all-md") is downloaded and
     converted when it is first named; a model of another package (`sevennet:7net-0`, `mace:FILE.model`) is converted
-    then (see `eutectic.checkpoints.foreign`).
+    then (see `eutectic.checkpoints.foreign`); a model on the Hugging Face Hub (`user/name`) is downloaded (see
+    `eutectic.checkpoints.hub`).
 
     Raises:
         EutecticError: none of them exists; a published model that cannot be downloaded or read; a package that is
@@ -47,11 +48,15 @@ def model_folder(name_or_path: str | Path) -> Path:
 
     if is_foreign(str(name_or_path)):
         return foreign_model_folder(str(name_or_path))
+    from eutectic.checkpoints.hub import download, is_hub_name
+
+    if is_hub_name(str(name_or_path)):
+        return download(str(name_or_path))
     raise EutecticError(
         str(name_or_path),
         "no model of this name, and nothing at this path",
         f"a model folder (model.json, model.safetensors), one of {', '.join(shipped)}, {PREFIX}NAME, or a model of "
-        "another package (sevennet:NAME, mace:NAME, mace:FILE.model)",
+        "another package (sevennet:NAME, mace:NAME, mace:FILE.model), or user/name on the Hugging Face Hub",
         did_you_mean(
             str(name_or_path),
             shipped,

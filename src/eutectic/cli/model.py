@@ -1,4 +1,5 @@
-"""Commands that use a model: predict, distill, evaluate, embed, nearest, models, inspect, diff, and imports."""
+"""Commands that use a model: predict, distill, evaluate, calibrate, select, push, embed, nearest, models, inspect,
+diff, and imports."""
 
 from __future__ import annotations
 
@@ -120,7 +121,8 @@ def predict(
     """Predict energies, forces and the other properties of a task.
 
     An extended xyz file holds the structures as read, with the predictions added as `TASK_energy`, `TASK_forces`, …;
-    labels are kept. A Parquet or JSON file holds the predictions alone, with units and the index of each structure.
+    labels are kept; a model that knows its uncertainties (`eutectic calibrate`) adds `TASK_energy_uncertainty`, a
+    standard deviation. A Parquet or JSON file holds the predictions alone, with units and the index of each structure.
     The file appears when it is complete, and replaces an older one then; until then, and after an interruption, what
     was predicted is in `NAME.partial.xyz`.
 
@@ -153,7 +155,7 @@ def predict(
         writing_predictions,
         writing_table,
     )
-    from eutectic.predict.prediction import Prediction, relative_energies, task_of
+    from eutectic.predict.prediction import Prediction, predicted_names, relative_energies, task_of
     from eutectic.train.runtime.matmul import prefer_fast_matmul
     from eutectic.train.runtime.memory import keep_freed_memory
     from eutectic.train.runtime.stop import StopFlag
@@ -168,7 +170,7 @@ def predict(
     prefer_fast_matmul(trained.module)
     selected = task_of(trained, task)
     note = None if normalised else relative_energies(trained, selected.name)
-    names = dict.fromkeys([*selected.heads, *(("forces", "stress") if conservative else ())])
+    names = predicted_names(trained, selected, conservative)
     with ExitStack() as stack:
         stop = stack.enter_context(StopFlag().listening())
         writers: list[Write[Prediction]] = []
@@ -350,6 +352,177 @@ def evaluate(
         show_evaluation(result)
         if report is not None:
             console.print(f"report: {report}", highlight=False)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="Folder of a model or its run; or the name of a model, with --out.")],
+    data: Annotated[str, typer.Argument(help="What it learned from: name of a data set, a store, or a file.")],
+    held_out: Annotated[
+        str | None,
+        typer.Option(help="Structures that it did not learn from. Default: the validation part of the data."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of a new model; else its own folder.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task of the model; needed if there are several.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the data; default: its own.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 32,
+    key: Annotated[
+        list[str] | None, typer.Option(help="For a file: key of a property, as energy=E_dft; repeat.")
+    ] = None,
+    unit: Annotated[
+        list[str] | None, typer.Option(help="For a file: unit of a property, as energy=kcal/mol; repeat.")
+    ] = None,
+    elements: Annotated[str | None, typer.Option(help=f"For a file. {ELEMENTS}")] = None,
+) -> None:
+    """Give a model uncertainties of energies and other scalars, which `predict` and `select` then use.
+
+    `eutectic finetune` does this at its end; this command is for older models and those that came by name. Training
+    structures show which features of the last layer are known, structures held out how large the errors are (LLPR:
+    last-layer Laplace, arXiv:2403.02251). Forces and vectors get none.
+
+    **Examples**
+
+    `eutectic calibrate runs/mine my.xyz`
+
+    `eutectic calibrate runs/mine train.xyz --held-out validation.xyz`
+
+    `eutectic calibrate eutectic-small molecules --task molecules -o models/small`
+    """
+    from eutectic.atoms import PROPERTIES
+    from eutectic.report.formatting import significant
+    from eutectic.workflows import calibrate as run
+
+    reading: dict[str, Any] = {
+        "keys": pairs(key),
+        "units": pairs(unit, "--unit", "energy=kcal/mol"),
+        "elements": elements,
+    }
+    found = run(
+        model,
+        data,
+        held_out=held_out,
+        out=out,
+        task=task,
+        split=split,
+        batch_size=batch_size,
+        console=Console(stderr=True),
+        **{name: value for name, value in reading.items() if value},
+    )
+    for name, one in found.items():
+        console.print(
+            f"{name.replace('_', ' ')}: typical uncertainty {significant(one.typical)} {PROPERTIES[name].unit}, from "
+            f"{one.facts['trained_on']:,} training structures and {one.facts['calibrated_on']:,} held out",
+            highlight=False,
+        )
+    console.print(f"model: {out or model}", highlight=False)
+
+
+@app.command()
+def select(
+    model: Annotated[Path, typer.Argument(help="Folder or name of a model that knows its uncertainties.")],
+    structures: Annotated[Path, typer.Argument(help="Structures to choose from: a file that ASE reads, or a store.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Extended xyz file to write.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of structures to choose.")] = 20,
+    task: Annotated[str | None, typer.Option(help="Task of the model; needed if there are several.")] = None,
+    property: Annotated[
+        str | None, typer.Option("--property", "-p", help="Whose uncertainty; default: the energy, or the only one.")
+    ] = None,
+    elements: Annotated[str | None, typer.Option(help=ELEMENTS)] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 32,
+    unit: Annotated[
+        list[str] | None,
+        typer.Option(help="Unit of the file's positions or cell, if that is not Å: positions=bohr; repeatable."),
+    ] = None,
+) -> None:
+    """Choose the structures of a file that are most worth labelling.
+
+    One after the other, the structure with the largest uncertainty (per atom, for energies) is taken, given that those
+    before it will be labelled: many of one kind are not chosen. Beside each frame stand `selected` (its rank),
+    `index_in_pool`, `TASK_energy_uncertainty`, the same `…_left` after those before it, and `…_times_typical`: how far
+    it is from the training structures, 1 for one like them.
+
+    **Examples**
+
+    `eutectic select runs/mine pool.xyz -n 20 -o chosen.xyz`
+
+    `eutectic select runs/mine trajectory.traj -n 50 -p energy -o chosen.xyz`
+    """
+    from io import StringIO
+
+    from ase.io import write as write_atoms
+
+    from eutectic.checkpoints.model import load_model
+    from eutectic.console import ProgressBar
+    from eutectic.data.formats.elements import parse as parse_elements
+    from eutectic.predict.files import check_output, writing_predictions
+    from eutectic.predict.selection import notes_of, select_file, uncertain_property
+    from eutectic.report.drawing import formula
+    from eutectic.report.formatting import significant
+    from eutectic.train.runtime.stop import StopFlag
+
+    if out.suffix not in (".xyz", ".extxyz"):
+        raise EutecticError(f"--out {out}", f"the name {out.name}", "a name that ends in .xyz", "rename it")
+    check_output(out, structures)
+    trained = load_model(model)
+    chosen, name, _ = uncertain_property(trained, task, property)
+    with StopFlag().listening() as stop, ProgressBar("predicting") as bar:
+        found, summary = select_file(
+            trained,
+            structures,
+            count,
+            task=chosen.name,
+            property=name,
+            batch_size=batch_size,
+            elements=parse_elements(elements),
+            units=pairs(unit, "--unit", "positions=bohr"),
+            stop=lambda: stop.raised,
+            on_done=bar.advance,
+        )
+    rows = []
+    with writing_predictions(out) as stream:
+        for rank, one in enumerate(found, 1):
+            atoms, structure = one.read.atoms, one.read.structure
+            assert atoms is not None
+            assert structure is not None
+            copy = atoms.copy()
+            copy.calc = atoms.calc
+            copy.info |= notes_of(chosen, name, one, rank)
+            text = StringIO()
+            write_atoms(text, copy, format="extxyz")
+            stream.write(text.getvalue())
+            numbers = (significant(one.sigma), significant(one.left), f"{one.times_typical:.2f}")
+            rows.append((str(rank), str(one.read.index), formula(structure), *numbers))
+    unit_ = chosen.property(name).unit
+    _show_rows(("", "structure", "formula", f"uncertainty, {unit_}", "left", "times typical"), rows[:20])
+    console.print(plain(f"{len(found)} of {summary.predicted} structures: {out}"), soft_wrap=True)
+    _report(summary)
+
+
+@app.command()
+def push(
+    model: Annotated[Path, typer.Argument(help="Folder of a model or its run.")],
+    name: Annotated[str, typer.Argument(help="user/name on the Hugging Face Hub; made if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+) -> None:
+    """Upload a model with its card to the Hugging Face Hub (`pip install 'eutectic[hub]'`).
+
+    The card, README.md in the model's folder, is written if there is none by hand: what the model predicts, elements,
+    references, training data with hashes and licences, errors, settings. Anyone may then use the model by its name:
+    `--model user/name`, `eutectic.load("user/name")`. Log in first: `hf auth login`.
+
+    **Examples**
+
+    `eutectic push runs/mine ada/aspirin --private`
+
+    `eutectic predict ada/aspirin my.xyz -o predicted.xyz`
+    """
+    from eutectic.checkpoints.hub import push as upload
+    from eutectic.checkpoints.inspection import write_card
+    from eutectic.checkpoints.shipped import model_folder
+
+    folder = model_folder(model)
+    write_card(folder, name)
+    console.print(f"pushed: {upload(folder, name, private=private)}", highlight=False)
 
 
 @app.command()

@@ -175,6 +175,17 @@ def show_evaluation(result: Evaluation) -> None:
                     words = "  ".join(f"{part} {significant(value)}" for part, value in parts.items())
                     of = f"{where}, " if several else ""
                     console.print(f"[dim]{plain(of)}{name.replace('_', ' ')} by {kind}:[/] {words}", highlight=False)
+    for where, errors in result.sets.items():
+        for name, found in errors.items():
+            if (doubt := found.uncertainty) is not None:
+                of = f"{where}, " if several else ""
+                within = " and ".join(f"{share:.0%}" for share in doubt.coverage.values())
+                rank = "" if doubt.rank_correlation is None else f", rank correlation {doubt.rank_correlation:.2f}"
+                console.print(
+                    f"[dim]{plain(of)}{name.replace('_', ' ')} uncertainty:[/] median {significant(doubt.median)} "
+                    f"{found.unit}; {within} of labels within 1 and 1.96 of it (68% and 95% if calibrated){rank}",
+                    highlight=False,
+                )
     for note in result.notes:
         console.print(f"[yellow]{plain(note)}[/]", highlight=False)
     for where, (number, why) in result.left_out.items():

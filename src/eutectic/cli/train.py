@@ -282,6 +282,9 @@ def finetune(
         str | None,
         typer.Option(help="A store or file to test on, read like the data, of which nothing is then set aside."),
     ] = None,
+    no_uncertainty: Annotated[
+        bool, typer.Option("--no-uncertainty", help="Leave out the uncertainties of energies and other scalars.")
+    ] = False,
     show_settings: Annotated[
         bool, typer.Option("--show-settings", help="Print the resolved settings and stop.")
     ] = False,
@@ -352,7 +355,7 @@ def finetune(
         level_of_theory=level_of_theory,
         skip_unconverged=skip_unconverged,
         test_file=test_file,
-        settings=overrides(context.args),
+        settings=({"uncertainty": False} if no_uncertainty else {}) | overrides(context.args),
     )
     if show_settings:
         print_settings(settings)

@@ -165,6 +165,17 @@ class ScalarHead(Head):
         with full_precision(features.atoms.device):
             return pool(self.of_atoms(features), features.structure, features.n_structures, self.pooling)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether the prediction is linear in the final layer: all but a maximum over atoms."""
+        return self.pooling != "max"
+
+    def last_features(self, features: TaskFeatures) -> Float[Tensor, "structures width"]:
+        """Input of the final layer, pooled like the prediction, which is the final layer's weights times it."""
+        with full_precision(features.atoms.device):
+            hidden = self.perceptron[:-1](features.atoms)
+            return pool(hidden, features.structure, features.n_structures, self.pooling)
+
     def of_atoms(self, features: TaskFeatures) -> Float[Tensor, atoms]:
         """The number of each atom that is pooled."""
         with full_precision(features.atoms.device):

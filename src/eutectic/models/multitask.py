@@ -5,7 +5,7 @@ Each task's heads run only on the structures of that task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -114,7 +114,12 @@ class MultitaskModel(nn.Module):
             self.heads[task] = modules
 
     def forward(
-        self, graph: Graph, parts: Sequence[TaskSlice], conservative: bool = False, of_atoms: bool = False
+        self,
+        graph: Graph,
+        parts: Sequence[TaskSlice],
+        conservative: bool = False,
+        of_atoms: bool = False,
+        last_features: Collection[str] = (),
     ) -> Predictions:
         """Predict every property of every task.
 
@@ -125,6 +130,8 @@ class MultitaskModel(nn.Module):
             conservative: compute forces and stress as derivatives of every energy head, even for tasks with direct
                 force or stress heads.
             of_atoms: add `energies`, the part of each atom in the energy, where a head sums them.
+            last_features: properties for which `PROPERTY_last_features` (n_structures, width) is added, the pooled
+                input of the final layer of its head, where this is linear (see `has_last_features`).
         """
         derived = {part.task: self._derived(part.task, conservative) for part in parts}
         kinds = {kind for task_kinds in derived.values() for kind in task_kinds.values()}
@@ -141,7 +148,8 @@ class MultitaskModel(nn.Module):
             else:
                 features = self.frozen_features.of(self.backbone, graph)
             predictions = {
-                part.task: self._predict(part, graph, features, derived[part.task], of_atoms) for part in parts
+                part.task: self._predict(part, graph, features, derived[part.task], of_atoms, last_features)
+                for part in parts
             }
             if positions is not None:
                 self._add_derivatives(parts, derived, graph, positions, strain, predictions)
@@ -169,14 +177,29 @@ class MultitaskModel(nn.Module):
         return derived
 
     def _predict(
-        self, part: TaskSlice, graph: Graph, features: Features, derived: Mapping[str, str], of_atoms: bool
+        self,
+        part: TaskSlice,
+        graph: Graph,
+        features: Features,
+        derived: Mapping[str, str],
+        of_atoms: bool,
+        last_features: Collection[str],
     ) -> dict[str, Tensor]:
         task_features = features_of_task(part, graph, features)
         heads: nn.ModuleDict = self.heads[part.task]  # type: ignore[assignment]
         predictions = {name: head(task_features) for name, head in heads.items() if name not in derived}
         if of_atoms and self.sums_energies(part.task) and "energies" not in predictions:
             predictions["energies"] = cast(ScalarHead, heads["energy"]).of_atoms(task_features)
+        for name in last_features:
+            if self.has_last_features(part.task, name):
+                predictions[f"{name}_last_features"] = cast(ScalarHead, heads[name]).last_features(task_features)
         return predictions
+
+    def has_last_features(self, task: str, name: str) -> bool:
+        """Whether a property of a task is linear in the features of its head's final layer: a scalar of the structure
+        that is not a maximum over its atoms."""
+        head = cast(nn.ModuleDict, self.heads[task])
+        return name in head and isinstance(head[name], ScalarHead) and cast(ScalarHead, head[name]).is_linear
 
     def sums_energies(self, task: str) -> bool:
         """Whether the energy of a task is a sum over its atoms."""

@@ -18,6 +18,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from eutectic.atoms import EutecticError, Structure
 from eutectic.checkpoints.model import TrainedModel, elements_seen
+from eutectic.checkpoints.uncertainty import SUFFIX
 from eutectic.graph import ReusedNeighbours, StructureGraph
 from eutectic.predict.memory import check_memory
 from eutectic.predict.prediction import check_references, checked_task, finished, forward
@@ -41,7 +42,8 @@ class EutecticCalculator(Calculator):
     `energy` and `free_energy` (eV), `forces` (eV/Å), `stress` (6,) (eV/Å³; xx, yy, zz, yz, xz, xy; positive is
     tension), `energies` (eV, the part of each atom, references included, where the head of the energy sums them), and
     any further property of the task under its own name. A stress exists only for structures periodic in three
-    directions.
+    directions. `energy_uncertainty` (eV) and those of other scalars are standard deviations, where the
+    model knows them.
 
     Everything is calculated at once, and kept until positions, numbers, cell, boundary conditions or tags change.
     Charges, magnetic moments and constraints are no input of a model.
@@ -99,6 +101,7 @@ class EutecticCalculator(Calculator):
             names |= dict.fromkeys(("forces", "stress"))
         if "energy" in names:
             names |= dict.fromkeys(("free_energy", *(("energies",) if self._of_atoms else ())))
+        names |= dict.fromkeys(f"{name}{SUFFIX}" for name in model.uncertainties.get(chosen.name, {}))
         self.implemented_properties = list(names)
         self._warned: set[str] = set()
         self._checked_size = 0

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import tee
 from pathlib import Path
 
+import numpy as np
+
 from eutectic.atoms import PROPERTIES, EutecticError, LabelledStructure, Structure, did_you_mean
 from eutectic.checkpoints.model import TrainedModel
 from eutectic.data.card import Card
@@ -98,7 +100,10 @@ def distil(
                 continue
             info = {} if read.atoms is None else read.atoms.info
             group = str(info.get("group") or structure.to_ase().get_chemical_formula())
-            labels = {n: found[n].reshape(-1)[0] if found[n].size == 1 else found[n] for n in names}
-            yield LabelledStructure(structure, labels, f"{info.get('id', read.index)}", group)
+            labels = {
+                name: np.asarray(found[name], dtype=np.float64).reshape(PROPERTIES[name].shape(len(structure)))
+                for name in names
+            }
+            yield LabelledStructure(structure=structure, labels=labels, id=str(info.get("id", read.index)), group=group)
 
     return write_store(out, card, rows()), left_out

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
+from scipy.stats import rankdata
 
 from eutectic.atoms import EutecticError
 from eutectic.checkpoints.model import TrainedModel
 from eutectic.checkpoints.seen_rows import seen_rows
+from eutectic.checkpoints.uncertainty import Uncertainty
 from eutectic.data.store import Store
 from eutectic.files import null_for_unknown
 from eutectic.models.heads import HeadSettings
@@ -18,6 +20,72 @@ from eutectic.predict.prediction import task_of
 from eutectic.tasks import Normaliser, Task
 from eutectic.tasks.metrics import ErrorSum, shown
 from eutectic.train.evaluation import Breakdown, evaluate_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class UncertaintyErrors:
+    """How the uncertainties σ of a property compare with its errors, in the unit of these.
+
+    Attributes:
+        coverage: share of labels within a central interval of a normal distribution around the prediction → share that
+            was found; "0.68" and "0.95".
+        median: of σ.
+        ratio: root mean square of error / σ; 1 is right, more than 1 is too confident.
+        rank_correlation: Spearman's, of |error| and σ; None where either is the same for all.
+        bins: [root mean square σ, root mean square error] of up to ten equally large groups of rising σ.
+    """
+
+    coverage: dict[str, float]
+    median: float
+    ratio: float
+    rank_correlation: float | None
+    bins: list[list[float]]
+
+
+INTERVALS = {"0.68": 0.9945, "0.95": 1.96}
+"""Share of a normal distribution → standard deviations on each side of its mean that hold it."""
+
+BINS = 10
+FEWEST_OF_A_BIN = 5
+
+
+class Doubts:
+    """Uncertainties with the errors, see `train.evaluation.LastFeatures`."""
+
+    def __init__(self, known: Mapping[str, Uncertainty]) -> None:
+        self.names, self._known = list(known), known
+        self._pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in known}
+
+    def add(self, name: str, error: float, features: np.ndarray) -> None:
+        """Add one structure."""
+        self._pairs[name].append((error, float(self._known[name].of(features[None])[0])))
+
+    def summary(self, name: str, factor: float) -> UncertaintyErrors | None:
+        """The comparison, in the unit of the property divided by `factor`; None without structures."""
+        if not self._pairs.get(name):
+            return None
+        return compare_uncertainty(*(factor * np.array(self._pairs[name]).T))
+
+
+def compare_uncertainty(errors: np.ndarray, sigma: np.ndarray) -> UncertaintyErrors:
+    """Compare errors with the standard deviations predicted for them.
+
+    Args:
+        errors, sigma: (n,) of at least one structure.
+    """
+    absolute = np.abs(errors)
+    order = np.argsort(sigma, kind="stable")
+    groups = np.array_split(order, max(1, min(BINS, len(order) // FEWEST_OF_A_BIN)))
+    varied = np.ptp(absolute) > 0 and np.ptp(sigma) > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = float(np.sqrt(np.mean((errors / sigma) ** 2)))
+    return UncertaintyErrors(
+        coverage={share: float(np.mean(absolute <= width * sigma)) for share, width in INTERVALS.items()},
+        median=float(np.median(sigma)),
+        ratio=ratio,
+        rank_correlation=float(np.corrcoef(rankdata(absolute), rankdata(sigma))[0, 1]) if varied else None,
+        bins=[[float(np.sqrt(np.mean(values[group] ** 2))) for values in (sigma, absolute)] for group in groups],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +100,7 @@ class PropertyErrors:
         values, structures: number of components, and of structures with the label.
         by_size, by_element: atoms ("8–15") or element → mean absolute error; elements for properties of atoms only.
         truth, prediction: some values, evenly chosen.
+        uncertainty: of the predictions compared with the errors, where the model knows it.
     """
 
     unit: str
@@ -46,6 +115,7 @@ class PropertyErrors:
     by_element: dict[str, float]
     truth: list[float]
     prediction: list[float]
+    uncertainty: UncertaintyErrors | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +204,8 @@ def evaluate_model(
         judged = replace(chosen, targets={p: wanted[p] for p in labels})
         # A derivative needs the energy head, whether or not energies are compared.
         breakdown = Breakdown([(judged.name, p) for p in labels])
+        known = model.uncertainties.get(chosen.name, {})
+        doubts = Doubts({p: known[p] for p in labels if p in known})
         errors, refused = evaluate_store(
             model.module,
             judged,
@@ -142,6 +214,7 @@ def evaluate_model(
             batch_size=batch_size,
             conservative=conservative,
             seen=breakdown.add,
+            last_features=doubts if doubts.names else None,
             progress=progress,
         )
         if refused and len(refused) == len(rows):
@@ -150,7 +223,7 @@ def evaluate_model(
             left_out[where] = (len(refused), str(refused[0]))
         notes += _notes(model, chosen, where, store, rows)
         parts = breakdown.table()
-        found[where] = {p: _errors_of(p, errors[p], parts, judged.name) for p in labels}
+        found[where] = {p: _errors_of(p, errors[p], parts, judged.name, doubts) for p in labels}
     return Evaluation(
         model=name,
         task=chosen.name,
@@ -192,7 +265,11 @@ def _notes(model: TrainedModel, task: Task, where: str, store: Store, rows: np.n
 
 
 def _errors_of(
-    name: str, errors: ErrorSum, parts: Mapping[str, Mapping[str, Mapping[str, dict[str, float]]]], task: str
+    name: str,
+    errors: ErrorSum,
+    parts: Mapping[str, Mapping[str, Mapping[str, dict[str, float]]]],
+    task: str,
+    doubts: Doubts,
 ) -> PropertyErrors:
     factor, unit = shown(name, 1.0)
     truth, prediction = (
@@ -212,4 +289,5 @@ def _errors_of(
         by_element=dict(parts["element"].get(task, {}).get(name, {})),
         truth=truth,
         prediction=prediction,
+        uncertainty=doubts.summary(name, factor),
     )

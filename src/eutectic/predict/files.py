@@ -21,6 +21,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from eutectic.atoms import PROPERTIES, EutecticError, Interrupted, Structure
 from eutectic.checkpoints.model import TrainedModel, elements_seen
+from eutectic.checkpoints.uncertainty import property_of
 from eutectic.data import catalogue
 from eutectic.data.datasets import ase_files
 from eutectic.data.formats.elements import Elements
@@ -318,7 +319,7 @@ class XYZWriter:
         else:
             for name, value in outcome.items():
                 key = key_of(self.task.name, name) + ("_normalised" if self.normalised else "")
-                if PROPERTIES[name].level == "atom":
+                if PROPERTIES[property_of(name)].level == "atom":
                     copy.arrays[key] = value
                 else:
                     copy.info[key] = float(value) if value.ndim == 0 else value
@@ -409,7 +410,7 @@ def prediction_schema(
     """
     columns = [pa.field("structure", pa.int64()), pa.field("n_atoms", pa.int32())]
     for name in names:
-        target, prop = task.targets.get(name), PROPERTIES[name]
+        target, prop = task.targets.get(name), PROPERTIES[property_of(name)]
         kind = pa.float64()
         for _ in range(prop.rank):
             kind = pa.list_(kind, 3)

@@ -11,12 +11,14 @@ import torch
 
 from eutectic.atoms import PROPERTIES, EutecticError, Structure
 from eutectic.checkpoints.model import TrainedModel, task_named
+from eutectic.checkpoints.uncertainty import SUFFIX, of_uncertainty, property_of
 from eutectic.graph import build_graph
 from eutectic.predict.memory import check_memory
 from eutectic.tasks import Sample, Task, make_batch
 
 Prediction = dict[str, np.ndarray]
-"""Property → value in the property's shape, or class probabilities; float64."""
+"""Property → value in the property's shape, or class probabilities; float64. `PROPERTY_uncertainty` → its standard
+deviation, for the properties of which the model knows one."""
 
 
 def task_of(model: TrainedModel, name: str | None, where: str = "task") -> Task:
@@ -261,8 +263,9 @@ def forward(
         autocast: precision of matrix products, if lower than that of the weights.
 
     Returns:
-        For each structure: property → value in model units.
+        For each structure: property → value in model units; uncertainties are in the units of their properties.
     """
+    known = model.uncertainties.get(task.name, {})
     weight = next(model.module.parameters())
     # The batch has a slice of this task only, so the heads of other tasks do not run.
     batch = make_batch(samples, [task], weight.dtype).to(weight.device)
@@ -271,11 +274,15 @@ def forward(
         model.module.eval()
     try:
         with torch.no_grad(), torch.autocast(weight.device.type, dtype=autocast, enabled=autocast is not None):
-            values = model.module(batch.graph, batch.parts, conservative=conservative, of_atoms=of_atoms)[task.name]
+            values = model.module(
+                batch.graph, batch.parts, conservative=conservative, of_atoms=of_atoms, last_features=known
+            )[task.name]
     finally:
         if training:
             model.module.train()
+    doubts = {f"{name}{SUFFIX}": one.of(values.pop(f"{name}_last_features")) for name, one in known.items()}
     arrays = {name: _per_structure(name, value, samples) for name, value in values.items()}
+    arrays |= {name: [np.asarray(value) for value in column] for name, column in doubts.items()}
     return [{name: rows[at] for name, rows in arrays.items()} for at in range(len(samples))]
 
 
@@ -292,6 +299,9 @@ def finished(
         if name == "stress" and not structure.pbc.all():
             continue
         _check_finite(name, value, task)
+        if (of := of_uncertainty(name)) is not None:
+            physical[name] = value / task.targets[of].normaliser.scale if normalised else value
+            continue
         physical[name] = value if normalised else _denormalised(task, name, value, structure, conservative)
     return physical
 
@@ -337,8 +347,16 @@ def relative_energies(model: TrainedModel, task_name: str) -> str | None:
     return str(model.provenance.get("energies", "relative: no per-element references are known"))
 
 
+def predicted_names(model: TrainedModel, task: Task, conservative: bool = False) -> list[str]:
+    """Names of what is predicted: the properties of a task, and the uncertainties that the model knows."""
+    derived = ("forces", "stress") if conservative else ()
+    doubts = [f"{name}{SUFFIX}" for name in model.uncertainties.get(task.name, {})]
+    return list(dict.fromkeys([*task.heads, *derived, *doubts]))
+
+
 def unit_of(task: Task, name: str, *, normalised: bool = False) -> str:
     """Unit of a prediction, in words."""
+    name = property_of(name)
     if normalised:
         return "normalised"
     # Conservative forces and stress need no target of the task.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ def write_evaluation_page(
     Raises:
         EutecticError: the file cannot be written.
     """
-    sets = result["sets"]
+    short = short_names(list(result["sets"]))
+    sets = {short[where]: errors for where, errors in result["sets"].items()}
     properties = list(dict.fromkeys(name for errors in sets.values() for name in errors))
     write_page(
         path,
@@ -44,10 +45,42 @@ def write_evaluation_page(
             for kind, key in (("atoms", "by_size"), ("element", "by_element"))
             if len(errors[key]) > 1
         ],
+        doubts=[
+            (where, name, errors["uncertainty"], errors["unit"])
+            for where, by_name in sets.items()
+            for name, errors in by_name.items()
+            if errors.get("uncertainty")
+        ],
+        calibrations=list(_calibrations(sets)),
+        full_names={name: where for where, name in short.items() if name != where},
         notes=result["notes"],
-        left_out=result["left_out"],
+        left_out={short.get(where, where): why for where, why in result["left_out"].items()},
         environment=environment or {},
     )
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Name of a data set → the last part of its path, and as much before as tells it from the others."""
+    short = {}
+    for name in names:
+        parts = name.split("/")
+        n = 1
+        while n < len(parts) and any(o != name and o.split("/")[-n:] == parts[-n:] for o in names):
+            n += 1
+        short[name] = "/".join(parts[-n:]) or name
+    return short
+
+
+def _calibrations(sets: Mapping[str, Any]) -> Iterator[tuple[str, str, Figure, str]]:
+    """Data set, property, figure, caption."""
+    for where, by_name in sets.items():
+        for name, errors in by_name.items():
+            doubt = errors.get("uncertainty")
+            bins = [pair for pair in (doubt or {}).get("bins", []) if all(value and value > 0 for value in pair)]
+            if bins:
+                note = f"{doubt['coverage']['0.68']:.0%} within σ"
+                figure = figures.calibration(bins, unit=errors["unit"], title=words(name), note=note)
+                yield where, name, figure, f"{len(bins)} groups of {errors['structures']:,} structures by uncertainty."
 
 
 def _plots(sets: Mapping[str, Any]) -> Iterator[tuple[str, str, Figure, str]]:

@@ -248,6 +248,31 @@ def parity(
     return figure
 
 
+@styled
+def calibration(bins: Sequence[Sequence[float]], *, unit: str, title: str = "", note: str = "") -> Figure:
+    """Errors that were found against those that were predicted, both on logarithmic axes.
+
+    Args:
+        bins: [root mean square uncertainty, root mean square error] of groups of structures, all positive.
+        unit: of both.
+        title: above the frame.
+        note: inside the frame.
+    """
+    values = np.array(bins, dtype=float)
+    low, high = float(values.min()) / 1.4, float(values.max()) * 1.4
+    figure, axes = _panel(3.3, 3.3)
+    axes.plot((low, high), (low, high), color=QUIET, linewidth=0.9)
+    axes.plot(*values.T, "o-", color=START_COLOURS["pretrained"], markersize=5, linewidth=1.2)
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        _plain_log(axis, low, high)
+    axes.set_title(title, color=START_COLOURS["pretrained"])
+    axes.set_xlabel(f"predicted uncertainty ({short(unit, 16)})")
+    axes.set_ylabel(f"root mean square error ({short(unit, 16)})")
+    axes.text(0.04, 0.96, note, transform=axes.transAxes, va="top", fontsize=9.5)
+    return figure
+
+
 def typical(task: TaskComparison, start: Start) -> Run:
     """The run of middle test error: neither the lucky nor the unlucky seed."""
     runs = sorted(task.of(start), key=lambda r: (math.isnan(r.test_error), r.test_error))

@@ -311,7 +311,7 @@ def fit_rung_in_closed_form(settings: FinetuneSettings, place: Path) -> Finetune
         numbers = sum(p.numel() for p in model.heads.parameters())
         words = f"linear heads in closed form ({numbers:,} parameters; penalty {penalties})"
         result = replace(result, trained=words, length="none: in closed form")
-        save_run(chosen, prepared, model.cpu(), result, place)
+        save_run(chosen, prepared, model.cpu(), result, place, uncertain=settings.uncertainty)
         return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,22 @@ AT_ONCE = 256
 KEPT_VALUES = 500
 """Structures of a store whose values are kept for a plot."""
 
+
+@runtime_checkable
+class LastFeatures(Protocol):
+    """Takes the features of final layers, and the errors that go with them, along an evaluation.
+
+    Attributes:
+        names: properties of which they are wanted, each with a head that has them.
+    """
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def add(self, name: str, error: float, features: np.ndarray) -> None:
+        """Add prediction − label of a structure, in the property's unit, and features (width,)."""
+
+
 Errors = dict[str, dict[str, ErrorSum]]
 """Task → property → error; a `ClassErrorSum` where the property's values are classes."""
 
@@ -40,6 +56,7 @@ def evaluate(
     baseline: Task | None = None,
     progress: Callable[[int], None] | None = None,
     seen: Callable[[str, str, Sample, np.ndarray], None] | None = None,
+    last_features: LastFeatures | None = None,
     into: Errors | None = None,
 ) -> Errors:
     """Predict every labelled value and compare it with its label.
@@ -55,6 +72,7 @@ def evaluate(
             heads leave; by default the task's own.
         progress: called with the number of structures done so far.
         seen: called with task, property, item and the absolute errors of its values.
+        last_features: given those of every structure.
         into: errors to add to.
 
     Returns:
@@ -70,13 +88,23 @@ def evaluate(
             chunk = sorted(ordered[first : first + batch_size], key=lambda item: item.task)
             batch = make_batch(chunk, tasks, dtype).to(device)
             with torch.no_grad():
-                derived = {"conservative": True} if conservative else {}
-                predictions = model(batch.graph, batch.parts, **derived)
+                asked: dict[str, Any] = {"conservative": True} if conservative else {}
+                if last_features is not None:
+                    asked["last_features"] = last_features.names
+                predictions = model(batch.graph, batch.parts, **asked)
             for index, task in enumerate(tasks):
                 of_task = [item for item in chunk if item.task == index]
                 if of_task:
                     _compare(
-                        errors[task.name], task, of_task, predictions[task.name], keep, per_atom, seen, baseline or task
+                        errors[task.name],
+                        task,
+                        of_task,
+                        predictions[task.name],
+                        keep,
+                        per_atom,
+                        seen,
+                        baseline or task,
+                        last_features,
                     )
             if progress is not None:
                 progress(min(first + batch_size, len(ordered)))
@@ -103,6 +131,7 @@ def evaluate_store(
     conservative: bool = False,
     baseline: Task | None = None,
     seen: Callable[[str, str, Sample, np.ndarray], None] | None = None,
+    last_features: LastFeatures | None = None,
     progress: Callable[[int], object] = lambda structures: None,
 ) -> tuple[dict[str, ErrorSum], list[EutecticError]]:
     """Errors on rows of a store, read and predicted a few at a time; runs on the device of the model.
@@ -111,7 +140,7 @@ def evaluate_store(
         model: that has the task; its mode is restored afterwards.
         task: whose targets are compared.
         store, rows: the structures.
-        batch_size, conservative, baseline, seen: as for `evaluate`.
+        batch_size, conservative, baseline, seen, last_features: as for `evaluate`.
         progress: called with the number of structures done since the last call.
 
     Returns:
@@ -147,6 +176,7 @@ def evaluate_store(
                     conservative=conservative,
                     baseline=baseline,
                     seen=seen,
+                    last_features=last_features,
                     into=errors,
                 )
         progress(len(some))
@@ -162,6 +192,7 @@ def _compare(
     per_atom: bool,
     seen: Callable[[str, str, Sample, np.ndarray], None] | None,
     baseline: Task,
+    last_features: LastFeatures | None,
 ) -> None:
     for name, target in task.targets.items():
         values, prop, error = (
@@ -169,8 +200,11 @@ def _compare(
             task.property(name),
             errors[name],
         )
+        rows = None
+        if last_features is not None and name in last_features.names:
+            rows = predicted[f"{name}_last_features"].detach().to("cpu", torch.float64).numpy()
         start = 0
-        for item in items:
+        for place, item in enumerate(items):
             structure = item.graph.structure
             length = len(structure) if prop.level == "atom" else 1
             value = values[start : start + length] if prop.level == "atom" else np.asarray(values[start])
@@ -195,6 +229,8 @@ def _compare(
                     other = np.asarray(plain.denormalise(zero, structure.numbers)[compared] / size)
                 error.add(truth, prediction, other, nothing, size=1 if per_atom else atoms, keep=keep)
                 absolute = np.asarray(np.abs(prediction - truth))
+                if rows is not None and last_features is not None:
+                    last_features.add(name, size * float(prediction - truth), rows[place])
             if seen is not None:
                 seen(task.name, name, item, absolute)
 

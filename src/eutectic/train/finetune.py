@@ -19,6 +19,7 @@ from torch import nn
 import eutectic
 from eutectic.atoms import EutecticError
 from eutectic.check.files import is_of_files, open_data
+from eutectic.checkpoints.inspection import write_card
 from eutectic.checkpoints.model import (
     TrainedModel,
     build_backbone,
@@ -28,6 +29,7 @@ from eutectic.checkpoints.model import (
     with_fewer_blocks,
 )
 from eutectic.checkpoints.seen_rows import LearnedRows, seen_rows
+from eutectic.checkpoints.uncertainty import Uncertainties
 from eutectic.data.examples import structure_to_dict, varied
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
@@ -56,6 +58,7 @@ from eutectic.train.runtime.launch import is_first, launch, launched_outside, ma
 from eutectic.train.runtime.stop import StopFlag
 from eutectic.train.schedule import ClockSchedule, Schedule, finetune_schedule
 from eutectic.train.settings import BackboneChoice, FinetuneOptimiserSettings, FinetuneSettings, duration
+from eutectic.train.uncertainty import calibrated
 
 PARITY_POINTS = 500
 
@@ -540,7 +543,8 @@ def _worker(
     if results is not None:
         results.append(result)
     if folder is not None:
-        save_run(settings, prepared, final, result, folder)
+        # A study of many runs has no use for uncertainties.
+        save_run(settings, prepared, final, result, folder, uncertain=settings.uncertainty and not alone)
         if alone:
             remove_checkpoints(folder / "checkpoint.pt")
         else:
@@ -604,7 +608,10 @@ def _model_named(settings: FinetuneSettings) -> str | None:
 
 
 def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSettings, TrainedModel | None]:
-    """Backbone and graph come from the model started from, or whose architecture is taken."""
+    """Backbone and graph come from the model started from, or whose architecture is taken.
+
+    Derivatives of the energy get a graph without jumps, unless one is stated.
+    """
     folder, keep = _model_named(settings), settings.keep_blocks
     if folder is None:
         choice = settings.backbone or BackboneChoice()
@@ -620,7 +627,11 @@ def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSetti
     if keep is not None:
         model = with_fewer_blocks(model, keep)
     choice = BackboneChoice(name=model.backbone, settings=dict(model.backbone_settings))
-    return choice, settings.graph or model.graph, None if settings.start == "scratch" else model
+    graph = settings.graph
+    if graph is None:
+        derived = any(target.head.kind and target.head.entry.derivative for target in settings.targets.values())
+        graph = model.graph.for_derivatives() if derived else model.graph
+    return choice, graph, None if settings.start == "scratch" else model
 
 
 def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) -> None:
@@ -645,6 +656,12 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
         console.print(
             f"in the last {settings.energy_stage:.0%} of the run the energy weighs "
             f"{settings.energy_stage_factor:g} times as much",
+            highlight=False,
+        )
+    if settings.graph is None and prepared.graph.smooth_cap:
+        console.print(
+            f"graph: {prepared.graph.max_neighbours} neighbours, of which the last fade out over "
+            f"{prepared.graph.smooth_cap:g} Å, so that conservative forces have no jumps",
             highlight=False,
         )
     start = prepared.start
@@ -849,8 +866,23 @@ def _points(name: str, error: ErrorSum) -> list[list[float]]:
     return [(values[some] * factor).round(6).tolist() for values in (truth, prediction)]
 
 
+def _uncertainties(settings: FinetuneSettings, prepared: Prepared, model: MultitaskModel) -> Uncertainties:
+    """Of the scalar properties, from the training and the validation structures."""
+    parts, store = prepared.split, prepared.store
+    found = calibrated(
+        model, prepared.task, (store, parts.train), (store, parts.validation), batch_size=settings.train.batch_size
+    )
+    return {settings.name: found} if found else {}
+
+
 def save_run(
-    settings: FinetuneSettings, prepared: Prepared, model: MultitaskModel, result: FinetuneResult, folder: Path
+    settings: FinetuneSettings,
+    prepared: Prepared,
+    model: MultitaskModel,
+    result: FinetuneResult,
+    folder: Path,
+    *,
+    uncertain: bool,
 ) -> None:
     """Write model and result, with which a run is finished."""
     store, start = prepared.store, prepared.start
@@ -869,7 +901,14 @@ def save_run(
     if start is not None:
         provenance["pretrained"] = dict(start.provenance)
     described = TrainedModel(
-        model, (prepared.task,), prepared.backbone.name, prepared.backbone.settings, prepared.graph, provenance
+        model,
+        (prepared.task,),
+        prepared.backbone.name,
+        prepared.backbone.settings,
+        prepared.graph,
+        provenance,
+        _uncertainties(settings, prepared, model) if uncertain else {},
     )
     save_model(folder / "model", described)
     write_atomically(folder / "result.json", json.dumps(result.to_dict()), sole_writer=True)
+    write_card(folder / "model")

@@ -508,7 +508,11 @@ class FinetuneSettings(Defining):
     backbone: BackboneChoice | None = Field(
         default=None, description="from scratch, without `architecture_from`: backbone and its settings"
     )
-    graph: GraphSettings | None = Field(default=None, description="graph settings; default: those of the start")
+    graph: GraphSettings | None = Field(
+        default=None,
+        description="graph settings; default: those of the start, and where forces are derivatives of the energy, at "
+        "least 12 neighbours with a smooth cap",
+    )
     head_from: str | None = Field(
         default="auto",
         description="task of the pre-trained model whose heads are reused, so that a run starts from its predictions; "
@@ -549,6 +553,11 @@ class FinetuneSettings(Defining):
         "in `train`; see docs/how-to/fine-tune.md",
     )
     name: str = Field(default="", description="name of the task in the model; default: that of the data")
+    uncertainty: bool = Field(
+        default=True,
+        description="at the end, calibrate uncertainties of scalar properties on the validation structures, which is a "
+        "pass over at most 2,000 training structures",
+    )
     batching: BatchingSettings = Field(
         default=BatchingSettings(), description="how structures are grouped into batches"
     )
