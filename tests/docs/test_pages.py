@@ -186,8 +186,8 @@ def test_every_block_is_valid(page: str) -> None:
 
 @pytest.fixture
 def page_folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder that a page runs in: `my.xyz` (also by other names), `runs/mine` if the page uses it and does not make it, and stores of
-    its own. What a page registers is forgotten after it."""
+    """The folder that a page runs in: `my.xyz` (also by other names), `runs/mine` if the page uses it without making
+    it, and stores of its own. What a page registers is forgotten after it."""
     text = "\n".join(b.text for b in blocks(request.node.callspec.params["page"]) if not b.not_run)
     wanted = "runs/mine" in text and "--out runs/mine" not in text
     shutil.copytree(request.getfixturevalue("trained" if wanted else "structures"), tmp_path, dirs_exist_ok=True)
