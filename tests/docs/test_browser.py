@@ -36,10 +36,11 @@ DOCUMENTATION = (
 PROBE = """<!doctype html><title>probe</title>
 <iframe id=f width={width} height=900 src="{page}"></iframe><pre id=out></pre>
 <script>
-document.getElementById("f").onload = event => setTimeout(() => {{
-  const page = event.target.contentDocument, root = page.documentElement
+const frame = document.getElementById("f")
+frame.onload = () => setTimeout(() => {{
+  const page = frame.contentDocument, root = page.documentElement
   const wide = [...page.querySelectorAll("main *, body > *")].filter(e => e.getBoundingClientRect().right > {width} + 1)
-  const style = event.target.contentWindow.getComputedStyle(page.body)
+  const style = frame.contentWindow.getComputedStyle(page.body)
   document.getElementById("out").textContent = "PROBE" + JSON.stringify({{
     width: root.scrollWidth, height: root.scrollHeight, background: style.backgroundColor, colour: style.color,
     wide: wide.slice(0, 5).map(e => e.tagName + "." + e.className),

@@ -113,6 +113,9 @@ def checked(words: list[str]) -> None:
     elif program.startswith("./"):
         assert os.access(ROOT / program, os.X_OK), words
         return
+    elif program == "hf":
+        assert rest == ["auth", "login"], words
+        return
     elif program == "tensorboard":
         assert rest[0] == "--logdir", words
         return
