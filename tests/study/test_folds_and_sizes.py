@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,6 @@ def test_a_study_of_folds_and_sizes(molecules: Store, tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "training structures" in page
     assert "over 2 folds" in page
-    table = Console(width=80, record=True, quiet=False, file=(tmp_path / "t").open("w"))
+    table = Console(width=80, record=True, quiet=False, file=io.StringIO())
     table.print(comparison_table(results))
     assert "over 2 folds" in table.export_text()

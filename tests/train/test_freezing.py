@@ -99,6 +99,7 @@ def test_features_of_a_frozen_backbone_are_computed_once(
     monkeypatch.setattr(PaiNN, "forward", counted)
     direct = {"energy": {}, "forces": {"head": {"kind": "direct_forces"}}}
     chosen = settings(molecules, base, targets=direct, freeze="backbone", head_from=None, train={"steps": 20})
+    chosen = chosen.model_copy(update={"uncertainty": False})  # whose features are computed after the training
     finetune(chosen, tmp_path / "remembered")
     # 12 validation structures, 40 training structures (each batch in which one is new), and 8 test structures.
     remembered = sum(calls)
