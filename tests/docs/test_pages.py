@@ -5,7 +5,7 @@ blocks in one namespace. A block after a line that ends with a file's name, as i
 file. Runs are shortened to two steps. A block that needs published data, another package or a long time is
 preceded by `<!-- options only: why -->`; its commands must still be valid (`checked`). No block is skipped silently: a
 language or program that is not known here fails.
-Pages with several trainings are run with `-m slow`; their blocks are checked always.
+Pages with several trainings, or one of forces, are run with `-m slow`; their blocks are checked always.
 """
 
 from __future__ import annotations
@@ -217,12 +217,13 @@ def shortened_python(text: str) -> str:
 
 
 def running() -> Iterator[Any]:
-    """The pages that have something to run; those with several trainings are slow."""
+    """The pages that have something to run; those with several trainings, or one of forces, are slow."""
     for page in PAGES:
         found = [b.text for b in blocks(page) if b.language in ("sh", "python") and not b.not_run and not b.file]
         if found and page not in ELSEWHERE:
-            trainings = len(re.findall(r"eutectic(?: |\.)(?:finetune|pretrain|compare)\b", "\n".join(found)))
-            yield pytest.param(page, marks=[pytest.mark.slow] if trainings > 1 else [])
+            text = "\n".join(found)
+            trainings = len(re.findall(r"eutectic(?: |\.)(?:finetune|pretrain|compare)\b", text))
+            yield pytest.param(page, marks=[pytest.mark.slow] if trainings > 1 or "-p forces" in text else [])
 
 
 @pytest.mark.parametrize("page", list(running()))
