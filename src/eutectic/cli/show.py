@@ -104,6 +104,22 @@ def show_finetuning(result: FinetuneResult) -> None:
         f"mean alone[/]",
         highlight=False,
     )
+    if result.companions:
+        _show_companions(result)
+
+
+def _show_companions(result: FinetuneResult) -> None:
+    """Print what became of what was learned at the same time."""
+    from eutectic.report.formatting import significant
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("learned beside it", "property", "before", "after", "test", "mean predictor", "unit"):
+        table.add_column(heading, justify="left" if heading in ("learned beside it", "property", "unit") else "right")
+    for task, one in result.companions.items():
+        for name, unit in one["units"].items():
+            errors = [significant(one[part].get(name)) for part in ("before", "after", "test", "baselines")]
+            table.add_row(task, name.replace("_", " "), *errors, unit)
+    console.print(table)
 
 
 def _show_rungs(result: FinetuneResult) -> None:

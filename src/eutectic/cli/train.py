@@ -282,6 +282,18 @@ def finetune(
         str | None,
         typer.Option(help="A store or file to test on, read like the data, of which nothing is then set aside."),
     ] = None,
+    together_with: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Other data to learn from at the same time, with heads of its own: DATA or DATA=PROPERTY,…; repeat."
+        ),
+    ] = None,
+    remember: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Task of the model not to forget: its own predictions on your structures are learned too; repeat."
+        ),
+    ] = None,
     no_uncertainty: Annotated[
         bool, typer.Option("--no-uncertainty", help="Leave out the uncertainties of energies and other scalars.")
     ] = False,
@@ -307,6 +319,8 @@ def finetune(
     `eutectic finetune my.xyz -p energy -p forces --effort minutes --out runs/mine`
 
     `eutectic finetune my.xyz -p energy --freeze backbone --out runs/heads`; `--lora 8`; `--keep-blocks 1`
+
+    `eutectic finetune my.xyz -p gap --remember molecules --out runs/gap`; `--together-with other.xyz=energy,forces`
 
     `eutectic finetune my.xyz -p energy --key energy=E_dft --unit energy=kcal/mol --out runs/mine`
 
@@ -355,6 +369,8 @@ def finetune(
         level_of_theory=level_of_theory,
         skip_unconverged=skip_unconverged,
         test_file=test_file,
+        together_with=together_with or (),
+        remember=remember or (),
         settings=({"uncertainty": False} if no_uncertainty else {}) | overrides(context.args),
     )
     if show_settings:

@@ -22,7 +22,7 @@ deviation, for the properties of which the model knows one."""
 
 
 def task_of(model: TrainedModel, name: str | None, where: str = "task") -> Task:
-    """The task of that name, or the only one.
+    """The task of that name, the only one, or that which the model was fine-tuned to.
 
     Raises:
         EutecticError: no task of that name (suggests the nearest), or several tasks and no name.
@@ -32,6 +32,8 @@ def task_of(model: TrainedModel, name: str | None, where: str = "task") -> Task:
     if len(model.tasks) == 1:
         return model.tasks[0]
     names = [task.name for task in model.tasks]
+    if (own := model.provenance.get("task")) in names:
+        return task_named(model.tasks, str(own), where)
     raise EutecticError(
         where,
         f"no task named, and {len(names)} tasks in the model",

@@ -11,7 +11,7 @@ from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
 from eutectic.checkpoints.description import read_description
 from eutectic.checkpoints.shipped import model_folder
 from eutectic.models.heads import HeadSettings
-from eutectic.train.settings import FinetuneSettings, default_targets, merged, parse
+from eutectic.train.settings import FinetuneSettings, default_targets, merged, parse, task_name
 
 
 def finetuning(
@@ -49,6 +49,8 @@ def finetuning(
     level_of_theory: str | None = None,
     skip_unconverged: bool = False,
     test_file: str | Path | None = None,
+    together_with: Sequence[str | Path] = (),
+    remember: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> FinetuneSettings:
     """Settings of one fine-tuning; defaults are those of `FinetuneSettings`.
@@ -82,6 +84,11 @@ def finetuning(
         keys, units, elements, level_of_theory: how to read a file.
         skip_unconverged: leave out calculations of a file that did not converge.
         test_file: a store or file to test on, read like the data, of which nothing is then set aside for a test.
+        together_with: other data to learn from at the same time, with heads of its own: names of data sets, stores or
+            files, each with =PROPERTY,… where not all properties of the run that it has, or those of the model's task
+            of the same name, are learned.
+        remember: tasks of the model whose predictions on the training structures are learned too, so that it does not
+            forget them.
         define: new properties, as NAME=UNIT[,atom][,vector|tensor|class][,extensive].
         settings: any other setting, section by section, e.g. {"train": {"precision": "bf16-mixed"}}.
 
@@ -125,6 +132,7 @@ def finetuning(
             f"properties that are learned: {', '.join(targets)}",
             did_you_mean(unknown[0], targets, "learn it too, or leave out its weight"),
         )
+    companions = _companions(together_with, remember)
     chosen = {name: target.model_dump(exclude_none=True) for name, target in targets.items()}
     for name in targets:
         if weights and name in weights:
@@ -149,6 +157,7 @@ def finetuning(
         "start": "scratch" if from_scratch else start,
         "architecture_from": start if from_scratch and "backbone" not in (settings or {}) else None,
         "head_from": head_from,
+        "companions": companions,
         "freeze": freeze if isinstance(freeze, str) else list(freeze),
         "keep_blocks": keep_blocks,
         "lora": lora,
@@ -161,6 +170,37 @@ def finetuning(
     if level_of_theory is not None:
         values["data"]["level_of_theory"] = level_of_theory
     return parse(FinetuneSettings, merged(values, dict(settings or {})), "settings of the fine-tuning")
+
+
+def _companions(together_with: Sequence[str | Path], remember: Sequence[str]) -> dict[str, Any]:
+    """Settings of companions: task → data and properties, or the start's own task.
+
+    Raises:
+        EutecticError: one name for two of them.
+    """
+    found: dict[str, Any] = {}
+    for given in together_with:
+        path, _, names = str(given).partition("=")
+        properties = [name.strip() for name in names.split(",") if name.strip()]
+        one: dict[str, Any] = {"store": path}
+        if properties:
+            targets = default_targets(properties, conservative={"energy", "forces"} <= set(properties))
+            one["targets"] = {name: target.model_dump(exclude_none=True) for name, target in targets.items()}
+        _add(found, task_name(path), one)
+    for task in remember:
+        _add(found, task, {"head_from": task})
+    return found
+
+
+def _add(found: dict[str, Any], name: str, one: dict[str, Any]) -> None:
+    if name in found:
+        raise EutecticError(
+            "together_with and remember",
+            f"{name!r} twice",
+            "a name for each, which its task gets in the model",
+            "leave one out, or rename a file",
+        )
+    found[name] = one
 
 
 @dataclass(frozen=True)

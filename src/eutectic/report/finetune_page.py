@@ -52,6 +52,7 @@ def write_finetune_page(
         outcomes=outcomes,
         best_step=result.get("best_step"),
         rungs=list(_rungs(result)),
+        companions=list(_companions(result)),
         rung_units=list((result.get("units") or {}).items()),
         facts=[(term, text) for term, text in _facts(result, start) if text],
         seconds=result.get("wall_seconds"),
@@ -145,6 +146,14 @@ def _rungs(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             "errors": [errors.get(name) for name in result.get("units") or {}],
             "outcome": ": ".join(word for word in (rung.get("outcome"), rung.get("why")) if word),
         }
+
+
+def _companions(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Errors of what was learned at the same time, one row for each property."""
+    for task, one in (result.get("companions") or {}).items():
+        for name, unit in (one.get("units") or {}).items():
+            errors = {part: (one.get(part) or {}).get(name) for part in ("before", "after", "test", "baselines")}
+            yield {"task": task, "what": one.get("what"), "property": words(name), "unit": unit, **errors}
 
 
 def _start(result: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

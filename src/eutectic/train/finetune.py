@@ -42,6 +42,14 @@ from eutectic.tasks.metrics import ClassErrorSum, ErrorSum, primary, shown
 from eutectic.train.batches.by_cost import cut_by_cost, measure_costs
 from eutectic.train.batches.sampler import BatchSampler, TaskDataset, check_shares
 from eutectic.train.checkpoint import load_checkpoint, previous, remove_checkpoints
+from eutectic.train.companions import (
+    Companion,
+    CompanionErrors,
+    errors_of_new_heads,
+    joint_score,
+    judge_companions,
+    read_companions,
+)
 from eutectic.train.cost import size_model
 from eutectic.train.evaluation import evaluate, evaluate_store
 from eutectic.train.finetune_result import FinetuneResult, read_result
@@ -89,6 +97,12 @@ class Prepared:
     kept: KeptHeads = field(default_factory=KeptHeads)
     test: Store | None = None
     trained: TrainedParts = field(default_factory=TrainedParts)
+    companions: tuple[Companion, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Of the model: that of the run first."""
+        return (self.task, *(one.task for one in self.companions))
 
 
 def finetune(
@@ -213,6 +227,9 @@ def begin_run(
     content = {f"data {settings.data.store}": store.content_hash()}
     if (test := _open_test(settings, None)) is not None:
         content[f"test {settings.data.test_file}"] = test.content_hash()
+    for name, one in settings.companions.items():
+        if one.store is not None:
+            content[f"companion {name}"] = open_data(one.store).content_hash()
     if (model := _model_named(settings)) is not None:
         content[f"model {model}"] = model_hash(model)
     claim_content(folder, content)
@@ -335,7 +352,18 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
     parts = split_of(store, settings)
     task = fit_task(settings.name, store, parts.train, settings.targets, graph)
     backbone = backbone.for_graphs([graph])
-    backbone.of_backbone().check_elements(store.composition(), store.card.name)
+    companions = read_companions(
+        settings.companions,
+        start,
+        graph,
+        store,
+        (parts.train, parts.validation),
+        tuple(settings.targets),
+        backbone.of_backbone().edge_lists,
+        settings.start,
+    )
+    for data in (store, *(one.store for one in companions)):
+        backbone.of_backbone().check_elements(data.composition(), data.card.name)
     trained = _trained_parts(settings, backbone, start)
     kept = KeptHeads()
     if start is not None and settings.head_from is not None:
@@ -347,7 +375,9 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
         kept = choose_heads(start, task, settings.head_from, training, validation, weights, where)
     test = _open_test(settings, console)
     _check_new_heads(settings, task, kept)
-    prepared = Prepared(store, parts, kept.learned or task, task, backbone, graph, start, kept, test, trained)
+    prepared = Prepared(
+        store, parts, kept.learned or task, task, backbone, graph, start, kept, test, trained, companions
+    )
     if start is not None:
         _check_unseen(settings.start, start, store, parts, console)
     if console is not None:
@@ -439,9 +469,12 @@ def _worker(
     task, store, parts = prepared.task, prepared.store, prepared.split
     first = fabric.global_rank == 0
     edge_lists = prepared.backbone.of_backbone().edge_lists
-    dataset = TaskDataset(0, task, store, parts.train, keep=True, edge_lists=edge_lists)
+    tasks, companions = prepared.tasks, prepared.companions
     batch_size = min(settings.train.batch_size, len(parts.train))
-    sampler = BatchSampler([dataset], batch_size, 1.0, settings.train.seed)
+    datasets, shares = _learned_together(prepared, edge_lists)
+    together = max(batch_size, round(batch_size * sum(shares.values())))
+    make = functools.partial(BatchSampler, datasets, temperature=1.0, seed=settings.train.seed, weights=shares)
+    sampler = make(batch_size=together)
     model = _model(settings, prepared, sampler)
     prepared.trained.apply(model)
     words = prepared.trained.in_words(model)
@@ -450,15 +483,20 @@ def _worker(
     if settings.batching.by == "cost":
         coefficients = settings.batching.coefficients
         if coefficients is None:
-            coefficients = measure_costs(fabric, settings.train, sampler, model, [task], folder).seconds.coefficients
-        make = functools.partial(BatchSampler, [dataset], temperature=1.0, seed=settings.train.seed)
-        sampler = cut_by_cost(make, settings.batching, batch_size, [dataset], [size_model(dataset)], coefficients)
+            coefficients = measure_costs(fabric, settings.train, sampler, model, tasks, folder).seconds.coefficients
+        sizes = [size_model(data) for data in datasets]
+        sampler = cut_by_cost(make, settings.batching, together, datasets, sizes, coefficients)
     check_shares(sampler, fabric.world_size)
 
     validation = TaskDataset(0, task, store, parts.validation, edge_lists=edge_lists).items()
     validation = validation[fabric.global_rank :: fabric.world_size]
     # Without validation structures, a few of the training structures still show a head that has died.
-    probes = [] if len(parts.validation) else [dataset.item(i) for i in range(min(PROBES, len(parts.train)))]
+    probes = [] if len(parts.validation) else [datasets[0].item(i) for i in range(min(PROBES, len(parts.train)))]
+    beside = {
+        one.task.name: one.validating(k, edge_lists).items()[fabric.global_rank :: fabric.world_size]
+        for k, one in enumerate(companions, start=1)
+    }
+    others = CompanionErrors()
     schedule = _schedule(settings, prepared)
     curve = Curve({name: [] for name in task.targets})
     best: dict[str, Any] = {"step": 0, "weights": {k: v.clone() for k, v in model.state_dict().items()}}
@@ -466,16 +504,23 @@ def _worker(
     def validate(averaged: MultitaskModel, step: int, elapsed: float) -> Verdict:
         found = judge(
             fabric,
-            evaluate(averaged, [task], validation, device=fabric.device, baseline=prepared.baseline)[task.name],
+            evaluate(averaged, tasks, validation, device=fabric.device, baseline=prepared.baseline)[task.name],
             settings.score_weights,
         )
+        of_others = judge_companions(fabric, averaged, tasks, beside) if beside else {}
+        judged = [one.task.name for one in companions if one.judged]
+        if judged:
+            dead = tuple(f"{name} of {other}" for other in judged for name in of_others[other].dead)
+            score = joint_score(found.score, [of_others[other].score for other in judged])
+            found = replace(found, dead=(*found.dead, *dead), score=score)
         dead = found.dead
         if probes:
-            dead = judge(fabric, evaluate(averaged, [task], probes, device=fabric.device)[task.name], {}).dead
+            dead = judge(fabric, evaluate(averaged, tasks, probes, device=fabric.device)[task.name], {}).dead
         # Without validation structures no step is known to be better than the last one.
         improved = not dead if probes else curve.improves(found)
         if improved:
             best.update(step=step, weights={k: v.detach().cpu().clone() for k, v in averaged.state_dict().items()})
+        others.add(of_others, first=not curve.steps, kept=improved)
         curve.add(step, elapsed, found)
         display.validated(step, found, improved)
         restart = None
@@ -492,7 +537,8 @@ def _worker(
             display.say(f"the head of {' and '.join(dead)} gives one value for all structures", style="yellow")
         return Verdict(
             score=found.score if len(parts.validation) and not dead else None,
-            errors={"errors": null_for_unknown(found.errors), "score": null_for_unknown(found.score)},
+            errors={"errors": null_for_unknown(found.errors), "score": null_for_unknown(found.score)}
+            | ({"companions": {n: null_for_unknown(f.errors) for n, f in of_others.items()}} if of_others else {}),
             restart=restart,
         )
 
@@ -503,6 +549,7 @@ def _worker(
     def restore(state: dict[str, Any]) -> None:
         curve.restore(state["curve"])
         best.update(state["best"])
+        others.restore(state["companions"])
 
     with FinetuneDisplay(
         task,
@@ -516,19 +563,19 @@ def _worker(
         trained = train(
             fabric,
             model,
-            [task],
+            tasks,
             sampler,
             settings.train,
             _rates(settings, prepared),
             schedule=schedule,
-            last_stage=_last_stage(settings, task),
+            last_stage=_last_stage(settings, tasks),
             folder=folder,
             validate=validate,
-            extra_state=lambda: {"curve": curve.to_json(), "best": best},
+            extra_state=lambda: {"curve": curve.to_json(), "best": best, "companions": others.to_json()},
             restore_extra=restore,
             on_step=stepped,
             describe=lambda module: TrainedModel(
-                as_ordinary(module), (task,), prepared.backbone.name, prepared.backbone.settings, prepared.graph
+                as_ordinary(module), tasks, prepared.backbone.name, prepared.backbone.settings, prepared.graph
             ),
             stop=stop,
         )
@@ -539,7 +586,8 @@ def _worker(
     as_ordinary(final)
     drawn = trained.steps * settings.train.accumulate * batch_size
     result = run_result(settings, prepared, curve, best["step"], trained, drawn, schedule.reason, final, fabric.device)
-    result = replace(result, trained=words)
+    others.test = errors_of_new_heads(final, companions, edge_lists, fabric.device)
+    result = replace(result, trained=words, companions=others.to_dict(companions))
     if results is not None:
         results.append(result)
     if folder is not None:
@@ -552,13 +600,25 @@ def _worker(
             previous(folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
-def _last_stage(settings: FinetuneSettings, task: Task) -> list[Task] | None:
-    """The task with the weights that it has in the energy stage, if there is one."""
+def _learned_together(prepared: Prepared, edge_lists: tuple[str, ...]) -> tuple[list[TaskDataset], dict[str, float]]:
+    """The data sets that batches are drawn from, and for each its structures per structure of the run's own data."""
+    task, rows = prepared.task, prepared.split.train
+    datasets, shares = [TaskDataset(0, task, prepared.store, rows, keep=True, edge_lists=edge_lists)], {task.name: 1.0}
+    for index, one in enumerate(prepared.companions, start=1):
+        if one.settings.ratio:
+            datasets.append(one.training(index, edge_lists))
+            shares[one.task.name] = one.settings.ratio
+    return datasets, shares
+
+
+def _last_stage(settings: FinetuneSettings, tasks: Sequence[Task]) -> list[Task] | None:
+    """The tasks with the weights that they have in the energy stage, if there is one."""
     if not settings.energy_stage:
         return None
+    task, *companions = tasks
     energy = task.targets["energy"]
     heavier = replace(energy, weight=energy.weight * settings.energy_stage_factor)
-    return [replace(task, targets={**task.targets, "energy": heavier})]
+    return [replace(task, targets={**task.targets, "energy": heavier}), *companions]
 
 
 def _check_deaths(settings: FinetuneSettings, deaths: int, dead: Sequence[str], step: int) -> None:
@@ -664,6 +724,8 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
             f"{prepared.graph.smooth_cap:g} Å, so that conservative forces have no jumps",
             highlight=False,
         )
+    for one in prepared.companions:
+        console.print(f"together with: {one.in_words}", highlight=False)
     start = prepared.start
     if start is None:
         like = f" with the architecture of {settings.architecture_from}" if settings.architecture_from else ""
@@ -710,7 +772,8 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
     derived = [name for name in task.targets if task.heads[name].entry.derivative]
     if derived:
         console.print(f"conservative: {', '.join(derived)} as derivatives of the energy", highlight=False)
-    dropped = [one.name for one in start.tasks if one.name != kept.task]
+    used = {kept.task, *(one.kept.task for one in prepared.companions)}
+    dropped = [one.name for one in start.tasks if one.name not in used]
     if dropped:
         console.print(f"dropped: heads of {', '.join(dropped)}", highlight=False)
     left = "; references to what the kept heads leave of it" if kept.task is not None else ""
@@ -753,9 +816,15 @@ def _announce_ridge(console: Console, prepared: Prepared) -> None:
 def _model(settings: FinetuneSettings, prepared: Prepared, sampler: BatchSampler) -> MultitaskModel:
     seed, task, start = settings.train.seed, prepared.task, prepared.start
     if start is None:
-        return initial_model(prepared.backbone.name, prepared.backbone.settings, (task,), sampler, seed)
+        return initial_model(prepared.backbone.name, prepared.backbone.settings, prepared.tasks, sampler, seed)
     torch.manual_seed(seed)
-    return started_model(start, task, prepared.kept.task, prepared.kept.properties).train()
+    kept = prepared.kept
+    others = [(one.task, one.kept.task, one.kept.properties) for one in prepared.companions]
+    model = started_model(start, task, kept.task, kept.properties, others)
+    for one in prepared.companions:
+        # Without a gradient, weight decay would shrink it.
+        model.heads[one.task.name].requires_grad_(bool(one.settings.ratio))
+    return model.train()
 
 
 def _rates(settings: FinetuneSettings, prepared: Prepared) -> FinetuneOptimiserSettings:
@@ -809,7 +878,7 @@ def run_result(
         tested_on = len(parts.test)
         tested = TaskDataset(0, task, store, parts.test, edge_lists=edge_lists).items()
         given: dict[str, Any] = {"device": device, "keep": True, "baseline": prepared.baseline}
-        found = evaluate(model, [task], tested, **given)[task.name] if tested else {}
+        found = evaluate(model, prepared.tasks, tested, **given)[task.name] if tested else {}
     parity = {name: _points(name, error) for name, error in found.items() if error.truth}
     test_errors = {name: shown(name, error.mae)[0] for name, error in found.items()}
     test_baselines = {name: shown(name, error.baseline_mae)[0] for name, error in found.items()}
@@ -889,6 +958,7 @@ def save_run(
     provenance: dict[str, Any] = {
         "eutectic": eutectic.__version__,
         "finetuned_on": store.card.name,
+        "task": settings.name,
         "start": settings.start,
         "structures": result.trained_on,
         "steps": result.total_steps,
@@ -896,13 +966,18 @@ def save_run(
         "level_of_theory": store.card.level_of_theory,
         "licence": store.card.licence,
         "elements": sorted(store.composition()),
-        "learned_rows": [_learned(settings, store, prepared.split).to_dict()],
+        "learned_rows": [
+            _learned(settings, store, prepared.split).to_dict(),
+            *(one.learned_rows().to_dict() for one in prepared.companions if one.memory is None),
+        ],
     }
+    if prepared.companions:
+        provenance["together_with"] = [one.in_words for one in prepared.companions]
     if start is not None:
         provenance["pretrained"] = dict(start.provenance)
     described = TrainedModel(
         model,
-        (prepared.task,),
+        prepared.tasks,
         prepared.backbone.name,
         prepared.backbone.settings,
         prepared.graph,

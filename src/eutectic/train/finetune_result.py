@@ -50,6 +50,8 @@ class FinetuneResult:
         converged: the run ended because its score no longer fell.
         notes: what happened along the run, in words.
         trained: what of the model was trained, in words.
+        companions: what was learned at the same time, by name: before, after, baselines and test, each property →
+            error, and `unit`, as `eutectic.train.companions.CompanionErrors` describes them.
         rungs: with an effort, the trainings that were tried, as `eutectic.train.effort.Rung` describes them.
     """
 
@@ -95,6 +97,7 @@ class FinetuneResult:
     notes: list[str] = field(default_factory=list)
     trained: str = ""
     rungs: list[dict[str, Any]] = field(default_factory=list)
+    companions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @builtins.property
     def still_falling(self) -> bool | None:

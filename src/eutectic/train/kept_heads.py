@@ -140,21 +140,42 @@ def fitting(start: TrainedModel, theirs: Task, task: Task) -> tuple[str, ...]:
     return tuple(name for name in task.targets if name in heads and theirs.heads.get(name) == task.heads[name])
 
 
-def started_model(start: TrainedModel, task: Task, kept: str | None, properties: Sequence[str]) -> MultitaskModel:
+def started_model(
+    start: TrainedModel,
+    task: Task,
+    kept: str | None,
+    properties: Sequence[str],
+    others: Sequence[tuple[Task, str | None, Sequence[str]]] = (),
+) -> MultitaskModel:
     """The start's backbone with heads for a task: new ones, but for those that are kept.
 
     A kept head gives the same in physical units (but for references), although this data's scale is another.
+
+    Args:
+        start: the pre-trained model.
+        task: to learn.
+        kept: task of the start whose heads are kept; None for new heads.
+        properties: whose heads are kept.
+        others: further tasks, each with the task and the properties that are kept for it.
     """
+    every = [(task, kept, properties), *others]
     # Weights that were handed to several processes lie in memory that these share: each trains a copy.
-    model = MultitaskModel(copy.deepcopy(start.module.backbone), {task.name: task.heads})
-    if kept is None:
-        return model
-    theirs = task_named(start.tasks, kept, "head_from")
+    model = MultitaskModel(copy.deepcopy(start.module.backbone), {task.name: task.heads for task, _, _ in every})
+    for mine, donor, names in every:
+        if donor is not None:
+            _keep_heads(model, mine, start, task_named(start.tasks, donor, "head_from"), names)
+    return model
+
+
+def _keep_heads(
+    model: MultitaskModel, task: Task, start: TrainedModel, theirs: Task, properties: Sequence[str]
+) -> None:
     for name in properties:
-        donor, mine = (cast(nn.ModuleDict, heads)[name] for heads in (start.module.heads[kept], model.heads[task.name]))
+        donor, mine = (
+            cast(nn.ModuleDict, heads)[name] for heads in (start.module.heads[theirs.name], model.heads[task.name])
+        )
         mine.load_state_dict(donor.state_dict())
         cast(Head, mine).rescale(theirs.targets[name].normaliser.scale / task.targets[name].normaliser.scale)
-    return model
 
 
 def _errors(

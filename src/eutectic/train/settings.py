@@ -181,7 +181,9 @@ class LoopSettings(Settings):
         default=1, ge=1, description="training processes on this machine; on a CPU two processes beat two threads"
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads per process; default: the cores divided by the processes"
+        default=None,
+        ge=1,
+        description="CPU threads per process; default: OMP_NUM_THREADS, else the cores divided by the processes",
     )
     accelerator: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="device to train on; auto: a GPU if there is one"
@@ -392,6 +394,54 @@ class DataSettings(Defining):
         return values
 
 
+class CompanionSettings(Defining):
+    """What a fine-tuning learns at the same time, with heads of its own: other data, or the start's own predictions."""
+
+    store: str | None = Field(
+        default=None,
+        description="name of a data set, path of a store, or a file that ASE reads; null: the training "
+        "structures, with what the start predicts for them",
+    )
+    targets: Targets | None = Field(
+        default=None,
+        min_length=1,
+        description="properties to learn: property → head, loss and weight; default: those of the start's task whose "
+        "heads are kept, else those of the run of which there are labels",
+    )
+    head_from: str | None = Field(
+        default="auto",
+        description="task of the start whose heads are kept; auto: that of the companion's name or data set; null: new "
+        "heads",
+    )
+    ratio: float = Field(
+        default=1.0,
+        ge=0,
+        le=1000,
+        description="its structures in a batch for each structure of the data; 0: never learned, only validated, which "
+        "shows what is forgotten",
+    )
+    judged: bool | None = Field(
+        default=None,
+        description="whether its error counts, as much as that of the data, when the best step is chosen; default: "
+        "where its heads are new",
+    )
+    split: str | None = Field(default=None, description="name of the split; default: the data set's")
+    train: int | None = Field(default=None, ge=1, description="number of training structures; default: all")
+    validation: int | None = Field(
+        default=None, ge=1, description="number of validation structures; default: at most 64 of those of the split"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _define_those_of_the_store(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            targets = values.get("targets")
+            if isinstance(targets, list | tuple):
+                values = {**values, "targets": {name: {} for name in targets}}
+            define_of_store(values.get("targets"), values.get("store"))
+        return values
+
+
 KEPT_HEAD_FIRST_RATE = 0.01
 """First learning rate where heads are kept, relative to the peak."""
 
@@ -518,6 +568,11 @@ class FinetuneSettings(Defining):
         description="task of the pre-trained model whose heads are reused, so that a run starts from its predictions; "
         "auto: one of the same level of theory whose errors are below the mean predictor's; null: new heads",
     )
+    companions: dict[str, CompanionSettings] = Field(
+        default_factory=dict,
+        description="what is learned at the same time: name of its task → other data, or the start's own predictions, "
+        "so that the model does not forget; batches grow by their structures",
+    )
     score_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict,
         description="weight of each property in the score by which the best step is chosen, the mean of error / error "
@@ -624,6 +679,16 @@ class FinetuneSettings(Defining):
                 raise ValueError(
                     "energy_stage is a part of a length that is known beforehand; give steps, epochs or time"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _names_of_companions(self) -> FinetuneSettings:
+        if self.name in self.companions:
+            raise ValueError(
+                f"companions.{self.name} has the name of the run's own task; give one of them another (name)"
+            )
+        if self.companions and self.effort is not None:
+            raise ValueError("effort trains on one data set; leave out the companions, or give a length")
         return self
 
     @model_validator(mode="after")

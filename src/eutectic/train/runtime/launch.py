@@ -163,8 +163,11 @@ def _precision(settings: LoopSettings, accelerator: str) -> Precision:
 
 
 def share_threads(settings: LoopSettings, processes: int) -> None:
-    """Set this process's number of threads: its share of the cores."""
-    torch.set_num_threads(settings.threads or max(1, cores() // processes))
+    """Set this process's number of threads: as asked for by the settings or by the user's environment, or its share of
+    the cores. (torchrun sets the variable to 1 by itself, which nobody has asked for.)"""
+    asked = "" if "LOCAL_RANK" in os.environ else os.environ.get("OMP_NUM_THREADS", "")
+    threads = settings.threads or (int(asked) if asked.isdigit() else 0)
+    torch.set_num_threads(threads or max(1, cores() // processes))
 
 
 def once(fabric: lf.Fabric, work: Callable[[], T]) -> T:
