@@ -140,3 +140,14 @@ def test_a_test_file_of_ones_own(molecules: Store, tmp_path: Path) -> None:
     )
     with pytest.raises(EutecticError, match="no label of energy; its labels: forces"):
         finetune(wanted, None)
+
+
+@pytest.mark.parametrize("freeze", [(), ("backbone",)])
+def test_without_edge_features_vectors_of_the_atoms_give_directions(molecules: Store, freeze: tuple[str, ...]) -> None:
+    """Direct forces of a backbone that has no edge features, from scratch and with its features kept."""
+    values = settings(molecules.path).model_dump() | {"targets": {"forces": {}}, "freeze": freeze}
+    values["backbone"]["settings"]["edge_width"] = 0
+    asked = FinetuneSettings.model_validate(values)
+    assert prepare_run(asked).task.heads["forces"].kind == "atom_vector"
+    result = finetune(asked, None)
+    assert min(result.errors) < result.validation_baselines["forces"]

@@ -3,7 +3,7 @@
 from eutectic.tasks.batch import Batch, Sample, labelled_structures, make_batch
 from eutectic.tasks.fit import fit_task
 from eutectic.tasks.loss import structure_losses, target_losses, weighted_sums
-from eutectic.tasks.targets import Targets, check_targets
+from eutectic.tasks.targets import Targets, check_targets, targets_for
 from eutectic.tasks.task import Normaliser, Target, TargetSettings, Task
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "make_batch",
     "structure_losses",
     "target_losses",
+    "targets_for",
     "weighted_sums",
 ]

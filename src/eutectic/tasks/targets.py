@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from eutectic.atoms import PROPERTIES, EutecticError, did_you_mean
-from eutectic.models.heads import check_head, check_needs
+from eutectic.models.backbone import Backbone
+from eutectic.models.heads import FROM_VECTORS, check_head, check_needs
 from eutectic.tasks.task import TargetSettings
 
 
@@ -41,6 +42,25 @@ def check_targets(targets: Mapping[str, TargetSettings]) -> dict[str, TargetSett
 
 Targets = Annotated[dict[str, TargetSettings], AfterValidator(check_targets)]
 """Type of a settings field: property → target, checked and resolved."""
+
+
+def targets_for(targets: Mapping[str, TargetSettings], backbone: Backbone) -> dict[str, TargetSettings]:
+    """Targets with heads that the backbone has features for.
+
+    Where it has no edge features, heads that take directions from edges are replaced by those of the same properties
+    that take them from the atoms' vectors.
+
+    Args:
+        targets: property → settings, resolved.
+        backbone: of the model.
+    """
+    if backbone.edge_width or not backbone.vector_width:
+        return dict(targets)
+    found = {}
+    for name, target in targets.items():
+        kind = FROM_VECTORS.get(str(target.head.kind), target.head.kind)
+        found[name] = target.model_copy(update={"head": target.head.model_copy(update={"kind": kind})})
+    return found
 
 
 def _check_loss(name: str, target: TargetSettings) -> None:

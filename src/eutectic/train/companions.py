@@ -23,8 +23,9 @@ from eutectic.checkpoints.seen_rows import LearnedRows
 from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
 from eutectic.graph import GraphSettings
+from eutectic.models.backbone import Backbone
 from eutectic.models.multitask import MultitaskModel
-from eutectic.tasks import Sample, Task, fit_task, make_batch
+from eutectic.tasks import Sample, Task, fit_task, make_batch, targets_for
 from eutectic.tasks.metrics import shown
 from eutectic.train.batches.sampler import TaskDataset
 from eutectic.train.evaluation import evaluate
@@ -104,11 +105,11 @@ class Companion:
 def read_companions(
     settings: Mapping[str, CompanionSettings],
     start: TrainedModel | None,
+    backbone: Backbone,
     graph: GraphSettings,
     store: Store,
     rows: tuple[np.ndarray, np.ndarray],
     properties: Sequence[str],
-    edge_lists: tuple[str, ...],
     where: str,
 ) -> tuple[Companion, ...]:
     """Open the data of companions, fit their references and scales, and choose the heads that they keep.
@@ -116,10 +117,10 @@ def read_companions(
     Args:
         settings: name → companion.
         start: the pre-trained model, if there is one.
+        backbone: of the run.
         graph: of the run, for companions whose heads are new.
         store, rows: the data of the run, and its rows for training and for validation.
         properties: that the run learns.
-        edge_lists: that the backbone reads.
         where: the start, for errors.
 
     Raises:
@@ -128,9 +129,9 @@ def read_companions(
     found = []
     for name, one in settings.items():
         if one.store is None:
-            found.append(_of_predictions(name, one, start, store, rows, edge_lists, where))
+            found.append(_of_predictions(name, one, start, store, rows, backbone.edge_lists, where))
         else:
-            found.append(_of_data(name, one, start, graph, properties, edge_lists, where))
+            found.append(_of_data(name, one, start, backbone, graph, properties, where))
     return tuple(found)
 
 
@@ -138,9 +139,9 @@ def _of_data(
     name: str,
     settings: CompanionSettings,
     start: TrainedModel | None,
+    backbone: Backbone,
     graph: GraphSettings,
     properties: Sequence[str],
-    edge_lists: tuple[str, ...],
     where: str,
 ) -> Companion:
     assert settings.store is not None
@@ -156,11 +157,11 @@ def _of_data(
         n_validation=settings.validation,
         needs=tuple(targets),
     )
-    task = fit_task(name, store, parts.train, targets, graph)
+    task = fit_task(name, store, parts.train, targets_for(targets, backbone), graph)
     kept = KeptHeads()
     if theirs is not None:
         training, validation = (
-            TaskDataset(0, task, store, r, edge_lists=edge_lists) for r in (parts.train, parts.validation)
+            TaskDataset(0, task, store, r, edge_lists=backbone.edge_lists) for r in (parts.train, parts.validation)
         )
         kept = choose_heads(start, task, theirs.name, training, validation, {}, where)
     judged = kept.task is None if settings.judged is None else settings.judged

@@ -22,7 +22,6 @@ from eutectic.check.files import is_of_files, open_data
 from eutectic.checkpoints.inspection import write_card
 from eutectic.checkpoints.model import (
     TrainedModel,
-    build_backbone,
     elements_seen,
     load_model,
     save_model,
@@ -35,9 +34,10 @@ from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
 from eutectic.files import null_for_unknown, write_atomically
 from eutectic.graph import GraphSettings
+from eutectic.models.backbone import Backbone
 from eutectic.models.multitask import MultitaskModel
 from eutectic.models.parts import HEADS
-from eutectic.tasks import Task, fit_task
+from eutectic.tasks import Task, fit_task, targets_for
 from eutectic.tasks.metrics import ClassErrorSum, ErrorSum, primary, shown
 from eutectic.train.batches.by_cost import cut_by_cost, measure_costs
 from eutectic.train.batches.sampler import BatchSampler, TaskDataset, check_shares
@@ -58,7 +58,7 @@ from eutectic.train.judging import Curve, judge
 from eutectic.train.kept_heads import AUTO, TRIED_ON, KeptHeads, choose_heads, started_model
 from eutectic.train.loop import Trained, Verdict, train
 from eutectic.train.optimisation import relative_rates
-from eutectic.train.pretrain import initial_model
+from eutectic.train.pretrain import initial_model, without_weights
 from eutectic.train.ridge import fit_ridge, why_not, with_linear_heads
 from eutectic.train.run_folder import claim_content, claim_folder, claimed, lengthen, model_hash
 from eutectic.train.runtime.display import FinetuneDisplay
@@ -350,21 +350,22 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
     backbone, graph, start = _backbone_of(settings)
     store = open_run_data(settings, console) if store is None else store
     parts = split_of(store, settings)
-    task = fit_task(settings.name, store, parts.train, settings.targets, graph)
     backbone = backbone.for_graphs([graph])
+    module = start.module.backbone if start is not None else without_weights(backbone)
+    task = fit_task(settings.name, store, parts.train, targets_for(settings.targets, module), graph)
     companions = read_companions(
         settings.companions,
         start,
+        module,
         graph,
         store,
         (parts.train, parts.validation),
         tuple(settings.targets),
-        backbone.of_backbone().edge_lists,
         settings.start,
     )
     for data in (store, *(one.store for one in companions)):
         backbone.of_backbone().check_elements(data.composition(), data.card.name)
-    trained = _trained_parts(settings, backbone, start)
+    trained = _trained_parts(settings, module)
     kept = KeptHeads()
     if start is not None and settings.head_from is not None:
         training, validation = (
@@ -387,16 +388,11 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
     return prepared
 
 
-def _trained_parts(settings: FinetuneSettings, backbone: BackboneChoice, start: TrainedModel | None) -> TrainedParts:
+def _trained_parts(settings: FinetuneSettings, module: Backbone) -> TrainedParts:
     """What is trained, and at which rates, checked before anything is computed."""
     optimiser = settings.optimiser
     if not (settings.freeze or settings.lora or optimiser.part_rates or optimiser.layer_decay < 1):
         return TrainedParts()
-    if start is not None:
-        module = start.module.backbone
-    else:
-        with torch.device("meta"):
-            module, _ = build_backbone(backbone.name, backbone.settings)
     relative_rates(module, optimiser)
     return TrainedParts.of(settings, module)
 

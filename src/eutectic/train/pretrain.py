@@ -27,8 +27,9 @@ from eutectic.data.splits import Split, split
 from eutectic.data.store import Store
 from eutectic.files import read_json, write_atomically
 from eutectic.graph import LISTS, GraphSettings
+from eutectic.models.backbone import Backbone
 from eutectic.models.multitask import MultitaskModel
-from eutectic.tasks import Task, fit_task, make_batch
+from eutectic.tasks import Task, fit_task, make_batch, targets_for
 from eutectic.tasks.metrics import shown
 from eutectic.train.batches.by_cost import cut_by_cost, measure_costs
 from eutectic.train.batches.loader import default_workers
@@ -244,7 +245,8 @@ def _prepare(settings: PretrainSettings) -> _Prepared:
         if name in settings.sets:
             backbone.of_backbone().check_elements(store.composition(), store.card.name)
         if name not in known:
-            tasks.append(fit_task(name, store, parts.train, chosen.targets, chosen.graph or graph))
+            targets = targets_for(chosen.targets, without_weights(backbone))
+            tasks.append(fit_task(name, store, parts.train, targets, chosen.graph or graph))
             known.append(name)
         index = known.index(name)
         learned = name in settings.sets
@@ -350,6 +352,12 @@ def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared)
             f"new heads, references and scales for {', '.join(prepared.new_tasks) or 'no data set'}",
             highlight=False,
         )
+
+
+def without_weights(backbone: BackboneChoice) -> Backbone:
+    """The backbone of a training from scratch, to ask for its features and parts."""
+    with torch.device("meta"):
+        return build_backbone(backbone.name, backbone.settings)[0]
 
 
 def initial_model(
