@@ -16,6 +16,7 @@ from eutectic.models.backbone import Backbone
 from eutectic.models.multitask import MultitaskModel
 from eutectic.models.parts import BLOCKS, HEADS, REST, depth, part_names, part_of, parts_named
 from eutectic.train.checkpoint import local_shard
+from eutectic.train.muon import Muon, is_matrix
 from eutectic.train.settings import OptimiserSettings
 
 
@@ -76,19 +77,26 @@ def relative_rates(backbone: Backbone, settings: OptimiserSettings) -> dict[str,
 
 
 def make_optimiser(model: MultitaskModel, settings: OptimiserSettings) -> torch.optim.Optimizer:
-    """Fused AdamW over all parameters; `set_learning_rate` sets the learning rates of the heads and of the backbone's
-    parts.
+    """Fused AdamW over all parameters, or Muon; `set_learning_rate` sets the learning rates of the heads and of the
+    backbone's parts.
 
     To use another optimiser, change only this function. It needs parameter groups with the key "relative", and a
     `state_dict` of tensors and plain values. One that supports `found_inf`, like torch's fused optimisers, skips a
     non-finite step on the device; with any other the loop waits for the device once per step (`apply_gradient`).
     """
     rates = relative_rates(model.backbone, settings)
-    by_rate: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in cast(nn.Module, model.backbone).named_parameters():
-        by_rate.setdefault(rates[part_of(model.backbone, name)], []).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": some, "relative": rate} for rate, some in by_rate.items()]
-    groups.append({"params": list(model.heads.parameters()), "relative": 1.0})
+    muon = settings.name == "muon"
+    by_rate: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    for in_heads, module in ((False, cast(nn.Module, model.backbone)), (True, model.heads)):
+        for name, parameter in module.named_parameters():
+            rate = 1.0 if in_heads else rates[part_of(model.backbone, name)]
+            by_rate.setdefault((rate, in_heads, muon and is_matrix(name, parameter)), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": some, "relative": rate} | ({"matrices": matrices} if muon else {})
+        for (rate, _, matrices), some in by_rate.items()
+    ]
+    if muon:
+        return Muon(groups, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay)
     return torch.optim.AdamW(
         groups, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
     )

@@ -135,6 +135,11 @@ def duration(seconds: float) -> str:
 class OptimiserSettings(Settings):
     """AdamW with linear warm-up and cosine decay; defaults are JMP's for pre-training (Shoghi et al. 2024)."""
 
+    name: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="adamw, or muon: steps of matrices with equal singular values (Jordan et al. 2024, scaled as by "
+        "Liu et al. 2025), and AdamW for all else",
+    )
     learning_rate: float = Field(default=3e-4, gt=0, description="peak learning rate")
     backbone_lr_scale: float = Field(
         default=1.0, gt=0, description="learning rate of the backbone, relative to that of the heads"
