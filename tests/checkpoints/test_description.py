@@ -15,7 +15,7 @@ from ase.build import molecule
 from safetensors.torch import load_file, save_file
 
 from eutectic.atoms import EutecticError, Structure
-from eutectic.checkpoints.description import DESCRIPTION, WEIGHTS, description_hash, seal_model
+from eutectic.checkpoints.description import DESCRIPTION, WEIGHTS, description_hash, migrate, seal_model
 from eutectic.checkpoints.model import TrainedModel, build_backbone, load_model, save_model
 from eutectic.checkpoints.shipped import model_folder
 from eutectic.graph import GraphSettings
@@ -299,3 +299,14 @@ def test_a_damaged_description_of_any_format_is_an_error(folder: Path, version: 
 
     _rewrite(folder, change)
     _refused(folder, "not the description of a model")
+
+
+def test_names_of_the_first_format_are_translated() -> None:
+    first = {
+        "format": "eutectic-model-1",
+        "backbone": {"name": "gemnet_oc", "settings": {"blocks": 2, "sine_floor": 0.03}},
+        "tasks": [{"name": "a", "theory": "PBE"}],
+    }
+    now = migrate(first)
+    assert now["backbone"]["settings"] == {"radial_cutoff": 12.0, "blocks": 2, "dihedral_epsilon": 0.03}
+    assert [task["level_of_theory"] for task in now["tasks"]] == ["PBE"]

@@ -87,7 +87,7 @@ def test_a_split_that_cannot_be_repeated_is_unknown(molecules: Store, caplog: py
     assert "cannot be reproduced" in caplog.text
 
 
-def test_the_model_in_the_package_is_of_before_the_records() -> None:
+def test_the_model_in_the_package_learned_from_other_stores_than_the_embedded_ones() -> None:
     model = load_model("eutectic-small")
     assert seen_rows(model.provenance, open_store("molecules")) is None
     crystals = seen_rows(model.provenance, open_store("crystals"))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from eutectic import cli
 from eutectic.atoms import EutecticError, Structure
 from eutectic.checkpoints import shipped
-from eutectic.checkpoints.model import describe_model, load_model, save_model
+from eutectic.checkpoints.model import describe_model, load_model
 from eutectic.checkpoints.shipped import CARD, model_folder, shipped_models
 from eutectic.predict.prediction import predict
 
@@ -103,17 +103,3 @@ def test_models_without_a_name(named: Path) -> None:
     # A model that cannot be read is told of, not passed over.
     result = RUNNER.invoke(cli.app, ["models"])
     assert isinstance(result.exception, EutecticError)
-
-
-def test_a_model_of_the_first_format_still_opens(tmp_path: Path) -> None:
-    folder = shipped.model_folder("eutectic-small")
-    first = json.loads((folder / "model.json").read_text())
-    assert first["format"] == "eutectic-model-1"
-    assert "sine_floor" in first["backbone"]["settings"]
-    model = load_model(folder)
-    assert model.backbone_settings["dihedral_epsilon"] == first["backbone"]["settings"]["sine_floor"]
-    assert [task.level_of_theory for task in model.tasks] == [task["theory"] for task in first["tasks"]]
-    save_model(tmp_path / "again", model)
-    again = json.loads((tmp_path / "again" / "model.json").read_text())
-    assert again["format"] == "eutectic-model-2"
-    assert load_model(tmp_path / "again").tasks == model.tasks

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eutectic.atoms import Structure
 from eutectic.graph import Graph, GraphSettings, build_graph, collate
-from eutectic.models.gotennet import DEGREES, GotenNet, GotenNetSettings, spherical_harmonics
+from eutectic.models.gotennet import DEGREES, ROUNDING, GotenNet, GotenNetSettings, spherical_harmonics
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel, TaskSlice
 
@@ -83,7 +83,7 @@ def test_a_layer_is_its_formula() -> None:
             w = w + (q * k).sum(0)
         new_t[e] = t[e] + torch.nn.functional.silu(layer.refine_gate(t[e])) * w
     y = layer.mix(new_x)
-    norm = (y.square().sum(1) + 1e-8).sqrt()
+    norm = (y.square().sum(1) + ROUNDING**2).sqrt()
     scalar, gate = layer.gates(torch.cat([new_h, norm], dim=-1)).split(width, dim=-1)
     expected = (new_h + scalar, new_x + gate[:, None] * y, new_t)
 

@@ -11,11 +11,12 @@ and degree 2 (traceless tensors, 5 components); every edge carries `width` scala
 messages to h and X, refines t by the parts of both atoms' X perpendicular to the edge, and mixes h and X of each atom.
 No Clebsch-Gordan products are needed: degrees meet only in inner products and scalar gates.
 
-Four things differ from the paper. The envelope is polynomial instead of a cosine, and multiplies the attention weights
+Five things differ from the paper. The envelope is polynomial instead of a cosine, and multiplies the attention weights
 too, so that energies and forces have no jump when an atom crosses the cutoff. The softmax has a constant term in its
 denominator, so that the weight of a last neighbour also fades, and a lone atom is no special case. One perceptron γ of
 the neighbour's scalars serves attention and filters, (α + W t f) ∘ γ(h), which costs a fifth less and loses nothing
-(docs/log.md). And edges have features for heads, as `eutectic.models.backbone.Features` describes.
+(docs/log.md). Norms of features are rounded at zero, so that the energy is smooth where a symmetry makes them vanish.
+And edges have features for heads, as `eutectic.models.backbone.Features` describes.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ from eutectic.models.components import perceptron, polynomial_envelope
 
 DEGREES = (3, 5)
 """Components of the steerable features of degree 1 and 2."""
+
+ROUNDING = 0.1
+"""What the tip of a norm is rounded by. Features that a symmetry makes zero, as in a water molecule with two equal
+bonds, are at the tip, where a sharp one would change the force constants within thousandths of an ångström."""
 
 
 class GotenNetSettings(BackboneSettings):
@@ -232,8 +237,7 @@ class GotenNetLayer(nn.Module):
         self, h: Float[Tensor, "atoms width"], x: Float[Tensor, "atoms 8 width"]
     ) -> tuple[Float[Tensor, "atoms width"], Float[Tensor, "atoms 8 width"]]:
         y = self.mix(x)
-        # A norm has no derivative at zero, where every vector starts; 1e-8 keeps both derivatives finite.
-        norm = (y.square().sum(1) + 1e-8).sqrt()
+        norm = (y.square().sum(1) + ROUNDING**2).sqrt()
         scalar, gate = self.gates(torch.cat([h, norm], dim=-1)).chunk(2, dim=-1)
         return h + scalar, x + gate[:, None] * y
 

@@ -61,5 +61,5 @@ def _small(names: tuple[str, ...], folder: Path = Path("generated")) -> Pretrain
         optimiser=OptimiserSettings(
             learning_rate=5e-3, warmup_steps=200, weight_decay=0.01, final_lr_ratio=0.02, clip_norm=5.0, ema_decay=0.998
         ),
-        train=TrainSettings(steps=7500, batch_size=64, evaluate_every=750),
+        train=TrainSettings(steps=9500, batch_size=64, evaluate_every=950),
     )
