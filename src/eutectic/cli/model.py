@@ -866,6 +866,14 @@ def inspect(
             for name, one in (facts["errors"] or {}).items()
         ],
     )
+    _show_rows(
+        ("data set", "property", "validation error", "baseline", "unit"),
+        [
+            (task, name, f"{one['error']:.4g}", f"{one['baseline']:.4g}", one["unit"])
+            for task, errors in (facts["validation_errors"] or {}).items()
+            for name, one in errors.items()
+        ],
+    )
 
 
 @app.command()
