@@ -8,9 +8,11 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +23,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Signals that stop work so that it can be resumed: Ctrl-C, a scheduler's or a cluster's warning, a closed terminal."""
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+DIED = "a worker process died (out of memory, killed, or a crash in a compiled library)"
 
 Result = TypeVar("Result")
 
@@ -118,7 +122,7 @@ def run_in_processes(
             _end(pool, graceful)  # the other workers, for which the pool would wait
             raise EutecticError(
                 where,
-                "a worker process died (out of memory, killed, or a crash in a compiled library)",
+                DIED,
                 "workers that run to completion",
                 f'run again with fewer workers; {kept}. A script must start work below `if __name__ == "__main__":`',
             ) from error
@@ -129,6 +133,68 @@ def run_in_processes(
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     return [future.result() for future in futures]
+
+
+def map_in_order(
+    function: Callable[..., Result],
+    calls: Iterable[tuple[Any, ...]],
+    starts: Sequence[Callable[[], object]],
+    *,
+    where: str,
+    fix: str,
+) -> Iterator[Result]:
+    """Call a function with many sets of arguments, in worker processes; at most two calls for each wait to be made.
+
+    Workers end with the iterator, and when this process is killed. Signals are for this process alone to handle.
+
+    Args:
+        function: to call; pickled by its name.
+        calls: its arguments, one tuple per call, read as they are needed; pickled.
+        starts: for each worker, what is called first in it; pickled.
+        where: activity, for errors.
+        fix: advice in the error when a worker dies.
+
+    Yields:
+        The results, in the order of `calls`.
+
+    Raises:
+        EutecticError: a worker process died.
+        Exception: raised by a call.
+    """
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    for start in starts:
+        queue.put(start)
+    initial = (context.Value("q", 0), context.Value("b", 0), partial(_start_next, queue))
+    pool = ProcessPoolExecutor(len(starts), mp_context=context, initializer=_start, initargs=initial)
+    waiting: deque[Future[Result]] = deque()
+
+    def first() -> Result:
+        while not wait([waiting[0]], timeout=0.25).done:
+            # As above: the pool may not notice.
+            if connection.wait([process.sentinel for process in _processes(pool)], timeout=0):
+                raise BrokenProcessPool("a worker has ended")
+        return waiting.popleft().result()
+
+    try:
+        for arguments in calls:
+            # Workers begin with the first call, and inherit that signals are ignored until they ignore them themselves.
+            with contextlib.nullcontext() if waiting else _interruptible():
+                waiting.append(pool.submit(_call, function, arguments))
+            if len(waiting) >= 3 * len(starts):
+                yield first()
+        while waiting:
+            yield first()
+    except BrokenProcessPool as error:
+        raise EutecticError(where, DIED, "workers that run to completion", fix) from error
+    finally:
+        if waiting:
+            _end(pool, graceful=False)
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_next(queue: Any) -> None:
+    queue.get()()
 
 
 def _call(function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:

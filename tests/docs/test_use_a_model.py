@@ -6,12 +6,15 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ase.build import molecule
 from ase.io import write
+from ase.optimize import BFGS
 from typer.testing import CliRunner
 
+import eutectic
 from eutectic import cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,11 +25,25 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
+(PHONONS,) = (block for block in blocks("python") if "import phonopy" in block)
+
+
 def test_the_python_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     values: dict[str, object] = {}
-    exec(compile("".join(blocks("python")), "use-a-model.md", "exec"), values)
+    exec(compile("".join(b for b in blocks("python") if b != PHONONS), "use-a-model.md", "exec"), values)
     assert values["features"].shape == (96,)  # type: ignore[attr-defined]
     assert "derivatives of the energy" in capsys.readouterr().out
+
+
+def test_the_phonons_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("phonopy", reason="phonopy is not installed")
+    monkeypatch.chdir(tmp_path)
+    values: dict[str, Any] = {"eutectic": eutectic, "BFGS": BFGS}
+    exec(compile(PHONONS, "use-a-model.md", "exec"), values)
+    (frequencies,) = values["phonons"].band_structure.frequencies
+    assert abs(frequencies[0]).max() < 0.01  # Γ, where all are acoustic
+    assert frequencies[-1] == pytest.approx([1.83] * 3, abs=0.05)  # H, where all are equal
+    assert (tmp_path / "band.png").exists()
 
 
 def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

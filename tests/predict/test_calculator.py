@@ -532,27 +532,3 @@ def test_a_band_finds_the_inversion_of_ammonia(small: Model) -> None:
     # The planar molecule: all angles are 120°. Of GFN2-xTB, whose energies it has learned, the barrier is 0.2 eV.
     assert images[1].get_angle(1, 0, 2) == pytest.approx(120, abs=1)
     assert 0.02 < energies[1] < 0.5
-
-
-def test_phonons_of_a_crystal(small: Model) -> None:
-    phonopy = pytest.importorskip("phonopy", reason="phonopy is not installed")
-    from phonopy.structure.atoms import PhonopyAtoms
-
-    atoms = bulk("Cu", "fcc", a=3.6)
-    atoms.calc = calc = small.calculator(task="bulk", conservative=True, dtype="float64")
-    BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-3, steps=40)
-    cell = PhonopyAtoms(symbols=atoms.get_chemical_symbols(), cell=atoms.cell.array, positions=atoms.positions)
-    phonons = phonopy.Phonopy(cell, 2 * np.eye(3))
-    phonons.generate_displacements(distance=0.01)
-    forces = []
-    for displaced in phonons.supercells_with_displacements:
-        supercell = Atoms(displaced.symbols, displaced.positions, cell=displaced.cell, pbc=True)
-        supercell.calc = calc
-        forces.append(supercell.get_forces())
-    phonons.forces = forces
-    phonons.produce_force_constants()
-    phonons.symmetrize_force_constants()
-    phonons.run_qpoints([[0, 0, 0], [0.5, 0.5, 0]])
-    gamma, x = phonons.get_qpoints_dict()["frequencies"]
-    assert abs(gamma).max() < 0.3
-    assert 2 < x.max() < 15  # THz; 7.3 in copper

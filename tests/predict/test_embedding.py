@@ -23,8 +23,9 @@ from eutectic.data.store import Store
 from eutectic.graph import GraphSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.predict.embedding import MapSample, Moments, Nearest, embed_each, embed_file
-from eutectic.predict.files import Read, partial_path, writing_table
+from eutectic.predict.files import Read
 from eutectic.predict.model import Model
+from eutectic.predict.outputs import partial_path, writing_table
 
 GRAPH = GraphSettings(cutoff=4.5, max_neighbours=12)
 NAMES = ("H2O", "CH4", "NH3", "C2H6", "CH3OH", "HF")

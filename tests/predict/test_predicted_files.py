@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +28,9 @@ from eutectic.data.store import Store
 from eutectic.graph import GraphSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel
-from eutectic.predict.files import Read, check_output, partial_path, predict_file, read_each, writing_predictions
+from eutectic.predict.devices import predict_on
+from eutectic.predict.files import Read, predict_file, read_each
+from eutectic.predict.outputs import TableOutput, check_output, partial_path, partial_rows_path, writing_predictions
 from eutectic.tasks import TargetSettings, fit_task
 
 GRAPH = GraphSettings(cutoff=4.0, max_neighbours=12)
@@ -262,30 +269,207 @@ def test_conservative_stress_in_parquet(saved: Path, tmp_path: Path, molecules: 
     assert [len(forces) for forces in table["forces"].to_pylist()] == table["n_atoms"].to_pylist()
 
 
-@pytest.mark.parametrize("suffix", [".json", ".parquet"])
-def test_an_interrupted_file_keeps_what_was_predicted(
-    saved: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+# --- going on ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Structures, of which some cannot be read, predicted or were never seen, in 12 windows of 16."""
+    path = tmp_path_factory.mktemp("many") / "many.xyz"
+    bad = {5: BROKEN, 40: lines_of("Cu"), 41: BROKEN, 90: TOGETHER, 91: TOGETHER, 130: BROKEN}
+    path.write_text("".join(bad.get(i) or lines_of(NAMES[i % 3]) for i in range(190)))
+    return path
+
+
+KILLED = """
+import os, signal, sys
+from eutectic import cli
+from eutectic.predict import resume
+from eutectic.predict.outputs import Output
+
+resume.SAVE_EVERY = 0.0
+writes, real = 0, Output.write
+
+def killed(self, text, **options):
+    global writes
+    writes += 1
+    if writes == last:
+        os.write(self._file.fileno(), text[: len(text) // 2].encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(self, text, **options)
+
+if __name__ == "__main__":
+    last, Output.write = int(sys.argv.pop(1)), killed
+    cli.main()
+"""
+"""Dies in the middle of a line."""
+
+
+def killed_at(write_number: int, folder: Path, *arguments: object) -> None:
+    script = folder / "killed.py"
+    script.write_text(KILLED)
+    command = [sys.executable, script, write_number, "predict", *arguments]
+    made = subprocess.run(
+        list(map(str, command)), env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=120
+    )
+    assert made.returncode == -signal.SIGKILL, made.stderr.decode()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill a process outright")
+@pytest.mark.parametrize("suffix", [".xyz", ".json", ".parquet"])
+def test_killed_and_gone_on_a_file_is_that_of_one_run(saved: Path, many: Path, tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "one").mkdir()
+    expected, out = tmp_path / "one" / f"out{suffix}", tmp_path / f"out{suffix}"
+    one = run(saved, many, "-o", expected, "--batch-size", 2)
+    out.write_text("precious")
+    for write_number in (101, 60):  # the second process is killed after 60 more
+        killed_at(write_number, tmp_path, saved, many, "-o", out, "--batch-size", 2)
+        assert out.read_text() == "precious"
+    result = run(saved, many, "-o", out, "--batch-size", 2)
+    assert result.exit_code == one.exit_code == 3
+    said = re.search(r"going on after (\d+) structures, which are in (\S+)", result.stderr)
+    assert said is not None
+    assert 130 < int(said[1]) < 170
+    assert said[2] == partial_rows_path(out).name
+    assert out.read_bytes() == expected.read_bytes()
+    rest = [line for line in result.stderr.splitlines() if "going on" not in line]
+    assert rest == one.stderr.splitlines()  # counts and reasons are those of the whole file
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(["killed.py", "one", out.name])
+
+
+@pytest.fixture
+def stopped(saved: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The output of a run that was stopped after 100 structures."""
     from eutectic.predict import files
 
-    source, out = tmp_path / "in.xyz", tmp_path / f"out{suffix}"
-    source.write_text(lines_of("H2O") * 40)
-    real = files.predict_each
+    real, out = files.predict_each, tmp_path / "out.xyz"
 
     def interrupted(*args: object, **kwargs: object) -> object:
         for n, one in enumerate(real(*args, **kwargs)):  # type: ignore[arg-type]
-            if n == 10:
+            if n == 100:
                 raise Interrupted("stopped")
             yield one
 
-    monkeypatch.setattr(files, "predict_each", interrupted)
-    partial = partial_path(out)
-    with pytest.raises(Interrupted, match=re.escape(partial.name)):
-        run(saved, source, "-o", out, "--batch-size", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "predict_each", interrupted)
+        with pytest.raises(Interrupted, match=re.escape("out.partial.xyz; the same command goes on from there")):
+            run(saved, many, "-o", out, "--batch-size", 2)
+    assert len(list(iread(partial_path(out)))) > 96
+    return out
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("model", "the model changed"),
+        ("input", "the input changed"),
+        ("option", "--conservative changed"),
+        ("shorter", "is shorter than its record says"),
+        ("record", "has no record that can be read"),
+        ("nonsense", "has no record that can be read"),
+        ("json", "nothing can be left out"),
+    ],
+)
+def test_what_was_made_otherwise_is_made_anew(
+    saved: Path, many: Path, model: TrainedModel, stopped: Path, tmp_path: Path, change: str, says: str
+) -> None:
+    source, options, record = tmp_path / "in.xyz", ["--batch-size", 2], tmp_path / "out.partial.xyz.record.json"
+    source.write_bytes(many.read_bytes())
+    changed = tmp_path / "model"
+    weights = copy.deepcopy(model.module)
+    with torch.no_grad():
+        next(weights.parameters()).add_(0.1 if change == "model" else 0.0)
+    save_model(changed, replace(model, module=weights))
+    if change == "input":
+        source.write_bytes(many.read_bytes() + lines_of("H2O").encode())
+    elif change == "option":
+        options += ["--conservative"]
+    elif change == "shorter":
+        os.truncate(partial_path(stopped), 1000)
+    elif change == "record":
+        record.unlink()
+    elif change == "nonsense":
+        record.write_text('{"facts": {}, "bytes": [')
+    elif change == "json":
+        options += ["--json"]
+    result = run(changed, source, "-o", stopped, *options)
+    assert result.exit_code == 3
+    assert "predicting from the start" in result.stderr
+    assert says in result.stderr
+    assert run(changed, source, "-o", tmp_path / "new.xyz", *options).exit_code == 3
+    assert stopped.read_bytes() == (tmp_path / "new.xyz").read_bytes()
+    assert not record.exists()
+
+
+def test_a_record_is_gone_before_another_file_is_begun(saved: Path, many: Path, stopped: Path, tmp_path: Path) -> None:
+    """Killed at once in a run of another model, the file is not taken for that of the first one afterwards."""
+    killed_at(2, tmp_path, saved, many, "-o", stopped, "--batch-size", 2, "--conservative")
+    result = run(saved, many, "-o", stopped, "--batch-size", 2)
+    assert "predicting from the start" in result.stderr
+
+
+def full(self: object) -> None:
+    raise EutecticError("disk", "full", "room", "free some space")
+
+
+def test_a_file_that_only_has_to_be_put_in_place(
+    saved: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr(TableOutput, "finish", full)
+        assert isinstance(run(saved, many, "-o", out).exception, EutecticError)
     assert not out.exists()
-    if suffix == ".json":
-        kept = json.loads(partial.read_text())
-        assert not kept["complete"]
-        assert len(kept["predictions"]) == 10
-    else:
-        assert pq.read_table(partial)["structure"].to_pylist() == list(range(10))
+    with monkeypatch.context() as patch:
+        patch.setattr("eutectic.predict.files.predict_each", None)  # is not needed
+        result = run(saved, many, "-o", out)
+    assert result.exit_code == 3
+    assert "going on after 190 structures" in result.stderr
+    assert pq.read_table(out)["structure"].to_pylist() == list(range(190))
+    assert [file.name for file in tmp_path.iterdir()] == [out.name]
+
+
+def test_a_store_is_gone_on_with(saved: Path, molecules: Store, tmp_path: Path) -> None:
+    arguments = [saved, molecules.path, "-o"]
+    killed_at(50, tmp_path, *arguments, tmp_path / "out.xyz", "--batch-size", 2)
+    result = run(*arguments, tmp_path / "out.xyz", "--batch-size", 2)
+    assert "going on after 48 structures" in result.stderr
+    assert run(*arguments, tmp_path / "one.xyz", "--batch-size", 2).exit_code == 0
+    assert (tmp_path / "out.xyz").read_bytes() == (tmp_path / "one.xyz").read_bytes()
+
+
+# --- devices -----------------------------------------------------------------------------------------------------
+
+
+def test_two_devices_write_what_one_writes(saved: Path, many: Path, tmp_path: Path) -> None:
+    """Windows and their order are the same; killed with two devices, a run goes on with one."""
+    one = run(saved, many, "-o", tmp_path / "one.xyz", "--batch-size", 2)
+    two = ["--batch-size", 2, "--device", "cpu", "--device", "cpu"]
+    result = run(saved, many, "-o", tmp_path / "two.xyz", *two)
+    assert result.exit_code == 3, result.exception
+    assert result.stderr == one.stderr
+    assert (tmp_path / "two.xyz").read_bytes() == (tmp_path / "one.xyz").read_bytes()
+    killed_at(70, tmp_path, saved, many, "-o", tmp_path / "out.xyz", *two)
+    assert "going on after" in run(saved, many, "-o", tmp_path / "out.xyz", "--batch-size", 2).stderr
+    assert (tmp_path / "out.xyz").read_bytes() == (tmp_path / "one.xyz").read_bytes()
+
+
+def test_devices_that_are_not_there_are_refused(saved: Path, many: Path, tmp_path: Path) -> None:
+    for name in ("cuda:99", "cpu:1", "gpu", "meta", ""):
+        result = run(saved, many, "-o", tmp_path / "out.xyz", "--device", "cpu", "--device", name)
+        assert isinstance(result.exception, EutecticError)
+        assert "no such device here; expected one of cpu" in str(result.exception)
+
+
+def test_a_process_of_a_device_that_dies_is_an_error_and_what_was_written_is_kept(
+    saved: Path, many: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(EutecticError, match=r"a worker process died.*fewer --device"):
+        list(predict_on([torch.device("cpu")] * 2, saved, "mine", (_Deadly() for _ in range(3))))  # type: ignore[misc]
+
+
+class _Deadly:
+    """Kills the process to which it is sent."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return os._exit, (1,)

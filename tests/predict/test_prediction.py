@@ -26,7 +26,8 @@ from eutectic.data.store import Store
 from eutectic.graph import GraphSettings, build_graph
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel
-from eutectic.predict.files import JSONWriter, Read, XYZWriter, key_of, writing_predictions
+from eutectic.predict.files import Read
+from eutectic.predict.outputs import JSONWriter, XYZWriter, key_of, writing_predictions
 from eutectic.predict.prediction import predict, predict_each, relative_energies
 from eutectic.tasks import Normaliser, Sample, Target, TargetSettings, Task, fit_task
 from eutectic.tasks.references import References

@@ -48,6 +48,20 @@ def test_what_a_run_leaves(finished: Path) -> None:
     assert (finished / "model" / "raw.safetensors").exists()
 
 
+def test_a_card_says_what_a_model_has_learned_and_how_well(finished: Path, molecules: Store, slabs: Store) -> None:
+    text = (finished / "model" / "README.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    last = json.loads((finished / "summary.json").read_text())["validation"][-1]["by_set"]
+    for name, store in (("molecules", molecules), ("slabs", slabs)):
+        learned = next(row for row in rows if row[:2] == [name, "pre-training"])
+        assert learned[4:] == [store.card.licence, store.fingerprint()]
+        for prop, unit in (("energy", "meV/atom"), ("forces", "meV/Å")):
+            expected = [f"{last[name][f'{prop}_{what}']:.4g}" for what in ("mae", "baseline")]
+            assert [name, prop, *expected, unit] in rows
+    assert "steps: 8; structures seen: 64" in text
+    assert "Not recorded" not in text
+
+
 def test_finished_run_is_not_repeated_and_others_are_refused(
     finished: Path, molecules: Store, slabs: Store, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ MADE_BY = "<!-- written by eutectic; remove this line to keep changes of your ow
 
 RESULTS = "result.json"
 """Of a fine-tuning, in the folder of the run: its test errors."""
+
+SUMMARY = "summary.json"
+"""Of a pre-training, in the folder of the run: its validation errors."""
 
 
 def inspect_model(name_or_path: str | Path) -> dict[str, Any]:
@@ -76,6 +80,7 @@ def inspect_model(name_or_path: str | Path) -> dict[str, Any]:
             if key in ("steps", "structures_seen", "seed", "start")
         },
         "errors": _errors(folder),
+        "validation_errors": _validation_errors(folder),
         "uncertainties": {
             task: {name: {"unit": PROPERTIES[name].unit, **one.facts} for name, one in by_name.items()}
             for task, by_name in model.uncertainties.items()
@@ -128,6 +133,27 @@ def _errors(folder: Path) -> dict[str, Any] | None:
             for name, error in values["test_errors"].items()
         } or None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _validation_errors(folder: Path) -> dict[str, dict[str, Any]] | None:
+    """Task → property → validation error at the end of the pre-training that made a model, where its folder is still
+    in that of the run."""
+    try:
+        values = json.loads((folder.parent / SUMMARY).read_text(encoding="utf-8"))["validation"][-1]["by_set"]
+        return {
+            task: {
+                (name := key.removesuffix("_mae")): {
+                    "error": float(error),
+                    "unit": PROPERTIES[name].display_unit_per_atom,
+                    "baseline": float(errors[f"{name}_baseline"]),
+                }
+                for key, error in errors.items()
+                if key.endswith("_mae") and math.isfinite(error)
+            }
+            for task, errors in values.items()
+        } or None
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -204,7 +230,19 @@ def card_of(facts: Mapping[str, Any]) -> str:
             baseline = "–" if one["baseline"] is None else f"{one['baseline']:.4g}"
             row = (prop, f"{one['error']:.4g}", baseline, one["unit"], one["metric"])
             lines.append(f"| {' | '.join(map(_cell, row))} |")
-    else:
+    if facts["validation_errors"]:
+        lines += [
+            "Mean absolute errors on validation structures at the end of pre-training; baseline: references and mean "
+            "alone, or zero forces.",
+            "",
+            "| data set | property | validation error | baseline | unit |",
+            "|---|---|--:|--:|---|",
+        ]
+        for task, errors in facts["validation_errors"].items():
+            for prop, one in errors.items():
+                row = (task, prop, f"{one['error']:.4g}", f"{one['baseline']:.4g}", one["unit"])
+                lines.append(f"| {' | '.join(map(_cell, row))} |")
+    if not facts["errors"] and not facts["validation_errors"]:
         lines.append("Not recorded beside the model.")
     if facts["uncertainties"]:
         lines += [

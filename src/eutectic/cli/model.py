@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -117,14 +117,19 @@ def predict(
         list[str] | None,
         typer.Option(help="Unit of the file's positions or cell, if that is not Å: positions=bohr; repeatable."),
     ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="cpu, cuda, cuda:1, …; repeat for a process on each. Default: a GPU if there is one."),
+    ] = None,
 ) -> None:
     """Predict energies, forces and the other properties of a task.
 
     An extended xyz file holds the structures as read, with the predictions added as `TASK_energy`, `TASK_forces`, …;
     labels are kept; a model that knows its uncertainties (`eutectic calibrate`) adds `TASK_energy_uncertainty`, a
     standard deviation. A Parquet or JSON file holds the predictions alone, with units and the index of each structure.
-    The file appears when it is complete, and replaces an older one then; until then, and after an interruption, what
-    was predicted is in `NAME.partial.xyz`.
+    The file appears when it is complete, and replaces an older one then. Until then what was predicted is in
+    `NAME.partial.xyz` (`NAME.json.partial.jsonl`, `NAME.parquet.partial.jsonl`); after an interruption or a kill the
+    same command goes on from there. If the model, the input or an option has changed, it says so and starts anew.
 
     A structure that cannot be predicted or read is reported, and the others are predicted. Exit status: 0 all
     predicted, 3 all but those reported, 1 none.
@@ -140,22 +145,18 @@ def predict(
     `eutectic predict runs/aspirin/model my.xyz --json > predicted.json`
 
     `eutectic predict sevennet:7net-0 my.xyz -o predicted.xyz`
+
+    `eutectic predict runs/mine my.xyz -o predicted.xyz --device cuda:0 --device cuda:1`
     """
     from eutectic.checkpoints.model import load_model
+    from eutectic.checkpoints.shipped import model_folder
     from eutectic.console import ProgressBar
     from eutectic.data.formats.elements import parse as parse_elements
-    from eutectic.predict.files import (
-        JSONWriter,
-        Write,
-        XYZWriter,
-        check_output,
-        predict_file,
-        prediction_rows,
-        prediction_schema,
-        writing_predictions,
-        writing_table,
-    )
+    from eutectic.predict.devices import devices_named
+    from eutectic.predict.files import Summary, Write, predict_file
+    from eutectic.predict.outputs import JSONWriter, check_output
     from eutectic.predict.prediction import Prediction, predicted_names, relative_energies, task_of
+    from eutectic.predict.resume import Resumable, facts_of, resuming
     from eutectic.train.runtime.matmul import prefer_fast_matmul
     from eutectic.train.runtime.memory import keep_freed_memory
     from eutectic.train.runtime.stop import StopFlag
@@ -165,49 +166,68 @@ def predict(
     if out is not None:
         check_output(out, structures)
     replaced = out is not None and out.exists()
-    trained = load_model(model)
+    devices = devices_named(device or ())
+    folder = model_folder(model)
+    trained = load_model(folder)
     keep_freed_memory()
     prefer_fast_matmul(trained.module)
+    if len(devices) == 1:
+        trained.module.to(devices[0])
     selected = task_of(trained, task)
     note = None if normalised else relative_energies(trained, selected.name)
     names = predicted_names(trained, selected, conservative)
     with ExitStack() as stack:
         stop = stack.enter_context(StopFlag().listening())
         writers: list[Write[Prediction]] = []
-        json_writers = []
-        if as_json:
-            json_writers.append(JSONWriter(sys.stdout.write, selected, names, normalised=normalised, note=note))
-        if out is not None and out.suffix == ".parquet":
-            schema = prediction_schema(selected, names, normalised=normalised, note=note)
-            writers.append(prediction_rows(stack.enter_context(writing_table(out, schema))))
-        elif out is not None:
-            stream = stack.enter_context(writing_predictions(out))
-            if out.suffix == ".json":
-                json_writers.append(JSONWriter(stream.write, selected, names, normalised=normalised, note=note))
-            else:
-                writers.append(XYZWriter(stream, selected, normalised=normalised).add)
-        bar = stack.enter_context(ProgressBar("predicting"))
-        try:
-            summary = predict_file(
-                trained,
-                selected.name,
+        printer = JSONWriter(sys.stdout.write, selected, names, normalised=normalised, note=note) if as_json else None
+        stream: Resumable | None = None
+        if printer is not None:
+            writers.append(printer.add)
+        if out is not None:
+            facts = facts_of(
+                folder,
                 structures,
-                [*writers, *(writer.add for writer in json_writers)],
-                elements=parse_elements(elements),
-                units=pairs(unit, "--unit", "positions=bohr"),
-                batch_size=batch_size,
+                task=selected.name,
                 normalised=normalised,
                 conservative=conservative,
-                stop=lambda: stop.raised,
-                on_done=bar.advance,
+                batch_size=batch_size,
+                elements=elements,
+                unit=" ".join(sorted(unit or ())),
             )
+            written = resuming(out, selected, names, None if as_json else facts, normalised=normalised, note=note)
+            stream, writer = stack.enter_context(written)
+            writers.append(writer)
+            if stream.said:
+                Console(stderr=True).print(plain(stream.said), soft_wrap=True, highlight=False)
+        summary = Summary() if stream is None else stream.summary
+        bar = stack.enter_context(ProgressBar("predicting", done=summary.structures))
+        try:
+            if stream is None or not stream.complete:
+                summary = predict_file(
+                    trained,
+                    selected.name,
+                    structures,
+                    writers,
+                    elements=parse_elements(elements),
+                    units=pairs(unit, "--unit", "positions=bohr"),
+                    batch_size=batch_size,
+                    normalised=normalised,
+                    conservative=conservative,
+                    folder=folder,
+                    devices=devices,
+                    summary=summary,
+                    after_window=(lambda summary: None) if stream is None else stream.save,
+                    stop=lambda: stop.raised,
+                    on_done=bar.advance,
+                )
+            if stream is not None:
+                stream.save(summary, complete=True)
         except BaseException:
-            for writer in json_writers:
-                with suppress(EutecticError):  # of a full disk, which is known already
-                    writer.close(complete=False)
+            if printer is not None:
+                printer.close(complete=False)
             raise
-        for writer in json_writers:
-            writer.close(complete=True)
+        if printer is not None:
+            printer.close(complete=True)
     if not as_json:
         where = f"{out} (an older file was replaced)" if replaced else f"{out}"
         words = f"{summary.predicted} structures, task {selected.name} ({selected.level_of_theory}): {where}"
@@ -454,7 +474,7 @@ def select(
     from eutectic.checkpoints.model import load_model
     from eutectic.console import ProgressBar
     from eutectic.data.formats.elements import parse as parse_elements
-    from eutectic.predict.files import check_output, writing_predictions
+    from eutectic.predict.outputs import check_output, writing_predictions
     from eutectic.predict.selection import notes_of, select_file, uncertain_property
     from eutectic.report.drawing import formula
     from eutectic.report.formatting import significant
@@ -566,7 +586,8 @@ def embed(
     from eutectic.console import ProgressBar
     from eutectic.data.formats.elements import parse as parse_elements
     from eutectic.predict.embedding import MapSample, Per, embed_file, graph_of, table_schema, table_writer
-    from eutectic.predict.files import Write, check_output, writing_table
+    from eutectic.predict.files import Write
+    from eutectic.predict.outputs import check_output, writing_table
     from eutectic.report.map_page import FORMATS, write_map
     from eutectic.train.runtime.stop import StopFlag
 
@@ -843,6 +864,14 @@ def inspect(
                 one["metric"],
             )
             for name, one in (facts["errors"] or {}).items()
+        ],
+    )
+    _show_rows(
+        ("data set", "property", "validation error", "baseline", "unit"),
+        [
+            (task, name, f"{one['error']:.4g}", f"{one['baseline']:.4g}", one["unit"])
+            for task, errors in (facts["validation_errors"] or {}).items()
+            for name, one in errors.items()
         ],
     )
 

@@ -16,7 +16,8 @@ from eutectic.atoms import EutecticError, Structure
 from eutectic.checkpoints.model import TrainedModel
 from eutectic.data.formats.elements import Elements
 from eutectic.graph import GraphSettings, build_graph, collate
-from eutectic.predict.files import Read, Summary, TableOutput, Write, work_through
+from eutectic.predict.files import Read, Summary, Write, work_through
+from eutectic.predict.outputs import TableOutput
 from eutectic.predict.prediction import in_batches, task_of
 
 Per = Literal["structure", "atom"]

@@ -14,6 +14,7 @@ from ase.data import chemical_symbols
 from eutectic.atoms import PROPERTIES, EutecticError, Structure
 from eutectic.checkpoints.model import TrainedModel, elements_seen, load_model
 from eutectic.predict.calculator import EutecticCalculator
+from eutectic.predict.devices import default_device
 from eutectic.predict.embedding import embed_each
 from eutectic.predict.prediction import Prediction, predict, task_of
 
@@ -30,10 +31,8 @@ def load(name_or_path: str | Path, *, device: str | torch.device = "auto") -> Mo
     Raises:
         EutecticError: no such model, or a damaged one.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     trained = load_model(name_or_path)
-    trained.module.to(device)
+    trained.module.to(default_device() if device == "auto" else device)
     return Model(trained, str(name_or_path))
 
 

@@ -113,8 +113,7 @@ def predict_each(
     Args:
         model, task_name, batch_size, normalised, conservative, on_done: as for `predict`.
         structures: read as they are needed.
-        window: number of structures that are read together, of which similar sizes share a batch; default: eight
-            batches.
+        window: number of structures that are read together, of which similar sizes share a batch; default: `window_of`.
 
     Yields:
         In the order of the structures, a prediction or the reason why there is none.
@@ -131,6 +130,12 @@ def predict_each(
         window=window,
         on_done=on_done,
     )
+
+
+def window_of(batch_size: int) -> int:
+    """Number of structures that are read together, eight batches. Only whole windows have the same results again, to
+    the last digit: in another batch a sum may be rounded otherwise."""
+    return 8 * batch_size
 
 
 T = TypeVar("T")
@@ -153,7 +158,7 @@ def in_batches(
         compute: results of a batch, given with their indices.
     """
     remaining, first = iter(structures), 0
-    while some := list(itertools.islice(remaining, 8 * batch_size if window is None else window)):
+    while some := list(itertools.islice(remaining, window_of(batch_size) if window is None else window)):
         found: list[T | EutecticError | None] = [None] * len(some)
         for i, structure in enumerate(some):
             try:

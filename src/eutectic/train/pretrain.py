@@ -19,6 +19,7 @@ from torch import nn
 
 import eutectic
 from eutectic.atoms import EutecticError
+from eutectic.checkpoints.inspection import write_card
 from eutectic.checkpoints.model import TrainedModel, build_backbone, load_model, save_model
 from eutectic.checkpoints.seen_rows import LearnedRows, merged_records
 from eutectic.checkpoints.shipped import model_folder
@@ -624,6 +625,7 @@ def _finish(
             "validation": validation,
         },
     )
+    write_card(folder / "model")  # after the summary, which has the errors
 
 
 def _write_json(path: Path, values: Mapping[str, Any] | list[dict[str, Any]]) -> None:
