@@ -429,7 +429,11 @@ def check_needs(heads: Mapping[str, HeadSettings], widths: Widths | None, *, whe
                 f"{head.kind}, with a backbone without edge features",
                 "a backbone with edge features, which give vectors and tensors their directions",
                 "set edge_width (painn, gotennet) or edge_features (gemnet_oc) of the backbone, "
-                + (f"use kind {FROM_VECTORS[str(head.kind)]!r}, " if widths.vectors else "")
+                + (
+                    f"use kind {FROM_VECTORS[str(head.kind)]!r}, "
+                    if widths.vectors and head.kind in FROM_VECTORS
+                    else ""
+                )
                 + "or predict forces and stress as gradient_forces and gradient_stress",
             )
         if "vectors" in head.entry.needs and not widths.vectors:
