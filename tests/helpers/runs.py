@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from eutectic.data.store import Store
-from eutectic.train.settings import BatchingSettings, Coefficients, PretrainSettings
+from eutectic.train.settings import BatchingSettings, Coefficients, FinetuneSettings, PretrainSettings
 
 PAINN = {"name": "painn", "settings": {"width": 16, "layers": 2, "cutoff": 4.0}}
 GRAPH = {"cutoff": 4.0, "max_neighbours": 12}
@@ -54,6 +54,22 @@ def settings_of(stores: dict[str, Store], train: dict[str, Any] | None = None, *
         }
         | more
     )
+
+
+def small_finetuning(store: Path, start: str = "scratch", **changes: Any) -> FinetuneSettings:
+    """Of a small PaiNN: energies and forces as their derivatives, 40 steps, unless changed."""
+    data = {"store": str(store), "split": "random", "train": 60, "validation": 12, "test": 12}
+    values: dict[str, Any] = {
+        "data": data | changes.pop("data", {}),
+        "targets": {"energy": {}, "forces": {"head": {"kind": "gradient_forces"}}},
+        "start": start,
+        "train": {"steps": 40, "batch_size": 8, "evaluate_every": 20, "threads": 1, "accelerator": "cpu"},
+        "name": "mine",
+    }
+    if start == "scratch":
+        values |= {"backbone": {"name": "painn", "settings": {"width": 16, "layers": 1, "cutoff": 4.0}}}
+        values |= {"graph": {"cutoff": 4.0}, "optimiser": {"learning_rate": 1e-2}}
+    return FinetuneSettings.model_validate(values | changes)
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:

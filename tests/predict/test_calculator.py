@@ -460,13 +460,20 @@ def test_conservative_dynamics_conserve_energy(random: Model) -> None:
     assert total_energy_spread(direct, 0.25) > 100 * fine
 
 
-def test_relaxation_of_water(small: Model) -> None:
+def test_relaxation_and_vibrations_of_water(small: Model, tmp_path: Path) -> None:
     atoms = molecule("H2O")
     atoms.calc = small.calculator(task="molecules", conservative=True, dtype="float64")
-    assert BFGS(atoms, logfile=None).run(fmax=1e-3, steps=60)
+    assert BFGS(atoms, logfile=None).run(fmax=1e-3, steps=30)
     # GFN2-xTB: 0.959 Å and 107.2°.
     assert atoms.get_distance(0, 1) == pytest.approx(0.959, abs=0.03)
     assert atoms.get_angle(1, 0, 2) == pytest.approx(107.2, abs=5)
+    vibrations = Vibrations(atoms, name=str(tmp_path / "vibrations"), delta=2e-3)
+    vibrations.run()
+    frequencies = vibrations.get_frequencies()
+    # Translations and rotations, then the bend and two stretches.
+    assert abs(frequencies[:6]).max() < 60
+    assert frequencies[6].real == pytest.approx(1650, rel=0.2)
+    assert frequencies[7:].real == pytest.approx(np.array([3400, 3400]), rel=0.2)
 
 
 def test_vibrations_are_those_of_the_energy(random: Model, tmp_path: Path) -> None:
@@ -532,3 +539,27 @@ def test_a_band_finds_the_inversion_of_ammonia(small: Model) -> None:
     # The planar molecule: all angles are 120°. Of GFN2-xTB, whose energies it has learned, the barrier is 0.2 eV.
     assert images[1].get_angle(1, 0, 2) == pytest.approx(120, abs=1)
     assert 0.02 < energies[1] < 0.5
+
+
+def test_phonons_of_a_crystal(small: Model) -> None:
+    phonopy = pytest.importorskip("phonopy", reason="phonopy is not installed")
+    from phonopy.structure.atoms import PhonopyAtoms
+
+    atoms = bulk("Cu", "fcc", a=3.6)
+    atoms.calc = calc = small.calculator(task="bulk", conservative=True, dtype="float64")
+    BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-3, steps=40)
+    cell = PhonopyAtoms(symbols=atoms.get_chemical_symbols(), cell=atoms.cell.array, positions=atoms.positions)
+    phonons = phonopy.Phonopy(cell, 2 * np.eye(3))
+    phonons.generate_displacements(distance=0.01)
+    forces = []
+    for displaced in phonons.supercells_with_displacements:
+        supercell = Atoms(displaced.symbols, displaced.positions, cell=displaced.cell, pbc=True)
+        supercell.calc = calc
+        forces.append(supercell.get_forces())
+    phonons.forces = forces
+    phonons.produce_force_constants()
+    phonons.symmetrize_force_constants()
+    phonons.run_qpoints([[0, 0, 0], [0.5, 0.5, 0]])
+    gamma, x = phonons.get_qpoints_dict()["frequencies"]
+    assert abs(gamma).max() < 0.3
+    assert 2 < x.max() < 15  # THz; 7.3 in copper

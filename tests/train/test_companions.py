@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs import small_finetuning
 
 from eutectic.atoms import EutecticError
 from eutectic.checkpoints.model import load_model
+from eutectic.checkpoints.seen_rows import seen_rows
 from eutectic.data.store import Store, write_store
 from eutectic.predict.prediction import predict, task_of
 from eutectic.recipes.finetuning import finetuning
@@ -20,17 +22,7 @@ from eutectic.train.settings import FinetuneSettings
 
 
 def settings(store: Path, start: str = "scratch", **changes: Any) -> FinetuneSettings:
-    values: dict[str, Any] = {
-        "data": {"store": str(store), "split": "random", "train": 60, "validation": 12, "test": 12},
-        "targets": {"energy": {}, "forces": {"head": {"kind": "gradient_forces"}}},
-        "start": start,
-        "train": {"steps": 40, "batch_size": 8, "evaluate_every": 20, "threads": 1, "accelerator": "cpu"},
-        "name": "first",
-    }
-    if start == "scratch":
-        values |= {"backbone": {"name": "painn", "settings": {"width": 16, "layers": 1, "cutoff": 4.0}}}
-        values |= {"graph": {"cutoff": 4.0}, "optimiser": {"learning_rate": 1e-2}}
-    return FinetuneSettings.model_validate(values | changes)
+    return small_finetuning(store, start, **({"name": "first"} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +58,7 @@ def test_predictions_of_the_start_are_what_is_remembered(mine: Path, model: str)
     (companion,) = prepared.companions
     start = load_model(model)
     assert companion.memory is not None
-    rows = companion.train[:5]
+    rows = companion.parts.train[:5]
     expected = predict(start, "first", [prepared.store[int(row)].structure for row in rows], normalised=True)
     for position, one in enumerate(expected):
         for name in ("energy", "forces"):
@@ -152,6 +144,9 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
 def test_frozen_heads_of_watched_companions_stay_as_they_are(mine: Path, model: str, tmp_path: Path) -> None:
     run(mine, model, tmp_path / "run", companions={"first": {"ratio": 0.0}})
     before, after = load_model(model), load_model(tmp_path / "run" / "model")
+    # Nothing of it was learned.
+    assert "together_with" not in after.provenance or not after.provenance["together_with"]
+    assert len(after.provenance["learned_rows"]) == 1  # type: ignore[arg-type]
     for name, value in before.module.heads["first"].state_dict().items():
         torch.testing.assert_close(after.module.heads["first"].state_dict()[name], value)
 
@@ -183,3 +178,19 @@ def test_the_options_of_the_command_line(mine: Path) -> None:
         finetuning(mine, ["energy"], together_with=["molecules"], remember=["molecules"])
     with pytest.raises(EutecticError, match="name of the run's own task"):
         finetuning(mine, ["energy"], together_with=[mine])
+
+
+def test_new_heads_of_a_companion_cannot_be_frozen(molecules: Store, mine: Path, model: str) -> None:
+    one = {"store": str(molecules.path), "split": "random", "train": 40, "head_from": None}
+    with pytest.raises(EutecticError, match="all of other"):
+        prepare_run(settings(molecules.path, model, freeze=("heads",), companions={"other": one}, head_from="first"))
+
+
+def test_structures_that_a_companion_was_learned_from_are_recorded(
+    molecules: Store, mine: Path, tmp_path: Path
+) -> None:
+    run(mine, "scratch", tmp_path / "run", companions={"other": {"store": str(molecules.path), "split": "random"}})
+    start = load_model(tmp_path / "run" / "model")
+    seen = seen_rows(start.provenance, molecules)
+    assert seen is not None
+    assert len(seen)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from runs import small_finetuning
 
 from eutectic.atoms import EutecticError
 from eutectic.data.store import Store, write_store
@@ -17,28 +18,11 @@ from eutectic.train.finetune import FinetuneResult, finetune, prepare_run
 from eutectic.train.optimisation import learning_rate
 from eutectic.train.settings import FinetuneOptimiserSettings, FinetuneSettings
 
-BOTH = {"energy": {}, "forces": {"head": {"kind": "gradient_forces"}}}
-
-
-def settings(store: Path, start: str = "scratch", **changes: Any) -> FinetuneSettings:
-    data = {"store": str(store), "split": "random", "train": 60, "validation": 12, "test": 12}
-    values: dict[str, Any] = {
-        "data": data | changes.pop("data", {}),
-        "targets": BOTH,
-        "start": start,
-        "train": {"steps": 40, "batch_size": 8, "evaluate_every": 20, "threads": 1, "accelerator": "cpu"},
-        "name": "mine",
-    }
-    if start == "scratch":
-        values |= {"backbone": {"name": "painn", "settings": {"width": 16, "layers": 1, "cutoff": 4.0}}}
-        values |= {"graph": {"cutoff": 4.0}, "optimiser": {"learning_rate": 1e-2}}
-    return FinetuneSettings.model_validate(values | changes)
-
 
 @pytest.fixture(scope="module")
 def first(molecules: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FinetuneResult]:
     folder = tmp_path_factory.mktemp("first")
-    return folder / "model", finetune(settings(molecules.path), folder)
+    return folder / "model", finetune(small_finetuning(molecules.path), folder)
 
 
 def shifted(molecules: Store, path: Path, **card: Any) -> Path:
@@ -65,14 +49,14 @@ def test_a_head_that_fits_is_kept_with_references_of_its_own(
     """On the same structures with shifted energies, a kept head starts with the errors that it ended with."""
     model, before = first
     store = shifted(molecules, tmp_path / "shifted")
-    said, prepared = begun(settings(store, str(model)))
+    said, prepared = begun(small_finetuning(store, str(model)))
     assert "kept: heads of task mine: energy; before training, on 12 validation structures: energy" in said
     assert "conservative: forces as derivatives of the energy" in said
     assert prepared.kept.errors["forces"] == pytest.approx(min(before.curves["forces"]), rel=1e-3)
     # Refitted on other structures than those that it is tried on.
     assert prepared.kept.errors["energy"] == pytest.approx(min(before.curves["energy"]), rel=0.3)
     assert prepared.kept.baselines["energy"] == pytest.approx(before.validation_baselines["energy"], rel=1e-6)
-    result = finetune(settings(store, str(model)), None)
+    result = finetune(small_finetuning(store, str(model)), None)
     assert result.errors[0] == pytest.approx(prepared.kept.errors["forces"], rel=1e-3)
     assert result.validation_baselines["energy"] == pytest.approx(before.validation_baselines["energy"], rel=1e-6)
 
@@ -82,20 +66,22 @@ def test_heads_of_another_level_of_theory_or_worse_than_the_mean_are_not_kept(
 ) -> None:
     model, _ = first
     other = shifted(molecules, tmp_path / "other", level_of_theory="another")
-    said, prepared = begun(settings(other, str(model)))
+    said, prepared = begun(small_finetuning(other, str(model)))
     assert "reset: new heads for energy" in said
     assert "dropped: heads of mine" in said
     assert prepared.kept.task is None
     assert prepared.task is prepared.baseline
-    said, prepared = begun(settings(other, str(model), head_from="mine"))
+    said, prepared = begun(small_finetuning(other, str(model), head_from="mine"))
     assert "kept: heads of task mine: energy" in said
     # Forces of the wrong sign and size: the heads' errors are above those of no force.
     rows = [replace(row, labels={n: np.asarray(-5.0 * v) for n, v in row.labels.items()}) for row in molecules]
     write_store(tmp_path / "wrong", molecules.card, rows)
-    said, prepared = begun(settings(tmp_path / "wrong", str(model)))
+    said, prepared = begun(small_finetuning(tmp_path / "wrong", str(model)))
     assert "not kept: heads of task mine, of the same level of theory: errors 1." in said
     assert prepared.kept.task is None
-    said, _ = begun(settings(molecules.path, str(model), targets={"energy": {"head": {"layers": 3}}}, head_from="mine"))
+    said, _ = begun(
+        small_finetuning(molecules.path, str(model), targets={"energy": {"head": {"layers": 3}}}, head_from="mine")
+    )
     assert "no head of task mine fits" in said
 
 
@@ -108,7 +94,7 @@ def test_kept_heads_are_warmed_up_gently(molecules: Store, first: tuple[Path, Fi
     seen: list[float] = []
     for head in ("auto", None):
         folder = tmp_path / str(head)
-        finetune(settings(molecules.path, str(first[0]), head_from=head), folder)
+        finetune(small_finetuning(molecules.path, str(first[0]), head_from=head), folder)
         seen.append(float((folder / "journal.jsonl").read_text().split('"learning_rate": ')[1].split(",")[0]))
     assert seen == pytest.approx([0.01 * 2e-3, 0.2 * 2e-3])
 
@@ -118,7 +104,7 @@ def test_a_test_file_of_ones_own(molecules: Store, tmp_path: Path) -> None:
     write_store(tmp_path / "test", molecules.card, [molecules[i] for i in range(78, 96)])
     said = Console(width=1000, file=io.StringIO())
     # Of 80 structures 12 are validated on and 68 trained on: none is set aside.
-    chosen = settings(tmp_path / "all", data={"train": 68, "test": None, "test_file": str(tmp_path / "test")})
+    chosen = small_finetuning(tmp_path / "all", data={"train": 68, "test": None, "test_file": str(tmp_path / "test")})
     result = finetune(chosen, tmp_path / "run", console=said)
     words = said.file.getvalue()  # type: ignore[attr-defined]
     assert "test: 18 structures of" in words
@@ -132,10 +118,10 @@ def test_a_test_file_of_ones_own(molecules: Store, tmp_path: Path) -> None:
     assert found["forces"].mae == pytest.approx(result.test_errors["forces"], rel=1e-5)
     assert found["energy"].mae == pytest.approx(result.test_errors["energy"], rel=1e-4)
     with pytest.raises(ValueError, match="test and test_file are both given"):
-        settings(tmp_path / "all", data={"test_file": str(tmp_path / "test")})
+        small_finetuning(tmp_path / "all", data={"test_file": str(tmp_path / "test")})
     rows = [replace(molecules[i], labels={"forces": molecules[i].labels["forces"]}) for i in range(4)]
     write_store(tmp_path / "unlabelled", molecules.card, rows)
-    wanted = settings(
+    wanted = small_finetuning(
         tmp_path / "all", targets={"energy": {}}, data={"test": None, "test_file": str(tmp_path / "unlabelled")}
     )
     with pytest.raises(EutecticError, match="no label of energy; its labels: forces"):
@@ -145,7 +131,7 @@ def test_a_test_file_of_ones_own(molecules: Store, tmp_path: Path) -> None:
 @pytest.mark.parametrize("freeze", [(), ("backbone",)])
 def test_without_edge_features_vectors_of_the_atoms_give_directions(molecules: Store, freeze: tuple[str, ...]) -> None:
     """Direct forces of a backbone that has no edge features, from scratch and with its features kept."""
-    values = settings(molecules.path).model_dump() | {"targets": {"forces": {}}, "freeze": freeze}
+    values = small_finetuning(molecules.path).model_dump() | {"targets": {"forces": {}}, "freeze": freeze}
     values["backbone"]["settings"]["edge_width"] = 0
     asked = FinetuneSettings.model_validate(values)
     assert prepare_run(asked).task.heads["forces"].kind == "atom_vector"

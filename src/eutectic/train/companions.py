@@ -48,8 +48,7 @@ class Companion:
         task: in the model, named as in the settings.
         kept: the heads that it keeps of the start.
         store: whose structures it learns from; with the start's predictions, the store of the run.
-        train, validation, test: rows.
-        split_name: of the split of the store.
+        parts: its rows; of the validation rows, those on which it is validated.
         judged: its errors count when the best step is chosen.
         memory: of `train` and of `validation`: position → sample with the predictions of the start; None: labels.
     """
@@ -58,31 +57,30 @@ class Companion:
     task: Task
     kept: KeptHeads
     store: Store
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
+    parts: Split
     judged: bool
-    split_name: str = "random"
     memory: tuple[dict[int, Sample], dict[int, Sample]] | None = field(default=None, repr=False)
 
     @property
     def in_words(self) -> str:
         """What is learned of what, for a person."""
-        what = f"{self.task.name}: {', '.join(self.task.targets)} of {len(self.train):,} structures"
+        what = f"{self.task.name}: {', '.join(self.task.targets)} of {len(self.parts.train):,} structures"
         of = "as the start predicts them" if self.memory is not None else f"({self.store.card.level_of_theory})"
         heads = f"heads of {self.kept.task} kept" if self.kept.task is not None else "new heads"
-        return (
-            f"{what} {of}, {heads}, {self.settings.ratio:g} for each structure of the data"
-            if self.settings.ratio
-            else (f"{what} {of}, {heads}, only watched")
-        )
+        how = f"{self.settings.ratio:g} for each structure of the data" if self.settings.ratio else "only watched"
+        return f"{what} {of}, {heads}, {how}"
 
-    def learned_rows(self) -> LearnedRows:
-        """Which of its structures a model has learned from, for those who test it later."""
-        parts = Split(self.split_name, self.train, self.validation, self.test)
+    @property
+    def has_new_heads(self) -> bool:
+        return self.kept.task is None
+
+    def learned_rows(self) -> LearnedRows | None:
+        """Which structures of its own a model has learned from, for those who test it later; None if there are none."""
+        if self.memory is not None or not self.settings.ratio:
+            return None
         return LearnedRows.of(
             self.store,
-            parts,
+            self.parts,
             n_train=self.settings.train,
             n_validation=self.settings.validation,
             n_test=None,
@@ -92,10 +90,10 @@ class Companion:
 
     def training(self, index: int, edge_lists: tuple[str, ...]) -> TaskDataset:
         """What is learned, as data of the task at a place in the model."""
-        return self._data(index, self.train, edge_lists, 0)
+        return self._data(index, self.parts.train, edge_lists, 0)
 
     def validating(self, index: int, edge_lists: tuple[str, ...]) -> TaskDataset:
-        return self._data(index, self.validation, edge_lists, 1)
+        return self._data(index, self.parts.validation, edge_lists, 1)
 
     def _data(self, index: int, rows: np.ndarray, edge_lists: tuple[str, ...], part: int) -> TaskDataset:
         kept = {} if self.memory is None else {k: replace(item, task=index) for k, item in self.memory[part].items()}
@@ -165,10 +163,8 @@ def _of_data(
         )
         kept = choose_heads(start, task, theirs.name, training, validation, {}, where)
     judged = kept.task is None if settings.judged is None else settings.judged
-    validated = _some(parts.validation, settings.validation or VALIDATED)
-    return Companion(
-        settings, kept.learned or task, kept, store, parts.train, validated, parts.test, judged, parts.name
-    )
+    parts = replace(parts, validation=_some(parts.validation, settings.validation or VALIDATED))
+    return Companion(settings, kept.learned or task, kept, store, parts, judged)
 
 
 def _some(rows: np.ndarray, number: int) -> np.ndarray:
@@ -228,9 +224,12 @@ def _of_predictions(
     task = replace(theirs, name=name, targets=targets)
     kept = KeptHeads(theirs.name, task, fitting(start, theirs, task))
     training, validation = rows[0][: settings.train], _some(rows[1], settings.validation or VALIDATED)
-    memory = tuple(_predicted(start.module, theirs, task, store, r, edge_lists) for r in (training, validation))
-    judged = bool(settings.judged)
-    return Companion(settings, task, kept, store, training, validation, rows[0][:0], judged, memory=memory)  # type: ignore[arg-type]
+    memory = (
+        _predicted(start.module, theirs, task, store, training, edge_lists),
+        _predicted(start.module, theirs, task, store, validation, edge_lists),
+    )
+    parts = Split("of the run", training, validation, training[:0])
+    return Companion(settings, task, kept, store, parts, bool(settings.judged), memory)
 
 
 def _predicted(
@@ -332,8 +331,8 @@ def errors_of_new_heads(
     """Companion → property → test error, as it is quoted, of companions whose heads are new."""
     found = {}
     for one in companions:
-        if len(one.test) and one.kept.task is None:
-            items = TaskDataset(0, one.task, one.store, one.test, edge_lists=edge_lists).items()
+        if len(one.parts.test) and one.has_new_heads:
+            items = TaskDataset(0, one.task, one.store, one.parts.test, edge_lists=edge_lists).items()
             errors = evaluate(model, [one.task], items, device=device)[one.task.name]
             found[one.task.name] = {name: shown(name, e.mae)[0] for name, e in errors.items() if e.count}
     return found

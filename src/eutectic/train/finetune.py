@@ -375,12 +375,15 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
         weights, where = settings.score_weights, f"{settings.start}"
         kept = choose_heads(start, task, settings.head_from, training, validation, weights, where)
     test = _open_test(settings, console)
-    _check_new_heads(settings, task, kept)
+    _check_new_heads(settings, task, kept, companions)
     prepared = Prepared(
         store, parts, kept.learned or task, task, backbone, graph, start, kept, test, trained, companions
     )
     if start is not None:
         _check_unseen(settings.start, start, store, parts, console)
+        for one in companions:
+            if one.has_new_heads:
+                _check_unseen(settings.start, start, one.store, one.parts, console)
     if console is not None:
         _announce(console, settings, prepared)
     if test is not None:
@@ -397,12 +400,13 @@ def _trained_parts(settings: FinetuneSettings, module: Backbone) -> TrainedParts
     return TrainedParts.of(settings, module)
 
 
-def _check_new_heads(settings: FinetuneSettings, task: Task, kept: KeptHeads) -> None:
+def _check_new_heads(settings: FinetuneSettings, task: Task, kept: KeptHeads, companions: Sequence[Companion]) -> None:
     """
     Raises:
         EutecticError: the heads are frozen, and some of them are new.
     """
     new = [name for name in task.targets if name not in kept.properties and not task.heads[name].entry.derivative]
+    new += [f"all of {one.task.name}" for one in companions if one.has_new_heads]
     if HEADS in settings.freeze and new:
         raise EutecticError(
             "freeze",
@@ -545,7 +549,8 @@ def _worker(
     def restore(state: dict[str, Any]) -> None:
         curve.restore(state["curve"])
         best.update(state["best"])
-        others.restore(state["companions"])
+        if "companions" in state:  # a run that an earlier version began has none
+            others.restore(state["companions"])
 
     with FinetuneDisplay(
         task,
@@ -964,11 +969,11 @@ def save_run(
         "elements": sorted(store.composition()),
         "learned_rows": [
             _learned(settings, store, prepared.split).to_dict(),
-            *(one.learned_rows().to_dict() for one in prepared.companions if one.memory is None),
+            *(rows.to_dict() for one in prepared.companions if (rows := one.learned_rows()) is not None),
         ],
     }
     if prepared.companions:
-        provenance["together_with"] = [one.in_words for one in prepared.companions]
+        provenance["together_with"] = [one.in_words for one in prepared.companions if one.settings.ratio]
     if start is not None:
         provenance["pretrained"] = dict(start.provenance)
     described = TrainedModel(
