@@ -5,6 +5,7 @@
     python benchmarks/backbones.py stores/aspirin --minutes 2 --mace mace/bin/python --out docs/results/backbones
     python benchmarks/backbones.py stores/aspirin --minutes 2 --only gotennet --rate 2e-3 --rate 4e-3
     python benchmarks/backbones.py mixture --minutes 5 --out docs/results/backbones
+    python benchmarks/backbones.py temperature --files train_300K.xyz hotter.xyz --minutes 3 --mace mace/bin/python
 
 Every entrant trains on the same 950 structures on one core (pinned, one thread), is validated on the same 50, and
 tested once, at the end, on the same 1,000. Machines are shared and noisy, so a budget is CPU time of the process and
@@ -16,6 +17,8 @@ the test structures in batches of 32, in structures per CPU second.
 
 `mixture` is joint pre-training on the four embedded sets with direct forces, as `eutectic demo` does it: validation
 errors by set after the same CPU time (64 structures of each set, which pre-training never learns from).
+
+`temperature` learns from 400 frames of one temperature and is tested on 50 more of it and on all of a hotter file.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,7 @@ LEARNING += ["--optimiser.warmup_steps", "50", "--optimiser.final_lr_ratio", "0.
 ENTRANTS: dict[str, tuple[list[str], float]] = {
     "gotennet": (["--backbone.name", "gotennet", *COMPLETE], 5e-3),
     "painn": (["--backbone.name", "painn", *COMPLETE], 3e-3),
+    "painn, width 128": (["--backbone.name", "painn", "--backbone.settings.width", "128", *COMPLETE], 3e-3),
     "gemnet_oc": ([], 3e-3),
     "gemnet_oc, 20 neighbours": (["--graph.max_neighbours", "20", "--graph.smooth_cap", "0.5"], 3e-3),
 }
@@ -115,17 +119,30 @@ def measured(command: Sequence[str], core: int, log: Path) -> float:
     return used.ru_utime + used.ru_stime
 
 
-def train_ours(store: Path, folder: Path, options: list[str], rate: float, seconds: float, core: int) -> dict[str, Any]:
+def of_store(name: str) -> list[str]:
+    """The published split; runs that only measure a step need no test."""
+    test = TEST if name == "run" else 1
+    return ["--n-train", str(TRAIN), "--n-validation", str(VALIDATION), "--n-test", str(test)]
+
+
+def train_ours(
+    data: Path,
+    folder: Path,
+    options: list[str],
+    rate: float,
+    seconds: float,
+    core: int,
+    parts: Callable[[str], list[str]] = of_store,
+) -> dict[str, Any]:
     def run(steps: int, name: str) -> tuple[float, dict[str, Any]]:
         out = folder / name
         command = [
-            *(sys.executable, "-m", "eutectic", "finetune", str(store), "-p", "energy", "-p", "forces"),
+            *(sys.executable, "-m", "eutectic", "finetune", str(data), "-p", "energy", "-p", "forces"),
             *("--conservative", "--out", str(out), "--steps", str(steps)),
             *(() if "--model" in options else ("--from-scratch",)),
             *("--batch-size", "8", "--optimiser.learning_rate", str(rate), "--train.threads", "1"),
             *("--train.evaluate_every", str(max(1, steps // 10)), "--train.workers", "0"),
-            *("--n-train", str(TRAIN), "--n-validation", str(VALIDATION)),
-            *("--n-test", str(TEST if name == "run" else 1), *LEARNING, *options),
+            *(*parts(name), *LEARNING, *options),
         ]
         used = measured(command, core, folder / f"{name}.log")
         return used, json.loads((out / "result.json").read_text())
@@ -173,7 +190,9 @@ def pretrain_ours(folder: Path, options: list[str], rate: float, seconds: float,
     }
 
 
-def train_mace(python: str, files: dict[str, Path], folder: Path, seconds: float, core: int) -> dict[str, Any]:
+def train_mace(
+    python: str, files: dict[str, Path], folder: Path, seconds: float, core: int, n_train: int = TRAIN
+) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     script = Path(python).with_name("mace_run_train")
 
@@ -200,17 +219,19 @@ def train_mace(python: str, files: dict[str, Path], folder: Path, seconds: float
     log = (folder / "run.log").read_text()
     validation = [float(x) for x in re.findall(r"Epoch \d+:.*?MAE_F=\s*([\d.]+)", log)]
     table = log[log.rindex("Error-table on TEST") :] if "Error-table on TEST" in log else ""
-    row = re.findall(r"\|\s*\S+\s*\|\s*([\d.]+)\s*\|\s*([\d.]+)", table)
-    energy, forces = map(float, row[0]) if row else (float("nan"), float("nan"))
+    row = re.findall(r"\|\s*(\S+)\s*\|\s*([\d.]+)\s*\|\s*([\d.]+)", table)
+    tests = {name.rpartition("_")[2]: {"energy": float(e), "forces": float(f)} for name, e, f in row}
+    first = next(iter(tests.values()), {"energy": float("nan"), "forces": float("nan")})
     (model,) = (folder / "run").rglob("run.model")
     return {
         "epochs": epochs,
-        "structures_per_second": TRAIN / per_epoch,
+        "structures_per_second": n_train / per_epoch,
         "process_cpu_seconds": used,
         "validation_forces": validation,
         "validation_at": [(k + 1) * per_epoch for k in range(len(validation))],
-        "test_forces": forces,
-        "test_energy": energy,
+        "test_forces": first["forces"],
+        "test_energy": first["energy"],
+        "tests": tests,
         "model": str(model),
     }
 
@@ -244,13 +265,64 @@ def write_files(store: Path, folder: Path) -> dict[str, Path]:
         for row in getattr(parts, name):
             structure = opened[int(row)]
             atoms = structure.structure.to_ase()
-            atoms.calc = None
-            atoms.info = {"REF_energy": float(structure.labels["energy"])}
-            atoms.arrays["REF_forces"] = np.asarray(structure.labels["forces"])
-            frames.append(atoms)
+            frames.append(for_mace(atoms, structure.labels["energy"], structure.labels["forces"]))
         files[name] = folder / f"{name}.xyz"
         ase.io.write(files[name], frames, format="extxyz")
     return files
+
+
+def for_mace(atoms: Any, energy: Any, forces: Any, kind: str = "Default") -> Any:
+    """A frame with labels under keys that are not ASE's own; the table of test errors has a row for each kind."""
+    frame = atoms.copy()
+    frame.calc = None
+    frame.info = {"REF_energy": float(energy), "config_type": kind}
+    frame.arrays = {name: atoms.arrays[name] for name in ("numbers", "positions")}
+    frame.arrays["REF_forces"] = np.asarray(forces)
+    return frame
+
+
+def compare_temperatures(given: argparse.Namespace, work: Path, seconds: float, rows: dict[str, Any]) -> None:
+    """Errors on frames of the training temperature, and on hotter ones."""
+    import ase.io
+
+    frames, hotter = (ase.io.read(path, ":") for path in given.files)
+    order = np.random.default_rng(0).permutation(len(frames))
+    parts = {"train": order[100:], "validation": order[50:100], "same": order[:50]}
+    ours, files = {"hotter": Path(given.files[1])}, {}
+    for name, several in {"learned from": order[50:], "same": parts["same"]}.items():
+        ours[name] = work / f"ours-{name.replace(' ', '-')}.xyz"
+        ase.io.write(ours[name], [frames[i] for i in several], format="extxyz")
+    labelled = {
+        name: [for_mace(a, a.get_potential_energy(), a.get_forces(), name) for a in several]
+        for name, several in {**{n: [frames[i] for i in p] for n, p in parts.items()}, "hotter": hotter}.items()
+    }
+    for name, several in (
+        ("train", labelled["train"]),
+        ("validation", labelled["validation"]),
+        ("test", [*labelled["same"], *labelled["hotter"]]),
+    ):
+        files[name] = work / f"{name}.xyz"
+        ase.io.write(files[name], several, format="extxyz")
+
+    starts = {f"from {s.parent.name}": (["--model", str(s), "--head-from", "none"], 3e-3) for s in given.start}
+    learned = ["--n-train", str(len(parts["train"])), "--n-validation", "50", "--n-test", "0"]
+    for name, (options, usual) in {**ENTRANTS, **starts}.items():
+        if given.only and name not in starts and name not in given.only:
+            continue
+        rate = (given.rate or [usual])[0]
+        folder = work / name.replace(", ", "-")
+        rows[name] = train_ours(ours["learned from"], folder, options, rate, seconds, given.core, lambda _: learned)
+        rows[name]["tests"] = {}
+        for test in ("same", "hotter"):
+            command = [sys.executable, "-m", "eutectic", "evaluate", str(folder / "run"), str(ours[test]), "--json"]
+            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            (errors,) = json.loads(told)["sets"].values()
+            rows[name]["tests"][test] = {p: one["mae"] for p, one in errors.items()}
+            assert {one["unit"] for one in errors.values()} == {"meV", "meV/Å"}, errors
+        print(name, rows[name]["tests"], flush=True)
+    if given.mace and not (given.only and "mace" not in given.only):
+        rows["mace"] = train_mace(given.mace, files, work / "mace", seconds, given.core, n_train=len(parts["train"]))
+        print("mace", rows["mace"]["tests"], flush=True)
 
 
 def main() -> None:
@@ -263,6 +335,7 @@ def main() -> None:
         "--start", action="append", type=Path, default=[], help="model to fine-tune too, as RUN/model; repeat"
     )
     parser.add_argument("--mace", help="Python of an environment with mace-torch")
+    parser.add_argument("--files", nargs=2, type=Path, help="for `temperature`: training file, hotter file")
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--work", type=Path, help="folder for the runs, default: a temporary one")
     parser.add_argument("--out", type=Path, help="folder for STORE-MINUTES.json")
@@ -274,6 +347,13 @@ def main() -> None:
         compare_mixture(work, seconds, given.core, given.only, given.rate, rows)
         if given.out:
             keep(given.out / f"mixture-{given.minutes:g}min.json", rows)
+        return
+    if str(given.store) == "temperature":
+        compare_temperatures(given, work, seconds, rows)
+        for row in rows.values():
+            del row["model"]
+        if given.out:
+            keep(given.out / f"temperature-{given.minutes:g}min.json", rows)
         return
     files = write_files(given.store, work)
     starts = {

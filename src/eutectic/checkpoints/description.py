@@ -135,7 +135,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         if isinstance(hashes, Mapping) and hashes.get(DESCRIPTION) != description_hash(values):
             raise _changed(folder / DESCRIPTION)
-        values = values if version == FORMAT else migrate(values)
+        values = as_it_was(values if version == FORMAT else migrate(values))
         Description.model_validate(values)
     except ValidationError as error:
         raise _invalid(folder, problems(error)) from error
@@ -181,6 +181,14 @@ def problems(error: ValidationError) -> str:
     found = error.errors(include_url=False)
     told = [f"{'.'.join(map(str, item['loc'])) or 'as a whole'}: {item['msg']}" for item in found[:3]]
     return "; ".join([*told, *([f"and {len(found) - 3} more"] if len(found) > 3 else [])])
+
+
+def as_it_was(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a model was written without, with the values that were fixed then."""
+    backbone = dict(description["backbone"])
+    missing = {"painn": {"rounding": 1e-4}}.get(backbone["name"], {})
+    backbone["settings"] = {**missing, **backbone["settings"]}
+    return {**description, "backbone": backbone}
 
 
 def migrate(description: Mapping[str, Any]) -> dict[str, Any]:

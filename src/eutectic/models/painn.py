@@ -51,6 +51,13 @@ class PaiNNSettings(BackboneSettings):
     edge_width: int = Field(
         default=64, ge=0, le=MAX_WIDTH, description="features per edge; 0 for a backbone without edge features"
     )
+    rounding: float = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="what the tip of a vector's norm is rounded by, so that force constants are smooth at symmetric "
+        "structures, whose vectors are zero",
+    )
 
     @classmethod
     def tiny(cls) -> PaiNNSettings:
@@ -85,9 +92,9 @@ class RadialBasis(nn.Module):
 class PaiNNLayer(nn.Module):
     """One message block and one update block."""
 
-    def __init__(self, width: int, radial_functions: int) -> None:
+    def __init__(self, width: int, radial_functions: int, rounding: float) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.rounding = width, rounding
         self.phi = perceptron(width, width, 3 * width)  # φ of eq. 7 and 8
         self.filters = nn.Linear(radial_functions, 3 * width)  # 𝓦 of eq. 7 and 8
         self.mix = nn.Linear(width, 2 * width, bias=False)  # U and V of eq. 9 and 10
@@ -110,8 +117,8 @@ class PaiNNLayer(nn.Module):
         v = v + sum_over_neighbours(vector, edges, len(v))  # eq. 8
 
         u, w = self.mix(v).split(self.width, dim=-1)  # (atoms, 3, width) each: U v and V v
-        # A norm has no derivative at zero, where every vector starts; 1e-8 keeps both derivatives finite.
-        norm = (w.square().sum(1) + 1e-8).sqrt()  # (atoms, width)
+        # A norm has no derivative at zero, where every vector starts.
+        norm = (w.square().sum(1) + self.rounding**2).sqrt()  # (atoms, width)
         gates = self.gates(torch.cat([s, norm], dim=-1))  # (atoms, 3 width)
         gate_s, gate_sv, gate_v = gates.split(self.width, dim=-1)
         s = s + gate_s + gate_sv * (u * w).sum(1)  # eq. 9
@@ -129,7 +136,7 @@ class PaiNN(Backbone):
         self.embedding = nn.Embedding(MAX_ATOMIC_NUMBER + 1, settings.width)
         self.basis = RadialBasis(settings.radial_functions, settings.known_cutoff)
         self.layers = nn.ModuleList(
-            PaiNNLayer(settings.width, settings.radial_functions) for _ in range(settings.layers)
+            PaiNNLayer(settings.width, settings.radial_functions, settings.rounding) for _ in range(settings.layers)
         )
         if settings.edge_width:
             known = 4 * settings.width + settings.radial_functions
