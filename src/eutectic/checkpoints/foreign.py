@@ -167,7 +167,10 @@ def _provenance(about: About, name: str, file: Path, package: str, elements: lis
 
 
 def _task(name: str, level_of_theory: str, graph: GraphSettings, readout: EnergyReadout, derivatives: bool) -> Task:
-    """The package's energy, and its derivatives if these are the package's forces and stress. One scale for all three, so that F = −∂E/∂r in model units too."""
+    """The package's energy, and its derivatives if these are the package's forces and stress.
+
+    One scale for all three, so that F = −∂E/∂r in model units too.
+    """
     heads = {"energy": HeadSettings(kind="scalar", pooling="sum", layers=0)}
     if derivatives:
         heads["forces"] = HeadSettings(kind="gradient_forces")

@@ -74,7 +74,8 @@ def read(path: Path, variant: str | None) -> ForeignModel:
         variant: the cap on neighbours, "inf" or "20".
 
     Raises:
-        EutecticError: the package is missing; the file holds no Orb v3, or one with parts that are not supported; no cap.
+        EutecticError: the package is missing; the file holds no Orb v3, or one with parts that are not supported; no
+            cap.
     """
     PACKAGE.version()
     with Archive(path) as archive:
@@ -102,11 +103,9 @@ def read(path: Path, variant: str | None) -> ForeignModel:
             "add @inf, for example, or keep the name of the published file (orb-v3-conservative-inf-…)",
         )
     try:
-        of_elements = state["heads.energy.reference.linear.weight"].flatten()
         settings = OrbSettings(
             config=_config(state),
-            # Unknown elements have no reference energy; nor has any in a model that was trained without.
-            elements=tuple(z for z in range(1, len(of_elements)) if of_elements[z] != 0 or not of_elements.any()),
+            elements=_elements(state["heads.energy.reference.linear.weight"].flatten()),
             cutoff=CUTOFF,
             direct="heads.forces.mlp.NN-0.weight" in state,
             max_neighbours=CAPS[variant],
@@ -152,3 +151,10 @@ def _config(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_message_passing_steps": len({n.split(".")[2] for n in state if n.startswith("model.gnn_stacks.")}),
         "has_stress": "heads.forces.mlp.NN-0.weight" not in state or "heads.stress.mlp.NN-0.weight" in state,
     }
+
+
+def _elements(references: Tensor) -> tuple[int, ...]:
+    """Atomic numbers of the elements of the training data: the package's tables hold the same number for all others, of
+    which the last one, tennessine, is in no data set."""
+    known = references[1:] != references[-1]
+    return tuple(z for z, is_known in enumerate(known.tolist(), start=1) if is_known or not known.any())

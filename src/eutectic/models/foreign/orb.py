@@ -1,21 +1,22 @@
 """Orb v3, of the package `orb-models`, as a backbone.
 
-Rhodes et al., "Orb-v3: atomistic simulation at scale", 2025 (arXiv:2504.06231). The network is a Graph Network Simulator
-with attention (Neumann et al. 2024, arXiv:2410.22570).
+Rhodes et al., "Orb-v3: atomistic simulation at scale", 2025 (arXiv:2504.06231). The network is a Graph Network
+Simulator with attention (Neumann et al. 2024, arXiv:2410.22570).
 
-Three properties of the package's energy E = N (σ f(mean over atoms of h) + μ) + Σ_atoms reference + repulsion:
+Three properties of the package's energy, E = N (σ f(mean over atoms of h) + μ) + Σ_atoms reference + repulsion:
 
 - It is not invariant under rotation: the network takes spherical harmonics as plain numbers and has learned, not been
-  built, to give about the same energy for every orientation. Of `eutectic.testing`, the checks `rotation` and
+  built, to give about the same energy for every orientation. Of the checks of `eutectic.testing`, `rotation` and
   `inversion` do not apply.
-- f is a nonlinear function of a mean over all atoms of the structure, so that energies of molecules far apart do not add
-  (the check `separation` does not apply), and the parts of single atoms in the energy are all the same.
+- f is a nonlinear function of a mean over all atoms of the structure, so that energies of molecules far apart do not
+  add (the check `separation` does not apply), and all atoms have the same part in f.
 - Repulsion is that of Ziegler, Biersack and Littmark (1985) between atoms closer than their covalent radii. In all
-  published conservative models of v3 its mean over atoms, not its sum, is added to the energy of the structure; later
-  versions of the package call this an error, and keep it for the weights that were trained with it.
+  published conservative models of v3 its mean over atoms, not its sum, is added to the energy of the structure, so
+  that it depends on the size of the supercell (nor does the check `supercell` apply); later versions of the package
+  call this an error, and keep it for the weights that were trained with it.
 
-The backbone ends before the last linear layer of the energy, which becomes a linear head (`energy_readout`). Nothing here
-is needed, or imported, unless such a model is asked for.
+The backbone ends before the last linear layer of the energy, which becomes a linear head (`energy_readout`). Nothing
+here is needed, or imported, unless such a model is asked for.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class OrbSettings(ForeignSettings):
 class Orb(ForeignBackbone):
     """The backbone; not invariant under rotation (see the module).
 
-    `Features.atoms` are the atom's features after the last block, then the last hidden layer of the energy, which is that
-    of the whole structure and so the same for all its atoms, and the atom's part of the repulsion. There are no vectors.
+    `Features.atoms` are the atom's features after the last block; the last hidden layer of the energy, which is that of
+    the whole structure and so the same for all its atoms; and the atom's part of the repulsion. There are no vectors.
 
     Features of edges are ours, from those of both atoms and the package's own of the edge.
     """
