@@ -25,7 +25,7 @@ from eutectic.models.foreign.package import Package
 
 @pytest.fixture
 def as_if_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both packages seem to be there, and files are read before anything of them is imported."""
+    """All packages seem to be there, and files are read before anything of them is imported."""
     monkeypatch.setenv("EUTECTIC_DATA", str(tmp_path / "home"))
     monkeypatch.setattr(Package, "version", lambda self: self.versions[0])
 
@@ -35,10 +35,11 @@ def test_names() -> None:
     assert is_foreign("mace:models/my.model")
     assert not is_foreign("eutectic-small")
     assert not is_foreign("mace")
-    assert not is_foreign("orb:v3")
+    assert is_foreign("orb:orb-v3-conservative-inf-omat")
+    assert not is_foreign("uma:small")
 
 
-@pytest.mark.parametrize("name", ["sevennet:7net-0", "mace:medium-mpa-0", "mace:my.model"])
+@pytest.mark.parametrize("name", ["sevennet:7net-0", "mace:medium-mpa-0", "mace:my.model", "orb:my.ckpt"])
 def test_without_the_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(distribution: str) -> str:
         raise importlib.metadata.PackageNotFoundError(distribution)
@@ -53,6 +54,7 @@ def test_without_the_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     [
         ("sevennet:7net-1", "did you mean '7net-0'"),
         ("mace:medium-mpa-1", "did you mean 'medium-mpa-0'"),
+        ("orb:orb-v3-conservative-inf-oma", "did you mean 'orb-v3-conservative-inf-omat'"),
         ("mace:nowhere/my.model", "no such file"),
         ("sevennet:", "no such file"),
         ("sevenet:7net-0", "a model of another package"),
@@ -73,7 +75,7 @@ class Opens:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("kind", ["mace", "sevennet"])
+@pytest.mark.parametrize("kind", ["mace", "orb", "sevennet"])
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -87,10 +89,10 @@ def test_files_that_hold_no_model(kind: str, content: object, says: str, tmp_pat
     torch.save(content, tmp_path / "some.pth")
     with pytest.raises(EutecticError, match=says) as error:
         foreign_model_folder(f"{kind}:{tmp_path / 'some.pth'}")
-    assert "saved by mace-torch" in error.value.expected or "a checkpoint of sevenn" in error.value.expected
+    assert {"mace": "saved by mace-torch", "orb": "of an Orb v3", "sevennet": "of sevenn"}[kind] in error.value.expected
 
 
-@pytest.mark.parametrize("kind", ["mace", "sevennet"])
+@pytest.mark.parametrize("kind", ["mace", "orb", "sevennet"])
 def test_no_code_of_a_file_is_run(kind: str, tmp_path: Path, as_if_installed: None) -> None:
     module = nn.Linear(2, 3)
     module.extra = Opens(tmp_path / "was run")  # type: ignore[assignment]
@@ -103,7 +105,7 @@ def test_no_code_of_a_file_is_run(kind: str, tmp_path: Path, as_if_installed: No
     assert (tmp_path / "was run").exists()
 
 
-@pytest.mark.parametrize("kind", ["mace", "sevennet"])
+@pytest.mark.parametrize("kind", ["mace", "orb", "sevennet"])
 def test_a_file_of_anything_else(kind: str, tmp_path: Path, as_if_installed: None) -> None:
     (tmp_path / "text.model").write_text("no model")
     with pytest.raises(EutecticError, match="cannot be read"):

@@ -34,12 +34,17 @@ def frames() -> dict[str, Atoms]:
     return made
 
 
-def deviations(model: Model, calculator: Calculator, task: str | None = None) -> dict[str, dict[str, float]]:
+def deviations(
+    model: Model, calculator: Calculator, task: str | None = None, *, all_axes: bool = False
+) -> dict[str, dict[str, float]]:
     """Structure → quantity → largest difference between our predictions, all in one batch, and a calculator's.
 
     Energy in eV per atom, forces in eV/Å, stress in eV/Å³; and of the batch from single predictions, as "batch".
+    `all_axes`: make the slab periodic along its third axis too, for a package that takes no other.
     """
     made = frames()
+    if all_axes:
+        made["slab"].pbc = True
     found: dict[str, dict[str, float]] = {}
     together = model.predict(list(made.values()), task=task)
     for (name, atoms), ours in zip(made.items(), together, strict=True):

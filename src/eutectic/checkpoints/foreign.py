@@ -1,4 +1,4 @@
-"""Models of other packages by name: `sevennet:7net-0`, `mace:medium-mpa-0`, `mace:FILE.model`.
+"""Models of other packages by name: `sevennet:7net-0`, `mace:medium-mpa-0`, `mace:FILE.model`, `orb:FILE.ckpt`.
 
 Such a model is converted once to a model folder under `data_folder()/models`, and used like any other from there on.
 Files are read without executing code in them.
@@ -17,14 +17,14 @@ from torch import nn
 
 import eutectic
 from eutectic.atoms import PROPERTIES, EutecticError
-from eutectic.checkpoints import mace_files, sevennet_files
+from eutectic.checkpoints import mace_files, orb_files, sevennet_files
 from eutectic.checkpoints.description import file_hash
 from eutectic.checkpoints.foreign_model import UNKNOWN, About, ForeignModel
 from eutectic.checkpoints.model import TrainedModel, save_model
 from eutectic.data.catalogue import data_folder
 from eutectic.graph import GraphSettings
 from eutectic.graph.settings import MOST_NEIGHBOURS
-from eutectic.models.foreign import mace, sevennet
+from eutectic.models.foreign import mace, orb, sevennet
 from eutectic.models.foreign.adapter import EnergyReadout
 from eutectic.models.foreign.package import Package
 from eutectic.models.heads import HeadSettings, ScalarHead
@@ -44,17 +44,29 @@ class Source:
         package: that they need.
         published: name → what it is; a name that is missing is known to the package alone.
         published_file: name → its file.
-        read: file, and head or modality → the model.
+        read: file, and variant (head, modality, or whatever the package's models differ by) → the model.
+        variant_in_name: name of a model or file → the variant that it tells, where none is given; None for none.
+        levels: variants are levels of theory.
     """
 
     package: Package
     published: dict[str, About]
     published_file: Callable[[str], Path]
     read: Callable[[Path, str | None], ForeignModel]
+    variant_in_name: Callable[[str], str | None] = lambda _: None
+    levels: bool = True
 
 
 SOURCES = {
     "mace": Source(mace.PACKAGE, mace_files.PUBLISHED, mace_files.published_file, mace_files.read),
+    "orb": Source(
+        orb.PACKAGE,
+        orb_files.PUBLISHED,
+        orb_files.published_file,
+        orb_files.read,
+        variant_in_name=orb_files.cap_in_name,
+        levels=False,
+    ),
     "sevennet": Source(sevennet.PACKAGE, sevennet_files.PUBLISHED, sevennet_files.published_file, sevennet_files.read),
 }
 """What stands before the colon → models of that package."""
@@ -69,7 +81,7 @@ def foreign_model_folder(name: str) -> Path:
     """The converted model, converted now if this is its first use.
 
     Args:
-        name: PACKAGE:NAME or PACKAGE:FILE, and @HEAD for one head of several or for a modality.
+        name: PACKAGE:NAME or PACKAGE:FILE, and @HEAD for one head of several, a modality, or a cap on neighbours.
 
     Raises:
         EutecticError: the package is missing or was not tested, no such model, or a file that cannot be used.
@@ -95,9 +107,10 @@ def foreign_model_folder(name: str) -> Path:
         return folder
     file = path if of_file else source.published_file(given)
     about = UNKNOWN if of_file else source.published.get(given, UNKNOWN)
-    if variant is not None:
+    if variant is not None and source.levels:
         about = about._replace(level_of_theory=f"{variant}, one of several levels ({about.level_of_theory})")
-    save_model(folder, as_trained(source.read(file, variant), title, about, name, file, package))
+    model = source.read(file, variant or source.variant_in_name(title))
+    save_model(folder, as_trained(model, title, about, name, file, package))
     return folder
 
 
@@ -116,7 +129,7 @@ def as_trained(model: ForeignModel, title: str, about: About, name: str, file: P
     graph = GraphSettings(cutoff=settings.cutoff, max_neighbours=MOST_NEIGHBOURS)
     several = len(model.readouts) > 1
     tasks = tuple(
-        _task(head if several else title, about.level_of_theory, graph, readout)
+        _task(head if several else title, about.level_of_theory, graph, readout, model.derivatives)
         for head, readout in model.readouts.items()
     )
     module = MultitaskModel(model.backbone, {task.name: task.heads for task in tasks})
@@ -153,13 +166,15 @@ def _provenance(about: About, name: str, file: Path, package: str, elements: lis
     }
 
 
-def _task(name: str, level_of_theory: str, graph: GraphSettings, readout: EnergyReadout) -> Task:
-    """The package's energy, and its derivatives. One scale for all three, so that F = −∂E/∂r in model units too."""
-    heads = {
-        "energy": HeadSettings(kind="scalar", pooling="sum", layers=0),
-        "forces": HeadSettings(kind="gradient_forces"),
-        "stress": HeadSettings(kind="gradient_stress"),
-    }
+def _task(name: str, level_of_theory: str, graph: GraphSettings, readout: EnergyReadout, derivatives: bool) -> Task:
+    """The package's energy, and its derivatives if these are the package's forces and stress.
+
+    One scale for all three, so that F = −∂E/∂r in model units too.
+    """
+    heads = {"energy": HeadSettings(kind="scalar", pooling="sum", layers=0)}
+    if derivatives:
+        heads["forces"] = HeadSettings(kind="gradient_forces")
+        heads["stress"] = HeadSettings(kind="gradient_stress")
     references = {"energy": References(property="energy", values=dict(readout.references))}
     targets = {
         prop: Target(

@@ -32,11 +32,13 @@ class ForeignModel:
         backbone: features of edges have random weights.
         backbone_name: in the registry.
         readouts: name of a head or modality → energy.
+        derivatives: the package's forces and stress are those of its energy; if not, they are not converted.
     """
 
     backbone: ForeignBackbone
     backbone_name: str
     readouts: Mapping[str, EnergyReadout]
+    derivatives: bool = True
 
 
 def copied(module: nn.Module, state: Mapping[str, Tensor], path: Path, *, skip: tuple[str, ...]) -> None:

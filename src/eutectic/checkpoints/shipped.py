@@ -56,7 +56,7 @@ def model_folder(name_or_path: str | Path) -> Path:
         str(name_or_path),
         "no model of this name, and nothing at this path",
         f"a model folder (model.json, model.safetensors), one of {', '.join(shipped)}, {PREFIX}NAME, or a model of "
-        "another package (sevennet:NAME, mace:NAME, mace:FILE.model), or user/name on the Hugging Face Hub",
+        "another package (sevennet:NAME, mace:NAME, mace:FILE.model, orb:NAME), or user/name on the Hugging Face Hub",
         did_you_mean(
             str(name_or_path),
             shipped,

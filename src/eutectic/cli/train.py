@@ -150,7 +150,7 @@ Model = Annotated[
     Path,
     typer.Option(
         help="Pre-trained model: its name (`eutectic models`), a folder, or a model of another package "
-        "(sevennet:7net-0, mace:FILE.model)."
+        "(sevennet:7net-0, mace:FILE.model, orb:FILE.ckpt)."
     ),
 ]
 HeadFrom = Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 from eutectic.atoms import EutecticError, did_you_mean
 from eutectic.models.backbone import BackboneEntry
 from eutectic.models.foreign.mace import MACE, MACESettings
+from eutectic.models.foreign.orb import Orb, OrbSettings
 from eutectic.models.foreign.sevennet import SevenNet, SevenNetSettings
 from eutectic.models.gemnet_oc import GemNetOC, GemNetOCSettings
 from eutectic.models.gotennet import GotenNet, GotenNetSettings
@@ -19,6 +20,7 @@ BACKBONES: dict[str, BackboneEntry] = {
 
 FOREIGN: dict[str, BackboneEntry] = {
     "mace": BackboneEntry(MACESettings, MACE),
+    "orb": BackboneEntry(OrbSettings, Orb),
     "sevennet": BackboneEntry(SevenNetSettings, SevenNet),
 }
 """Name → backbone of another package, which need not be installed. Their settings come from a model of theirs."""

@@ -595,7 +595,8 @@ def check_backbone(
         make: builds the backbone; called several times, with different random seeds.
         graph_settings: settings of the backbone's graphs; use `symmetry="union"`, since the published rule is not
             invariant.
-        skip: names of checks to omit ("inversion" for a chiral model).
+        skip: names of checks to omit ("inversion" for a chiral model; "rotation" too for one that is not invariant by
+            construction, but has learned to be so).
         tolerances: see `Tolerances`.
 
     Raises:
