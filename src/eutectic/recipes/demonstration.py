@@ -39,7 +39,7 @@ SEEDS = (0, 1, 2)
 
 
 def demo(*, steps: int = 2000, processes: int = 2, seed: int = 0) -> PretrainSettings:
-    """Joint pre-training of a small GotenNet (0.36 million parameters) on the four embedded domains.
+    """Joint pre-training of a small PaiNN (0.2 million parameters) on the four embedded domains.
 
     Command: `eutectic pretrain demo --out runs/demo`. Two CPU cores: four and a half minutes, 270 structures per
     second. Expected validation errors of forces / baseline (zero forces), in meV/Å: metal slabs 215/646, oxide
