@@ -233,7 +233,7 @@ def test_a_system_that_cannot_be_predicted_leaves_the_others_alone(
         for _ in range(2):
             found = model(ts.initialize_state(frames, model.device, model.dtype))
     (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("eutectic")]
-    assert "H2O of a batch, system 1: atom 0 has position [nan, nan, nan]" in said
+    assert "a structure H2O, atom 0 has position [nan, nan, nan]; expected finite coordinates" in said
     assert found["energy"].isnan().tolist() == [False, True, False]
     torch.testing.assert_close(found["energy"][[0, 2]], expected["energy"][[0, 2]])
     forces, whole = (one["forces"].split([len(atoms) for atoms in frames]) for one in (found, expected))
@@ -292,7 +292,8 @@ def test_relaxations_end_where_those_of_ase_do(ts: ModuleType, group: str) -> No
     assert converged(final).all()
     calc = small.calculator(task=task, conservative=True, dtype="float64")
     expected = relaxed(frames, calc, 0.03, 200, cell=False)
-    np.testing.assert_allclose(final.energy.numpy(), expected, atol=1e-4)
+    # The same minima; the first step of one that joins a batch differs from ASE's.
+    np.testing.assert_allclose(final.energy.numpy(), expected, atol=1e-3)
 
 
 def test_cells_relax_too(ts: ModuleType) -> None:

@@ -163,7 +163,7 @@ class EutecticTorchSim(ModelInterface):
         atoms = 0
         for index, structure in enumerate(structures):
             try:
-                structure.check(f"system {index}")
+                structure.check(self._where)
             except EutecticError as error:
                 self._say(structure, error)
                 continue
@@ -202,8 +202,9 @@ class EutecticTorchSim(ModelInterface):
         formula = structure.to_ase().get_chemical_formula()
         if formula not in self._said:
             self._said.add(formula)
+            what = f"{error.given}; expected {error.expected}"
             log.warning(
-                "%s: %s of a batch, %s; its results are NaN (said once for %s)", self._where, formula, error, formula
+                "%s: a structure %s, %s; its results are NaN (said once of %s)", self._where, formula, what, formula
             )
 
     @property
