@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 import eutectic
 from eutectic import cli
+from eutectic.predict.model import TORCHSIM as TORCHSIM_PACKAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "how-to" / "use-a-model.md").read_text()
@@ -26,11 +28,14 @@ def blocks(language: str) -> list[str]:
 
 
 (PHONONS,) = (block for block in blocks("python") if "import phonopy" in block)
+(TORCHSIM,) = (block for block in blocks("python") if "import torch_sim" in block)
 
 
 def test_the_python_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     values: dict[str, object] = {}
-    exec(compile("".join(b for b in blocks("python") if b != PHONONS), "use-a-model.md", "exec"), values)
+    exec(
+        compile("".join(b for b in blocks("python") if b not in (PHONONS, TORCHSIM)), "use-a-model.md", "exec"), values
+    )
     assert values["features"].shape == (64,)  # type: ignore[attr-defined]
     assert "derivatives of the energy" in capsys.readouterr().out
 
@@ -46,11 +51,23 @@ def test_the_phonons_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "band.png").exists()
 
 
+def test_the_batch_of_the_page_is_relaxed() -> None:
+    if importlib.util.find_spec("torch_sim") is None:
+        pytest.skip("torch-sim-atomistic is not installed")
+    TORCHSIM_PACKAGE.load("models.interface")
+    values: dict[str, Any] = {"eutectic": eutectic}
+    exec(compile(TORCHSIM, "use-a-model.md", "exec"), values)
+    relaxed = values["relaxed"]
+    assert values["ts"].generate_force_convergence_fn(0.05)(relaxed).all()
+    assert len(relaxed.to_atoms()) == 4
+
+
 def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write("my.xyz", [molecule(name) for name in ("H2O", "CH4", "NH3", "CH3OH")])
     write("query.xyz", molecule("H2O"))
-    commands = [line for block in blocks("sh") for line in block.splitlines()]
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    commands = [line for line in lines if not line.startswith("pip ")]
     assert len(commands) == 8
     for command in commands:
         arguments = shlex.split(command.replace("runs/mine", "eutectic-small"))

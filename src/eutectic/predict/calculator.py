@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import covalent_radii
 from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from eutectic.atoms import EutecticError, Structure
-from eutectic.checkpoints.model import TrainedModel, elements_seen
+from eutectic.atoms import Structure
+from eutectic.checkpoints.model import TrainedModel
 from eutectic.checkpoints.uncertainty import SUFFIX
 from eutectic.graph import ReusedNeighbours, StructureGraph
 from eutectic.predict.memory import check_memory
-from eutectic.predict.prediction import check_references, checked_task, finished, forward
+from eutectic.predict.prediction import check_references, finished, forward
+from eutectic.predict.prepared import prepared
 from eutectic.tasks import Sample, Task
 
 log = logging.getLogger(__name__)
-
-PRECISIONS = ("float32", "float64", "bfloat16")
-"""float32 and float64: of all operations. bfloat16: of matrix products; the others are float32."""
 
 TOO_CLOSE = 0.6
 """Fraction of the sum of two covalent radii. The shortest bonds of stable molecules have 0.77 of it (N2)."""
@@ -81,27 +77,21 @@ class EutecticCalculator(Calculator):
         skin: float = 0.5,
     ) -> None:
         super().__init__()
-        if dtype not in PRECISIONS:
-            raise EutecticError(
-                "calculator, dtype", repr(dtype), f"one of {', '.join(PRECISIONS)}", "choose one of these"
-            )
-        chosen = checked_task(model, task, bool(conservative))
-        if conservative is None:
-            conservative = "forces" not in chosen.heads and "energy" in chosen.heads
-        self.task: Task = chosen
-        self.conservative = conservative
+        self._prepared = prepared(
+            model, task=task, conservative=conservative, dtype=dtype, device=device, where="calculator"
+        )
+        self.task: Task = self._prepared.task
+        self.conservative = self._prepared.conservative
         self.dtype: str = dtype
-        self._model = _converted(model, torch.float64 if dtype == "float64" else torch.float32, device)
-        self._autocast = torch.bfloat16 if dtype == "bfloat16" else None
-        self._elements = elements_seen(model)
-        self.neighbours = ReusedNeighbours(chosen.graph, lists=model.module.backbone.edge_lists, skin=skin)
-        self._of_atoms = model.module.sums_energies(chosen.name)
-        names = dict.fromkeys(chosen.heads)
-        if conservative:
+        self._model = self._prepared.model
+        self.neighbours = ReusedNeighbours(self.task.graph, lists=model.module.backbone.edge_lists, skin=skin)
+        self._of_atoms = model.module.sums_energies(self.task.name)
+        names = dict.fromkeys(self.task.heads)
+        if self.conservative:
             names |= dict.fromkeys(("forces", "stress"))
         if "energy" in names:
             names |= dict.fromkeys(("free_energy", *(("energies",) if self._of_atoms else ())))
-        names |= dict.fromkeys(f"{name}{SUFFIX}" for name in model.uncertainties.get(chosen.name, {}))
+        names |= dict.fromkeys(f"{name}{SUFFIX}" for name in model.uncertainties.get(self.task.name, {}))
         self.implemented_properties = list(names)
         self._warned: set[str] = set()
         self._checked_size = 0
@@ -109,21 +99,12 @@ class EutecticCalculator(Calculator):
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return next(self._model.module.parameters()).device
+        return self._prepared.device
 
     @property
     def forces_are(self) -> str:
         """What the forces are, in words."""
-        if self.conservative or self._derivative("forces"):
-            jumps = "" if self.task.graph.smooth_cap else ", but for jumps where neighbours change places at a hard cap"
-            return f"derivatives of the energy: dynamics conserve energy{jumps}"
-        if "forces" in self.task.heads:
-            return "predicted directly, not derivatives of the energy: dynamics gain or lose energy"
-        return "not predicted"
-
-    def _derivative(self, name: str) -> bool:
-        head = self.task.heads.get(name)
-        return head is not None and head.entry.derivative is not None
+        return self._prepared.forces_are
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What changed since the last calculation; tags too, since they select edges."""
@@ -162,7 +143,12 @@ class EutecticCalculator(Calculator):
             check_memory(self._model, self.task, [sample], self.conservative)
             self._checked_size = len(structure)
         (values,) = forward(
-            self._model, self.task, [sample], self.conservative, of_atoms=self._of_atoms, autocast=self._autocast
+            self._model,
+            self.task,
+            [sample],
+            self.conservative,
+            of_atoms=self._of_atoms,
+            autocast=self._prepared.autocast,
         )
         found = finished(self.task, values, structure, conservative=self.conservative)
         results: dict[str, Any] = {
@@ -185,14 +171,7 @@ class EutecticCalculator(Calculator):
 
     def _check(self, structure: Structure) -> None:
         structure.check(self._where)
-        unseen = set(structure.numbers.tolist()) - self._elements if self._elements else set()
-        if unseen:
-            raise EutecticError(
-                self._where,
-                f"element {', '.join(chemical_symbols[z] for z in sorted(unseen))}, never seen in training",
-                f"only elements {', '.join(chemical_symbols[z] for z in sorted(self._elements))}",
-                "fine-tune the model on structures with this element",
-            )
+        self._prepared.check_elements(structure.numbers.tolist(), self._where)
         check_references(structure, self.task)
 
     @property
@@ -231,12 +210,3 @@ class EutecticCalculator(Calculator):
             f"EutecticCalculator, task {self.task.name} ({self.task.level_of_theory}), {self.dtype} on {self.device}: "
             f"{', '.join(self.implemented_properties)}; forces: {self.forces_are}"
         )
-
-
-def _converted(model: TrainedModel, dtype: torch.dtype, device: str | torch.device | None) -> TrainedModel:
-    """The model in another precision and on another device; itself where nothing changes."""
-    weight = next(model.module.parameters())
-    where = weight.device if device is None else torch.device(device)
-    if (weight.dtype, weight.device) == (dtype, where):
-        return model
-    return replace(model, module=copy.deepcopy(model.module).to(device=where, dtype=dtype).eval())

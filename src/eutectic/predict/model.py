@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast, overload
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 import numpy as np
 import torch
@@ -13,12 +13,24 @@ from ase.data import chemical_symbols
 
 from eutectic.atoms import PROPERTIES, EutecticError, Structure
 from eutectic.checkpoints.model import TrainedModel, elements_seen, load_model
+from eutectic.models.foreign.package import Package
 from eutectic.predict.calculator import EutecticCalculator
 from eutectic.predict.devices import default_device
 from eutectic.predict.embedding import embed_each
 from eutectic.predict.prediction import Prediction, predict, task_of
 
+if TYPE_CHECKING:
+    from eutectic.predict.torchsim import EutecticTorchSim
+
 Input = Atoms | Structure
+
+TORCHSIM = Package(
+    distribution="torch-sim-atomistic",
+    module="torch_sim",
+    extra="torchsim",
+    versions=("0.6.2", "0.7"),
+    python=(3, 12),
+)
 
 
 def load(name_or_path: str | Path, *, device: str | torch.device = "auto") -> Model:
@@ -184,6 +196,38 @@ class Model:
         """
         return EutecticCalculator(
             self.trained, task=task, conservative=conservative, dtype=dtype, device=device, skin=skin
+        )
+
+    def torchsim(
+        self,
+        *,
+        task: str | None = None,
+        conservative: bool | None = None,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device | None = None,
+        compute_stress: bool | None = None,
+    ) -> EutecticTorchSim:
+        """A model for TorchSim, which relaxes or simulates many structures at once: `ts.optimize(atoms, model, …)`.
+
+        Args:
+            task, conservative, device: as for `calculator`.
+            dtype: as for `calculator`, or `torch.float64`, …; TorchSim's positions and energies have it too.
+            compute_stress: default: if the task has a head for the stress, or derivatives are taken.
+
+        Raises:
+            EutecticError: the package torch-sim-atomistic is missing or of a version that was not tested, or Python is
+                older than it needs; else see `EutecticTorchSim`.
+        """
+        TORCHSIM.load("models.interface")
+        from eutectic.predict.torchsim import EutecticTorchSim
+
+        return EutecticTorchSim(
+            self.trained,
+            task=task,
+            conservative=conservative,
+            dtype=dtype,
+            device=device,
+            compute_stress=compute_stress,
         )
 
     def __repr__(self) -> str:

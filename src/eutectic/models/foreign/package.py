@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ class Package:
         versions: (lowest, first too new), the range in which this adapter was tested and that the extra installs.
         needs: other distribution → (lowest, first too new) that the package itself demands. Two packages with
             contrary demands can end up in one environment, where one of them then gives wrong results or none.
+        python: the lowest version of Python that the package runs on, where that is higher than ours; the extra
+            installs nothing below it.
     """
 
     distribution: str
@@ -32,6 +35,7 @@ class Package:
     extra: str
     versions: tuple[str, str]
     needs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    python: tuple[int, int] | None = None
 
     @property
     def install(self) -> str:
@@ -42,9 +46,18 @@ class Package:
         """The installed version, without importing the package.
 
         Raises:
-            EutecticError: it is missing, or it or what it needs is of a version that was not tested.
+            EutecticError: it is missing, or it or what it needs is of a version that was not tested; Python is older
+                than it needs.
         """
         where = f"package {self.distribution}"
+        if self.python is not None and sys.version_info[:2] < self.python:
+            lowest = ".".join(str(n) for n in self.python)
+            raise EutecticError(
+                where,
+                f"Python {sys.version_info[0]}.{sys.version_info[1]}",
+                f"Python {lowest} or later",
+                f"make an environment with Python {lowest}, and there: {self.install}",
+            )
         own_environment = "in an environment of its own, if another package needs other versions"
         try:
             version = importlib.metadata.version(self.distribution)
