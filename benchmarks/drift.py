@@ -4,8 +4,8 @@
 
 A molecule (ethanol) and a crystal (NaCl, 16 atoms) are relaxed, given momenta of twice the temperature, and moved at
 constant energy (velocity Verlet). The drift is the slope of a line through the total energy, in meV per atom and
-picosecond; beside it is the spread around that line. `smooth cap` gives the same weights a graph whose neighbours fade
-out at the cap instead of ending there (graph.smooth_cap): this changes the energy, but shows where jumps come from.
+picosecond; beside it is the spread around that line. `hard cap` gives the same weights a graph whose neighbours end at
+the cap instead of fading out there (graph.smooth_cap: 0): this changes the energy, but shows where jumps come from.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ STRUCTURES = {
 VARIANTS = {
     "direct": {"conservative": False},
     "derivatives": {"conservative": True},
-    "derivatives, smooth cap": {"conservative": True, "smooth_cap": 0.5},
+    "derivatives, hard cap": {"conservative": True, "hard_cap": True},
 }
 
 
-def calculator(model: eutectic.Model, task: str, *, conservative: bool, smooth_cap: float = 0.0) -> EutecticCalculator:
+def calculator(model: eutectic.Model, task: str, *, conservative: bool, hard_cap: bool = False) -> EutecticCalculator:
     """In double precision, so that rounding does not enter."""
     trained = model.trained
-    if smooth_cap:
-        tasks = [replace(t, graph=t.graph.model_copy(update={"smooth_cap": smooth_cap})) for t in trained.tasks]
+    if hard_cap:
+        tasks = [replace(t, graph=t.graph.model_copy(update={"smooth_cap": 0.0})) for t in trained.tasks]
         trained = replace(trained, tasks=tuple(tasks))
     return EutecticCalculator(trained, task=task, conservative=conservative, dtype="float64")
 

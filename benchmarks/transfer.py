@@ -80,7 +80,7 @@ class Task:
     validation: int | None = None
     test: int | None = None
     batch_size: int = 8
-    steps: int = 400
+    steps: int = 200
     splits: tuple[str | None, ...] = (None,)
     rates_of: str | None = None
     head: str | None = None
@@ -102,7 +102,7 @@ def _rmd17(molecule: str, train: int) -> Task:
     )
 
 
-def _demo(name: str, title: str, store: str, property: str, train: int, batch_size: int, steps: int = 400) -> Task:
+def _demo(name: str, title: str, store: str, property: str, train: int, batch_size: int, steps: int = 200) -> Task:
     held_out = {"validation": 50, "test": 100 if store == "crystals" else 200}
     if train >= 1000:
         held_out = {"validation": 120, "test": 500}
@@ -138,8 +138,8 @@ TASKS: tuple[Task, ...] = (
     _demo("aspirin", "Aspirin MD at 500 K, 100", "md_aspirin", "forces", 100, 8),
     _demo("alanine-dipeptide", "Alanine dipeptide MD at 500 K, 100", "md_alanine_dipeptide", "forces", 100, 8),
     # These two use the demonstration's 180 steps of 16, and their own learning rates.
-    _demo("demo-gap", "HOMO-LUMO gap of QM9, 1000, the demonstration's steps", "qm9_sample", "gap", 1000, 16, 400),
-    _demo("demo-u0", "Atomisation energy of QM9, 1000, the demonstration's steps", "qm9_sample", "u0", 1000, 16, 400),
+    _demo("demo-gap", "HOMO-LUMO gap of QM9, 1000, the demonstration's steps", "qm9_sample", "gap", 1000, 16, 180),
+    _demo("demo-u0", "Atomisation energy of QM9, 1000, the demonstration's steps", "qm9_sample", "u0", 1000, 16, 180),
     _demo("crystals", "Crystals, formation energy, 300", "crystals", "formation_energy", 300, 16),
     *(_rmd17(molecule, n) for molecule in ("ethanol", "malonaldehyde", "toluene") for n in (200, 50, 950)),
     _qm9("gap", "HOMO-LUMO gap"),
@@ -164,7 +164,7 @@ TASKS: tuple[Task, ...] = (
         validation=40,
         test=160,
         batch_size=4,
-        steps=240,
+        steps=120,
         head="metal_slabs",
     ),
 )

@@ -51,7 +51,7 @@ def test_the_only_task_is_taken_and_a_run_folder_is_enough(model: Model, tmp_pat
 
 def test_it_describes_itself(model: Model) -> None:
     text = repr(model)
-    assert "painn" in text
+    assert "gotennet" in text
     assert "molecules: energy (eV), forces (eV/Å); GFN2-xTB" in text
     assert model.tasks["molecules"] == {"energy": "eV", "forces": "eV/Å"}
     assert {"H", "C", "O"} <= set(model.elements)

@@ -38,8 +38,8 @@ from eutectic.train.settings import (
 SEEDS = (0, 1, 2)
 
 
-def demo(*, steps: int = 4000, processes: int = 2, seed: int = 0) -> PretrainSettings:
-    """Joint pre-training of a small PaiNN (0.2 million parameters) on the four embedded domains.
+def demo(*, steps: int = 2000, processes: int = 2, seed: int = 0) -> PretrainSettings:
+    """Joint pre-training of a small GotenNet (0.36 million parameters) on the four embedded domains.
 
     Command: `eutectic pretrain demo --out runs/demo`. Two CPU cores: four and a half minutes, 270 structures per
     second. Expected validation errors of forces / baseline (zero forces), in meV/Å: metal slabs 215/646, oxide
@@ -62,7 +62,7 @@ def demo(*, steps: int = 4000, processes: int = 2, seed: int = 0) -> PretrainSet
         optimiser=OptimiserSettings(
             learning_rate=5e-3, warmup_steps=100, weight_decay=0.01, final_lr_ratio=0.02, clip_norm=5.0, ema_decay=0.99
         ),
-        train=TrainSettings(steps=steps, batch_size=32, evaluate_every=400, seed=seed, processes=processes, threads=1),
+        train=TrainSettings(steps=steps, batch_size=32, evaluate_every=200, seed=seed, processes=processes, threads=1),
     )
 
 
@@ -101,7 +101,7 @@ TASKS: tuple[DemoTask, ...] = (
         train=100,
         validation=50,
         test=200,
-        steps=400,
+        steps=200,
         batch_size=8,
         choices={
             "pretrained": {"learning_rate": 0.002, "weight_decay": 0.01},
@@ -116,7 +116,7 @@ TASKS: tuple[DemoTask, ...] = (
         train=100,
         validation=50,
         test=200,
-        steps=400,
+        steps=200,
         batch_size=8,
         choices={
             "pretrained": {"learning_rate": 0.002, "weight_decay": 0.01},
@@ -131,7 +131,7 @@ TASKS: tuple[DemoTask, ...] = (
         train=1000,
         validation=120,
         test=500,
-        steps=400,
+        steps=200,
         batch_size=16,
         choices={
             "pretrained": {"learning_rate": 0.001, "weight_decay": 0.01},
@@ -146,7 +146,7 @@ TASKS: tuple[DemoTask, ...] = (
         train=1000,
         validation=120,
         test=500,
-        steps=400,
+        steps=200,
         batch_size=16,
         choices={
             "pretrained": {"learning_rate": 0.001, "weight_decay": 0.01},
@@ -161,7 +161,7 @@ TASKS: tuple[DemoTask, ...] = (
         train=300,
         validation=60,
         test=100,
-        steps=400,
+        steps=200,
         batch_size=16,
         choices={
             "pretrained": {"learning_rate": 0.004, "weight_decay": 3.0},

@@ -48,17 +48,18 @@ def targets_for(targets: Mapping[str, TargetSettings], backbone: Backbone) -> di
     """Targets with heads that the backbone has features for.
 
     Where it has no edge features, heads that take directions from edges are replaced by those of the same properties
-    that take them from the atoms' vectors.
+    that take them from the atoms' vectors; and the other way round, where it has no vectors.
 
     Args:
         targets: property → settings, resolved.
         backbone: of the model.
     """
-    if backbone.edge_width or not backbone.vector_width:
+    if bool(backbone.edge_width) == bool(backbone.vector_width):
         return dict(targets)
+    instead = FROM_VECTORS if backbone.vector_width else {vectors: edges for edges, vectors in FROM_VECTORS.items()}
     found = {}
     for name, target in targets.items():
-        kind = FROM_VECTORS.get(str(target.head.kind), target.head.kind)
+        kind = instead.get(str(target.head.kind), target.head.kind)
         found[name] = target.model_copy(update={"head": target.head.model_copy(update={"kind": kind})})
     return found
 
