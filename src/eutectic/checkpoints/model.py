@@ -128,9 +128,11 @@ def save_model(path: Path, model: TrainedModel, *, raw: Mapping[str, torch.Tenso
         raise EutecticError(
             str(path), "exists and is not a model folder", "a new folder, or a model folder", "choose another folder"
         )
+    # Defaults too, so that a later version, in which they may differ, builds the same model.
+    settings = {**model.module.backbone.settings.model_dump(mode="json"), **model.backbone_settings}
     description = {
         "format": FORMAT,
-        "backbone": {"name": model.backbone, "settings": dict(model.backbone_settings)},
+        "backbone": {"name": model.backbone, "settings": settings},
         "graph": model.graph.model_dump(mode="json"),
         "tasks": [task.to_dict() for task in model.tasks],
         "provenance": dict(model.provenance),
