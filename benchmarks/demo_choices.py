@@ -19,7 +19,7 @@ from eutectic.recipes.demonstration import TASKS, finetuning
 from eutectic.study.compare import best_choices, sweep
 from eutectic.study.variants import SWEEP_SEED
 
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 DECAYS = (0.01,)
 GRID = [{"learning_rate": rate, "weight_decay": decay} for decay in DECAYS for rate in RATES]
 

@@ -76,8 +76,8 @@ class DemoTask:
         property: the target.
         train, validation, test: numbers of structures.
         steps, batch_size: the budget, the same for both starts.
-        choices: start → learning rate and weight decay, chosen beforehand on validation data from the same grid for
-            both starts (`docs/results/demo-choices.json`).
+        choices: start → learning rate, chosen beforehand on validation data from the same five for both starts, and
+            weight decay (`docs/results/demo-choices.json`).
     """
 
     name: str
@@ -119,8 +119,8 @@ TASKS: tuple[DemoTask, ...] = (
         steps=200,
         batch_size=8,
         choices={
-            "pretrained": {"learning_rate": 0.002, "weight_decay": 0.01},
-            "scratch": {"learning_rate": 0.004, "weight_decay": 0.01},
+            "pretrained": {"learning_rate": 0.004, "weight_decay": 0.01},
+            "scratch": {"learning_rate": 0.008, "weight_decay": 0.01},
         },
     ),
     DemoTask(
@@ -134,8 +134,8 @@ TASKS: tuple[DemoTask, ...] = (
         steps=200,
         batch_size=16,
         choices={
-            "pretrained": {"learning_rate": 0.001, "weight_decay": 0.01},
-            "scratch": {"learning_rate": 0.004, "weight_decay": 0.01},
+            "pretrained": {"learning_rate": 0.004, "weight_decay": 0.01},
+            "scratch": {"learning_rate": 0.008, "weight_decay": 0.01},
         },
     ),
     DemoTask(
@@ -149,8 +149,8 @@ TASKS: tuple[DemoTask, ...] = (
         steps=200,
         batch_size=16,
         choices={
-            "pretrained": {"learning_rate": 0.001, "weight_decay": 0.01},
-            "scratch": {"learning_rate": 0.004, "weight_decay": 0.01},
+            "pretrained": {"learning_rate": 0.002, "weight_decay": 0.01},
+            "scratch": {"learning_rate": 0.001, "weight_decay": 0.01},
         },
     ),
     DemoTask(
@@ -164,7 +164,7 @@ TASKS: tuple[DemoTask, ...] = (
         steps=200,
         batch_size=16,
         choices={
-            "pretrained": {"learning_rate": 0.004, "weight_decay": 3.0},
+            "pretrained": {"learning_rate": 0.002, "weight_decay": 0.01},
             "scratch": {"learning_rate": 0.008, "weight_decay": 0.01},
         },
     ),
