@@ -1,4 +1,4 @@
-"""Choose the demonstration's learning rates on validation data, for each task and start.
+"""Choose the demonstration's learning rates and weight decays on validation data, for each task and start.
 
     python benchmarks/demo_choices.py demo-output/pretrain/model --out docs/results/demo-choices.json
 
@@ -19,8 +19,8 @@ from eutectic.recipes.demonstration import TASKS, finetuning
 from eutectic.study.compare import best_choices, sweep
 from eutectic.study.variants import SWEEP_SEED
 
-RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
-DECAYS = (0.01,)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+DECAYS = (0.01, 3.0)
 GRID = [{"learning_rate": rate, "weight_decay": decay} for decay in DECAYS for rate in RATES]
 
 
