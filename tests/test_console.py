@@ -72,3 +72,10 @@ def test_a_file_gets_lines_instead() -> None:
     assert into.file.getvalue().splitlines() == [
         f"bulk: {10 + n} of 50 items, {n - 1} left out" for n in (10, 20, 30, 40)
     ]
+
+
+def test_where_no_bar_can_be_shown_a_line_says_now_and_then_how_far_it_is() -> None:
+    told = io.StringIO()
+    with ProgressBar("predicting", 100, every=0.0, console=Console(file=told)) as bar:
+        bar.update(40)
+    assert told.getvalue().startswith("predicting: 40 structures")

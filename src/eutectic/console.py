@@ -22,6 +22,9 @@ from rich.progress import (
 SHOW_AFTER = 5.0
 """Seconds after which a bar is shown."""
 
+LINE_EVERY = 30.0
+"""Seconds between lines that say how far a command is, where no bar can be shown."""
+
 Element = TypeVar("Element")
 
 
@@ -38,6 +41,7 @@ class ProgressBar:
             only the time taken.
         enabled: False shows nothing. Where standard error is a file or a pipe, no bar is shown either.
         lines: number of lines to print in total where no bar can be shown.
+        every: or seconds between two lines there; for totals that are not known.
         delay: seconds until the bar is shown; None is `SHOW_AFTER`.
         keep: leave the bar on the screen at the end.
         console: console to use instead of standard error.
@@ -52,6 +56,7 @@ class ProgressBar:
         unit: str = "structures",
         enabled: bool = True,
         lines: int = 0,
+        every: float | None = None,
         delay: float | None = None,
         keep: bool = False,
         console: Console | None = None,
@@ -59,6 +64,7 @@ class ProgressBar:
         self.console = console or Console(stderr=True)
         self._description, self._unit = description, unit
         self._lines = lines if enabled and not self.console.is_terminal else 0
+        self._every = every if enabled and not self.console.is_terminal else None
         self._delay = SHOW_AFTER if delay is None else delay
         columns: tuple[ProgressColumn, ...] = (TimeElapsedColumn(),)
         if unit:
@@ -77,7 +83,7 @@ class ProgressBar:
         self._total, self._before, self._printed = total, done, 0
         self._done: float = done
         self._note = ""
-        self._begun = time.monotonic()
+        self._begun = self._told = time.monotonic()
         # A timer thread, since a library may not call back for a long time.
         self._timer = threading.Timer(self._delay, self._progress.start)
         self._timer.daemon = True
@@ -115,6 +121,12 @@ class ProgressBar:
                 line = f"{self._description}: {done:,.0f} of {self._total:,.0f} {self._unit}"
                 note = f", {self._note}" if self._note else ""
                 self.console.print(f"{line}{note}{left}", highlight=False, markup=False)
+
+        if self._every is not None and time.monotonic() - self._told > self._every:
+            self._told = time.monotonic()
+            left = f", about {(self._total - done) / speed / 60:.0f} min left" if speed and self._total else ""
+            line = f"{self._description}: {done:,.0f} {self._unit}, {speed:,.0f} a second{left}"
+            self.console.print(line, highlight=False, markup=False)
 
     def _rate(self, speed: float) -> str:
         if self._unit == "bytes":

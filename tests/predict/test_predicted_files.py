@@ -29,7 +29,7 @@ from eutectic.graph import GraphSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel
 from eutectic.predict.devices import predict_on
-from eutectic.predict.files import Read, predict_file, read_each
+from eutectic.predict.files import Read, about_how_many, predict_file, read_each
 from eutectic.predict.outputs import TableOutput, check_output, partial_path, partial_rows_path, writing_predictions
 from eutectic.tasks import TargetSettings, fit_task
 
@@ -473,3 +473,16 @@ class _Deadly:
 
     def __reduce__(self) -> tuple[object, tuple[int]]:
         return os._exit, (1,)
+
+
+def test_how_many_structures_a_file_has_is_estimated(tmp_path: Path) -> None:
+    frame = "3\nProperties=species:S:1:pos:R:3\nO 0.0 0.0 0.1\nH 0.0 0.8 -0.5\nH 0.0 -0.8 -0.5\n"
+    file = tmp_path / "many.xyz"
+    file.write_text(frame * 30_000)  # more than the part that is read
+    assert about_how_many(file) == 30_000
+    file.write_text(frame * 2 + "3\ncut off\nO 0 0 0")
+    assert about_how_many(file) == 2
+    for text in ("", "no frames", "-1\n\n"):
+        file.write_text(text)
+        assert about_how_many(file) is None
+    assert about_how_many(tmp_path / "other.traj") is None

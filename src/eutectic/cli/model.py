@@ -150,10 +150,10 @@ def predict(
     """
     from eutectic.checkpoints.model import load_model
     from eutectic.checkpoints.shipped import model_folder
-    from eutectic.console import ProgressBar
+    from eutectic.console import LINE_EVERY, ProgressBar
     from eutectic.data.formats.elements import parse as parse_elements
     from eutectic.predict.devices import devices_named
-    from eutectic.predict.files import Summary, Write, predict_file
+    from eutectic.predict.files import Summary, Write, about_how_many, predict_file
     from eutectic.predict.outputs import JSONWriter, check_output
     from eutectic.predict.prediction import Prediction, predicted_names, relative_energies, task_of
     from eutectic.predict.resume import Resumable, facts_of, resuming
@@ -200,7 +200,8 @@ def predict(
             if stream.said:
                 Console(stderr=True).print(plain(stream.said), soft_wrap=True, highlight=False)
         summary = Summary() if stream is None else stream.summary
-        bar = stack.enter_context(ProgressBar("predicting", done=summary.structures))
+        total = about_how_many(structures)
+        bar = stack.enter_context(ProgressBar("predicting", total, done=summary.structures, every=LINE_EVERY))
         try:
             if stream is None or not stream.complete:
                 summary = predict_file(
@@ -268,13 +269,13 @@ def distill(
     `eutectic finetune my.xyz -p energy -p forces --model runs/student/model --head-from teacher --out runs/mine`
     """
     from eutectic.checkpoints.model import load_model
-    from eutectic.console import ProgressBar
+    from eutectic.console import LINE_EVERY, ProgressBar
     from eutectic.data.formats.elements import parse as parse_elements
     from eutectic.predict.distillation import distil
     from eutectic.train.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
-    with ProgressBar("predicting") as bar:
+    with ProgressBar("predicting", every=LINE_EVERY) as bar:
         written, left_out = distil(
             load_model(teacher),
             structures,
@@ -472,7 +473,7 @@ def select(
     from ase.io import write as write_atoms
 
     from eutectic.checkpoints.model import load_model
-    from eutectic.console import ProgressBar
+    from eutectic.console import LINE_EVERY, ProgressBar
     from eutectic.data.formats.elements import parse as parse_elements
     from eutectic.predict.outputs import check_output, writing_predictions
     from eutectic.predict.selection import notes_of, select_file, uncertain_property
@@ -485,7 +486,7 @@ def select(
     check_output(out, structures)
     trained = load_model(model)
     chosen, name, _ = uncertain_property(trained, task, property)
-    with StopFlag().listening() as stop, ProgressBar("predicting") as bar:
+    with StopFlag().listening() as stop, ProgressBar("predicting", every=LINE_EVERY) as bar:
         found, summary = select_file(
             trained,
             structures,
@@ -583,10 +584,10 @@ def embed(
     import numpy as np
 
     from eutectic.checkpoints.model import load_model
-    from eutectic.console import ProgressBar
+    from eutectic.console import LINE_EVERY, ProgressBar
     from eutectic.data.formats.elements import parse as parse_elements
     from eutectic.predict.embedding import MapSample, Per, embed_file, graph_of, table_schema, table_writer
-    from eutectic.predict.files import Write
+    from eutectic.predict.files import Write, about_how_many
     from eutectic.predict.outputs import check_output, writing_table
     from eutectic.report.map_page import FORMATS, write_map
     from eutectic.train.runtime.stop import StopFlag
@@ -614,7 +615,7 @@ def embed(
         if out is not None:
             schema = table_schema(width, chosen, model=str(model), source=str(structures), task=task or "")
             writers.append(table_writer(stack.enter_context(writing_table(out, schema)), chosen))
-        bar = stack.enter_context(ProgressBar("embedding"))
+        bar = stack.enter_context(ProgressBar("embedding", about_how_many(structures), every=LINE_EVERY))
         summary = embed_file(
             trained,
             structures,
@@ -659,7 +660,7 @@ def nearest(
     import numpy as np
 
     from eutectic.checkpoints.model import load_model
-    from eutectic.console import ProgressBar
+    from eutectic.console import LINE_EVERY, ProgressBar
     from eutectic.predict.embedding import Nearest, embed_file
     from eutectic.predict.files import Read
     from eutectic.report.drawing import formula
@@ -676,7 +677,7 @@ def nearest(
     with StopFlag().listening() as stop:
         embed_file(trained, query, [note], task=task, batch_size=batch_size, stop=lambda: stop.raised)
         search = Nearest(np.stack([embedding for _, embedding in asked]), count)
-        with ProgressBar("searching") as bar:
+        with ProgressBar("searching", every=LINE_EVERY) as bar:
             summary = embed_file(
                 trained,
                 structures,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -105,6 +106,25 @@ def store_of(source: Path) -> Store | None:
         return catalogue.open_store(source)
     except EutecticError:
         return None
+
+
+def about_how_many(source: Path) -> int | None:
+    """Structures in a store, or about as many in a plain xyz file, from its size and its first megabyte; else None."""
+    if (store := store_of(source)) is not None:
+        return len(store)
+    if source.suffix not in {".xyz", ".extxyz"} or not source.is_file():
+        return None
+    frames, used = 0, 0
+    with source.open("rb") as file:
+        lines = iter(file.read(2**20).splitlines(keepends=True))
+    for line in lines:
+        if not line.strip().isdigit():
+            break
+        frame = [line, *itertools.islice(lines, int(line) + 1)]
+        if len(frame) < int(line) + 2 or not frame[-1].endswith(b"\n"):
+            break
+        frames, used = frames + 1, used + sum(map(len, frame))
+    return round(source.stat().st_size / used * frames) if frames else None
 
 
 def _rows(store: Store, first: int) -> Iterator[Read]:
