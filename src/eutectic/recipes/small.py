@@ -1,4 +1,4 @@
-"""Recipes of `eutectic-small`, the model in the package, and of the molecular model it is compared with.
+"""Recipes of the models in the package, and of the molecular model that `eutectic-small` is compared with.
 
 eutectic data generate molecules --scale 8 --out generated
 eutectic data generate reactions --scale 3.5 --out generated
@@ -6,6 +6,7 @@ eutectic data generate metal_slabs --scale 2 --out generated
 eutectic data generate oxide_slabs --scale 2 --out generated
 eutectic data generate bulk --out generated
 eutectic pretrain eutectic_small --out runs/eutectic-small
+eutectic pretrain eutectic_fast --out runs/eutectic-fast
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from eutectic.graph import GraphSettings
 from eutectic.models.gotennet import GotenNetSettings
 from eutectic.models.heads import HeadSettings
+from eutectic.models.painn import PaiNNSettings
 from eutectic.tasks import TargetSettings
 from eutectic.train.settings import BackboneChoice, OptimiserSettings, PretrainSettings, SetSettings, TrainSettings
 
@@ -33,6 +35,15 @@ def eutectic_small() -> PretrainSettings:
     metric: see the card of the shipped model, `eutectic models eutectic-small`.
     """
     return _small((*MATERIALS, *MOLECULAR))
+
+
+def eutectic_fast() -> PretrainSettings:
+    """The same with PaiNN (0.2 million parameters): 16 minutes on two CPU cores, metric on its card.
+
+    Command: `eutectic pretrain eutectic_fast --out runs/eutectic-fast`, otherwise as `eutectic_small`.
+    """
+    fast = BackboneChoice(name="painn", settings=PaiNNSettings(edge_width=0).model_dump())
+    return eutectic_small().model_copy(update={"backbone": fast})
 
 
 def eutectic_small_molecules() -> PretrainSettings:
