@@ -10,7 +10,16 @@ from eutectic.recipes.joint import jmp_l, jmp_s
 from eutectic.recipes.small import eutectic_fast, eutectic_small, eutectic_small_molecules
 from eutectic.train.settings import PretrainSettings
 
-__all__ = ["RECIPES", "demo", "eutectic_fast", "eutectic_small", "eutectic_small_molecules", "finetuning", "jmp_l", "jmp_s"]
+__all__ = [
+    "RECIPES",
+    "demo",
+    "eutectic_fast",
+    "eutectic_small",
+    "eutectic_small_molecules",
+    "finetuning",
+    "jmp_l",
+    "jmp_s",
+]
 
 RECIPES: dict[str, Callable[[], PretrainSettings]] = {
     "demo": demo,
