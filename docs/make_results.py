@@ -116,7 +116,7 @@ def contest() -> str:
     told = [
         "## Backbones at equal CPU time\n\n`python benchmarks/backbones.py`, rMD17, 950 training structures, energies "
         "and conservative forces, one core. From scratch unless a start is named; MACE with the values of its "
-        "documentation. Test errors, read once.\n"
+        "documentation. Test errors, read once; rows are of several runs of a shared machine.\n"
     ]
     for path in sorted((FOLDER / "backbones").glob("*min.json")):
         molecule, _, minutes = path.stem.rpartition("-")
