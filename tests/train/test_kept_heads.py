@@ -53,8 +53,8 @@ def test_a_head_that_fits_is_kept_with_references_of_its_own(
     assert "kept: heads of task mine: energy; before training, on 12 validation structures: energy" in said
     assert "conservative: forces as derivatives of the energy" in said
     assert prepared.kept.errors["forces"] == pytest.approx(min(before.curves["forces"]), rel=1e-3)
-    # Refitted on other structures than those that it is tried on.
-    assert prepared.kept.errors["energy"] == pytest.approx(min(before.curves["energy"]), rel=0.3)
+    # Refitted, on other structures than those that it is tried on: a little worse, or better.
+    assert prepared.kept.errors["energy"] < 1.3 * min(before.curves["energy"])
     assert prepared.kept.baselines["energy"] == pytest.approx(before.validation_baselines["energy"], rel=1e-6)
     result = finetune(small_finetuning(store, str(model)), None)
     assert result.errors[0] == pytest.approx(prepared.kept.errors["forces"], rel=1e-3)
