@@ -228,6 +228,7 @@ DAMAGED: dict[str, Change] = {
     "string": lambda d: "model",
     "unknown backbone": _with("pain", "backbone", "name"),
     "backbone of a list": _with([], "backbone"),
+    "backbone of a text": _with("abc", "backbone"),
     "settings of null": _with(None, "backbone", "settings"),
     "unknown setting": _with(1, "backbone", "settings", "widthh"),
     "width as text": _with("wide", "backbone", "settings", "width"),

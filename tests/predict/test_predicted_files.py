@@ -482,7 +482,7 @@ def test_how_many_structures_a_file_has_is_estimated(tmp_path: Path) -> None:
     assert about_how_many(file) == 30_000
     file.write_text(frame * 2 + "3\ncut off\nO 0 0 0")
     assert about_how_many(file) == 2
-    for text in ("", "no frames", "-1\n\n"):
+    for text in ("", "no frames", "-1\n\n", "9" * 30 + "\n\n", "9" * 5000 + "\n\n"):
         file.write_text(text)
         assert about_how_many(file) is None
     assert about_how_many(tmp_path / "other.traj") is None

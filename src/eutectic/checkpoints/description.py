@@ -135,12 +135,13 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         if isinstance(hashes, Mapping) and hashes.get(DESCRIPTION) != description_hash(values):
             raise _changed(folder / DESCRIPTION)
-        values = as_it_was(values if version == FORMAT else migrate(values))
+        values = values if version == FORMAT else migrate(values)
         Description.model_validate(values)
+        values = as_it_was(values)
     except ValidationError as error:
         raise _invalid(folder, problems(error)) from error
     # What `migrate` and the search of the provenance meet in foreign contents.
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise _invalid(folder, f"{type(error).__name__}: {error}") from error
     return values
 

@@ -10,9 +10,10 @@ molecular spectra", ICML 2021 (arXiv:2102.03150); "eq." below counts in that pap
 scalars s, which do not change under rotation, and `width` vectors v, which turn with the structure. A layer
 sums messages from the neighbours (eq. 7 and 8), then each atom mixes its own scalars and vectors (9 and 10).
 
-Two things differ from the paper. The envelope is polynomial instead of a cosine, so that forces, and the
+Three things differ from the paper. The envelope is polynomial instead of a cosine, so that forces, and the
 gradients of a loss on forces, have no kink at the cutoff. And every edge gets features as well, as
-`eutectic.models.backbone.Features` describes, so that heads for forces f_e · direction work here too.
+`eutectic.models.backbone.Features` describes, so that heads for forces f_e · direction work here too. And the tip of
+the norm in eq. 9 and 10 is rounded (`rounding`).
 """
 
 from __future__ import annotations

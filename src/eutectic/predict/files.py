@@ -115,10 +115,14 @@ def about_how_many(source: Path) -> int | None:
     if source.suffix not in {".xyz", ".extxyz"} or not source.is_file():
         return None
     frames, used = 0, 0
-    with source.open("rb") as file:
-        lines = iter(file.read(2**20).splitlines(keepends=True))
+    try:
+        with source.open("rb") as file:
+            lines = iter(file.read(2**20).splitlines(keepends=True))
+    except OSError:  # told where the file is read
+        return None
     for line in lines:
-        if not line.strip().isdigit():
+        # A longer number is no number of atoms, and no integer that Python reads.
+        if not line.strip().isdigit() or len(line) > 12:
             break
         frame = [line, *itertools.islice(lines, int(line) + 1)]
         if len(frame) < int(line) + 2 or not frame[-1].endswith(b"\n"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +72,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "two heads": {"heads": ["dft", "ccsd"], "distance_transform": "Soft", "pair_repulsion": True},
     "bias": {"readout_cls": "NonLinearBiasReadoutBlock", "use_last_readout_only": True, "gate": "tanh"},
 }
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Converted models go here."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("home")
-        patch.setenv("EUTECTIC_DATA", str(folder))
-        yield folder
 
 
 def saved(folder: Path, name: str, *, plain: bool = False, precision: torch.dtype = torch.float64) -> Path:

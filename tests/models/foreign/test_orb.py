@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,6 @@ def calculator(model: Any, cap: int = 120) -> Any:
     from orb_models.forcefield.inference.calculator import ORBCalculator
 
     return ORBCalculator(model, ForcefieldAtomsAdapter(radius=6.0, max_num_neighbors=cap), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Converted models go here."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("home")
-        patch.setenv("EUTECTIC_DATA", str(folder))
-        yield folder
 
 
 @pytest.fixture(scope="module")
