@@ -11,6 +11,7 @@ the cap instead of fading out there (graph.smooth_cap: 0): this changes the ener
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from dataclasses import replace
@@ -30,7 +31,9 @@ STRUCTURES = {
     "ethanol": (molecule("CH3CH2OH"), "molecules", 0.5, 300.0),
     "NaCl, 16 atoms": (bulk("NaCl", "rocksalt", a=5.64) * (2, 2, 2), "bulk", 2.0, 300.0),
 }
-"""Structure, task of eutectic-small, time step in fs and temperature in K."""
+"""Structure, task of the model, time step in fs and temperature in K."""
+
+MODELS = ("eutectic-small", "eutectic-fast")
 
 VARIANTS = {
     "direct": {"conservative": False},
@@ -82,22 +85,19 @@ def main() -> None:
     parser.add_argument("--picoseconds", type=float, default=1.0)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    model = eutectic.load("eutectic-small", device="cpu")
-    results: dict[str, Any] = {"model": "eutectic-small", "picoseconds": arguments.picoseconds, "runs": []}
-    print(
-        f"{'structure':<16}{'forces':<25}{'drift':>9}{'spread':>9}{'T mean':>8}{'T last':>8}   meV/atom/ps, meV/atom, K"
-    )
-    for name, (structure, task, step, temperature) in STRUCTURES.items():
-        for variant, options in VARIANTS.items():
-            atoms = structure.copy()
-            atoms.calc = calculator(model, task, **options)  # type: ignore[arg-type]
-            found = run(atoms, step, temperature, arguments.picoseconds)
-            results["runs"].append({"structure": name, "forces": variant, "step_fs": step} | found)
-            drift, spread = found["drift_meV_per_atom_per_ps"], found["spread_meV_per_atom"]
-            heat = f"{found['mean_temperature_K']:>8.0f}{found['last_temperature_K']:>8.0f}"
-            print(f"{name:<16}{variant:<25}{drift:>9.3f}{spread:>9.3f}{heat}", flush=True)
-            if arguments.out is not None:
-                arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    results: dict[str, Any] = {"picoseconds": arguments.picoseconds, "runs": []}
+    print("model, structure, forces: drift in meV/atom/ps, spread in meV/atom, mean and last temperature in K")
+    for of_model, (name, case), (variant, options) in itertools.product(MODELS, STRUCTURES.items(), VARIANTS.items()):
+        structure, task, step, temperature = case
+        atoms = structure.copy()
+        atoms.calc = calculator(eutectic.load(of_model, device="cpu"), task, **options)
+        found = run(atoms, step, temperature, arguments.picoseconds)
+        results["runs"].append({"model": of_model, "structure": name, "forces": variant, "step_fs": step} | found)
+        drift, spread = found["drift_meV_per_atom_per_ps"], found["spread_meV_per_atom"]
+        heat = f"{found['mean_temperature_K']:>8.0f}{found['last_temperature_K']:>8.0f}"
+        print(f"{of_model:<16}{name:<16}{variant:<25}{drift:>9.3f}{spread:>9.3f}{heat}", flush=True)
+        if arguments.out is not None:
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,15 @@ def test_help_shows_examples(command: list[str]) -> None:
     assert f"eutectic {' '.join(command)}" in result.output
 
 
+def test_settings_are_told_apart_from_names() -> None:
+    words = ["qm9:gap", "--optimiser.weight_decay", "0", "rmd17", "--train.workers=0", "spice"]
+    assert options.without_settings(words) == (
+        ["qm9:gap", "rmd17", "spice"],
+        ["--optimiser.weight_decay", "0", "--train.workers=0"],
+    )
+    assert options.without_settings([]) == ([], [])
+
+
 def test_overrides_are_read_as_yaml() -> None:
     assert options.overrides(["--train.steps", "60", "--temperature=1", "--optimiser.learning-rate", "1e-3"]) == {
         "train": {"steps": 60},

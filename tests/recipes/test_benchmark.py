@@ -228,8 +228,11 @@ def test_missing_data_do_not_stop_the_others(model: Path, tmp_path: Path, monkey
     result = CliRunner().invoke(cli.app, ["benchmark", "spice", "--model", "no-such-model", "--out", str(tmp_path)])
     assert isinstance(result.exception, EutecticError)
     assert "no model of this name" in str(result.exception)
-    result = CliRunner().invoke(cli.app, [*command, *short, "--split", "random"])
+    setting = ["--optimiser.weight_decay", "0"]
+    result = CliRunner().invoke(cli.app, [*command, *short, "--split", "random", *setting])
     assert result.exit_code == 3
+    (written,) = (tmp_path / "out").rglob("settings.json")
+    assert json.loads(written.read_text())["optimiser"]["weight_decay"] == 0
     assert "eutectic data prepare spice:solvated_amino_acids" in result.output
     # The split of the paper needs all of the data.
     result = CliRunner().invoke(cli.app, [*command, *short])
