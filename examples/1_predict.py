@@ -1,4 +1,4 @@
-"""Predict energies and forces of a molecule with a model that comes with the package.
+"""Predict energy and forces of a molecule with a model that comes with the package.
 
 python examples/1_predict.py
 """
@@ -15,6 +15,6 @@ prediction = model.predict(water, task="molecules")
 print(f"energy {prediction['energy']:.3f} eV")
 print("forces, eV/Å\n", prediction["forces"].round(3))
 
-# Many structures at once, as a list; forces as derivatives of the energy.
+# Predict several structures at once, with forces as derivatives of the energy.
 several = model.predict([water, molecule("CH3OH")], task="molecules", conservative=True)
 print("mean |F|", [float(abs(one["forces"]).mean().round(3)) for one in several], "eV/Å")

@@ -1,8 +1,8 @@
-"""Check a file of structures, fine-tune a model to it, and use the result.
+"""Check a file of structures, fine-tune a model on it, and use the model.
 
     python examples/2_finetune_your_data.py my.xyz
 
-Without a file, a small one is made of structures that come with the package.
+Without an argument, the script makes a small file from structures that come with the package.
 """
 
 import sys

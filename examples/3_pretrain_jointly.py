@@ -1,4 +1,4 @@
-"""Pre-train one small backbone on two data sets at once, each a task with heads of its own.
+"""Pre-train one small backbone on two data sets at once, each with its own heads.
 
 python examples/3_pretrain_jointly.py
 """

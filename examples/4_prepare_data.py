@@ -1,4 +1,4 @@
-"""Turn files into a store, look at it, and check it.
+"""Prepare a store from a file, look at it, and check it.
 
 python examples/4_prepare_data.py
 """

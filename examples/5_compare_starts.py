@@ -1,4 +1,4 @@
-"""Measure the benefit of pre-training for a data set: the same fine-tuning from a model and from scratch.
+"""Measure the benefit of pre-training for a data set: fine-tune from a model and from scratch.
 
 python examples/5_compare_starts.py
 """
@@ -28,6 +28,6 @@ def main() -> None:
     print("report:", out / "study" / "report.html")
 
 
-# Runs go side by side in processes of their own, which import this file again: it must do nothing when imported.
+# The runs are separate processes that import this file again, so importing it must start nothing.
 if __name__ == "__main__":
     main()
