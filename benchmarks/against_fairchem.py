@@ -77,7 +77,7 @@ def loss_of(energy: Tensor, forces: Tensor) -> Tensor:
 
 
 def model_options(graph: GraphSettings) -> dict[str, Any]:
-    """Options of fairchem's GemNet-OC, beside its sizes, that make it the model that ours is."""
+    """Options of fairchem's GemNet-OC, besides its sizes, that make it the same model as ours."""
     caps = graph.caps
     return {
         "regress_forces": True,

@@ -101,6 +101,46 @@ run()
 start = time.process_time(); run(); print(len(frames) / (time.process_time() - start))
 """
 
+SGDML = """
+import sys, json, time, numpy as np, ase.io
+from sgdml.predict import GDMLPredict
+from sgdml.train import GDMLTrain
+from sgdml.utils import io
+
+def data(name, path):
+    frames = ase.io.read(path, ":")
+    values = {
+        "type": "d", "name": np.array(name), "theory": np.array("unknown"), "z": frames[0].numbers,
+        "R": np.array([a.positions for a in frames]),
+        "E": np.array([a.info["REF_energy"] for a in frames]),
+        "F": np.array([a.arrays["REF_forces"] for a in frames]),
+    }
+    return {**values, "md5": io.dataset_md5(values)}
+
+folder, points = sys.argv[1], int(sys.argv[2])
+learned, held_out, test = (data(name, f"{folder}/{name}.xyz") for name in ("train", "validation", "test"))
+
+def errors(model, of):
+    predict = GDMLPredict(model, max_processes=1)
+    start = time.process_time()
+    energy, forces = predict.predict(of["R"].reshape(len(of["R"]), -1))
+    speed = len(of["R"]) / (time.process_time() - start)
+    gap = (float(np.abs(forces.reshape(of["F"].shape) - of["F"]).mean()), float(np.abs(energy - of["E"]).mean()))
+    return (*gap, speed)
+
+trainer, tried = GDMLTrain(max_processes=1), {}
+for width in map(int, sys.argv[3].split(",")):
+    task = trainer.create_task(learned, points, held_out, len(held_out["E"]), width)
+    model = trainer.train(task)
+    tried[width] = (errors(model, held_out)[0], model)
+best = min(tried, key=lambda width: tried[width][0])
+forces, energy, speed = errors(tried[best][1], test)
+print(json.dumps({
+    "points": points, "width": best, "widths_tried": {w: 1000 * e for w, (e, _) in tried.items()},
+    "test_forces": 1000 * forces, "test_energy": 1000 * energy, "inference": speed,
+}))
+"""
+
 
 def measured(command: Sequence[str], core: int, log: Path) -> float:
     """CPU seconds of a command and its children, pinned to one core.
@@ -236,6 +276,15 @@ def train_mace(
     }
 
 
+def fit_sgdml(python: str, folder: Path, points: int, widths: Sequence[int], core: int) -> dict[str, Any]:
+    """A kernel method for one molecule: no steps, but a linear system whose size is the number of points."""
+    log = folder / "sgdml.log"
+    used = measured([python, "-c", SGDML, str(folder), str(points), ",".join(map(str, widths))], core, log)
+    found = dict(json.loads(log.read_text().splitlines()[-1]))
+    # Of all widths, and of the test.
+    return found | {"process_cpu_seconds": used, "structures_per_second": points * len(widths) / used}
+
+
 def infer_ours(model: str, test: Path) -> float:
     import ase.io
     import torch
@@ -335,6 +384,9 @@ def main() -> None:
         "--start", action="append", type=Path, default=[], help="model to fine-tune too, as RUN/model; repeat"
     )
     parser.add_argument("--mace", help="Python of an environment with mace-torch")
+    parser.add_argument("--sgdml", help="Python of an environment with sgdml (and numpy < 2.4)")
+    parser.add_argument("--points", type=int, default=400, help="training structures of sGDML, which set its time")
+    parser.add_argument("--width", type=int, action="append", help="kernel widths of sGDML to try; default: 10, 20")
     parser.add_argument("--files", nargs=2, type=Path, help="for `temperature`: training file, hotter file")
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--work", type=Path, help="folder for the runs, default: a temporary one")
@@ -376,9 +428,13 @@ def main() -> None:
         measured([given.mace, "-c", MACE_INFERENCE, rows["mace"]["model"], str(files["test"])], given.core, log)
         rows["mace"]["inference"] = float(log.read_text().split()[-1])
         show("mace", rows["mace"])
+    if given.sgdml:
+        name = f"sGDML, {given.points} points"
+        rows[name] = fit_sgdml(given.sgdml, work, given.points, given.width or [10, 20], given.core)
+        show(name, rows[name])
     if given.out:
         for row in rows.values():
-            del row["model"]
+            row.pop("model", None)
         keep(given.out / f"{given.store.name}-{given.minutes:g}min.json", rows)
 
 

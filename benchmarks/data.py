@@ -84,12 +84,12 @@ def preparing(shared: Path, say: Callable[[str], None]) -> dict[str, object]:
         if name not in modules:
             say(f"preparing {name}: skipped, no reader of this name")
         elif not (shared / place).exists():
-            say(f"preparing {name}: skipped, {place} is not there")
+            say(f"preparing {name}: skipped, {place} does not exist")
         else:
             jobs.append((name, shared / place, lambda name=name: modules[name]))  # type: ignore[misc]
     for name, place in OWN_FILES.items():
         if not (shared / place).exists():
-            say(f"preparing {name}: skipped, {place} is not there")
+            say(f"preparing {name}: skipped, {place} does not exist")
             continue
         path = shared / place
         # Counting labels is part of the work.
@@ -113,7 +113,7 @@ def preparing(shared: Path, say: Callable[[str], None]) -> dict[str, object]:
 
 
 def scaling(say: Callable[[str], None], count: int = 120_000) -> dict[str, object]:
-    """Compare one process with two on random frames of 21 atoms in extended xyz, enough of them for a stable timing."""
+    """Compare one process with two on random frames of 21 atoms in extended xyz, enough for a stable timing."""
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
@@ -144,7 +144,7 @@ def scaling(say: Callable[[str], None], count: int = 120_000) -> dict[str, objec
 
 
 def _cpu_seconds() -> float:
-    """Of this process and its finished children."""
+    """Processor time of this process and its finished children."""
     both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
@@ -160,8 +160,8 @@ class _Graph:
 
 
 class _Nested(pickle.Unpickler):
-    """For the archive that torch writes into a pickle for each tensor's numbers: in C, like the original, and
-    without anything but storages."""
+    """Unpickler for the archive that torch writes into a pickle for each tensor's numbers: in C, like the original, and
+    restricted to storages."""
 
     def find_class(self, module: str, name: str) -> Any:
         import torch  # here: a worker process that prepares starts from this file, and has no use for it
@@ -279,7 +279,7 @@ def reads(shared: Path, say: Callable[[str], None], seconds: float) -> dict[str,
     found: dict[str, object] = {}
     for name, place in PICKLED.items():
         if not (shared / place).exists():
-            say(f"random reads, {name}: skipped, {place} is not there")
+            say(f"random reads, {name}: skipped, {place} does not exist")
             continue
         pickled = _open_lmdb(shared / place)
         keys = _keys(pickled)
@@ -379,7 +379,7 @@ def _frames(n: int) -> Iterator[LabelledStructure]:
 def opening(say: Callable[[str], None]) -> list[object]:
     """Time and memory to open stores of 1, 10 and 100 million structures: one shard of 100 000 under many names."""
     if not Path("/proc/self/statm").exists():
-        say("opening: skipped, this system does not tell a process's memory in /proc")
+        say("opening: skipped, this system does not report a process's memory in /proc")
         return []
     found = []
     with tempfile.TemporaryDirectory() as folder:
@@ -393,11 +393,11 @@ def opening(say: Callable[[str], None]) -> list[object]:
             larger = {**manifest, "rows": manifest["rows"] * times, "bytes": manifest["bytes"] * times}
             (many / "manifest.json").write_text(json.dumps(larger))
             command = [sys.executable, "-c", OPEN, str(many)]
-            told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            found.append(told)
+            result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            found.append(result)
             say(
-                f"opening {told['structures']:,} structures: {told['milliseconds']} ms, {told['megabytes']} MB; "
-                f"{told['random_reads_per_second']:,} random reads/s of 8 atoms, every shard touched for the first time"
+                f"opening {result['structures']:,} structures: {result['milliseconds']} ms, {result['megabytes']} MB; "
+                f"{result['random_reads_per_second']:,} random reads/s of 8 atoms, each shard used for the first time"
             )
     return found
 
@@ -441,7 +441,7 @@ def table(shared: Path, say: Callable[[str], None], only: str) -> str:
             found = out.store.summary()
             grave = [f for f in out.report.findings if f.severity != "note"]
             verdict = ("usable" if out.report.ok else "not usable") + "".join(f"; {f.title}" for f in grave)
-            told = (
+            result = (
                 f"`{which.name}`",
                 which.place or "the package",
                 which.kind,
@@ -451,7 +451,7 @@ def table(shared: Path, say: Callable[[str], None], only: str) -> str:
                 f"{found.structures / out.seconds:,.0f}",
                 verdict,
             )
-            lines.append("| " + " | ".join(told) + " |")
+            lines.append("| " + " | ".join(result) + " |")
             codes = {f.code for f in grave}
             say(
                 f"{which.title}: {found.structures} of {which.structures}, {found.structures / out.seconds:,.0f}/s, "

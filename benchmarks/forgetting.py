@@ -1,13 +1,13 @@
-"""What fine-tuning forgets, and whether learning more at the same time helps beyond the training data.
+"""What fine-tuning forgets, and whether learning other tasks at the same time helps beyond the training data.
 
     python benchmarks/forgetting.py --out docs/results/forgetting.json
 
 The gap of small molecules of QM9 (at most 16 atoms, the embedded sample) is learned from scratch, by plain
 fine-tuning, and together with the model's own predictions of energies and forces (`--remember`), or with its
-pre-training data (`--together-with`). Tested once, at the end, on larger molecules (20 atoms or more); the
-validation error is that of small ones. Forgetting is the change of the error of the model's own task on validation
-structures of its own data, which plain fine-tuning only watches. All runs have the same number of steps with the
-same number of structures of the gap.
+pre-training data (`--together-with`). The test, once at the end, is on larger molecules (20 atoms or more), the
+validation on small ones. Forgetting is the change of the error of the model's own task on validation structures of
+its own data, which plain fine-tuning only monitors. All runs have the same number of steps with the same number of
+structures labelled with the gap.
 """
 
 from __future__ import annotations

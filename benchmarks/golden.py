@@ -126,7 +126,7 @@ class Case:
         structures: one batch.
         caps: incoming edges kept per atom in each graph.
         model: of `MODELS`.
-        inside: whether what is inside the first block is kept.
+        inside: whether intermediate results of the first block are kept.
     """
 
     structures: Callable[[], list[Structure]]

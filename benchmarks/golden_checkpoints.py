@@ -13,12 +13,12 @@ own functions and computes in float64 (`golden.double_precision`).
 
 If the nearest neighbours of an atom tie at a cap, fairchem keeps some of them at random, and all are kept here. The
 golden structures are rattled and checked to have no ties. With `--oc20`, two frames of a file of OC20's S2EF are
-predicted too, without being stored. In them images of an atom tie, so fairchem's rule is replaced by that used here;
-and they are rattled by 0.01 Å, since fairchem's dihedral angle of three atoms in line is rounding noise.
+predicted too, without being stored. In these frames images of an atom tie, so fairchem's rule is replaced by ours;
+and they are rattled by 0.01 Å, since fairchem's dihedral angle for three collinear atoms is rounding noise.
 
 With `--published`, models of the published sizes predict initial structures of OC20 (its IS2RE files), here and in
-fairchem, likewise: in float64, and as both do by default, in float32 with fairchem's calculator. What fairchem's own
-rule for ties changes, and what atoms in line do, is printed too.
+fairchem, in the same way: in float64 and, as both do by default, in float32 with fairchem's calculator. The effects of
+fairchem's own rule for ties and of collinear atoms are printed too.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def structures() -> list[Structure]:
 
 
 def content_of(name: str, options: dict[str, Any], fitting: Sequence[Structure], seed: int) -> dict[str, Any]:
-    """What a checkpoint of random weights holds: "oc20" as the early files, "oc22" as one to train on from."""
+    """Content of a checkpoint of random weights: "oc20" as in the early files, "oc22" as in one to resume from."""
     from fairchem.core.models.gemnet_oc.gemnet_oc import GemNetOC
     from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 
@@ -279,7 +279,7 @@ def frames_of_oc20(source: Path) -> list[Structure]:
 
 
 def rattled(given: Structure) -> Structure:
-    """By 0.01 Å."""
+    """Rattle by 0.01 Å."""
     atoms = given.to_ase()
     atoms.rattle(0.01, seed=0)
     return structure(atoms, given.tags)

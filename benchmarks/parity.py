@@ -38,7 +38,7 @@ def main() -> None:
     now = SimpleNamespace(batch="", test="")
 
     def key(value: Tensor) -> tuple[torch.Size, str]:
-        # Whatever the order of its rows.
+        # Independent of the order of its rows.
         return value.shape, f"{value.double().abs().sum():.9g}"
 
     def note(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:

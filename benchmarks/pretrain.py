@@ -199,7 +199,7 @@ def cost_against_count(rows: Sequence[TaskDataset], windows: int) -> dict[str, A
 
 
 def heads(rows: Sequence[TaskDataset], repeats: int) -> dict[str, Any]:
-    """One batch as a batch of 1, of 4 and of 50 sets."""
+    """Time the same batch as a batch of 1, of 4 and of 50 sets."""
     which, row = BatchSampler(rows, 100, 2.0, 0).chosen(0)
     items = [rows[w].item(int(r)) for w, r in zip(which, row, strict=True)]
     heads_of = rows[0].task.heads
@@ -222,7 +222,7 @@ def heads(rows: Sequence[TaskDataset], repeats: int) -> dict[str, Any]:
 
 
 def in_turns(calls: dict[int, Callable[[], None]], repeats: int) -> dict[int, float]:
-    """Median seconds of each, measured alternately."""
+    """Median seconds of each function, measured alternately."""
     for call in calls.values():
         call()
     times: dict[int, list[float]] = {n: [] for n in calls}

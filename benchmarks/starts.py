@@ -63,13 +63,15 @@ def run(
     store: Path, task: Task, options: list[str], rate: float, seconds: float, folder: Path, core: int
 ) -> dict[str, Any]:
     def train(steps: int, name: str) -> tuple[float, dict[str, Any]]:
+        # Two short runs with one validation each give the length of a step.
+        every = max(1, steps // 8) if name == "run" else steps
         command = [
             *(sys.executable, "-m", "eutectic", "finetune", str(store)),
             *(x for p in task.properties for x in ("-p", p)),
             *("--out", str(folder / name), "--steps", str(steps), "--batch-size", str(task.batch_size)),
-            *("--optimiser.learning_rate", str(rate), "--train.evaluate_every", str(max(1, steps // 8))),
+            *("--optimiser.learning_rate", str(rate), "--train.evaluate_every", str(every)),
             *("--train.threads", "1", "--train.workers", "0", *task.options),
-            # Lengths of steps are measured on runs that need no test.
+            # They need no test either.
             *(() if name == "run" else ("--n-test", "1")),
             *options,
         ]
@@ -77,7 +79,7 @@ def run(
         return used, json.loads((folder / name / "result.json").read_text())
 
     folder.mkdir(parents=True, exist_ok=True)
-    per_step = (train(15, "long")[0] - train(5, "short")[0]) / 10
+    per_step = (train(25, "long")[0] - train(5, "short")[0]) / 20
     steps = max(10, int(seconds / per_step))
     used, result = train(steps, "run")
     return {

@@ -429,7 +429,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; all if not given")
     parser.add_argument(
-        "--json", metavar="FILE", help="write the figures there; - for the screen, instead of the table"
+        "--json", metavar="FILE", help="write the figures to this file; - prints them instead of the table"
     )
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -62,13 +62,13 @@ class Task:
     Attributes:
         name, title: for tables.
         store: name of an embedded or prepared set.
-        property: what is learned and judged.
+        property: label that is learned and tested.
         train, validation, test: structures; None is all of the split's.
         batch_size, steps: the budget, the same for all starts.
         splits: one run each; seeds repeat a single split instead.
         rates_of: the task whose learning rates are taken; its own if None.
-        head: of the pre-trained model's tasks, the one whose force head is kept; fresh where there is none.
-        kind: what the mean is taken over.
+        head: task of the pre-trained model whose force head is kept; a fresh head if there is none.
+        kind: kind of task over which means are taken.
     """
 
     name: str
@@ -185,7 +185,7 @@ def settings_of(task: Task, split: str | None, stores: Mapping[str, str]) -> Fin
         start="scratch",
         backbone=BACKBONE,
         graph=GRAPH,
-        # As measured: heads that are kept are warmed up like new ones.
+        # As in the published figures: kept heads are warmed up like new ones.
         optimiser=FinetuneOptimiserSettings(kept_head_warmup=0.0),
         train=FinetuneTrainSettings(steps=task.steps, batch_size=task.batch_size, threads=1, accelerator="cpu"),
     )
@@ -230,11 +230,11 @@ def study(
             for t, s, c in choices
         ]
         for (task, start, _), r in zip(plan, run_all(runs, title=title, workers=workers, console=console), strict=True):
-            told: Start = "scratch" if start == "scratch" else "pretrained"
-            trials[task.name][start].append(Trial(told, r.learning_rate, r.weight_decay, min(r.errors)))
+            label: Start = "scratch" if start == "scratch" else "pretrained"
+            trials[task.name][start].append(Trial(label, r.learning_rate, r.weight_decay, min(r.errors)))
 
     rates = {start: SCRATCH_RATES if start == "scratch" else PRETRAINED_RATES for start in starts}
-    sweep([(t, s, rate) for t in own for s in starts for rate in rates[s][1:-1]], "choosing rates")
+    sweep([(t, s, rate) for t in own for s in starts for rate in rates[s][1:-1]], "choosing learning rates")
     best = {
         (t.name, s): min(trials[t.name][s], key=lambda x: x.validation_error).learning_rate for t in own for s in starts
     }
@@ -243,7 +243,7 @@ def study(
         (t, s, {rates[s][1]: rates[s][0], rates[s][-2]: rates[s][-1]}.get(best[t.name, s])) for t in own for s in starts
     ]
     if more := [(t, s, rate) for t, s, rate in beyond if rate is not None]:
-        sweep(more, "choosing rates, beyond the ends")
+        sweep(more, "choosing learning rates, beyond the ends")
     chosen = {t: {s: next(iter(best_choices(found).values())) for s, found in by.items()} for t, by in trials.items()}
     runs = [
         (task, start, split, seed)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""What of a model to train in a given time: ridge, heads, LoRA, fewer blocks, everything, for equal CPU seconds.
+"""Which part of a model to train in a given time: ridge, heads, LoRA, fewer blocks, everything; equal CPU seconds.
 
     python benchmarks/what_to_train.py rmd17:toluene energy forces --split official_01 --seconds 60
     python benchmarks/what_to_train.py qm9 gap --seconds 40 --only ridge,heads,lora-16,all
 
-Each training begins with `--model` and lasts that long, validations included, by the CPU time of this process in place
-of the clock, so that a busy machine changes nothing. Prints validation errors of the best step by validation; one seed.
+Each training starts from `--model` and lasts `--seconds` of CPU time of this process, including validation, so that
+the load of the machine does not matter. Prints the validation errors of the step with the lowest one; one seed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60.0, help="of CPU time")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="some of the ways, by name, with commas")
+    parser.add_argument("--only", help="run only these methods, separated by commas")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     time.monotonic = time.process_time

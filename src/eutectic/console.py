@@ -23,26 +23,26 @@ SHOW_AFTER = 5.0
 """Seconds after which a bar is shown."""
 
 LINE_EVERY = 30.0
-"""Seconds between lines that say how far a command is, where no bar can be shown."""
+"""Seconds between progress lines where no bar can be shown."""
 
 Element = TypeVar("Element")
 
 
 class ProgressBar:
-    """A progress bar with count, rate and time left, on standard error, shown after a delay.
+    """A progress bar with count, rate and time left, shown after a delay.
 
-    (Results, which may be JSON, go to standard output.)
+    It goes to standard error, since results (possibly JSON) go to standard output.
 
     Args:
         description: label, e.g. "Reading qm9".
         total: number of units; None while unknown.
         done: units done before this process began.
         unit: unit of the count, in the plural; "bytes" are shown in kB, MB, …; if empty, the bar pulses and shows
-            only the time taken.
-        enabled: False shows nothing. Where standard error is a file or a pipe, no bar is shown either.
-        lines: number of lines to print in total where no bar can be shown.
-        every: or seconds between two lines there; for totals that are not known.
-        delay: seconds until the bar is shown; None is `SHOW_AFTER`.
+            only the elapsed time.
+        enabled: False shows nothing. No bar is shown if standard error is a file or a pipe.
+        lines: total number of progress lines to print where no bar can be shown.
+        every: seconds between such lines instead; for unknown totals.
+        delay: seconds until the bar is shown; default: `SHOW_AFTER`.
         keep: leave the bar on the screen at the end.
         console: console to use instead of standard error.
     """
@@ -83,8 +83,8 @@ class ProgressBar:
         self._total, self._before, self._printed = total, done, 0
         self._done: float = done
         self._note = ""
-        self._begun = self._told = time.monotonic()
-        # A timer thread, since a library may not call back for a long time.
+        self._begun = self._last_line = time.monotonic()
+        # A timer thread, since the first update may come late.
         self._timer = threading.Timer(self._delay, self._progress.start)
         self._timer.daemon = True
 
@@ -122,10 +122,10 @@ class ProgressBar:
                 note = f", {self._note}" if self._note else ""
                 self.console.print(f"{line}{note}{left}", highlight=False, markup=False)
 
-        if self._every is not None and time.monotonic() - self._told > self._every:
-            self._told = time.monotonic()
+        if self._every is not None and time.monotonic() - self._last_line > self._every:
+            self._last_line = time.monotonic()
             left = f", about {(self._total - done) / speed / 60:.0f} min left" if speed and self._total else ""
-            line = f"{self._description}: {done:,.0f} {self._unit}, {speed:,.0f} a second{left}"
+            line = f"{self._description}: {done:,.0f} {self._unit}, {speed:,.0f} per second{left}"
             self.console.print(line, highlight=False, markup=False)
 
     def _rate(self, speed: float) -> str:

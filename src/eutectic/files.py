@@ -64,11 +64,11 @@ def replacing(
     After an error `path` is unchanged. Missing parent folders are created.
 
     Args:
-        path: of the file or folder.
+        path: the file or folder to write.
         folder: create a folder instead of a file.
         sync: wait until the contents are on disk; otherwise a power failure can leave the new name without its data.
-        sole_writer: no other process writes here at the same time. The temporary name is then always the same, and
-            leftovers of a killed process are overwritten.
+        sole_writer: no other process writes here at the same time. The temporary name is then fixed, so that leftovers
+            of a killed process are overwritten.
         errors: exceptions inside the block that mean a failed write (empty: the block reports its own).
         fix: advice in the error.
 
@@ -101,14 +101,14 @@ def write_atomically(path: Path, content: str | bytes, *, sync: bool = True, sol
 
 
 def read_json(path: Path, *, expected: str = "a file written by eutectic", fix: str) -> dict[str, Any]:
-    """Read a JSON object, which may be missing, truncated, or something else altogether.
+    """Read a JSON object from a file that may be missing, truncated, or something else.
 
     Args:
-        path: of the file.
+        path: the file to read.
         expected, fix: for the error.
 
     Raises:
-        EutecticError: there is no JSON object.
+        EutecticError: the file holds no JSON object.
     """
     path = Path(path)
     try:
@@ -123,25 +123,25 @@ def read_json(path: Path, *, expected: str = "a file written by eutectic", fix: 
 
 
 def null_for_unknown(value: Any) -> Any:
-    """Plain values for JSON, which has no NaN and no infinity: None in their place, and lists for tuples."""
+    """Convert to plain JSON values: None for NaN and infinity, lists for tuples."""
     if isinstance(value, dict):
-        return {key: null_for_unknown(one) for key, one in value.items()}
+        return {key: null_for_unknown(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [null_for_unknown(one) for one in value]
+        return [null_for_unknown(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def hash_of_files(*paths: Path) -> str:
-    """32 hexadecimal digits, equal only for files of the same contents, given in the same order.
+    """Hash of the contents of files in the given order, as 32 hexadecimal digits.
 
     Raises:
         OSError: a file cannot be read.
     """
-    whole = hashlib.blake2b(digest_size=16)
+    combined = hashlib.blake2b(digest_size=16)
     for path in paths:
         with Path(path).open("rb") as file:
-            whole.update(hashlib.file_digest(file, "blake2b").digest())
-    return whole.hexdigest()
+            combined.update(hashlib.file_digest(file, "blake2b").digest())
+    return combined.hexdigest()
 
 
 def put_in_place(temporary: Path, path: Path, *, sync: bool = True) -> None:
@@ -193,7 +193,7 @@ def locked(
     block the next process.
 
     Args:
-        path: of the lock file; created, and removed at the end.
+        path: the lock file; created, and removed at the end.
         where: path that the lock protects, for the error; default: the folder of the lock file.
         doing: activity of the other process, for the error.
         fix: advice in the error.
@@ -228,7 +228,7 @@ def locked(
 
 
 def _holder(path: Path) -> str:
-    """The process that holds a lock, as noted in its file; empty if unknown."""
+    """The process that holds a lock, as recorded in its file; empty if unknown."""
     try:
         content = path.read_text()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Worker processes: call a function in several processes, which end with this one."""
+"""Call a function in several worker processes, which end with this one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from eutectic.atoms import EutecticError, Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-"""Signals that stop work so that it can be resumed: Ctrl-C, a scheduler's or a cluster's warning, a closed terminal."""
+"""Signals that stop work so that it can be resumed: Ctrl-C, a scheduler's or cluster's warning, a closed terminal."""
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -36,7 +36,7 @@ _stopping: Any = None
 
 
 def caught() -> list[signal.Signals]:
-    """The signals to catch: `SIGNALS`, without SIGHUP where it is ignored, as under nohup."""
+    """The signals to catch: `SIGNALS`, without SIGHUP if it is ignored, as under nohup."""
     return [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
 
 
@@ -46,7 +46,7 @@ def cores() -> int:
 
 
 def count(more: int) -> None:
-    """In a worker process: add to the work done (see `run_in_processes`). Elsewhere this does nothing."""
+    """In a worker process, add to the work done (see `run_in_processes`). Elsewhere this does nothing."""
     if _counter is not None:
         with _counter.get_lock():
             _counter.value += more
@@ -71,17 +71,17 @@ def run_in_processes(
     started, the workers are ended, and the exception is raised here. Workers also end when this process is killed.
 
     Args:
-        function: to call; pickled by its name.
+        function: function to call; pickled by name.
         calls: its arguments, one tuple per call; pickled. Started in this order.
         workers: number of processes, at most one per call.
         where: activity, for errors.
         kept: note on finished work, for the error when a worker dies.
-        start: called first in each worker; pickled by its name.
+        start: called first in each worker; pickled by name.
         progress: called here, a few times a second, with the sum of what the workers passed to `count` in between.
         finished: called here with the index and result of each finished call.
-        one_thread: one thread per worker for linear algebra (more made them far slower).
-        graceful: workers handle signals themselves (installed by `start`) and finish soon: they are sent SIGINT and
-            joined. Otherwise they ignore signals, and are killed when the work is stopped.
+        one_thread: use one linear-algebra thread per worker (more made them far slower).
+        graceful: workers handle signals themselves (handlers installed by `start`) and finish soon, so they are sent
+            SIGINT and joined. Otherwise they ignore signals and are killed when the work is stopped.
 
     Returns:
         The results, in the order of `calls`.
@@ -92,10 +92,10 @@ def run_in_processes(
         Exception: raised by a call.
     """
     if workers < 1:
-        raise EutecticError(where, f"{workers} worker processes", "at least 1", "leave the number out for one per core")
+        raise EutecticError(where, f"{workers} worker processes", "at least 1", "omit the number to use one per core")
     if not calls:
         return []
-    # Spawned: a fork of a process with threads (Arrow has some) may hang.
+    # Spawned, since forking a process with threads (Arrow starts some) may hang.
     context = multiprocessing.get_context("spawn")
     counter, stopping, seen = context.Value("q", 0), context.Value("b", 0), 0
     pool = ProcessPoolExecutor(
@@ -143,14 +143,14 @@ def map_in_order(
     where: str,
     fix: str,
 ) -> Iterator[Result]:
-    """Call a function with many sets of arguments, in worker processes; at most two calls for each wait to be made.
+    """Call a function with many sets of arguments, in worker processes; at most two calls per worker are queued.
 
-    Workers end with the iterator, and when this process is killed. Signals are for this process alone to handle.
+    Workers end with the iterator, and when this process is killed. Only this process handles signals.
 
     Args:
-        function: to call; pickled by its name.
-        calls: its arguments, one tuple per call, read as they are needed; pickled.
-        starts: for each worker, what is called first in it; pickled.
+        function: function to call; pickled by name.
+        calls: its arguments, one tuple per call, read lazily; pickled.
+        starts: for each worker, the function called first in it; pickled.
         where: activity, for errors.
         fix: advice in the error when a worker dies.
 
@@ -171,14 +171,14 @@ def map_in_order(
 
     def first() -> Result:
         while not wait([waiting[0]], timeout=0.25).done:
-            # As above: the pool may not notice.
+            # As in `run_in_processes`: the pool may not notice a dead worker.
             if connection.wait([process.sentinel for process in _processes(pool)], timeout=0):
                 raise BrokenProcessPool("a worker has ended")
         return waiting.popleft().result()
 
     try:
         for arguments in calls:
-            # Workers begin with the first call, and inherit that signals are ignored until they ignore them themselves.
+            # Workers start with the first call; they inherit ignored signals until they ignore them themselves.
             with contextlib.nullcontext() if waiting else _interruptible():
                 waiting.append(pool.submit(_call, function, arguments))
             if len(waiting) >= 3 * len(starts):
@@ -198,7 +198,7 @@ def _start_next(queue: Any) -> None:
 
 
 def _call(function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
-    # A pool queues one call more than there are workers, which cannot be cancelled.
+    # The pool queues one call more than there are workers, which cannot be cancelled.
     if _stopping.value:
         raise Interrupted("not started")
     return function(*arguments)
@@ -210,7 +210,7 @@ def _start(counter: Any, stopping: Any, start: Callable[[], object] | None) -> N
     _counter, _stopping = counter, stopping
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    warnings.simplefilter("ignore")  # of readers and label engines, on which a user cannot act
+    warnings.simplefilter("ignore")  # from readers and label engines; users cannot act on them
     parent = multiprocessing.parent_process()
 
     def leave_with_parent() -> None:
@@ -230,7 +230,7 @@ def _processes(pool: ProcessPoolExecutor) -> list[multiprocessing.process.BasePr
 def _end(pool: ProcessPoolExecutor, graceful: bool) -> None:
     for process in _processes(pool):
         if graceful and process.pid is not None:
-            # A terminal's Ctrl-C has reached it already; a signal to the parent alone has not.
+            # Ctrl-C in a terminal has reached it already, but a signal sent only to the parent has not.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGINT)
         else:
@@ -244,7 +244,7 @@ def _interruptible() -> Iterator[Callable[[], None]]:
     signals = caught() if threading.current_thread() is threading.main_thread() else []
 
     def listen() -> None:
-        # A shell that starts this in the background has Ctrl-C ignored.
+        # Set explicitly, since a shell that starts this in the background makes it ignore Ctrl-C.
         for number in signals:
             signal.signal(number, signal.default_int_handler)
 
@@ -271,19 +271,19 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that this process can still take without swapping, or None if the system does not say.
+    """Bytes of memory that this process can still use without swapping; None if unknown.
 
-    On Linux, the least of what the machine has and what the limit of the control group (a container) leaves.
+    On Linux, the smaller of the machine's available memory and what the limit of the control group (container) leaves.
     """
-    found = []
+    available = []
     with contextlib.suppress(OSError, ValueError, StopIteration, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+        available.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         with contextlib.suppress(OSError, ValueError):
-            most, now = (int((Path("/sys/fs/cgroup") / name).read_text()) for name in (limit, used))
-            found.append(most - now)
-    return max(0, min(found)) if found else None
+            maximum, current = (int((Path("/sys/fs/cgroup") / name).read_text()) for name in (limit, used))
+            available.append(maximum - current)
+    return max(0, min(available)) if available else None

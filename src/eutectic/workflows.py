@@ -1,4 +1,4 @@
-"""Whole runs with their reports: what the command line and a notebook call."""
+"""Complete runs with their reports, for the command line and notebooks."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ from eutectic.train.uncertainty import calibrated, check_calibrated
 def pretrain(
     settings: PretrainSettings | str, out: str | Path, *, console: Console | None = None, quiet: bool = False
 ) -> PretrainResult:
-    """Train one backbone on several data sets; `out` then holds `model/`, `results.json` and `report.html`.
+    """Train one backbone on several data sets; writes `model/`, `results.json` and `report.html` to `out`.
 
-    A folder that holds this run unfinished is resumed. The page is renewed while the run goes on.
+    An unfinished run in the folder is resumed. The report is updated during the run.
 
     Args:
         settings: of the run, or the name of a recipe.
         out: folder of the run.
-        console: where to report; the terminal or notebook if not given.
-        quiet: report nothing.
+        console: for messages and progress; default: the terminal or notebook.
+        quiet: print nothing.
 
     Raises:
-        EutecticError: data or settings that cannot be used; a folder that holds something else.
+        EutecticError: invalid data or settings; the folder is used for something else.
         Interrupted: stopped by a signal; resumable.
     """
     out = Path(out)
@@ -90,25 +90,25 @@ def finetune(
     quiet: bool = False,
     **choices: Any,
 ) -> FinetuneResult:
-    """Fine-tune one model; `out` then holds `model/`, `result.json` and `report.html`.
+    """Fine-tune one model; writes `model/`, `result.json` and `report.html` to `out`.
 
-    A folder that holds this run unfinished is resumed; one that holds a shorter run with otherwise the same settings
-    goes on from its end. With an `effort`, several trainings are tried (`eutectic.train.effort`), each in a folder
-    under `rungs/`, and the best one's model is kept.
+    An unfinished run in the folder is resumed; a shorter run with otherwise the same settings is continued. With an
+    `effort`, several trainings are tried (`eutectic.train.effort`), each in a folder under `rungs/`, and the best
+    model is kept.
 
     Args:
-        data: name of a data set, path of a store, or a file that ASE reads; or the settings of a whole run.
+        data: name of a data set, path of a store, or a file that ASE reads; or the complete settings of a run.
         properties: to learn.
         out: folder of the run.
-        learning_rates, weight_decays: if several are given, the best are chosen on validation data first, by short runs
-            under `choices/`, in processes of their own.
-        halving: choose by successive halving on short runs instead of whole runs.
-        console: where to report; the terminal or notebook if not given.
-        quiet: report nothing.
-        choices: model, steps, n_train, forces, …, as `eutectic.recipes.finetuning` takes them.
+        learning_rates, weight_decays: if several are given, the best are first chosen on validation data, with short
+            runs under `choices/` in separate processes.
+        halving: choose by successive halving on short runs instead of full-length runs.
+        console: for messages and progress; default: the terminal or notebook.
+        quiet: print nothing.
+        choices: model, steps, n_train, conservative, …, arguments of `eutectic.recipes.finetuning`.
 
     Raises:
-        EutecticError: data, model or settings that cannot be used; a folder that holds something else.
+        EutecticError: invalid data, model or settings; the folder is used for something else.
         Interrupted: stopped by a signal; resumable.
     """
     settings = data if isinstance(data, FinetuneSettings) else finetuning(data, properties, **choices)
@@ -141,22 +141,22 @@ def compare(
     quiet: bool = False,
     **choices: Any,
 ) -> StudyResults:
-    """The same fine-tuning from several starts and seeds; `out` then holds `runs/`, `results.json`, `report.html`.
+    """Repeat a fine-tuning with several starts and seeds; writes `runs/`, `results.json` and `report.html` to `out`.
 
-    Runs go side by side in processes of their own, which import the calling script again: in a script, call this below
+    Runs are concurrent, in separate processes that import the calling script again: in a script, call this under
     `if __name__ == "__main__":`.
 
     Args:
-        data, properties, choices: as `finetune` takes them.
+        data, properties, choices: see `finetune`.
         out: folder of the study; an interrupted study is resumed.
-        model: pre-trained model, whose architecture a start from scratch takes.
+        model: pre-trained model; its architecture is used from scratch, too.
         starts, seeds, folds, sizes, learning_rates, weight_decays, halving, workers: see
             `eutectic.study.compare.run_study`.
-        console: where to report; the terminal or notebook if not given.
-        quiet: report nothing.
+        console: for messages and progress; default: the terminal or notebook.
+        quiet: print nothing.
 
     Raises:
-        EutecticError: data, model or settings that cannot be used.
+        EutecticError: invalid data, model or settings.
         Interrupted: stopped by a signal; resumable.
     """
     if not isinstance(data, FinetuneSettings):
@@ -192,24 +192,24 @@ def benchmark(
     quiet: bool = False,
     **choices: Any,
 ) -> Benchmark:
-    """Fine-tune to tasks of JMP; `out` then holds the runs, `benchmark.json`, `table.md` and `report.html`.
+    """Fine-tune on tasks of JMP; writes the runs, `benchmark.json`, `table.md` and `report.html` to `out`.
 
-    Runs go side by side as those of `compare` do. A task whose data are missing, or of which a run fails, does not
-    stop the others: its outcome says why.
+    Runs are concurrent, as in `compare`. A task with missing data or a failed run does not stop the others: its
+    outcome contains the reason.
 
     Args:
         tasks: names of tasks or families, or "all".
-        out: folder of the benchmark; the results of earlier calls in it are kept.
+        out: folder of the benchmark; results of earlier calls in it are kept.
         model: pre-trained model.
         from_scratch: also train the same architecture from scratch.
         seeds, workers: see `eutectic.recipes.benchmark.run_benchmark`.
         smaller: results of a smaller model, to compare with.
-        console: where to report; the terminal or notebook if not given.
-        quiet: report nothing.
-        choices: steps, n_train, split, …, as `eutectic.recipes.benchmark.Choices` takes them.
+        console: for messages and progress; default: the terminal or notebook.
+        quiet: print nothing.
+        choices: steps, n_train, split, …, fields of `eutectic.recipes.benchmark.Choices`.
 
     Raises:
-        EutecticError: unknown tasks; a folder that holds the benchmark of another model.
+        EutecticError: unknown tasks; the folder holds the benchmark of another model.
         Interrupted: stopped by a signal; resumable.
     """
     results = run_benchmark(
@@ -227,14 +227,14 @@ def benchmark(
 
 
 def write_benchmark(folder: str | Path, *, smaller: Benchmark | None = None) -> Path:
-    """The table of a benchmark as `table.md` and `table.json`, and its page, from `benchmark.json` in the folder.
+    """Write `table.md`, `table.json` and `report.html` of a benchmark from `benchmark.json` in the folder.
 
     Args:
         folder: of a benchmark.
         smaller: results of a smaller model, to compare with.
 
     Returns:
-        The page, `folder/report.html`.
+        Path of the report, `folder/report.html`.
 
     Raises:
         EutecticError: the folder holds no benchmark.
@@ -269,34 +269,34 @@ def evaluate(
     Args:
         model: a loaded model, or its name or folder.
         data: names of data sets, stores, or files that ASE reads; one or several.
-        properties: to compare; by default all that the model predicts and the data have.
+        properties: to compare; default: all that the model predicts and the data have.
         task: of the model; required if it has several.
-        split: evaluate only a part of each data set in this split.
+        split: evaluate only one part of each data set, in this split.
         part: of the split.
         conservative: forces and stress as derivatives of the energy.
         batch_size: structures per batch.
-        report: HTML page to write.
-        device: to predict on, as for `eutectic.load`.
-        console: where to report; the terminal or notebook if not given.
-        quiet: report nothing.
-        reading: keys, units, define, elements, level_of_theory, …, for files, as `open_data` takes them.
+        report: HTML report to write.
+        device: to predict on, as in `eutectic.load`.
+        console: for messages and progress; default: the terminal or notebook.
+        quiet: print nothing.
+        reading: keys, units, define, elements, level_of_theory, …, options of `open_data` for files.
 
     Raises:
-        EutecticError: no such model, task, property or data; no labels to compare with.
+        EutecticError: unknown model, task, property or data; no labels to compare with.
     """
     shown = _console(console, quiet)
     loaded = model if isinstance(model, Model) else load(model, device=device)
     sets: dict[str, tuple[Store, np.ndarray]] = {}
     every = [data] if isinstance(data, str | Path) else list(data)
-    files = [one for one in every if is_of_files(one)]
-    for one in every:
-        # How to read a file is refused for a store; of stores and files, the files get it.
-        given = {} if files and one not in files else reading
-        store = open_data(one, console=shown, **given)
+    files = [path for path in every if is_of_files(path)]
+    for path in every:
+        # Reading options are an error for stores; with stores and files, they apply to the files.
+        options = {} if files and path not in files else reading
+        store = open_data(path, console=shown, **options)
         rows = np.arange(len(store)) if split is None else getattr(split_store(store, split), part)
         if not len(rows):
-            raise EutecticError(f"{one}", f"no {part} structures in split {split!r}", "some", "choose another --part")
-        name = str(one) if split is None else f"{one} ({part} of {split})"
+            raise EutecticError(f"{path}", f"no {part} structures in split {split!r}", "some", "choose another --part")
+        name = str(path) if split is None else f"{path} ({part} of {split})"
         sets[name] = (store, rows)
     total = sum(len(rows) for _, rows in sets.values())
     with ProgressBar("evaluating", total, enabled=shown is not None) as bar:
@@ -329,33 +329,35 @@ def calibrate(
     quiet: bool = False,
     **reading: Any,
 ) -> dict[str, Uncertainty]:
-    """Give a model uncertainties of its scalar properties, as `finetune` does at its end.
+    """Calibrate uncertainties of a model's scalar properties, as `finetune` does at the end of a run.
 
     Args:
-        model: folder of a model or its run; or a name, and `out`.
-        data: what the model learned from: a data set, store or file.
-        held_out: structures that it did not learn from, at the same level of theory; default: the validation part of
-            `data`.
-        out: folder of a new model; default: the model's own folder gets the file.
+        model: folder of a model or its run; or a name, with `out`.
+        data: training data of the model: a data set, store or file.
+        held_out: structures not used in training, at the same level of theory; default: the validation part of `data`.
+        out: folder of a new model; default: update the model's own folder.
         task: of the model; required if it has several.
-        split: of `data`; default: its own.
+        split: of `data`; default: the data set's.
         batch_size: structures per batch.
-        device: to predict on, as for `eutectic.load`.
-        console: where to report; the terminal or notebook if not given.
-        quiet: report nothing.
-        reading: keys, units, …, for files, as `open_data` takes them.
+        device: to predict on, as in `eutectic.load`.
+        console: for messages and progress; default: the terminal or notebook.
+        quiet: print nothing.
+        reading: keys, units, …, options of `open_data` for files.
 
     Returns:
         Property → uncertainty.
 
     Raises:
-        EutecticError: no such model, task or data; a model given by name, and no `out`; no scalar property, or too few
-            structures held out.
+        EutecticError: unknown model, task or data; a model given by name without `out`; no scalar property, or too few
+            held-out structures.
     """
     shown = _console(console, quiet)
     if out is None and not Path(model).exists():
         raise EutecticError(
-            f"calibrate {model}", "a model by name, which is left as it is", "a folder for the new model", "give --out"
+            f"calibrate {model}",
+            "a model given by name, which cannot be changed",
+            "a folder for the new model",
+            "give --out",
         )
     loaded = load(model, device=device).trained
     chosen = task_of(loaded, task, f"model {model}")
@@ -388,13 +390,13 @@ def _console(console: Console | None, quiet: bool) -> Console | None:
 
 
 def write_report(folder: str | Path) -> Path:
-    """The page of a run or study, from what is in its folder.
+    """Write the report of a run or study from the files in its folder.
 
     Args:
         folder: of a pre-training (running, killed or finished), a finished fine-tuning, or a finished study.
 
     Returns:
-        The page, `folder/report.html`.
+        Path of the report, `folder/report.html`.
 
     Raises:
         EutecticError: the folder holds none of these.

@@ -64,14 +64,14 @@ def test_built_in_definitions_come_back() -> None:
         ("x=eV,atm", "the option 'atm'.*did you mean 'atom'"),
         ("x=eV,vector,tensor", "vector and tensor; expected one of"),
         ("x=,class,vector", "vector and class; expected one of"),
-        ("phase=class", "in the place of the unit.*write phase=,class"),
+        ("phase=class", "in place of the unit.*write phase=,class"),
         ("phase=eV,class", "classes in eV"),
         ("phase=,class,extensive", "classes that are extensive"),
         ("q=e,atom,extensive", "extensive values of atoms"),
-        ("E ads=eV", "the name 'E ads'.*call it 'E_ads'"),
-        ("2nd=eV", "the name '2nd'.*call it 'my_2nd'"),
-        ("=eV", "the name ''.*call it 'my'"),
-        ("positions=Å", "the name 'positions'.*call it 'my_positions'"),
+        ("E ads=eV", "the name 'E ads'.*rename it, for example to 'E_ads'"),
+        ("2nd=eV", "the name '2nd'.*rename it, for example to 'my_2nd'"),
+        ("=eV", "the name ''.*rename it, for example to 'my'"),
+        ("positions=Å", "the name 'positions'.*rename it, for example to 'my_positions'"),
         ("double=eV", "the name 'double'"),
     ],
 )
@@ -86,9 +86,11 @@ def test_once_defined() -> None:
     assert PROPERTIES["e_bind"] is first
     assert define(parse_definition("e_bind=eV,extensive")) is first
     assert define(replace(first, symbol="E_b")) is first
-    with pytest.raises(EutecticError, match="definition e_bind=eV; expected e_bind=eV,extensive, as it was defined"):
+    with pytest.raises(
+        EutecticError, match="definition e_bind=eV; expected e_bind=eV,extensive, the earlier definition"
+    ):
         define(parse_definition("e_bind=eV"))
-    with pytest.raises(EutecticError, match=r"energy=eV,extensive, as eutectic has it.*--unit"):
+    with pytest.raises(EutecticError, match=r"energy=eV,extensive, the built-in definition.*--unit"):
         define(parse_definition("energy=kcal/mol,extensive"))
     assert PROPERTIES["e_bind"] is first
 
@@ -124,7 +126,7 @@ def test_labels_of_ones_own_are_checked() -> None:
         ("e_bind", [1, 2], r"shape \(2,\).*--define e_bind=eV,atom\)"),
         ("e_bind", [1, 2, 3, 4], "check that the labels belong to these atoms"),
         ("e_bind", np.nan, "not finite"),
-        ("phase", 0.5, r"phase \[0.5\]; expected a class: one of the whole numbers"),
+        ("phase", 0.5, r"phase \[0.5\]; expected a class: one of the integers"),
         ("phase", -1, "expected a class"),
         ("site", [0, 0.1], "expected a class"),
         ("e_bond", 1.0, "label 'e_bond'.*--define"),

@@ -352,7 +352,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "a size is a word": (option(emb_size_rbf="wide"), "emb_size_rbf|radial_width"),
     "a million blocks": (option(num_blocks=1_000_000), "blocks"),
     "a thousand blocks": (option(num_blocks=1000, num_before_skip=1000), "1000 blocks of"),
-    "neighbours that are none": (option(max_neighbors="many"), "max_neighbo|neighbours that are none"),
+    "neighbours that are none": (option(max_neighbors="many"), "max_neighbo|invalid numbers of neighbours"),
     "other functions": (option(rbf={"name": "bernstein"}), "rbf: {'name': 'bernstein'}"),
     "other functions of angles": (option(rbf_spherical={"name": "spherical_bessel"}), "rbf_spherical"),
     "coupled forces": (option(forces_coupled=True), "forces_coupled: True"),

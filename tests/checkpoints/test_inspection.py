@@ -100,7 +100,15 @@ def test_the_card_is_markdown_whatever_the_names(run_folder: Path) -> None:
 
 def test_the_command_inspect(run_folder: Path) -> None:
     text = run("inspect", run_folder).stdout
-    for words in ("painn", "energy (eV, scalar)", "CC-BY-4.0", "abc123", "meV/atom", "width 8", "as they were written"):
+    for words in (
+        "painn",
+        "energy (eV, scalar)",
+        "CC-BY-4.0",
+        "abc123",
+        "meV/atom",
+        "width 8",
+        "unchanged since written",
+    ):
         assert words in text
     assert json.loads(run("inspect", run_folder, "--json").stdout) == inspect_model(run_folder)
     assert isinstance(run("inspect", run_folder, "--json", "--card").exception, EutecticError)

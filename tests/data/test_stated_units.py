@@ -1,4 +1,4 @@
-"""Units that files state themselves. Factors by hand from CODATA 2014 (as in ASE): Hartree 27.21138602 eV, bohr
+"""Units stated in files. Factors by hand from CODATA 2014 (as in ASE): Hartree 27.21138602 eV, bohr
 0.52917721067 Å, kcal/mol 4184 J / (6.022140857e23 · 1.6021766208e-19 C) = 0.0433641043 eV."""
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_whose_unit_it_is() -> None:
         ("energy", {"energy": "furlong"}, "energy is in 'furlong'; expected a unit of energy, such as eV"),
         ("energy", {"energy": "eV/Å"}, "--unit energy=UNIT"),
         ("energy", {"": "real"}, "not of which numbers; .*--unit energy=eV"),
-        ("energy (kcal/mol)", {}, "says kcal; .*--unit energy=kcal/mol"),
+        ("energy (kcal/mol)", {}, "suggests kcal; .*--unit energy=kcal/mol"),
         ("E_Ha", {}, "--unit energy=hartree"),
     ],
 )

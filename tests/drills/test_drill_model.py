@@ -246,5 +246,5 @@ def test_unseen_elements_with_normalised(tmp_path: Path) -> None:
     write(tmp_path / "xe.xyz", Atoms("Xe2", [(0, 0, 0), (0, 0, 3.0)]), format="extxyz")
     done = _predict("eutectic-small", tmp_path / "xe.xyz", "--normalised")
     assert_done(done)
-    assert "never saw" in done.errors
+    assert "unseen in training" in done.errors
     assert "Xe" in done.errors

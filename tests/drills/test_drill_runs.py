@@ -141,7 +141,7 @@ def test_killed_before_the_first_checkpoint(molecules: Store, data: Path, kind: 
     assert not (run / "checkpoint.pt").exists()
     outcome = eutectic(*command)
     assert_done(outcome)
-    assert "no checkpoint, so the run begins again" in outcome.errors
+    assert "no checkpoint, so the run starts again" in outcome.errors
     assert steps_of(run) == list(range(1, 201))
     assert lines(run / "metrics.csv") in (0, 201)
 

@@ -110,7 +110,7 @@ def test_fewer_blocks_of_gemnet_leave_out_the_features_of_the_others() -> None:
 
 def test_blocks_that_are_not_there() -> None:
     settings = tiny("painn").settings
-    with pytest.raises(EutecticError, match=r"keep_blocks: 9, of a model with 2 blocks.*from 1 to 2"):
+    with pytest.raises(EutecticError, match=r"keep_blocks: 9, for a model with 2 blocks.*from 1 to 2"):
         fewer_blocks(settings, 9, "keep_blocks")
     foreign = settings.model_copy()
     object.__setattr__(foreign, "__class__", type("OtherSettings", (type(settings),), {"blocks_setting": None}))

@@ -49,7 +49,7 @@ def test_the_published_pretraining() -> None:
     there = plan.estimates[0]
     assert len(plan.estimates) == 1
     assert "not timed" in plan.assumptions[-1]
-    assert sum("stand in" in a for a in plan.assumptions) == 4
+    assert sum("represented by" in a for a in plan.assumptions) == 4
     # Time is counted work over the rate that was assumed, and the message of the all-reduce over the bandwidth.
     flops = 1e9 * there.details["GFLOP per structure"]  # type: ignore[operator]
     assert there.compute_seconds == pytest.approx(flops * 16 / (312e12 * 0.05))

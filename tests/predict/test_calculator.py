@@ -306,7 +306,7 @@ def test_forces_are_direct_or_derivatives_and_it_says_which(random: Model, small
         return atoms.get_forces(), repr(calc)
 
     direct, said = forces("direct", None)
-    assert "predicted directly, not derivatives of the energy: dynamics gain or lose energy" in said
+    assert "predicted directly, not derivatives of the energy: dynamics do not conserve energy" in said
     np.testing.assert_array_equal(direct, forces("direct", False)[0])
     conservative, said = forces("direct", True)
     assert said.endswith("derivatives of the energy: dynamics conserve energy")
@@ -331,7 +331,7 @@ def test_forces_are_direct_or_derivatives_and_it_says_which(random: Model, small
 
 
 def test_the_task_is_the_only_one_or_named(random: Model, small: Model) -> None:
-    with pytest.raises(EutecticError, match=r"no task named, and 5 tasks in the model.*name one, such as 'direct'"):
+    with pytest.raises(EutecticError, match=r"no task given, and 5 tasks in the model.*name one, such as 'direct'"):
         random.calculator()
     with pytest.raises(EutecticError, match="did you mean 'direct'"):
         random.calculator(task="directt")
@@ -410,7 +410,7 @@ def test_a_force_far_beyond_training_is_warned_of(random: Model, caplog: pytest.
             atoms.calc = calc
             atoms.positions[0] += 0.01
             atoms.get_forces()
-        assert sum("times the spread of the training forces" in r.getMessage() for r in caplog.records) == n
+        assert sum("times the RMS of the training forces" in r.getMessage() for r in caplog.records) == n
 
 
 # --- what one does with it -------------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def test_what_is_whole_is_kept_after_an_error(tmp_path: Path) -> None:
                 table.add({"a": i})
             raise EutecticError("here", "a fault", "none", "go on")
 
-    with pytest.raises(EutecticError, match=r"what was predicted until then is in .*out\.partial\.parquet"):
+    with pytest.raises(EutecticError, match=r"predictions so far are in .*out\.partial\.parquet"):
         broken_off()
     assert pq.read_table(partial_path(out))["a"].to_pylist() == list(range(2000))
     assert out.read_bytes() == b"precious"

@@ -134,7 +134,7 @@ def test_the_command(run: Path, molecules: Store, tmp_path: Path, monkeypatch: p
 
 
 def test_what_cannot_be_compared(run: Path, molecules: Store, tmp_path: Path) -> None:
-    with pytest.raises(EutecticError, match="gap asked for"):
+    with pytest.raises(EutecticError, match="gap, which it does not predict"):
         eutectic.evaluate(run, str(molecules.path), ["gap"], quiet=True)
     rows = [replace(molecules[0], labels={"electronic_spatial_extent": np.array(1.0)})]
     write_store(tmp_path / "none", molecules.card, rows)

@@ -109,7 +109,7 @@ def test_elements_the_model_never_saw_are_named(saved: Path, tmp_path: Path) -> 
     source.write_text(lines_of("H2O") + lines_of("Cu") + lines_of("Cu"))
     result = run(saved, source, "--json", "--normalised")
     assert result.exit_code == 0
-    assert "never saw in training: Cu (2 structures)" in result.stderr
+    assert "unseen in training: Cu (2 structures)" in result.stderr
 
 
 def test_where_nothing_can_be_predicted_nothing_is_written(saved: Path, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_the_output_is_checked_before_anything_is_computed(tmp_path: Path) -> No
         ("link.xyz", "is the input"),
         ("other-name.xyz", "is the input"),
         ("new.xyz", r"new\.partial\.xyz is the input"),
-        ("/dev/full", "not an ordinary file"),
+        ("/dev/full", "not a regular file"),
     ):
         with pytest.raises(EutecticError, match=says):
             check_output(tmp_path / name, source)
@@ -327,12 +327,12 @@ def test_killed_and_gone_on_a_file_is_that_of_one_run(saved: Path, many: Path, t
         assert out.read_text() == "precious"
     result = run(saved, many, "-o", out, "--batch-size", 2)
     assert result.exit_code == one.exit_code == 3
-    said = re.search(r"going on after (\d+) structures, which are in (\S+)", result.stderr)
+    said = re.search(r"resuming after (\d+) structures in (\S+)", result.stderr)
     assert said is not None
     assert 130 < int(said[1]) < 170
     assert said[2] == partial_rows_path(out).name
     assert out.read_bytes() == expected.read_bytes()
-    rest = [line for line in result.stderr.splitlines() if "going on" not in line]
+    rest = [line for line in result.stderr.splitlines() if "resuming" not in line]
     assert rest == one.stderr.splitlines()  # counts and reasons are those of the whole file
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(["killed.py", "one", out.name])
 
@@ -352,7 +352,7 @@ def stopped(saved: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "predict_each", interrupted)
-        with pytest.raises(Interrupted, match=re.escape("out.partial.xyz; the same command goes on from there")):
+        with pytest.raises(Interrupted, match=re.escape("out.partial.xyz; the same command resumes from there")):
             run(saved, many, "-o", out, "--batch-size", 2)
     assert len(list(iread(partial_path(out)))) > 96
     return out
@@ -365,9 +365,9 @@ def stopped(saved: Path, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("input", "the input changed"),
         ("option", "--conservative changed"),
         ("shorter", "is shorter than its record says"),
-        ("record", "has no record that can be read"),
-        ("nonsense", "has no record that can be read"),
-        ("json", "nothing can be left out"),
+        ("record", "has no readable record"),
+        ("nonsense", "has no readable record"),
+        ("json", "predictions cannot be resumed"),
     ],
 )
 def test_what_was_made_otherwise_is_made_anew(
@@ -424,7 +424,7 @@ def test_a_file_that_only_has_to_be_put_in_place(
         patch.setattr("eutectic.predict.files.predict_each", None)  # is not needed
         result = run(saved, many, "-o", out)
     assert result.exit_code == 3
-    assert "going on after 190 structures" in result.stderr
+    assert "resuming after 190 structures" in result.stderr
     assert pq.read_table(out)["structure"].to_pylist() == list(range(190))
     assert [file.name for file in tmp_path.iterdir()] == [out.name]
 
@@ -433,7 +433,7 @@ def test_a_store_is_gone_on_with(saved: Path, molecules: Store, tmp_path: Path) 
     arguments = [saved, molecules.path, "-o"]
     killed_at(50, tmp_path, *arguments, tmp_path / "out.xyz", "--batch-size", 2)
     result = run(*arguments, tmp_path / "out.xyz", "--batch-size", 2)
-    assert "going on after 48 structures" in result.stderr
+    assert "resuming after 48 structures" in result.stderr
     assert run(*arguments, tmp_path / "one.xyz", "--batch-size", 2).exit_code == 0
     assert (tmp_path / "out.xyz").read_bytes() == (tmp_path / "one.xyz").read_bytes()
 
@@ -450,7 +450,7 @@ def test_two_devices_write_what_one_writes(saved: Path, many: Path, tmp_path: Pa
     assert result.stderr == one.stderr
     assert (tmp_path / "two.xyz").read_bytes() == (tmp_path / "one.xyz").read_bytes()
     killed_at(70, tmp_path, saved, many, "-o", tmp_path / "out.xyz", *two)
-    assert "going on after" in run(saved, many, "-o", tmp_path / "out.xyz", "--batch-size", 2).stderr
+    assert "resuming after" in run(saved, many, "-o", tmp_path / "out.xyz", "--batch-size", 2).stderr
     assert (tmp_path / "out.xyz").read_bytes() == (tmp_path / "one.xyz").read_bytes()
 
 

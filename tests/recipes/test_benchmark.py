@@ -227,7 +227,7 @@ def test_missing_data_do_not_stop_the_others(model: Path, tmp_path: Path, monkey
     short = ["--steps", "1", "--n-train", "2", "--n-validation", "1", "--n-test", "1"]
     result = CliRunner().invoke(cli.app, ["benchmark", "spice", "--model", "no-such-model", "--out", str(tmp_path)])
     assert isinstance(result.exception, EutecticError)
-    assert "no model of this name" in str(result.exception)
+    assert "no model with this name" in str(result.exception)
     setting = ["--optimiser.weight_decay", "0"]
     result = CliRunner().invoke(cli.app, [*command, *short, "--split", "random", *setting])
     assert result.exit_code == 3

@@ -25,7 +25,7 @@ def test_forces_are_conservative_where_the_energy_is_learned_too() -> None:
     assert kinds(finetuning("md_aspirin", ["forces"])) == {"forces": "direct_forces"}
     direct = finetuning("md_aspirin", ["energy", "forces"], conservative=False)
     assert kinds(direct) == {"energy": "scalar", "forces": "direct_forces"}
-    with pytest.raises(EutecticError, match="no forces among energy"):
+    with pytest.raises(EutecticError, match="without forces among energy"):
         finetuning("md_aspirin", ["energy"], conservative=True)
 
 

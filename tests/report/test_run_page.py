@@ -85,7 +85,7 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
 
 def test_a_run_that_has_not_begun_and_one_that_was_killed(tmp_path: Path) -> None:
     text, _ = check_self_contained(write_run_page(make_run(tmp_path / "new", steps=10, done=0)))
-    assert "No step is done yet" in text
+    assert "No step has been completed yet" in text
     text, _ = check_self_contained(write_run_page(make_run(tmp_path / "killed", steps=10, done=3)))
     assert "step 3 of 10" in text
 
@@ -114,7 +114,7 @@ def test_long_runs_make_small_pages() -> None:
 
 
 def test_folders_that_are_no_runs(tmp_path: Path) -> None:
-    with pytest.raises(EutecticError, match="no pre-training is here"):
+    with pytest.raises(EutecticError, match="no pre-training run here"):
         write_run_page(tmp_path)
     (tmp_path / "settings.json").write_text('{"command": "finetune"}')
     with pytest.raises(EutecticError, match="eutectic finetune"):

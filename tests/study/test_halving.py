@@ -52,7 +52,7 @@ def test_cost_is_bounded(candidates: int, steps: int) -> None:
 def test_rounds_by_hand() -> None:
     # Half of 600 steps in two rounds of 150: 3 × 50, then 2 × 75.
     assert [(one.candidates, one.steps) for one in rounds(3, 600)] == [(3, 50), (2, 75)]
-    assert "3 of 50 steps, then 2 of 75 steps, 300 steps in all (each in full: 1,800)" in in_words(
+    assert "3 of 50 steps, then 2 of 75 steps, 300 steps in total (full-length runs: 1,800)" in in_words(
         rounds(3, 600), 1, 3, 600
     )
 

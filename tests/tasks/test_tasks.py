@@ -344,7 +344,7 @@ def test_targets_are_resolved_by_the_property_table() -> None:
     [
         ({"force": {}}, "did you mean 'forces'"),
         ({"charges": {"head": {"kind": "scalar"}}}, "expected kind 'atom_scalar'"),
-        ({"forces": {"head": {"kind": "gradient_forces"}}}, "no energy among forces"),
+        ({"forces": {"head": {"kind": "gradient_forces"}}}, "no energy head among forces"),
         ({"is_metal": {"loss": "mae"}}, "expected cross_entropy"),
         ({"gap": {"loss": "cross_entropy"}}, "expected mae, mse or huber"),
     ],

@@ -154,7 +154,7 @@ def test_frozen_heads_of_watched_companions_stay_as_they_are(mine: Path, model: 
 @pytest.mark.parametrize(
     ("start", "companions", "words"),
     [
-        ("scratch", {"first": {}}, "predictions of the start, and a training from scratch"),
+        ("scratch", {"first": {}}, "predictions of the starting model, in a training from scratch"),
         ("model", {"firsts": {}}, "no task 'firsts'"),
         ("model", {"other": {"store": "mine", "targets": ["forces"]}}, "no structure has forces"),
         ("model", {"other": {"store": "mine", "head_from": "none-such"}}, "no task 'none-such'"),

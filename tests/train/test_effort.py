@@ -111,7 +111,7 @@ def test_every_rung_is_a_run_and_the_best_gives_the_model(molecules: Store, base
     higher = climb(settings(molecules, base, effort="hour", head_from=None), tmp_path / "run")
     assert {r["name"]: r for r in higher.rungs}["heads"]["steps"] > steps
     assert higher.length == "effort hour"
-    with pytest.raises(EutecticError, match=r"effort minutes: a run of effort hour.*a greater one"):
+    with pytest.raises(EutecticError, match=r"effort minutes: a run with effort hour.*a higher one"):
         climb(chosen, tmp_path / "run")
     with pytest.raises(EutecticError, match="effort"):
         finetune(settings(molecules, base, head_from=None, train={"steps": 3}), tmp_path / "run")
@@ -179,7 +179,7 @@ def test_a_stopped_ladder_goes_on_where_it_was(
 
 def test_a_ladder_needs_validation_structures_and_a_trained_model(molecules: Store, base: Path, tmp_path: Path) -> None:
     data = {"store": str(molecules.path), "split": "random", "train": 96, "validation": None, "test": None}
-    with pytest.raises(EutecticError, match="no validation structures, by which trainings are compared"):
+    with pytest.raises(EutecticError, match="no validation structures, which are needed to compare trainings"):
         climb(settings(molecules, base, effort="seconds", data=data), tmp_path / "run")
     with pytest.raises(ValueError, match="this run starts from scratch"):
         settings(molecules, "scratch", effort="seconds")

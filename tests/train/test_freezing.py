@@ -141,7 +141,7 @@ def test_low_rank_changes_are_learned_resumed_and_merged(
     said = Console(width=1000, file=io.StringIO())
     result = finetune(chosen, tmp_path / "whole", console=said)
     words = said.file.getvalue()  # type: ignore[attr-defined]
-    assert "trained: low-rank changes (rank 2) of 14 weight matrices of the backbone, heads (" in words
+    assert "trained: low-rank updates (rank 2) of 14 weight matrices of the backbone, heads (" in words
     before, after = weights(base), weights(tmp_path / "whole" / "model")
     assert after.keys() == before.keys()
     assert torch.equal(after["backbone.embedding.weight"], before["backbone.embedding.weight"])
@@ -182,7 +182,7 @@ def test_fewer_blocks_train_predict_and_load(molecules: Store, base: Path, tmp_p
     assert all(np.isfinite(one["forces"]).all() for one in made)
     # A run that goes on from it may say again how many blocks it has.
     finetune(settings(molecules, tmp_path / "run" / "model", keep_blocks=1), tmp_path / "next")
-    with pytest.raises(EutecticError, match="keep_blocks: 9, of a model with 2 blocks"):
+    with pytest.raises(EutecticError, match="keep_blocks: 9, for a model with 2 blocks"):
         finetune(settings(molecules, base, keep_blocks=9), tmp_path / "nine")
 
 
@@ -191,17 +191,17 @@ def test_bad_input_is_refused_before_training(molecules: Store, base: Path, tmp_
         finetune(settings(molecules, base, freeze="blockx"), tmp_path / "run")
     with pytest.raises(EutecticError, match=r"freeze: backbone, heads: all of the model.*freeze less"):
         finetune(settings(molecules, base, freeze="backbone,heads"), tmp_path / "run")
-    with pytest.raises(EutecticError, match=r"freeze: heads, of which that of energy is new"):
+    with pytest.raises(EutecticError, match=r"freeze: heads, but new heads \(energy\) give random numbers"):
         finetune(settings(molecules, base, freeze="heads", head_from=None), tmp_path / "run")
-    with pytest.raises(EutecticError, match=r"lora: rank 4, for a PaiNN of which backbone is frozen"):
+    with pytest.raises(EutecticError, match=r"lora: rank 4, for a PaiNN with backbone frozen"):
         finetune(settings(molecules, base, freeze="backbone", lora=4), tmp_path / "run")
     for wrong, message in (
         ({"lora": 0}, "lora: Input should be greater than or equal to 1"),
         ({"keep_blocks": 0}, "keep_blocks: Input should be greater than or equal to 1"),
         ({"layer_decay": 1.5}, "optimiser.layer_decay: Input should be less than or equal to 1"),
-        ({"energy_stage": 0.5}, "energy_stage raises the weight of the energy beside other properties"),
+        ({"energy_stage": 0.5}, "energy_stage raises the weight of the energy relative to other properties"),
         ({"lora": 4, "from_scratch": True}, "lora adapts a trained backbone"),
-        ({"effort": "seconds", "steps": 10}, "seconds, beside steps"),
+        ({"effort": "seconds", "steps": 10}, "seconds, together with steps"),
         ({"effort": "seconds", "lora": 4}, "effort decides what is trained"),
         ({"effort": "days"}, "effort"),
     ):
@@ -237,7 +237,7 @@ def test_rates_of_the_optimisers_groups() -> None:
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     with pytest.raises(EutecticError, match=r"optimiser.part_rates: 'block_7'"):
         make_optimiser(model, OptimiserSettings(part_rates={"block_7": 0.3}))
-    with pytest.raises(EutecticError, match="a rate of the heads"):
+    with pytest.raises(EutecticError, match="a learning rate for the heads"):
         make_optimiser(model, OptimiserSettings(part_rates={"heads": 0.3}))
 
 
@@ -253,5 +253,5 @@ def test_the_energy_weighs_more_in_the_last_stage(molecules: Store, base: Path, 
         extra = 4.0 * energy if after["step"] > 6 else 0.0
         assert after["loss"] == pytest.approx(before["loss"] + extra, rel=1e-4)
         assert after["loss_by_property"]["mine"]["energy"] == pytest.approx(energy, rel=1e-4)
-    with pytest.raises(ValueError, match="a part of a length that is known beforehand"):
+    with pytest.raises(ValueError, match="needs a length that is fixed beforehand"):
         settings(molecules, base, energy_stage=0.25, train={"steps": None, "until_converged": True})

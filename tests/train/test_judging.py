@@ -93,5 +93,5 @@ def test_curves_are_written_and_read() -> None:
     made, other = curve([1.0, 0.5, 0.25]), Curve({"energy": []})
     other.restore(made.to_json())
     assert other == made
-    with pytest.raises(ValueError, match="a curve of steps"):
+    with pytest.raises(ValueError, match="a curve with steps"):
         other.restore('{"steps": []}')

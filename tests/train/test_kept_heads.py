@@ -108,7 +108,7 @@ def test_a_test_file_of_ones_own(molecules: Store, tmp_path: Path) -> None:
     result = finetune(chosen, tmp_path / "run", console=said)
     words = said.file.getvalue()  # type: ignore[attr-defined]
     assert "test: 18 structures of" in words
-    assert "2 of them are among the training or validation structures too" in words
+    assert "2 of them are also training or validation structures" in words
     assert (result.trained_on, result.validated_on, result.tested_on) == (68, 12, 18)
     from eutectic.predict.evaluation import evaluate_model
     from eutectic.predict.model import load
@@ -124,7 +124,7 @@ def test_a_test_file_of_ones_own(molecules: Store, tmp_path: Path) -> None:
     wanted = small_finetuning(
         tmp_path / "all", targets={"energy": {}}, data={"test": None, "test_file": str(tmp_path / "unlabelled")}
     )
-    with pytest.raises(EutecticError, match="no label of energy; its labels: forces"):
+    with pytest.raises(EutecticError, match="no labels of energy; its labels: forces"):
         finetune(wanted, None)
 
 

@@ -49,7 +49,7 @@ def test_a_finished_run_is_lengthened(molecules: Store, tmp_path: Path) -> None:
     longer = settings(molecules, train={"epochs": 4})  # 20 steps
     said = Console(width=1000, file=io.StringIO())
     second = finetune(longer, tmp_path / "run", console=said)
-    assert "going on from step 10: 4 epochs in all" in said.file.getvalue()  # type: ignore[attr-defined]
+    assert "continuing from step 10: 4 epochs in total" in said.file.getvalue()  # type: ignore[attr-defined]
     assert (first.total_steps, second.total_steps, second.epochs) == (10, 20, 4.0)
     assert losses(tmp_path / "run")[:10] == before
     assert [e["step"] for e in journal(tmp_path / "run")] == list(range(1, 21))
@@ -61,7 +61,7 @@ def test_a_finished_run_is_lengthened(molecules: Store, tmp_path: Path) -> None:
     assert rates[0][10:] == rates[1][10:]
     assert finetune(longer, tmp_path / "run") == second
     assert read_result(tmp_path / "run") == second
-    with pytest.raises(EutecticError, match=r"has done 20 steps.*a greater length"):
+    with pytest.raises(EutecticError, match=r"has already done 20 steps.*a greater length"):
         finetune(settings(molecules, train={"steps": 15}), tmp_path / "run")
     with pytest.raises(EutecticError, match=r"other settings.*different: optimiser, train"):
         finetune(settings(molecules, train={"steps": 40}, optimiser={"learning_rate": 1e-4}), tmp_path / "run")
@@ -130,7 +130,7 @@ def test_a_dead_head_is_found_said_and_mended(
     molecules: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: dict[str, Any]
 ) -> None:
     result, said = with_a_head_killed_at((5,), molecules, tmp_path / "run", monkeypatch, **data)
-    words = "step 6: the head of energy had died (one value for all structures); gone back to the weights of step"
+    words = "step 6: the head of energy had died (same output for all structures); restarted from the weights of step"
     assert words in said
     assert words in (tmp_path / "run" / "log.txt").read_text()
     assert result.notes[0].startswith(words)

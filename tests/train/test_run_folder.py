@@ -109,7 +109,7 @@ def test_damaged_settings(molecules: Store, tmp_path: Path, content: str) -> Non
     assert stored_settings(tmp_path)["content"] == {"data": "a"}
     (tmp_path / SETTINGS).write_bytes(content.encode(errors="surrogateescape"))
     (tmp_path / "checkpoint.pt").write_text("precious")
-    with pytest.raises(EutecticError, match=r"put back a copy|other settings"):
+    with pytest.raises(EutecticError, match=r"restore this file|other settings"):
         claim_folder(tmp_path, settings, "finetune")
     assert (tmp_path / "checkpoint.pt").read_text() == "precious"
 
@@ -138,5 +138,5 @@ def test_damaged_costs(molecules: Store, tmp_path: Path, content: str) -> None:
     settings = finetuning(molecules.path, batching={"by": "cost"})
     claim_folder(tmp_path, settings, "finetune")
     (tmp_path / "cost.json").write_text(content)
-    with pytest.raises(EutecticError, match="put back a copy"):
+    with pytest.raises(EutecticError, match="restore this file"):
         finetune(settings, tmp_path)

@@ -288,5 +288,5 @@ def test_without_test_structures_the_validation_error_is_the_result(
 
 def test_several_processes_need_a_folder(finished: Path, molecules: Store) -> None:
     train = {"steps": 2, "batch_size": 8, "processes": 2, "accelerator": "cpu"}
-    with pytest.raises(EutecticError, match="no folder for the result"):
+    with pytest.raises(EutecticError, match="without a folder for the result"):
         finetune(finetuning(molecules, "scratch", finished / "model", train=train), None)

@@ -28,8 +28,8 @@ class EutecticError(Exception):
 class Interrupted(BaseException):
     """The user interrupted the program (Ctrl-C, SIGTERM). Progress is saved; `resume` says how to continue.
 
-    No `Exception`, as KeyboardInterrupt is none: code that goes on after any error, such as a reader that skips bad
-    files, must not go on after this.
+    Like KeyboardInterrupt, not an `Exception`: code that continues after any error, such as a reader that skips bad
+    files, must not continue after this.
     """
 
     def __init__(self, resume: str) -> None:

@@ -1,7 +1,7 @@
-"""Positions as close to the origin as the same structure can have, so that single precision holds them well.
+"""Equivalent positions as close to the origin as possible, so that single precision represents them well.
 
-A number of 18,000 Å has a step of 2e-3 Å in float32: enough to change forces by 30 meV/Å. Moving the whole structure,
-or single atoms by lattice vectors, changes no vector between neighbours, and in float64 hardly rounds.
+At 18,000 Å, the spacing of float32 numbers is 2e-3 Å: enough to change forces by 30 meV/Å. Moving the whole structure,
+or single atoms by lattice vectors, changes no vector between neighbours, with negligible rounding in float64.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from eutectic.atoms.structure import Structure
 
 ON_THE_WALL = 1e-6
-"""Atoms within this fraction of a lattice vector below the cell stay there, so that rounding does not move an atom that
-lies in the wall of the cell to its other side."""
+"""Atoms within this fraction of a lattice vector below the cell stay there, so that rounding does not move an atom on a
+cell face to the opposite face."""
 
 WIDE = 64.0
-"""Å. Structures of at most this extent are rounded to 2e-6 Å wherever in it their atoms lie."""
+"""Å. Structures of at most this extent are rounded by at most 2e-6 Å once they are centred at the origin."""
 
 
 def home_positions(
     structures: Sequence[Structure], reach: float
 ) -> tuple[Float[np.ndarray, "atoms 3"], Int[np.ndarray, "atoms 3"]]:
-    """Positions of the atoms of several structures, one after the other, moved near the origin.
+    """Positions of the atoms of several structures, concatenated and moved near the origin.
 
-    Atoms outside the cell are moved into it by lattice vectors. Along directions that are not periodic, the structure's
-    centre is moved to the origin. Structures more than 64 Å wide are cut at their widest gap along periodic directions
-    and centred; gaps along the others are shortened to `reach`.
+    Atoms outside the cell are moved into it by lattice vectors. Along non-periodic directions, the structure's centre
+    is moved to the origin. Structures more than 64 Å wide are cut at their widest gap along periodic directions and
+    centred; gaps along non-periodic directions are shortened to `reach`.
 
     Args:
-        structures: valid ones (`Structure.check`).
-        reach: Å; the vectors between atoms closer than this are unchanged. Infinite: no gap is shortened.
+        structures: valid structures (`Structure.check`).
+        reach: Å; vectors between atoms closer than this are unchanged. If infinite, no gap is shortened.
 
     Returns:
         The positions, Å, and the number of lattice vectors by which each atom was moved back.
@@ -49,8 +49,8 @@ def home_positions(
         centre = np.add.reduceat(positions, first) / counts[:, None]
         positions -= np.repeat(np.where(molecules[:, None], centre, 0.0), counts, axis=0)
     periodic = np.flatnonzero(~molecules)
-    of_periodic = [structures[k] for k in periodic.tolist()]
-    cells = np.array([s.cell if s.pbc.all() else completed(s.cell, s.pbc) for s in of_periodic])
+    with_cell = [structures[k] for k in periodic.tolist()]
+    cells = np.array([s.cell if s.pbc.all() else completed(s.cell, s.pbc) for s in with_cell])
     if len(periodic):
         own = np.flatnonzero(np.repeat(~molecules, counts))
         which = np.repeat(np.arange(len(periodic)), counts[periodic])
@@ -87,7 +87,7 @@ def _into_cells(
 
 
 def _gathered(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """The atoms of one wide structure, closer together, around the origin; and their moves by lattice vectors."""
+    """The atoms of one wide structure, moved closer together around the origin, and their moves by lattice vectors."""
     coordinates = positions @ np.linalg.inv(cell)
     moved, moves = coordinates.copy(), np.zeros(positions.shape, dtype=np.int64)
     for axis in range(3):

@@ -181,11 +181,11 @@ _OPTIONS = ("atom", "vector", "tensor", "class", "extensive")
 def define(prop: Property, where: str = "") -> Property:
     """Define a property in this process.
 
-    Stores, models and settings that use it include its definition, and define it when they are opened.
+    Stores, models and settings that use it include its definition and define it when they are opened.
 
     Args:
         prop: the unit may be any text; units known to `eutectic.atoms.units` are normalised to the library's spelling.
-        where: location named in errors.
+        where: location given in errors.
 
     Returns:
         The property defined under this name; the existing one if it was already defined.
@@ -207,14 +207,14 @@ def define(prop: Property, where: str = "") -> Property:
         raise EutecticError(
             where,
             f"the definition {prop.definition}",
-            f"{before.definition}, as eutectic has it"
+            f"{before.definition}, the built-in definition"
             if built_in
-            else f"{before.definition}, as it was defined before",
-            "leave the definition out, or give your property another name"
+            else f"{before.definition}, the earlier definition",
+            "omit the definition, or give your property another name"
             + (
-                "; a file in another unit is read with --unit"
+                "; use --unit to read a file in another unit"
                 if built_in
-                else f"; in a notebook, eutectic.atoms.PROPERTIES.pop({prop.name!r}) forgets the old one"
+                else f"; in a notebook, eutectic.atoms.PROPERTIES.pop({prop.name!r}) removes the old definition"
             ),
         )
     return before
@@ -227,11 +227,14 @@ def _check(prop: Property, where: str) -> None:
             where,
             f"the name {prop.name!r}",
             "letters, digits and underscores, with a letter first",
-            f"call it {plain if plain[:1].isalpha() else f'my_{plain}'.strip('_')!r}, say",
+            f"rename it, for example to {plain if plain[:1].isalpha() else f'my_{plain}'.strip('_')!r}",
         )
     if prop.name in RESERVED:
         raise EutecticError(
-            where, f"the name {prop.name!r}", "a name with no other meaning", f"call it {f'my_{prop.name}'!r}, say"
+            where,
+            f"the name {prop.name!r}",
+            "a name that is not reserved",
+            f"rename it, for example to {f'my_{prop.name}'!r}",
         )
     contradictions = (
         (prop.level not in get_args(Level), f"level {prop.level!r}", "structure or atom"),
@@ -259,7 +262,7 @@ def parse_definition(text: str) -> Property:
     unit, *options = (part.strip() for part in rest.split(","))
     form = "NAME=UNIT[,atom][,vector|tensor|class][,extensive]"
     if not equals:
-        raise EutecticError(where, "no unit", form, f"write {name.strip()}=UNIT, or {name.strip()}= where it has none")
+        raise EutecticError(where, "no unit", form, f"write {name.strip()}=UNIT, or {name.strip()}= if it has none")
     for option in options:
         if option not in _OPTIONS:
             raise EutecticError(
@@ -271,13 +274,13 @@ def parse_definition(text: str) -> Property:
     if unit in _OPTIONS:
         raise EutecticError(
             where,
-            f"the option {unit!r} in the place of the unit",
+            f"the option {unit!r} in place of the unit",
             form,
             f"write {name.strip()}=,{','.join([unit, *options])} if it has no unit",
         )
     ranks = [option for option in ("vector", "tensor", "class") if option in options]
     if len(ranks) > 1:
-        raise EutecticError(where, " and ".join(ranks), "one of vector, tensor and class", "leave one out")
+        raise EutecticError(where, " and ".join(ranks), "one of vector, tensor and class", "keep only one")
     prop = Property(
         name=name.strip(),
         level="atom" if "atom" in options else "structure",

@@ -17,13 +17,14 @@ MAX_ATOMIC_NUMBER = 118
 """Atomic number of oganesson. Tables indexed by atomic number have one more row; row 0 is unused."""
 
 FARTHEST = 1e8
-"""Å, of a coordinate. Neighbours are searched, and far structures moved back, in double precision."""
+"""Largest coordinate, Å. Neighbour searches, and moving distant structures back, are done in double precision."""
 
 WIDEST = 1e4
-"""Å, of a structure or a lattice vector: a micrometre, which single precision resolves to 5e-4 Å."""
+"""Largest extent of a structure or lattice vector, Å: a micrometre, which single precision resolves to 5e-4 Å."""
 
 THINNEST = 0.2
-"""Å between lattice planes, a third of the shortest bond; thinner cells have millions of images within a cutoff."""
+"""Smallest distance of lattice planes, Å: a third of the shortest bond. Thinner cells have millions of images within a
+cutoff."""
 
 _AXIS = (0.31783724519578227, 0.2915026221291812, 0.24494897427831780)
 """A direction along which distinct lattice points do not coincide."""
@@ -73,7 +74,7 @@ class Structure:
         )
 
     def to_ase(self) -> Atoms:
-        """Convert to `ase.Atoms` (fixed atoms as a FixAtoms constraint)."""
+        """Convert to `ase.Atoms`, with fixed atoms as a FixAtoms constraint."""
         from ase.constraints import FixAtoms
 
         atoms = Atoms(self.numbers, self.positions, cell=self.cell, pbc=self.pbc, tags=self.tags)
@@ -85,7 +86,7 @@ class Structure:
         """Check that the structure is valid.
 
         Args:
-            where: names the structure in the error, e.g. "train.xyz, structure 12".
+            where: location given in the error, e.g. "train.xyz, structure 12".
 
         Raises:
             EutecticError: no atoms; a non-finite or astronomical coordinate or cell entry; an atomic number outside
@@ -101,7 +102,7 @@ class Structure:
             raise EutecticError(
                 where,
                 f"atom {atom} has position {self.positions[atom].tolist()}",
-                f"coordinates within {FARTHEST:.0e} Å, of which double precision keeps 1e-8 Å"
+                f"coordinates within {FARTHEST:.0e} Å, where double precision resolves 1e-8 Å"
                 if finite
                 else "finite coordinates in Å",
                 "remove this structure or repair the file",
@@ -129,7 +130,7 @@ class Structure:
                 where,
                 f"atom {atom}, at {self.positions[atom].tolist()}, is far from the others",
                 f"a structure at most {WIDEST:,.0f} Å wide",
-                "check the unit of length, remove the atom, or make two structures of it",
+                "check the unit of length, remove the atom, or split the structure in two",
             )
         # Only exact coincidence is an error; short distances may be physical.
         if self._has_coincident_atoms():
@@ -150,7 +151,7 @@ class Structure:
                 f"lattice vectors of at most {WIDEST:,.0f} Å",
                 "check the unit of length, or set pbc=False along directions that are not periodic",
             )
-        # The volume spanned by the periodic vectors only: one for a wire, two for a slab.
+        # Spanned by the periodic vectors only: a length for a wire, an area for a slab.
         metric = vectors @ vectors.T
         if float(np.linalg.det(metric)) <= 1e-6:
             raise EutecticError(
@@ -159,7 +160,7 @@ class Structure:
                 "linearly independent lattice vectors along every periodic direction",
                 "set the cell, or pbc=False for a molecule",
             )
-        # Of the planes that the other vectors span.
+        # Distance between the planes spanned by the other vectors.
         distance = float(np.linalg.inv(metric).diagonal().max()) ** -0.5
         if not distance >= THINNEST:
             raise EutecticError(
@@ -170,15 +171,15 @@ class Structure:
             )
 
     def _has_coincident_atoms(self) -> bool:
-        # Coincident atoms coincide along any axis; along a skew axis, hardly any others do. Sorting one number per atom
-        # is five to thirty times as fast as comparing rows, and this runs for every structure of a store.
+        # Coincident atoms have equal projections on any axis; on a skew axis, hardly any others do. Sorting one number
+        # per atom is five to thirty times faster than comparing rows, and this runs for every structure of a store.
         x, y, z = self.positions.T
         along = np.sort(x * _AXIS[0] + y * _AXIS[1] + z * _AXIS[2])
         return bool((along[1:] == along[:-1]).any()) and len(np.unique(self.positions, axis=0)) < len(self)
 
 
 def _immovable(atoms: Atoms) -> np.ndarray:
-    """(n_atoms,) whether the constraints of an atom leave it no direction to move in.
+    """(n_atoms,) whether an atom's constraints leave it no direction to move in.
 
     File formats express the same fixed atom differently: FixAtoms, FixCartesian or FixScaled along all three axes, or
     several constraints together.
@@ -191,7 +192,7 @@ def _immovable(atoms: Atoms) -> np.ndarray:
         if kind == "FixAtoms" or (kind in ("FixCartesian", "FixScaled") and mask.all()):
             fixed[constraint.index] = True
             continue
-        # Rows of directions in which these constraints allow no move.
+        # Rows are directions in which these constraints allow no motion.
         if kind == "FixCartesian":
             rows = np.eye(3)[mask]
         elif kind == "FixScaled":
@@ -215,7 +216,7 @@ class LabelledStructure:
     """A structure with its labels.
 
     Attributes:
-        structure: the input of a model.
+        structure: input of a model.
         labels: property name → float64 array of the property's shape, in the library's units. Unknown labels are
             absent, never NaN.
         id: unique within its data set.
@@ -233,7 +234,7 @@ class LabelledStructure:
 
         Raises:
             EutecticError: as `Structure.check`; a label of unknown name or wrong shape; a non-finite label; a class
-                that is not a whole number.
+                that is not an integer.
         """
         self.structure.check(where)
         for name, value in self.labels.items():
@@ -265,6 +266,6 @@ class LabelledStructure:
                 raise EutecticError(
                     where,
                     f"{name} {np.ravel(value)[:3].tolist()}",
-                    "a class: one of the whole numbers 0, 1, …",
-                    "number the classes, or define the property without class",
+                    "a class: one of the integers 0, 1, …",
+                    "number the classes, or define the property without `class`",
                 )

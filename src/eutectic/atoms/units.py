@@ -95,7 +95,7 @@ _BY_NAME: dict[str, Unit] = {
 }
 
 _ATOMIC = ("au", "a.u.", "atomic", "atomic unit", "atomic units", "atomic_unit", "atomic_units")
-"""Names of "the atomic unit", which is another for each quantity."""
+"""Names of "the atomic unit", which depends on the quantity."""
 
 _EQUIVALENTS: Mapping[Dimension, float] = {
     ENERGY: 1.0,
@@ -279,8 +279,8 @@ class Conversion:
 
     Attributes:
         factor: multiply by this factor.
-        of_atoms: also multiply by this power of the number of atoms: 1 from an energy per atom to the energy of the
-            structure, −1 for the reverse.
+        of_atoms: also multiply by this power of the number of atoms: 1 to convert an energy per atom to the energy of
+            the structure, −1 for the reverse.
         logarithm: finally take the decimal logarithm.
     """
 
@@ -328,12 +328,12 @@ def conversion(stated: str, wanted: str, *, extensive: bool = False, where: str 
     return Conversion(factor=sign * factor, of_atoms=of_atoms, logarithm=b.logarithm and not a.logarithm)
 
 
-def _atomic(text: str, like: Unit) -> Unit | None:
-    """The atomic unit of a quantity: hartree/bohr if "au" is stated of a force."""
-    powers = dict(like.dimension)
-    if _plain(text) not in _ATOMIC or not powers or powers.keys() - {"energy", "length", "charge"} or like.logarithm:
+def _atomic(text: str, target: Unit) -> Unit | None:
+    """The atomic unit of the quantity of a unit: hartree/bohr if "au" is stated for a force."""
+    powers = dict(target.dimension)
+    if _plain(text) not in _ATOMIC or not powers or powers.keys() - {"energy", "length", "charge"} or target.logarithm:
         return None
-    return Unit(like.dimension, HARTREE ** powers.get("energy", 0) * BOHR ** powers.get("length", 0))
+    return Unit(target.dimension, HARTREE ** powers.get("energy", 0) * BOHR ** powers.get("length", 0))
 
 
 def _without_atoms(unit: Unit) -> Unit:
@@ -342,7 +342,7 @@ def _without_atoms(unit: Unit) -> Unit:
 
 @cache
 def usual(wanted: str, extensive: bool = False) -> tuple[str, ...]:
-    """Common units that can be converted to another, in ASCII, that unit first; empty if it is unknown.
+    """Common units that can be converted to a unit, in ASCII, starting with the unit itself; empty if it is unknown.
 
     Args:
         wanted: unit to convert to.

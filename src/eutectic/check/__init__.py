@@ -65,11 +65,11 @@ def check(
 
     Args:
         store_or_file: an embedded data set, a store, any file or folder that ASE reads, or an HDF5 or npz file of
-            arrays, which is read as it is: no change of sign, no unpickling, no conversion but by `units`.
+            arrays, which is read as it is: no change of sign, no unpickling, and no conversion except by `units`.
         keys: property, or "virial", → key (or array) in the files, instead of the usual names.
         units: property, "virial", "positions" or "cell" → unit in the files, as for `eutectic.prepare_data`.
         define: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
-        elements: elements of atoms in files of types or labels, "Cu,Au" or "OW=O,HW=H".
+        elements: elements for files that have only atom types or labels, "Cu,Au" or "OW=O,HW=H".
         model_elements: atomic numbers in a model's training data; empty if its provenance does not list them.
         progress: show progress and time left when it takes more than a few seconds.
 
@@ -113,7 +113,7 @@ def check(
     inferred = judged.units
     if energies.n:
         inferred = replace(inferred, residual_per_atom=spread(energies.residuals())[1])
-    geometric, wild = diagnosis.of_geometry(geometry, inferred)
+    geometry_findings, force_outliers = diagnosis.of_geometry(geometry, inferred)
     differing = conditions.words(scanned.conditions)
     if source.store is not None:
         differing = conditions.from_notes(source.store.card.notes)
@@ -128,7 +128,7 @@ def check(
         *sizes.of_forces(geometry, inferred, judged.bonds),
         *sizes.of_stresses(stresses, judged.stress_test),
         *sizes.of_scalars(contents),
-        *geometric,
+        *geometry_findings,
         *diagnosis.of_elements(contents, model_elements),
         *diagnosis.of_motion(motion, inferred),
         *diagnosis.of_splits(split_leaks),
@@ -145,8 +145,8 @@ def check(
         ignored=scanned.ignored,
         bad=broken,
         duplicates=contents.distinct.repeated(),
-        force_outliers=wild,
-        largest_force=geometry.wild.items()[0][0] if len(geometry.largest) else None,
+        force_outliers=force_outliers,
+        largest_force=geometry.extreme_forces.items()[0][0] if len(geometry.largest) else None,
         units=inferred,
         force_test=judged.force_test,
         stress_test=judged.stress_test,
@@ -179,7 +179,7 @@ def _opened(
         if units:
             raise EutecticError(
                 "--unit",
-                f"used with {store_or_file}, which is a store already",
+                f"used with {store_or_file}, which is already a store",
                 "this option only with a file",
                 "leave it out, or check the file itself",
             )
@@ -188,7 +188,7 @@ def _opened(
             if value:
                 raise EutecticError(
                     option,
-                    f"used with {store_or_file}, which is a store already",
+                    f"used with {store_or_file}, which is already a store",
                     "this option only with a file of structures",
                     "leave it out, or give the file itself",
                 )
@@ -201,8 +201,8 @@ def _opened(
                 raise EutecticError(
                     f"--key {name}",
                     f"used with {path}",
-                    "energy or forces, which are all that is checked in files of arrays",
-                    "prepare a store of it (`eutectic data prepare records`), and check that",
+                    "energy or forces: nothing else is checked in files of arrays",
+                    "prepare a store from it (`eutectic data prepare records`), and check the store",
                 )
         arrays = raw_arrays.Arrays()
         return _Source(kind="arrays", rows=raw_arrays.rows(path, arrays, keys, units), arrays=arrays)
@@ -225,7 +225,7 @@ def _scanned(
     elements: Elements,
     defined: Sequence[Property],
 ) -> ase_files.LabelsFound:
-    """Labels, keys that look like labels, and what else a file says of its structures."""
+    """Labels, keys that look like labels, and other information that a file gives about its structures."""
     if source.store is not None:
         counts = {name: {name: n} for name, n in source.store.label_counts().items()}
         return ase_files.LabelsFound(structures=len(source.store), files=0, counts=counts)

@@ -25,7 +25,7 @@ TYPICAL = {
     "log10_bulk_modulus": 4.0,
     "log10_shear_modulus": 4.0,
 }
-"""Property → size, in the library's unit, beyond which it is hardly ever (eV, eV/atom; 10⁴ GPa)."""
+"""Property → magnitude that it hardly ever exceeds, in the library's unit (eV, eV/atom; 10⁴ GPa)."""
 
 
 @dataclass(eq=False)
@@ -82,7 +82,7 @@ class Distinct:
         return (sum(self._hashes.values()) - len(self._hashes) - sum(self._others.values())) << self._level
 
     def contradicting(self) -> int:
-        """Number of structures with the geometry of an earlier one, and another label."""
+        """Number of structures with the geometry of an earlier one but another label."""
         return sum(self._others.values()) << self._level
 
 

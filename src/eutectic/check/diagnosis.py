@@ -34,9 +34,9 @@ def of_contents(
     Args:
         contents: counts of all structures.
         structures: number of structures, usable or not.
-        bad: those that are not usable.
+        bad: the unusable ones.
         ignored: keys that look like labels.
-        differing: charge, spin and the like that differ between structures, in words.
+        differing: the conditions (charge, spin, …) that differ between structures, in words.
     """
     findings: list[Finding] = []
     if bad["count"]:
@@ -86,7 +86,7 @@ def of_contents(
                 severity="note",
                 title="some keys look like labels and are not used",
                 message="Not used: " + ", ".join(f"{k} ({n})" for k, n in list(ignored.items())[:20]) + ".",
-                why="If one of them is the label you want, the model is trained on a different one.",
+                why="If one of them is the label you want, the model would be trained on a different one.",
                 fix="Name it: --key energy=<key>",
                 numbers={"ignored": dict(ignored)},
             )
@@ -145,9 +145,9 @@ def _of_conditions(contents: Contents, differing: str) -> list[Finding]:
             title=(f"structures of one geometry with different labels: {about}{n}" if n else "structures differ in ")
             + (f" ({differing} differ)" if n and differing else differing if not n else ""),
             message=" ".join(seen),
-            why="Models take neither charge nor spin nor level of theory: for one geometry they predict one value, "
+            why="Models do not take charge, spin or level of theory as input: for one geometry they predict one value, "
             "between those of the labels.",
-            fix="Make one store, and one task, of each charge, spin or level of theory; such structures are no copies "
+            fix="Make one store, and one task, of each charge, spin or level of theory; such structures are not copies "
             "to remove."
             if differing
             else "Find out what differs (charge, spin, level of theory, a failed calculation), and make one store, and "
@@ -158,7 +158,7 @@ def _of_conditions(contents: Contents, differing: str) -> list[Finding]:
 
 
 def of_file(found: LabelsFound) -> list[Finding]:
-    """What a file says of its calculations: stress and virial that contradict each other, steps without convergence."""
+    """What a file says about its calculations: contradicting stress and virial, steps that did not converge."""
     findings = []
     if found.contradictions:
         n = len(found.contradictions)
@@ -193,13 +193,13 @@ def not_converged(n: int, first: str) -> Finding:
 
 
 def of_stresses(stresses: Stresses) -> list[Finding]:
-    """Six numbers in another order than they were read."""
+    """Six numbers in an order other than the one in which they were read."""
     findings: list[Finding] = []
     order = stresses.order_test()
     if order is not None and order.contradicts:
         seen = (
-            f"in {order.broken_as_read} of {order.symmetric} structures a shear stress is not zero that the symmetry "
-            f"of the neighbours forbids (in that order in {order.broken})"
+            f"in {order.broken_as_read} of {order.symmetric} structures a shear stress that the symmetry of the "
+            f"neighbours forbids is not zero (in that order: in {order.broken})"
             if order.breaks_symmetry
             else f"the shear stress follows the neighbours' positions in that order ({100 * order.explained:.0f} % of "
             f"its variance), and hardly as it was read ({100 * max(order.as_read, 0.0):.0f} %)"
@@ -292,20 +292,20 @@ def of_geometry(geometry: Geometry, units: Units) -> tuple[list[Finding], dict[s
         force_unit = ENERGY_UNITS[energy] / LENGTH_UNITS[per]
     shown = units.forces or "eV/Å"
     limit = max(10.0 / force_unit, 10 * float(np.median(geometry.largest.kept))) if len(geometry.largest) else 0.0
-    wild = geometry.wild.above(limit) if len(geometry.largest) else []
+    outliers = geometry.extreme_forces.above(limit) if len(geometry.largest) else []
     summary = {
-        "count": len(wild),
+        "count": len(outliers),
         "limit": limit,
-        "first": [{"id": id, "largest_force": value} for value, id in wild[:SHOWN]],
+        "first": [{"id": id, "largest_force": value} for value, id in outliers[:SHOWN]],
     }
-    if wild:
+    if outliers:
         findings.append(
             Finding(
                 code="force_outliers",
                 severity="warning",
-                title=f"structures with forces far beyond the others: {_at_least(wild)}",
+                title=f"structures with forces far beyond the others: {_at_least(outliers)}",
                 message=f"Largest forces above {number(limit)} {shown}: "
-                + ", ".join(f"{id} ({number(value)})" for value, id in wild[:3])
+                + ", ".join(f"{id} ({number(value)})" for value, id in outliers[:3])
                 + ".",
                 why="A few such structures can dominate the loss and make training diverge.",
                 fix="Inspect them; remove failed calculations, or clip gradients and use a norm loss.",
@@ -376,7 +376,7 @@ def _balance(geometry: Geometry, force_unit: float, shown: str) -> list[Finding]
                 severity="warning",
                 title="forces do not sum to zero",
                 message=f"In {100 * len(net) / len(geometry.net):.0f} % of the structures without fixed atoms the "
-                f"forces leave a net force: {100 * share:.0f} % of their sizes, {number(left)} {shown} (medians).",
+                f"forces leave a net force: {100 * share:.0f} % of their magnitudes, {number(left)} {shown} (medians).",
                 why="A conservative model cannot fit them. Causes: constraints, point charges, missing atoms.",
                 fix="Take forces without constraints applied (ASE: get_forces(apply_constraint=False)).",
                 numbers={"share_of_structures": len(net) / len(geometry.net), "median_share": share},
@@ -389,7 +389,7 @@ def _balance(geometry: Geometry, force_unit: float, shown: str) -> list[Finding]
                 code="torque",
                 severity="warning",
                 title="forces exert a net torque on molecules",
-                message=f"In {100 * float(np.mean(turning > 0.05)):.0f} % of the molecules the forces leave a torque.",
+                message=f"In {100 * float(np.mean(turning > 0.05)):.0f} % of the molecules forces leave a net torque.",
                 why="The energy is rotationally invariant: coordinates and forces differ in orientation or atom order.",
                 fix="Check that coordinates and forces have the same orientation and order of atoms.",
                 numbers={"share_of_structures": float(np.mean(turning > 0.05))},
@@ -401,7 +401,8 @@ def _balance(geometry: Geometry, force_unit: float, shown: str) -> list[Finding]
                 code="fixed_forces_zeroed",
                 severity="note",
                 title="forces on fixed atoms are exactly zero",
-                message=f"In {geometry.fixed_without_force} structures all fixed atoms have zero force, others not.",
+                message=f"{geometry.fixed_without_force} structures have zero force on all fixed atoms, "
+                "but not on the others.",
                 why="The constraint was applied to the labels: these are not the physical forces.",
                 fix="Leave fixed atoms out of the loss, or take the raw forces of the calculation.",
                 numbers={"count": geometry.fixed_without_force},
@@ -473,7 +474,7 @@ def of_motion(motion: Motion, units: Units) -> list[Finding]:
             title="many frames are nearly identical to another",
             message=f"{100 * len(near) / len(pairs):.0f} % of {len(pairs)} frames compared are within 0.005 Å.",
             why="They cost training time and add little; with a random split, the test error is too low.",
-            fix="Keep every tenth, and split by trajectory (`--split group`).",
+            fix="Keep every tenth frame, and split by trajectory (`--split group`).",
             numbers={"share": len(near) / len(pairs), "compared": len(pairs), "first": [list(p.ids) for p in near[:3]]},
         )
     ]
@@ -490,11 +491,11 @@ def of_splits(leaks: Iterable[Leak]) -> list[Finding]:
             Finding(
                 code="elements_held_out",
                 severity="warning",
-                title=f"elements that are tested on and not trained on: {every}",
+                title=f"elements tested on but not trained on: {every}",
                 message="No training structure has, in split "
                 + "; in ".join(f"{name!r}, {', '.join(elements)}" for name, elements in lacking.items())
                 + ".",
-                why="There is no reference energy for them (a run that learns energies stops there), and their "
+                why="There is no reference energy for them (a run that learns energies stops with an error), and their "
                 "embeddings stay untrained.",
                 fix="Use another split, or leave out the structures with these elements.",
                 numbers={name: list(elements) for name, elements in lacking.items()},

@@ -204,7 +204,7 @@ class Energies:
                 original = values / scale
                 step = np.spacing(np.abs(original).astype(np.float32)).astype(np.float64)
                 off = np.abs(original - original.astype(np.float32).astype(np.float64)) / step
-                # Of numbers that were never float32, one in 25 is this close to one.
+                # One in 25 numbers that were never float32 is this close to a float32 value.
                 if np.mean(off < 0.02) > 0.97:
                     return Precision(kind="float32", unit=name, step=float(step.max()) * scale)
         return None

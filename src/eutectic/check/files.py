@@ -39,9 +39,9 @@ def open_data(
     Args:
         data: name of an embedded or prepared data set, path of a store, or a file of structures.
         keys: for a file: property → name of the entry that holds it.
-        units: for a file: property, "virial", "positions" or "cell" → unit in the file, before the one that it states.
+        units: for a file: property, "virial", "positions" or "cell" → unit in the file, instead of the one it states.
         define: for a file: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
-        elements: for a file of types or labels: their elements, "Cu,Au" or "OW=O,HW=H".
+        elements: for a file that has only atom types or labels: their elements, "Cu,Au" or "OW=O,HW=H".
         level_of_theory: for a file: level of theory of its labels.
         skip_unconverged: for a file: leave out calculations that did not converge.
         console: where to report the preparation and the findings; silent if None.
@@ -57,7 +57,7 @@ def open_data(
             if value:
                 raise EutecticError(
                     option,
-                    f"used with {data}, which is a store already",
+                    f"used with {data}, which is already a store",
                     "this option only with a file of structures",
                     "leave it out, or give the file itself",
                 )
@@ -100,7 +100,7 @@ def open_data(
 
 
 def is_of_files(data: str | Path) -> bool:
-    """Whether this is a file or a folder of structures, and no store or name of one."""
+    """Whether this is a file or folder of structures, and not a store or the name of one."""
     path = Path(data)
     if str(data) in catalogue.embedded() or is_store(path):
         return False
@@ -118,10 +118,10 @@ def _cache_path(
 ) -> Path:
     """Path of the cached store for the content of a file and these options."""
     content = hashlib.sha256()
-    for one in ase_files.files_of(path):
+    for member in ase_files.files_of(path):
         if not path.is_file():
-            content.update(f"{one.relative_to(path).as_posix()} {one.stat().st_size} ".encode())
-        with one.open("rb") as file:
+            content.update(f"{member.relative_to(path).as_posix()} {member.stat().st_size} ".encode())
+        with member.open("rb") as file:
             while block := file.read(1 << 20):
                 content.update(block)
     given = [sorted((keys or {}).items()), sorted((units or {}).items()), sorted(define), elements, level_of_theory]

@@ -21,7 +21,7 @@ RADII[: len(covalent_radii)] = covalent_radii[: MAX_ATOMIC_NUMBER + 1]
 """Covalent radii (Å) by atomic number (Cordero et al., Dalton Trans. 2832 (2008); estimated beyond curium)."""
 
 STIFFNESS: dict[int, float] = {6: 31.0, 7: 41.0, 8: 48.0}
-"""Force constant of a bond X–H, eV/Å² (C–H 5.0, N–H 6.5, O–H 7.7 mdyn/Å: any textbook of vibrations)."""
+"""Force constant of a bond X–H, eV/Å² (C–H 5.0, N–H 6.5, O–H 7.7 mdyn/Å: any textbook on vibrations)."""
 LEAST_BONDS = 40
 SOFTER = 2.1
 """Factor by which bonds far from equilibrium may be softer or stiffer; units of energy differ by more."""
@@ -84,14 +84,13 @@ class Geometry:
     shortest: Largest[tuple[str, str, float]] = field(default_factory=Largest)
     forces: Sample[float] = field(default_factory=lambda: Sample(20_000))
     largest: Sample[float] = field(default_factory=lambda: Sample(5000))
-    wild: Largest[str] = field(default_factory=Largest)
+    extreme_forces: Largest[str] = field(default_factory=Largest)
     net: Sample[tuple[float, float]] = field(default_factory=lambda: Sample(2000))
     torque: Sample[float] = field(default_factory=lambda: Sample(2000))
     empty: Largest[str] = field(default_factory=Largest)
     dense: Largest[str] = field(default_factory=Largest)
     volumes: Sample[float] = field(default_factory=lambda: Sample(5000))
     periodic: int = 0
-    lone: int = 0
     fixed_without_force: int = 0
     bonds: dict[tuple[str, int], Line] = field(default_factory=dict)
     _random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
@@ -100,8 +99,6 @@ class Geometry:
         """Add a structure."""
         s = row.structure
         forces = row.labels.get("forces")
-        if len(s) == 1:
-            self.lone += 1
         if len(s) > 1:
             self._distances(row.id, s, forces)
         if s.pbc.any():
@@ -136,15 +133,15 @@ class Geometry:
     ) -> None:
         i, j, d, vectors = pairs
         z = s.numbers
-        one = (z[i] == 1) & np.isin(z[j], list(STIFFNESS))
-        other = (z[j] == 1) & np.isin(z[i], list(STIFFNESS))
-        hydrogen, partner = np.where(one, i, j), np.where(one, j, i)
-        bond = (one | other) & (ratio <= nearest[hydrogen])
+        first_is_h = (z[i] == 1) & np.isin(z[j], list(STIFFNESS))
+        second_is_h = (z[j] == 1) & np.isin(z[i], list(STIFFNESS))
+        hydrogen, partner = np.where(first_is_h, i, j), np.where(first_is_h, j, i)
+        bond = (first_is_h | second_is_h) & (ratio <= nearest[hydrogen])
         if not bond.any():
             return
         hydrogen, partner, d, ratio = hydrogen[bond], partner[bond], d[bond], ratio[bond]
         # `vectors` point from i to j; `away` from the heavy atom to hydrogen.
-        away = np.where(one[bond], -1.0, 1.0)[:, None] * vectors[bond] / d[:, None]
+        away = np.where(first_is_h[bond], -1.0, 1.0)[:, None] * vectors[bond] / d[:, None]
         pull = (forces[hydrogen] * away).sum(axis=1)
         for length, scale in ((name, LENGTH_UNITS[name]) for name in ("Å", "bohr")):
             like_a_bond = (ratio * scale > 0.85) & (ratio * scale < 1.2)
@@ -166,7 +163,7 @@ class Geometry:
         sizes = np.linalg.norm(forces, axis=1)
         most = float(sizes.max())
         self.largest.add(most)
-        self.wild.add(most, id)
+        self.extreme_forces.add(most, id)
         # A few atoms of each structure, so that large structures do not dominate the sample.
         for k in self._random.integers(len(s), size=min(4, len(s))):
             self.forces.add(float(sizes[k]))

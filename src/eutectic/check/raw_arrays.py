@@ -1,7 +1,7 @@
 """Read HDF5 and npz files of arrays as they are, without conversion of units or signs.
 
 Arrays are recognised by name and shape. In HDF5 every group with coordinates is read; arrays with one row per
-conformation are divided into structures. Pickled arrays are never opened, and links to other files not followed.
+conformation are divided into structures. Pickled arrays are never opened, and links to other files are not followed.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def is_arrays(path: Path) -> bool:
 def rows(
     path: Path, used: Arrays, keys: Mapping[str, str] | None = None, units: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, LabelledStructure]]:
-    """Location and structure of each record, in the file's own units and signs where none are given; unchecked.
+    """Location and structure of each record, in the file's own units and signs unless units are given; unchecked.
 
     Args:
         path: .h5, .hdf5 or .npz.
         used: filled as the file is read.
         keys: "energy" or "forces" → name of the array; otherwise recognised by name.
-        units: "energy", "forces" or "positions" → unit of the array, to convert from.
+        units: "energy", "forces" or "positions" → unit of the array, from which it is converted.
 
     Raises:
         EutecticError: a truncated or damaged file, or no arrays that look like coordinates and atomic numbers.
@@ -143,8 +143,8 @@ def _groups(file: Any) -> Iterator[tuple[str, dict[str, _Array]]]:
                 if "Python objects" not in str(error):
                     raise
                 continue  # pickled: not opened
-            whole = npz_arrays.array(file, name)
-            arrays[name] = _Array(name, whole.shape, whole.dtype.kind, whole.__getitem__)
+            array = npz_arrays.array(file, name)
+            arrays[name] = _Array(name, array.shape, array.dtype.kind, array.__getitem__)
         yield "", arrays
         return
     pending: list[h5py.Group] = [file]
@@ -165,9 +165,9 @@ def _groups(file: Any) -> Iterator[tuple[str, dict[str, _Array]]]:
         }
         # Some writers store the energy of a single structure as an attribute of its group.
         for name, value in group.attrs.items():
-            whole = np.asarray(value)
-            if whole.dtype.kind in "fiu" and name not in arrays:
-                arrays[name] = _Array(name, whole.shape, whole.dtype.kind, whole.__getitem__)
+            array = np.asarray(value)
+            if array.dtype.kind in "fiu" and name not in arrays:
+                arrays[name] = _Array(name, array.shape, array.dtype.kind, array.__getitem__)
         yield group.name or "", arrays
 
 
@@ -313,11 +313,11 @@ def _best(role: str, arrays: Mapping[str, _Array], kind: str = "") -> _Array | N
     if not names:
         return None
 
-    def strange(name: str) -> tuple[bool, bool, int]:
-        whole = re.fullmatch(NAMES[role], name, re.IGNORECASE) is not None
+    def mismatch(name: str) -> tuple[bool, bool, int]:
+        exact = re.fullmatch(NAMES[role], name, re.IGNORECASE) is not None
         shared = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(kind, name, strict=False))))
         # Forces are not the gradient of "corr_energy" or "formation_energy".
         other = re.search(r"corr|formation|atomi[sz]ation|interaction|kinetic|old", name, re.IGNORECASE) is not None
-        return other, not whole, -shared
+        return other, not exact, -shared
 
-    return arrays[min(names, key=strange)]
+    return arrays[min(names, key=mismatch)]

@@ -87,11 +87,11 @@ def readings(
         reading = Reading(energy=a, length=length, force_energy=b, force_length=c)
         off = abs(math.log(slope / reading.slope))
         if (energy is None or a == energy) and (force is None or b == force) and off < tolerance:
-            strange = (a != b) + (c != length) + 2 * (c == "nm") + ("Rydberg" in (a, b)) + ("kJ/mol" in (a, b)) / 2
+            penalty = (a != b) + (c != length) + 2 * (c == "nm") + ("Rydberg" in (a, b)) + ("kJ/mol" in (a, b)) / 2
             # Forces per bohr are usually in Hartree/bohr.
-            strange += (c == "bohr") * (b != "Hartree") / 2
+            penalty += (c == "bohr") * (b != "Hartree") / 2
             # Prefer the library's own unit.
-            matches.append((strange + 5 * off + 0.1 * (a != "eV") + 0.1 * (b != "Hartree"), reading))
+            matches.append((penalty + 5 * off + 0.1 * (a != "eV") + 0.1 * (b != "Hartree"), reading))
     return [reading for _, reading in sorted(matches, key=lambda entry: entry[0])]
 
 

@@ -1,4 +1,4 @@
-"""Labels of a size that no structure has in the library's unit, and the units in which it would be usual."""
+"""Labels of implausible size in the library's unit, and the units in which their size would be usual."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from eutectic.check.scales import ENERGY_UNITS, LENGTH_UNITS, STRESS_UNITS, numb
 from eutectic.check.stresses import Stresses
 
 LARGE_STRESS = 0.5
-"""Stress beyond which half of the structures hardly ever are, eV/Å³ (80 GPa)."""
+"""Median stress that is hardly ever exceeded, eV/Å³ (80 GPa)."""
 LARGE_FORCE = 15.0
-"""Force beyond which half of the atoms hardly ever are, eV/Å."""
+"""Median force that is hardly ever exceeded, eV/Å."""
 HIGH_ENERGY = 20.0
-"""Energy per atom above separate atoms, eV, that no structure has."""
-_WHY = "Labels in another unit are learned, and predicted, in that unit."
+"""Energy per atom above that of separate atoms, eV, that no structure exceeds."""
+_WHY = "Labels in another unit are learned and predicted in that unit."
 
 
 def of_scalars(contents: Contents) -> list[Finding]:
-    """Labels whose size no structure has in the library's unit, and the units that would fit."""
+    """Labels of implausible size in the library's unit, and the units that would fit."""
     findings = []
     for name, sizes in contents.sizes.items():
         middle, prop = float(np.median(sizes.kept)), PROPERTIES[name]
@@ -46,7 +46,7 @@ def of_scalars(contents: Contents) -> list[Finding]:
 
 
 def _usual_in(units: list[str]) -> str:
-    """The end of a sentence on numbers that would be usual in some units."""
+    """End of a sentence about numbers that would be usual in some units."""
     return f"; usual if they are in {' or '.join(units)}." if units else "."
 
 
@@ -110,7 +110,7 @@ def of_forces(geometry: Geometry, units: Units, bonds: BondTest | None) -> list[
 
 
 def of_energies(energies: Energies, units: Units) -> list[Finding]:
-    """Energies that no structure has in eV, and the units that would fit."""
+    """Energies that are implausible in eV, and the units that would fit."""
     if not energies.n or units.energy is not None:
         return []
     middle, ratio = energies.per_atom(), energies.unit().ratio

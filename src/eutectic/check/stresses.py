@@ -22,13 +22,13 @@ ORDERS = (
     ("xx", "xy", "xz", "yy", "yz", "zz"),
     ("xx", "xy", "yy", "xz", "yz", "zz"),
 )
-"""Orders in which six numbers are written; the first is ASE's, as which they were read."""
+"""Orders in which six numbers are written; the first is ASE's, in which they were read."""
 
 DECAYS = (12.0, 6.0, 3.0, 1.0)
 """Powers of the inverse distance (in sums of covalent radii) in g."""
 
 LEAST = 8
-"""Structures with shear stress that the test of the order needs."""
+"""Minimum number of structures with shear stress for the test of the order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class Stresses:
         if sheared.sum() < LEAST:
             return None
         stress, shapes = stress[sheared], shapes[sheared]
-        # A component that symmetry forbids is zero for every decay; by chance it is not.
+        # A component that symmetry forbids is zero for every decay; one that vanishes by chance is not.
         forbidden = np.abs(shapes).max(axis=1) < 1e-5
         symmetric = forbidden.any(axis=1)
         shears = {order: _reordered(stress, order) for order in ORDERS}

@@ -39,7 +39,7 @@ def judge(energies: Energies, geometry: Geometry, motion: Motion, declared: dict
     Args:
         energies, geometry, motion: statistics of all structures.
         declared: "energy", "forces", "positions" → unit stated in the file.
-        raw: the arrays of a file, not necessarily in eV and Å; structure files and stores must be.
+        raw: the data are arrays of a file, not necessarily in eV and Å; structure files and stores must be.
     """
     length, ratio = geometry.length_unit()
     bonds = geometry.bond_test()
@@ -98,13 +98,18 @@ def _combine(
         return guess, None
     # A distorted slope may be accepted as 1, but not as a ratio of units: valid labels would be rejected.
     near = min(0.1, _tolerance(line))
-    stiff = bonds.unit if bonds is not None and bonds.unit is not None else None
-    sure = guess.unit if guess.confidence != "low" else None
-    if stiff is not None and guess.confidence != "high" and stiff != sure and abs(math.log(abs(line.slope))) < 0.25:
+    bond_unit = bonds.unit if bonds is not None and bonds.unit is not None else None
+    energy_unit = guess.unit if guess.confidence != "low" else None
+    if (
+        bond_unit is not None
+        and guess.confidence != "high"
+        and bond_unit != energy_unit
+        and abs(math.log(abs(line.slope))) < 0.25
+    ):
         # Forces that match the energies and bonds are stronger evidence than a chance match with all-electron atoms.
-        sure, guess = None, replace(guess, unit=stiff, confidence="low", regime=RELATIVE)
+        energy_unit, guess = None, replace(guess, unit=bond_unit, confidence="low", regime=RELATIVE)
     # If several combinations give the same slope, prefer agreement with the bonds, then simplicity.
-    for energy, force in ((sure, stiff), (sure, None), (None, stiff)):
+    for energy, force in ((energy_unit, bond_unit), (energy_unit, None), (None, bond_unit)):
         if energy is None and force is None:
             continue
         possible = readings(abs(line.slope), energy=energy, length=length, force=force, tolerance=near)
@@ -117,7 +122,7 @@ def _combine(
             return guess, reading
     if abs(math.log(abs(line.slope))) < _tolerance(line) and guess.unit is not None:
         return guess, Reading(energy=guess.unit, length=length, force_energy=guess.unit, force_length=length)
-    if guess.unit is not None and sure is None:
+    if guess.unit is not None and energy_unit is None:
         possible = readings(abs(line.slope), energy=None, length=length, force=None, tolerance=near)
         return guess, possible[0] if possible else None
     return guess, None

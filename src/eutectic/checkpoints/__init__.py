@@ -1,1 +1,1 @@
-"""Models on disk: eutectic's format, models by name, and checkpoints of the original JMP and of fairchem."""
+"""Models on disk: eutectic's format, models by name, and checkpoints of JMP, fairchem and other packages."""

@@ -1,7 +1,7 @@
-"""`model.json`, the description of a model: read from any file that may stand in its place, and validated whole.
+"""`model.json`, the description of a model: read defensively, since any file may be in its place, and fully validated.
 
-The entry `sha256` has the hash of every file with weights, and of the description itself without this entry. Models of
-older versions have none. After a change made on purpose the entry must be removed (or made again: `seal_model`).
+The entry `sha256` holds the hash of every file with weights, and of the description itself without this entry. Models
+of older versions have none. After a deliberate change the entry must be removed (or renewed: `seal_model`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNCERTAINTY = "uncertainty.safetensors"
 
 EXPECTED = "a model folder (model.json, model.safetensors)"
 FIX = "give the folder …/model written by `eutectic pretrain` or `eutectic finetune`"
-COPY = "copy the whole folder again from where it was made"
+COPY = "copy the whole folder again from its origin"
 
 
 def _element(symbol: str) -> str:
@@ -45,14 +45,14 @@ class _Entry(BaseModel):
 
 
 class ReferencesEntry(_Entry):
-    """Of `References.to_dict`."""
+    """Output of `References.to_dict`."""
 
     property: str
     values: dict[Element, float]
 
 
 class NormaliserEntry(_Entry):
-    """Of `Normaliser.to_dict`."""
+    """Output of `Normaliser.to_dict`."""
 
     references: ReferencesEntry | None
     mean: float
@@ -70,7 +70,7 @@ class TargetEntry(_Entry):
 
 
 class TaskEntry(_Entry):
-    """Of `Task.to_dict`."""
+    """Output of `Task.to_dict`."""
 
     name: str = Field(min_length=1)
     level_of_theory: str
@@ -86,7 +86,7 @@ class BackboneChoice(_Entry):
 
 
 class Description(_Entry):
-    """All of `model.json`."""
+    """The complete `model.json`."""
 
     format: str
     backbone: BackboneChoice
@@ -99,12 +99,12 @@ class Description(_Entry):
     def _consistent(self) -> Description:
         names = [task.name for task in self.tasks]
         if len(set(names)) < len(names):
-            raise ValueError(f"two tasks of one name among {', '.join(names)}")
+            raise ValueError(f"two tasks with the same name among {', '.join(names)}")
         for elements in element_lists(self.provenance):
             if not isinstance(elements, list) or not all(
                 type(z) is int and 1 <= z <= MAX_ATOMIC_NUMBER for z in elements
             ):
-                raise ValueError("elements of the provenance that are not atomic numbers")
+                raise ValueError("elements in the provenance that are not atomic numbers")
         return self
 
 
@@ -118,8 +118,7 @@ def element_lists(provenance: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The validated contents of a folder's `model.json`, migrated to the current format, and unchanged since it was
-    written.
+    """The validated contents of a folder's `model.json`, checked against their hash and migrated to the current format.
 
     Raises:
         EutecticError: no such file; not JSON; another format; an entry that is missing, unknown or invalid; contents
@@ -140,7 +139,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         values = as_it_was(values)
     except ValidationError as error:
         raise _invalid(folder, problems(error)) from error
-    # What `migrate` and the search of the provenance meet in foreign contents.
+    # Raised by `migrate` and the search of the provenance on arbitrary contents.
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise _invalid(folder, f"{type(error).__name__}: {error}") from error
     return values
@@ -149,7 +148,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 def _read(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    # Besides errors of the disk: not JSON or not text, or nested too deeply.
+    # Disk errors; also not JSON, not text, or nested too deeply.
     except (OSError, ValueError, RecursionError) as error:
         raise EutecticError(
             str(folder), f"no readable model.json ({type(error).__name__}: {error})", EXPECTED, FIX
@@ -163,29 +162,29 @@ def _invalid(folder: Path, what: str) -> EutecticError:
     return EutecticError(
         str(folder / DESCRIPTION),
         f"not the description of a model ({what})",
-        "the file as `eutectic pretrain` or `eutectic finetune` wrote it",
-        f"{COPY}; a model of a newer version needs that version",
+        "the file as written by `eutectic pretrain` or `eutectic finetune`",
+        f"{COPY}; a model written by a newer version of eutectic needs that version",
     )
 
 
 def _changed(path: Path) -> EutecticError:
     return EutecticError(
         str(path),
-        "contents that do not match their SHA-256 in model.json: damaged, changed, or of another model",
+        "contents that do not match their SHA-256 in model.json: damaged, changed, or from another model",
         "model.json and the weights as they were written together",
-        f"{COPY}; after a change on purpose, remove the entry sha256 from model.json",
+        f"{COPY}; after a deliberate change, remove the entry sha256 from model.json",
     )
 
 
 def problems(error: ValidationError) -> str:
-    """The first three problems that pydantic found, one after the other."""
-    found = error.errors(include_url=False)
-    told = [f"{'.'.join(map(str, item['loc'])) or 'as a whole'}: {item['msg']}" for item in found[:3]]
-    return "; ".join([*told, *([f"and {len(found) - 3} more"] if len(found) > 3 else [])])
+    """The first three problems found by pydantic, as text."""
+    items = error.errors(include_url=False)
+    shown = [f"{'.'.join(map(str, item['loc'])) or 'as a whole'}: {item['msg']}" for item in items[:3]]
+    return "; ".join([*shown, *([f"and {len(items) - 3} more"] if len(items) > 3 else [])])
 
 
 def as_it_was(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that a model was written without, with the values that were fixed then."""
+    """Add settings that did not exist when a model was written, with the values that were fixed then."""
     backbone = dict(description["backbone"])
     missing = {"painn": {"rounding": 1e-4}}.get(backbone["name"], {})
     backbone["settings"] = {**missing, **backbone["settings"]}
@@ -196,7 +195,7 @@ def migrate(description: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a description of format 1 to the current format: renamed settings and changed defaults."""
     backbone = dict(description["backbone"])
     renamed = {"sine_floor": "dihedral_epsilon"}
-    # Format 1 could leave out a cutoff that was the default.
+    # Format 1 could omit a cutoff with the default value.
     cutoff = {"gemnet_oc": {"radial_cutoff": 12.0}, "painn": {"cutoff": 5.0}}.get(backbone["name"], {})
     given = {renamed.get(name, name): value for name, value in backbone["settings"].items()}
     backbone["settings"] = {**cutoff, **given}
@@ -208,7 +207,7 @@ def migrate(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def description_hash(description: Mapping[str, Any]) -> str:
-    """SHA-256 of a description without its entry `sha256`: of its contents, whatever the layout of the file."""
+    """SHA-256 of a description's contents without the entry `sha256`; does not depend on the layout of the file."""
     rest = {name: value for name, value in description.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -220,7 +219,7 @@ def file_hash(path: Path) -> str:
 
 
 def seal_model(folder: Path) -> None:
-    """Write the hashes of a model's files into its `model.json`, so that a later change of any is noticed.
+    """Write the hashes of a model's files into its `model.json`, so that later changes are detected.
 
     Raises:
         EutecticError: no readable model.json, or it cannot be written.
@@ -233,10 +232,10 @@ def seal_model(folder: Path) -> None:
 
 
 def check_weights(folder: Path, description: Mapping[str, Any]) -> None:
-    """Check that the weights are those that the description was written with; nothing to check in older models.
+    """Check that the weights belong to the description; older models have no hash to check.
 
     Raises:
-        EutecticError: they are not, or cannot be read.
+        EutecticError: they do not, or cannot be read.
     """
     hashes = description.get("sha256")
     if hashes is None:
@@ -245,10 +244,10 @@ def check_weights(folder: Path, description: Mapping[str, Any]) -> None:
 
 
 def check_uncertainty(folder: Path, description: Mapping[str, Any]) -> None:
-    """Check that the uncertainties, if there are any, are those that the description was written with.
+    """Check that the uncertainties, if any, belong to the description.
 
     Raises:
-        EutecticError: they are not, or are missing, or cannot be read.
+        EutecticError: they do not, are missing, or cannot be read.
     """
     hashes, path = description.get("sha256"), folder / UNCERTAINTY
     if hashes is not None and (UNCERTAINTY in hashes or path.exists()):
@@ -257,8 +256,8 @@ def check_uncertainty(folder: Path, description: Mapping[str, Any]) -> None:
 
 def _check_hash(path: Path, hashes: Mapping[str, Any]) -> None:
     try:
-        found = file_hash(path)
+        actual = file_hash(path)
     except OSError as error:
         raise EutecticError(str(path), f"not readable ({error})", EXPECTED, COPY) from error
-    if hashes.get(path.name) != found:
+    if hashes.get(path.name) != actual:
         raise _changed(path)

@@ -1,16 +1,15 @@
 """Import checkpoints of the Open Catalyst Project's GemNet-OC (Gasteiger et al., TMLR 2022), trained with fairchem.
 
-Such a file (the layout of fairchem-core 1.10 and of the versions before, then called ocp) holds:
+Such a file (the layout of fairchem-core 1.10 and of earlier versions, then called ocp) holds:
 
 * `state_dict`: weights, with a prefix "module." for every wrapper of the model in training;
-* `ema`, in files that training can continue from: the moving average of every weight, without names, in the order of
-  the parameters. fairchem predicts with it. In other files `state_dict` itself holds the average;
+* `ema`, in files from which training can be resumed: the moving average of every weight, without names, in the order
+  of the parameters. fairchem predicts with it. In other files `state_dict` itself holds the average;
 * `config`: `model` and `model_attributes` (or `model` alone), sizes and options of the model; `task` and `dataset`;
 * `normalizers`: mean and standard deviation of `target` and `grad_target` (later `energy` and `forces`); may be empty;
-* `scale_dict`: the scale factors, where `state_dict` does not have them. In early files they are in a separate file.
+* `scale_dict`: the scale factors, if they are not in `state_dict`. For early files they are in a separate file.
 
-What the energies are relative to follows from the data that the model learned from (`TRAINING_DATA`), which the file
-shows only indirectly.
+The reference of the energies follows from the training data (`TRAINING_DATA`), which the file reveals only indirectly.
 """
 
 from __future__ import annotations
@@ -52,11 +51,11 @@ from eutectic.tasks.references import References
 from eutectic.tasks.task import Normaliser, Target, TargetSettings, Task
 
 PAGE = "https://github.com/FAIR-Chem/fairchem/blob/main/docs/core/model_checkpoints.md"
-"""fairchem's list of its checkpoints, with their scale files and what is said about licences."""
+"""fairchem's list of its checkpoints, with their scale files and statements on licences."""
 
 LICENCE = (
-    "none is named for the weights alone: fairchem's page of checkpoints states CC BY 4.0 for the data that they "
-    "learned from (OC20, OC22) and asks to cite it, and fairchem's code is under the MIT licence"
+    "none is stated for the weights themselves: fairchem's page of checkpoints states CC BY 4.0 for the training data "
+    "(OC20, OC22) and asks to cite it, and fairchem's code is under the MIT licence"
 )
 
 _OC20 = (
@@ -71,11 +70,11 @@ _OC22 = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What a checkpoint learned from.
+    """Training data of a checkpoint.
 
     Attributes:
-        level_of_theory: of the labels.
-        energies: what they are relative to.
+        level_of_theory: level of theory of the labels.
+        energies: reference of the energies, as text.
         elements: symbols, separated by spaces; fairchem's lists for OC20 and OC22.
     """
 
@@ -84,11 +83,11 @@ class TrainingData:
     elements: str
 
 
-_TOTAL = "total energies as VASP gives them, not relative to anything"
+_TOTAL = "total energies from VASP, without a reference subtracted"
 TRAINING_DATA = {
     "oc20": TrainingData(
         level_of_theory=oc20.CARD.level_of_theory,
-        energies="adsorption energies: relative to the clean surface and to molecules in the gas phase (OC20), and so "
+        energies="adsorption energies: relative to the clean surface and to molecules in the gas phase (OC20), so "
         "about 0 without an adsorbate",
         elements=_OC20,
     ),
@@ -99,7 +98,7 @@ TRAINING_DATA = {
         elements=" ".join(dict.fromkeys(f"{_OC20} {_OC22}".split())),
     ),
     "other": TrainingData(
-        level_of_theory="not stated", energies="relative to whatever those of its training data were", elements=""
+        level_of_theory="not stated", energies="relative to the same reference as its training data", elements=""
     ),
 }
 
@@ -125,10 +124,10 @@ DEFAULTS: dict[str, Any] = {
     "scale_basis": False,
     "qint_tags": [0, 1, 2],
 }
-"""What fairchem 1.10 takes where a configuration is silent."""
+"""fairchem 1.10's defaults for options missing from a configuration."""
 
 SIZES = [name for name in SETTINGS if name not in (*DEFAULTS, "absolute_rbf_cutoff", "num_elements")]
-"""What a configuration must have."""
+"""Required entries of a configuration."""
 
 ONLY: dict[str, Any] = {
     "activation": "silu",
@@ -139,20 +138,20 @@ ONLY: dict[str, Any] = {
     "cbf": {"name": "spherical_harmonics"},
     "sbf": {"name": "legendre_outer"},
 }
-"""Options of which one value is supported, that of all published checkpoints."""
+"""Options with only one supported value, which all published checkpoints have."""
 
 CHECKPOINT = "a checkpoint of the Open Catalyst Project's GemNet-OC (model gemnet_oc of fairchem-core 1)"
 USE_PUBLISHED = "use one of the checkpoints of GemNet-OC that `eutectic models` lists"
 SCALE = ".scale_factor"
 CENTRES = "rbf.offset"
 TARGETS = {"energy": "target", "forces": "grad_target"}
-"""Property → name of its normaliser and of its statistics in files of before fairchem 1."""
+"""Property → name of its normaliser and its statistics in files from before fairchem 1."""
 
 OC20_STATISTICS = (-0.7554450631141663, 2.887317180633545)
 """eV, mean and standard deviation of OC20's adsorption energies in fairchem's configurations."""
 
 ROWS = GemNetOCSettings().num_elements
-"""Elements of an imported model; fairchem's models have 83."""
+"""Rows of an imported model's element embedding; fairchem's models have 83."""
 
 
 def read_fairchem_checkpoint(
@@ -163,13 +162,13 @@ def read_fairchem_checkpoint(
     The model has one task with the checkpoint's own heads and normalisers, so that it predicts what fairchem predicts.
 
     Args:
-        path: gemnet_oc_base_s2ef_all.pt, or another checkpoint of that model, of any size.
+        path: gemnet_oc_base_s2ef_all.pt, or another checkpoint of this model, of any size.
         scales: file with scale factors (.pt or .json), for a checkpoint without them.
-        trained_on: one of `TRAINING_DATA`, for a checkpoint that does not show it.
+        trained_on: one of `TRAINING_DATA`, for a checkpoint that does not reveal it.
 
     Raises:
-        EutecticError: another kind of file or model, or a damaged one; an option that is not supported; scale factors
-            that are missing or contradict each other; unknown training data.
+        EutecticError: another kind of file or model, or a damaged one; an unsupported option; missing or contradictory
+            scale factors; unknown training data.
     """
     path = Path(path)
     with Archive(path) as archive:
@@ -184,7 +183,7 @@ def read_fairchem_checkpoint(
         our_names = _our_names(settings, name, heads)
         factors = _scale_factors(archive, content, entries, our_names, scales)
         for theirs in our_names:
-            # Before the model is built, which could be a large one with a small file.
+            # Checked before the model is built, since a small file could describe a large model.
             if theirs not in entries and theirs not in factors:
                 raise EutecticError(str(path), f"{theirs} is missing", CHECKPOINT, "use the file as it was published")
         with torch.device("meta"):
@@ -221,7 +220,7 @@ def read_fairchem_checkpoint(
         graph=graph,
     )
     size = {GemNetOCSettings.small(): "GemNet-OC", GemNetOCSettings.large(): "GemNet-OC-Large"}.get(
-        settings, "a GemNet-OC of other sizes"
+        settings, "a GemNet-OC with other sizes"
     )
     model = TrainedModel(
         module=module.eval(),
@@ -291,15 +290,16 @@ def _entries(content: Mapping[Any, Any], path: Path) -> dict[str, StoredTensor]:
         if isinstance(name, str) and isinstance(value, StoredTensor)
     }
     if not entries:
-        some = ", ".join([str(key) for key in content][:5]) or "nothing"
-        raise EutecticError(str(path), f"no weights in an entry state_dict; there is {some}", CHECKPOINT, USE_PUBLISHED)
+        present = ", ".join([str(key) for key in content][:5]) or "nothing"
+        given = f"no weights in an entry state_dict; it contains {present}"
+        raise EutecticError(str(path), given, CHECKPOINT, USE_PUBLISHED)
     if EMBEDDING in entries:
         raise EutecticError(str(path), "a checkpoint of JMP", CHECKPOINT, "use `eutectic import-jmp`")
     return entries
 
 
 def _options(config: Mapping[Any, Any], path: Path) -> dict[str, Any]:
-    """The model's configuration, with fairchem's defaults; only what is supported."""
+    """The model's configuration with fairchem's defaults, after checking that it is supported."""
     model = config.get("model")
     name = model.get("name") if isinstance(model, dict) else model
     if name != "gemnet_oc":
@@ -316,7 +316,7 @@ def _options(config: Mapping[Any, Any], path: Path) -> dict[str, Any]:
         wrong = [option for option in wrong if option != "sbf"]
     if options.get("rbf_spherical") not in (None, {}, options["rbf"]):
         wrong.append("rbf_spherical")
-    # Cutoffs of single graphs; not given, they are the cutoff.
+    # Cutoffs of single graphs; by default the main cutoff.
     wrong += [
         option
         for option in ("cutoff_qint", "cutoff_aeaint", "cutoff_aint")
@@ -342,12 +342,12 @@ def _settings(options: Mapping[str, Any], entries: Mapping[str, StoredTensor], p
         settings = GemNetOCSettings.model_validate({**settings.model_dump(), "envelope_exponent": exponent})
     except ValidationError as error:
         raise _invalid(path, error) from error
-    # Each of these layers has two entries; a damaged number must not make millions of names.
+    # Each of these layers has two entries; a corrupted number must not generate millions of names.
     counts = {name: value for name, value in settings.model_dump().items() if name.startswith("residuals_")}
     last = counts.pop("residuals_readout")
     layers = sum(counts.values())
     if settings.blocks * max(1, layers) + last > len(entries):
-        given = f"{settings.blocks} blocks of {layers} layers in the configuration, and {len(entries)} weights"
+        given = f"{settings.blocks} blocks of {layers} layers in the configuration, but {len(entries)} weights"
         raise EutecticError(str(path), given, CHECKPOINT, "use the file as it was published")
     return settings
 
@@ -373,7 +373,7 @@ def _our_names(settings: GemNetOCSettings, task: str, heads: Iterable[str]) -> d
         if not published.endswith("rbf.temps")
     }
     last = {prop: f"out_{prop}.linear.weight" for prop in heads}
-    # Published names begin with the embedding of atoms; fairchem's have it before that of edges.
+    # Published names begin with the embedding of atoms; fairchem has it before the embedding of edges.
     embedding, ordered = fairchem_name(EMBEDDING), {}
     for theirs, ours in names.items():
         if theirs.startswith("edge_emb."):
@@ -401,9 +401,7 @@ def _graph(options: Mapping[str, Any], path: Path) -> GraphSettings:
     except ValidationError as error:
         raise _invalid(path, error) from error
     except TypeError as error:
-        raise EutecticError(
-            str(path), f"numbers of neighbours that are none ({error})", CHECKPOINT, USE_PUBLISHED
-        ) from error
+        raise EutecticError(str(path), f"invalid numbers of neighbours ({error})", CHECKPOINT, USE_PUBLISHED) from error
 
 
 def _dataset(config: Mapping[Any, Any]) -> Mapping[Any, Any]:
@@ -415,7 +413,7 @@ def _dataset(config: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def _normaliser(archive: Archive, content: Mapping[Any, Any], config: Mapping[Any, Any], prop: str) -> Normaliser:
-    """prediction = output · std + mean, with the file's values, else those of its configuration."""
+    """prediction = output · std + mean, with values from the file or, failing that, from its configuration."""
     stored, dataset, old = _mapping(content.get("normalizers")), _dataset(config), TARGETS[prop]
     values = _mapping(stored.get(prop)) or _mapping(stored.get(old))
     found = [(values.get("mean"), values.get("std", values.get("rmsd")))] if values else []
@@ -452,17 +450,17 @@ def _training_data(config: Mapping[Any, Any], energy: Normaliser, trained_on: st
     dataset = _dataset(config)
     kind = _mapping(config.get("task")).get("dataset", dataset.get("format"))
     if kind == "oc22_lmdb":
-        # The file with OC20's energies of reference, which make its adsorption energies total ones.
+        # The file with OC20's reference energies, which turn its adsorption energies into total energies.
         return "oc20+oc22" if dataset.get("oc20_ref") else "oc22"
-    # In a file they are float32.
+    # Stored as float32 in the file.
     if all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip((energy.mean, energy.scale), OC20_STATISTICS, strict=True)):
         return "oc20"
     raise EutecticError(
         str(path),
-        f"data of the kind {kind!r}, with a mean energy of {energy.mean:g} eV and a standard deviation of "
+        f"data of kind {kind!r}, with a mean energy of {energy.mean:g} eV and a standard deviation of "
         f"{energy.scale:g} eV",
         "the statistics of OC20, or data of OC22",
-        f"say what it was trained on: --trained-on {', '.join(TRAINING_DATA)}",
+        f"state what it was trained on: --trained-on {', '.join(TRAINING_DATA)}",
     )
 
 
@@ -476,7 +474,7 @@ def _scale_factors(
     our_names: Iterable[str],
     scales: Path | None,
 ) -> dict[str, float]:
-    """Every scale factor by its name in `state_dict`, from there, from `scale_dict` or from a file."""
+    """Every scale factor by its name in `state_dict`; taken from there, from `scale_dict` or from a file."""
     names = [name for name in our_names if name.endswith(SCALE)]
     stored = {name: entries[name] for name in names if name in entries}
     sources = [("state_dict", _numbers(stored, archive)), ("scale_dict", _numbers(content.get("scale_dict"), archive))]
@@ -498,31 +496,31 @@ def _scale_factors(
         raise EutecticError(
             str(archive.path),
             f"{len(absent)} of {len(names)} scale factors are neither in it nor in "
-            f"{'a scale file' if scales is None else scales}, the first of {absent[0].removesuffix(SCALE)}",
-            "all of them: without them predictions are wrong",
-            f"pass --scales FILE with the scale file of this checkpoint, which is beside it on {PAGE}",
+            f"{'a scale file' if scales is None else scales}; the first is that of {absent[0].removesuffix(SCALE)}",
+            "all scale factors: without them predictions are wrong",
+            f"pass --scales FILE with the scale file of this checkpoint, listed beside it on {PAGE}",
         )
     return factors
 
 
 def _numbers(values: object, archive: Archive | None) -> dict[str, float]:
-    """Scale factors by their names in `state_dict`; what is no number is left out."""
-    found = {}
+    """Scale factors by their names in `state_dict`; values that are not numbers are skipped."""
+    factors = {}
     for name, value in _mapping(values).items():
         number = _number(value, archive)
         if isinstance(name, str) and number is not None:
-            found[_bare(name).removesuffix(SCALE) + SCALE] = number
-    return found
+            factors[_bare(name).removesuffix(SCALE) + SCALE] = number
+    return factors
 
 
 def _scale_file(path: Path) -> dict[str, float]:
-    """A file written by `torch.save` or JSON: name → factor."""
+    """Read a file written by `torch.save`, or a JSON file: name → factor."""
     if zipfile.is_zipfile(path):
         with Archive(path) as archive:
-            found = _numbers(archive.content, archive)
+            factors = _numbers(archive.content, archive)
     else:
         try:
-            found = _numbers(json.loads(path.read_text(encoding="utf-8")), None)
+            factors = _numbers(json.loads(path.read_text(encoding="utf-8")), None)
         except (OSError, ValueError, RecursionError) as error:
             raise EutecticError(
                 str(path),
@@ -530,7 +528,7 @@ def _scale_file(path: Path) -> dict[str, float]:
                 "a .pt or .json file with names and factors",
                 f"check the path; {PAGE} has the scale file beside each checkpoint",
             ) from error
-    return found
+    return factors
 
 
 # --- averaged weights ------------------------------------------------------------------------------------------
@@ -539,7 +537,7 @@ def _scale_file(path: Path) -> dict[str, float]:
 def _averaged(
     content: Mapping[Any, Any], entries: Mapping[str, StoredTensor], our_names: Iterable[str], path: Path
 ) -> dict[str, StoredTensor]:
-    """The moving averages by name, if the file has them apart; they are stored in the order of the parameters."""
+    """The moving averages by name, if the file has them separately; they are stored in the order of the parameters."""
     averages = _mapping(content.get("ema")).get("shadow_params")
     if averages is None:
         return {}
@@ -550,7 +548,7 @@ def _averaged(
 
 
 def _with_all_elements(table: Tensor) -> Tensor:
-    """The embedding with `ROWS` rows; new ones are random, like those of elements that training never met."""
+    """The embedding with `ROWS` rows; new rows are random, like those of elements absent from training."""
     new = max(0, ROWS - len(table))
     return torch.cat([table, torch.randn(new, table.shape[1], generator=torch.Generator().manual_seed(0))])
 
@@ -584,7 +582,7 @@ def _left(
 ) -> dict[str, str]:
     left = {}
     if averaged:
-        left["weights of the last step"] = "the averaged ones are used"
+        left["weights of the last step"] = "the averaged weights are used"
     parts = [part for part in ("optimizer", "scheduler", "amp") if content.get(part)]
     if parts:
         left["state of training"] = ", ".join(parts)
@@ -601,7 +599,7 @@ def _missing(options: Mapping[str, Any], rows: int) -> dict[str, str]:
     if rows < ROWS:
         missing["elements"] = f"the file has rows for elements 1 to {rows}; the others have random features"
     if not options["direct_forces"]:
-        missing["forces"] = "no head; they are derivatives of the energy (predict … --conservative)"
+        missing["forces"] = "no head; available as derivatives of the energy (predict … --conservative)"
     if not options["enforce_max_neighbors_strictly"]:
-        missing["neighbours within 0.01 Å of the cap"] = "trained with them, here only exact ties are kept"
+        missing["neighbours within 0.01 Å of the cap"] = "trained with them; here only exact ties are kept"
     return missing

@@ -1,6 +1,6 @@
 """Models of other packages by name: `sevennet:7net-0`, `mace:medium-mpa-0`, `mace:FILE.model`, `orb:FILE.ckpt`.
 
-Such a model is converted once to a model folder under `data_folder()/models`, and used like any other from there on.
+Such a model is converted once to a model folder under `data_folder()/models` and from then on used like any other.
 Files are read without executing code in them.
 """
 
@@ -33,7 +33,7 @@ from eutectic.tasks.references import References
 from eutectic.tasks.task import Normaliser, Target, TargetSettings, Task
 
 CONVERSION = 1
-"""Raised whenever the same file is converted to another model."""
+"""Version of the conversion; incremented whenever the same file gives a different model."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Source:
     """Models of one package.
 
     Attributes:
-        package: that they need.
-        published: name → what it is; a name that is missing is known to the package alone.
+        package: the package that they need.
+        published: name → description; the package may know further names.
         published_file: name → its file.
-        read: file, and variant (head, modality, or whatever the package's models differ by) → the model.
-        variant_in_name: name of a model or file → the variant that it tells, where none is given; None for none.
-        levels: variants are levels of theory.
+        read: file and variant (head, modality, or neighbour cap, depending on the package) → the model.
+        variant_in_name: name of a model or file → the variant implied by it, used if none is given; None if none.
+        levels: whether variants are levels of theory.
     """
 
     package: Package
@@ -69,7 +69,7 @@ SOURCES = {
     ),
     "sevennet": Source(sevennet.PACKAGE, sevennet_files.PUBLISHED, sevennet_files.published_file, sevennet_files.read),
 }
-"""What stands before the colon → models of that package."""
+"""Prefix before the colon → models of that package."""
 
 
 def is_foreign(name: str) -> bool:
@@ -78,13 +78,13 @@ def is_foreign(name: str) -> bool:
 
 
 def foreign_model_folder(name: str) -> Path:
-    """The converted model, converted now if this is its first use.
+    """The folder of the converted model; converts it on first use.
 
     Args:
-        name: PACKAGE:NAME or PACKAGE:FILE, and @HEAD for one head of several, a modality, or a cap on neighbours.
+        name: PACKAGE:NAME or PACKAGE:FILE, optionally followed by @ and a head, a modality, or a cap on neighbours.
 
     Raises:
-        EutecticError: the package is missing or was not tested, no such model, or a file that cannot be used.
+        EutecticError: the package is missing or its version untested; no such model; a file that cannot be used.
     """
     kind, _, rest = name.partition(":")
     source = SOURCES[kind]
@@ -94,19 +94,19 @@ def foreign_model_folder(name: str) -> Path:
     if not path.is_file() and "@" in rest:
         given, _, variant = rest.rpartition("@")
         path = Path(given).expanduser()
-    of_file = path.is_file()
+    is_file = path.is_file()
     package = f"{source.package.distribution} {version}"
-    title = path.stem if of_file else given
-    label = f"{title}-{file_hash(path)[:16]}" if of_file else title
-    if not of_file and not given.replace("-", "").replace("_", "").isalnum():
+    title = path.stem if is_file else given
+    label = f"{title}-{file_hash(path)[:16]}" if is_file else title
+    if not is_file and not given.replace("-", "").replace("_", "").isalnum():
         raise EutecticError(name, "no such file", "a file, or the name of a published model", "check the path")
     chosen = "" if variant is None else f"@{variant}"
-    # Whatever the names are, one folder; another version of the package or of this conversion makes another.
+    # A single folder, whatever characters the name has; another version of the package or conversion gets its own.
     folder = data_folder() / "models" / kind / quote(f"{label}{chosen}-{version}-{CONVERSION}", safe="@")
     if (folder / "model.json").is_file():
         return folder
-    file = path if of_file else source.published_file(given)
-    about = UNKNOWN if of_file else source.published.get(given, UNKNOWN)
+    file = path if is_file else source.published_file(given)
+    about = UNKNOWN if is_file else source.published.get(given, UNKNOWN)
     if variant is not None and source.levels:
         about = about._replace(level_of_theory=f"{variant}, one of several levels ({about.level_of_theory})")
     model = source.read(file, variant or source.variant_in_name(title))
@@ -118,14 +118,14 @@ def as_trained(model: ForeignModel, title: str, about: About, name: str, file: P
     """A model with the package's own heads as tasks.
 
     Args:
-        model: as read.
-        title: of the only task; several are called by their heads.
-        about: for the description.
-        name, file: where it came from.
-        package: its name and version.
+        model: the model as read.
+        title: name of the task if there is only one; several tasks are named after their heads.
+        about: description of the model.
+        name, file: origin of the model.
+        package: name and version of the package.
     """
     settings = model.backbone.settings
-    # Every neighbour within the cutoff, as the package takes them.
+    # Every neighbour within the cutoff, as in the package.
     graph = GraphSettings(cutoff=settings.cutoff, max_neighbours=MOST_NEIGHBOURS)
     several = len(model.readouts) > 1
     tasks = tuple(
@@ -133,12 +133,12 @@ def as_trained(model: ForeignModel, title: str, about: About, name: str, file: P
         for head, readout in model.readouts.items()
     )
     module = MultitaskModel(model.backbone, {task.name: task.heads for task in tasks})
-    like = next(model.backbone.parameters())
+    dtype = next(model.backbone.parameters()).dtype
     for task, readout in zip(tasks, model.readouts.values(), strict=True):
         head = module.heads[task.name]["energy"]  # type: ignore[index]
         assert isinstance(head, ScalarHead)
         with torch.no_grad():
-            head.to(like.dtype)
+            head.to(dtype)
             last = head.perceptron[-1]
             assert isinstance(last, nn.Linear)
             last.weight.copy_(readout.weight[None])
@@ -167,9 +167,9 @@ def _provenance(about: About, name: str, file: Path, package: str, elements: lis
 
 
 def _task(name: str, level_of_theory: str, graph: GraphSettings, readout: EnergyReadout, derivatives: bool) -> Task:
-    """The package's energy, and its derivatives if these are the package's forces and stress.
+    """A task with the package's energy, and with forces and stress if the package derives them from the energy.
 
-    One scale for all three, so that F = −∂E/∂r in model units too.
+    All three share one scale, so that F = −∂E/∂r holds in model units too.
     """
     heads = {"energy": HeadSettings(kind="scalar", pooling="sum", layers=0)}
     if derivatives:

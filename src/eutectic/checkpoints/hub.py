@@ -1,8 +1,9 @@
-"""Models on the Hugging Face Hub: downloaded by name ("user/name", "user/name@revision"), and pushed.
+"""Download models from the Hugging Face Hub by name ("user/name", "user/name@revision"), and push models to it.
 
-Of a repository only the files of a model are read: JSON, and tensors in safetensors, whose hashes are in `model.json`.
-Nothing in them is executed. The package huggingface_hub, imported when first needed, keeps downloads in its own cache
-and is configured by its own variables: HF_HUB_OFFLINE (use the cache only), HF_ENDPOINT, HF_TOKEN, HF_HOME.
+Only the files of a model are read from a repository: JSON, and tensors in safetensors, whose hashes are in
+`model.json`. Nothing in them is executed. The package huggingface_hub, imported when first needed, keeps downloads in
+its own cache and is configured by its own variables: HF_HUB_OFFLINE (use only the cache), HF_ENDPOINT, HF_TOKEN,
+HF_HOME.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from eutectic.checkpoints.description import DESCRIPTION, UNCERTAINTY, WEIGHTS, 
 from eutectic.checkpoints.shipped import CARD
 
 FILES = (DESCRIPTION, WEIGHTS, UNCERTAINTY, CARD)
-"""What is downloaded and pushed; all other files of a repository are ignored."""
+"""Files that are downloaded and pushed; all other files of a repository are ignored."""
 
 HUB = "hub:"
-"""May begin the name of a model on the Hub, where a folder of the same name is here."""
+"""Optional prefix of a Hub name, for when a local folder has the same name."""
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w][\w./-]*)?", re.ASCII)
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name can only be that of a model on the Hub: user/name, where no folder of that user is here."""
+    """Whether a name must be that of a model on the Hub: `hub:…`, or user/name without a local folder `user`."""
     if name.startswith(HUB):
         return True
     return _NAME.fullmatch(name) is not None and ".." not in name and not Path(name.partition("/")[0]).exists()
@@ -37,22 +38,22 @@ def download(name: str) -> Path:
     """The folder of a model on the Hub, downloaded unless it is in the cache.
 
     Args:
-        name: user/name, with @revision (a branch, tag or commit) if wanted, and with or without `hub:`.
+        name: user/name, optionally with @revision (a branch, tag or commit) and with the prefix `hub:`.
 
     Raises:
-        EutecticError: not such a name; huggingface_hub is not installed; no such model, or it cannot be reached; a
-            repository that holds no model.
+        EutecticError: an invalid name; huggingface_hub is not installed; no such model, or it cannot be reached; a
+            repository without a model.
     """
     repository, revision = _parsed(name)
     hub = _package(f"model {name}")
-    with _reached(f"model {name}", "check the name and the network; with HF_HUB_OFFLINE=1 only what is in the cache"):
+    with _reached(f"model {name}", "check the name and the network; with HF_HUB_OFFLINE=1 only cached models"):
         folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
     for file in (DESCRIPTION, WEIGHTS):
         if not (folder / file).is_file():
             raise EutecticError(
                 f"model {name}",
                 f"a repository without {file}",
-                f"a model of eutectic: {', '.join(FILES)}",
+                f"a eutectic model: {', '.join(FILES)}",
                 "check the name",
             )
     return folder
@@ -62,25 +63,25 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
     """Upload a model folder with its card to the Hub; an older version there is replaced by a new commit.
 
     Args:
-        folder: of a model, checked by the caller.
-        name: user/name; made if it does not exist.
+        folder: model folder, checked by the caller.
+        name: user/name; created if it does not exist.
         private: whether a new repository is private.
 
     Returns:
-        The address.
+        The URL of the repository.
 
     Raises:
-        EutecticError: not such a name; huggingface_hub is not installed; the Hub refuses, or cannot be reached.
+        EutecticError: an invalid name; huggingface_hub is not installed; the Hub refuses or cannot be reached.
     """
     repository, revision = _parsed(name)
     if revision is not None:
         raise EutecticError(
-            f"push {name}", f"a revision, {revision}", "user/name", "leave it out: a push makes a new one"
+            f"push {name}", f"a revision, {revision}", "user/name", "omit it: a push creates a new revision"
         )
     read_description(folder)
     hub = _package(f"push {name}")
     with _reached(
-        f"push {name}", "log in (`hf auth login`, or HF_TOKEN with the right to write), check the user's name"
+        f"push {name}", "log in (`hf auth login`, or HF_TOKEN with write permission) and check the user name"
     ):
         api = hub.HfApi()
         address = api.create_repo(repository, private=private, exist_ok=True, repo_type="model")
@@ -106,8 +107,8 @@ def _package(where: str) -> Any:
     except ImportError as error:
         raise EutecticError(
             where,
-            f"nothing is here under this name, and huggingface_hub, which looks on the Hub, cannot be used ({error})",
-            "a folder or the name of a model; or the package, for a model on the Hub",
+            f"no local model of this name, and huggingface_hub, which searches the Hub, cannot be imported ({error})",
+            "a model folder or the name of a model; for a model on the Hub, the package huggingface_hub",
             "check the path; for the Hub: pip install 'eutectic[hub]'",
         ) from error
     return huggingface_hub
@@ -115,7 +116,7 @@ def _package(where: str) -> Any:
 
 @contextmanager
 def _reached(where: str, fix: str) -> Iterator[None]:
-    """Errors of the Hub and of the network, whose classes differ between versions of the package."""
+    """Convert errors of the Hub and the network, whose classes differ between versions of the package."""
     try:
         yield
     except EutecticError:
@@ -123,4 +124,4 @@ def _reached(where: str, fix: str) -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split())
         given = f"{type(error).__name__}: {text[:300]}"
-        raise EutecticError(where, given, "a model on the Hugging Face Hub, within reach", fix) from error
+        raise EutecticError(where, given, "a reachable model on the Hugging Face Hub", fix) from error

@@ -1,4 +1,4 @@
-"""What importing foreign checkpoints has in common: the report, and checks of the weights."""
+"""Common parts of importing foreign checkpoints: the report, and checks of the weights."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ class ImportReport:
     """Report of an import.
 
     Attributes:
-        size: which of the published models it is, by its sizes, or that it is none.
-        parameters: number of parameters imported, heads included.
-        taken, left, missing: parts of the checkpoint that were imported, ignored, or absent → their number, or the
-            reason.
+        size: the published model that has the same sizes, or a note that there is none.
+        parameters: number of imported parameters, including heads.
+        taken, left, missing: parts of the checkpoint that were imported, ignored, or absent → number or reason.
     """
 
     size: str
@@ -40,27 +39,27 @@ def check_fit(
     expected: str,
     computed: Collection[str] = (),
 ) -> None:
-    """Check that the file has every weight of the model, with its shape.
+    """Check that the file has every weight of the model, with the right shape.
 
     Args:
         found: shapes of the entries, by their names in the file.
         our_names: name in the file → name in `module`.
         module: on any device.
-        path: of the file, for the error.
+        path: path of the file, for the error.
         expected: kind of file, for the error.
-        computed: names in `module` of what is not in the file.
+        computed: names in `module` that are not stored in the file.
 
     Raises:
         EutecticError: an entry that is missing, or has another shape.
     """
     shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     for original, name in our_names.items():
-        got = found.get(original)
-        if got is None or got != shapes.get(name):
+        shape = found.get(original)
+        if shape is None or shape != shapes.get(name):
             raise EutecticError(
                 str(path),
-                f"{original} {'is missing' if got is None else f'has shape {got}'}",
-                f"shape {shapes[name]}, by the other entries"
+                f"{original} {'is missing' if shape is None else f'has shape {shape}'}",
+                f"shape {shapes[name]}, according to the other entries"
                 if name in shapes
                 else "no such layer in a published head",
                 "use the file as it was published",
@@ -71,15 +70,15 @@ def check_fit(
 
 
 def check_order(entries: Iterable[str], expected: Sequence[str], path: Path, fix: str) -> None:
-    """Check that entries stand in the published order, by which averaged weights without names are identified.
+    """Check that entries are in the published order, by which unnamed averaged weights are identified.
 
     Args:
-        entries: names in the file, in its order; others than those expected are passed over.
+        entries: names in the file, in its order; unexpected names are ignored.
         expected: names in the published order, all of them in the file.
         path, fix: for the error.
 
     Raises:
-        EutecticError: another order.
+        EutecticError: a different order.
     """
     known = set(expected)
     for published, actual in zip(expected, (name for name in entries if name in known), strict=True):
@@ -95,36 +94,36 @@ def check_order(entries: Iterable[str], expected: Sequence[str], path: Path, fix
 def named_averages(
     averages: Sequence[object], names: Sequence[str], entries: Mapping[str, StoredTensor], path: Path, fix: str
 ) -> dict[str, StoredTensor]:
-    """Averaged weights by name: they are stored in the order of the weights.
+    """Averaged weights by name; they are stored without names, in the order of the weights.
 
     Args:
-        averages: as stored.
-        names: of the weights, in order.
+        averages: averaged weights as stored.
+        names: names of the weights, in order.
         entries: the weights by name.
         path, fix: for the error.
 
     Raises:
-        EutecticError: another number, or one of another shape than its weight.
+        EutecticError: the number of averages, or the shape of one, does not match the weights.
     """
-    found: dict[str, StoredTensor] = {}
+    named: dict[str, StoredTensor] = {}
     wrong = None if len(averages) == len(names) else f"{len(averages)} averaged weights for {len(names)} named ones"
     for i, (name, value) in enumerate(zip(names, averages, strict=False)):
         if isinstance(value, StoredTensor) and value.shape == entries[name].shape:
-            found[name] = value
+            named[name] = value
         else:
             shape = getattr(value, "shape", None)
             wrong = f"averaged weight {i} has shape {shape} where {name} has {entries[name].shape}"
             break
     if wrong is not None:
-        raise EutecticError(str(path), wrong, "one averaged weight for each weight of state_dict, in its order", fix)
-    return found
+        raise EutecticError(str(path), wrong, "one averaged weight per weight of state_dict, in the same order", fix)
+    return named
 
 
 def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
     """Check that all weights are finite.
 
     Raises:
-        EutecticError: one is not.
+        EutecticError: a weight is not finite.
     """
     for name, value in state.items():
         if not torch.isfinite(value).all():

@@ -1,4 +1,4 @@
-"""What a model folder holds, in facts, as a card, and compared with another one."""
+"""Inspect a model folder: facts, model card, and comparison with another model."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from eutectic.checkpoints.shipped import CARD, model_folder
 from eutectic.files import write_atomically
 
 MADE_BY = "<!-- written by eutectic; remove this line to keep changes of your own -->"
-"""Ends a card that may be written again."""
+"""Last line of a card that may be overwritten."""
 
 RESULTS = "result.json"
-"""Of a fine-tuning, in the folder of the run: its test errors."""
+"""File in the folder of a fine-tuning run, with its test errors."""
 
 SUMMARY = "summary.json"
-"""Of a pre-training, in the folder of the run: its validation errors."""
+"""File in the folder of a pre-training run, with its validation errors."""
 
 
 def inspect_model(name_or_path: str | Path) -> dict[str, Any]:
-    """Facts of a model, as plain JSON: settings, tasks with references, training data, errors, size and hashes.
+    """Facts about a model as plain JSON: settings, tasks with references, training data, errors, size and hashes.
 
     Args:
         name_or_path: as for `load_model`, which checks the folder.
@@ -82,18 +82,18 @@ def inspect_model(name_or_path: str | Path) -> dict[str, Any]:
         "errors": _errors(folder),
         "validation_errors": _validation_errors(folder),
         "uncertainties": {
-            task: {name: {"unit": PROPERTIES[name].unit, **one.facts} for name, one in by_name.items()}
+            task: {name: {"unit": PROPERTIES[name].unit, **value.facts} for name, value in by_name.items()}
             for task, by_name in model.uncertainties.items()
         },
     }
 
 
 def training_data(provenance: Mapping[str, Any], stage: str = "") -> Iterator[dict[str, Any]]:
-    """The data sets of a model's history, its last training first.
+    """The data sets in a model's history, last training first.
 
     Args:
-        provenance: of the model.
-        stage: what the model was to the one that is described; empty for itself.
+        provenance: provenance of the model.
+        stage: name of the stage for data of fine-tuning; empty for the described model itself.
     """
 
     def entry(name: str, values: Mapping[str, Any], how: str) -> dict[str, Any]:
@@ -116,11 +116,12 @@ def training_data(provenance: Mapping[str, Any], stage: str = "") -> Iterator[di
     for key in ("pretrained", "started_from"):
         if isinstance(provenance.get(key), Mapping):
             known = set(provenance.get("pretrained_on", {}))
-            yield from (one for one in training_data(provenance[key], "fine-tuning before") if one["name"] not in known)
+            earlier = training_data(provenance[key], "fine-tuning before")
+            yield from (data for data in earlier if data["name"] not in known)
 
 
 def _errors(folder: Path) -> dict[str, Any] | None:
-    """Test errors of the run that made a model, where its folder is still in that of the run."""
+    """Test errors of the run that made a model, if the model is still in the run's folder."""
     try:
         values = json.loads((folder.parent / RESULTS).read_text(encoding="utf-8"))
         return {
@@ -137,8 +138,8 @@ def _errors(folder: Path) -> dict[str, Any] | None:
 
 
 def _validation_errors(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """Task → property → validation error at the end of the pre-training that made a model, where its folder is still
-    in that of the run."""
+    """Task → property → validation error at the end of the pre-training run that made a model, if the model is still in
+    the run's folder."""
     try:
         values = json.loads((folder.parent / SUMMARY).read_text(encoding="utf-8"))["validation"][-1]["by_set"]
         return {
@@ -158,17 +159,17 @@ def _validation_errors(folder: Path) -> dict[str, dict[str, Any]] | None:
 
 
 def write_card(folder: str | Path, name: str | None = None) -> Path:
-    """Write a model's card into its folder, as README.md; one that was written by hand is left as it is.
+    """Write a model's card into its folder, as README.md; a card written by hand is not changed.
 
     Args:
-        folder: of a model, which is checked.
-        name: under which it is loaded; default: the path of the folder, or of its run.
+        folder: model folder; it is checked.
+        name: name under which the model is loaded; default: the path of the folder or of its run.
 
     Returns:
-        The file.
+        The path of the card.
 
     Raises:
-        EutecticError: no such model, or a damaged one; it cannot be written.
+        EutecticError: no such model, or a damaged one; the card cannot be written.
     """
     folder = model_folder(folder)
     path = folder / CARD
@@ -207,18 +208,18 @@ def card_of(facts: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for task, values in facts["tasks"].items():
-        for prop, one in values["predicts"].items():
-            row = (task, prop, one["unit"], one["head"], values["level_of_theory"])
+        for prop, entry in values["predicts"].items():
+            row = (task, prop, entry["unit"], entry["head"], values["level_of_theory"])
             lines.append(f"| {' | '.join(map(_cell, row))} |")
     elements = ", ".join(facts["elements"])
     lines += ["", f"Elements in its training structures: {elements or 'unknown'}.", "", "## Training data", ""]
     if facts["training_data"]:
         lines += ["| data set | stage | structures | level of theory | licence | hash |", "|---|---|--:|---|---|---|"]
-        for one in facts["training_data"]:
-            count = "unknown" if one["structures"] is None else f"{one['structures']:,}"
-            known = [one[key] or "unknown" for key in ("level_of_theory", "licence")]
-            hashes = ", ".join(one["fingerprints"]) or "unknown"
-            lines.append(f"| {' | '.join(map(_cell, [one['name'], one['stage'], count, *known, hashes]))} |")
+        for entry in facts["training_data"]:
+            count = "unknown" if entry["structures"] is None else f"{entry['structures']:,}"
+            known = [entry[key] or "unknown" for key in ("level_of_theory", "licence")]
+            hashes = ", ".join(entry["fingerprints"]) or "unknown"
+            lines.append(f"| {' | '.join(map(_cell, [entry['name'], entry['stage'], count, *known, hashes]))} |")
     else:
         lines.append("Unknown.")
     if facts["training"]:
@@ -226,9 +227,9 @@ def card_of(facts: Mapping[str, Any]) -> str:
     lines += ["", "## Errors", ""]
     if facts["errors"]:
         lines += ["| property | test error | baseline | unit | metric |", "|---|--:|--:|---|---|"]
-        for prop, one in facts["errors"].items():
-            baseline = "–" if one["baseline"] is None else f"{one['baseline']:.4g}"
-            row = (prop, f"{one['error']:.4g}", baseline, one["unit"], one["metric"])
+        for prop, entry in facts["errors"].items():
+            baseline = "–" if entry["baseline"] is None else f"{entry['baseline']:.4g}"
+            row = (prop, f"{entry['error']:.4g}", baseline, entry["unit"], entry["metric"])
             lines.append(f"| {' | '.join(map(_cell, row))} |")
     if facts["validation_errors"]:
         lines += [
@@ -239,8 +240,8 @@ def card_of(facts: Mapping[str, Any]) -> str:
             "|---|---|--:|--:|---|",
         ]
         for task, errors in facts["validation_errors"].items():
-            for prop, one in errors.items():
-                row = (task, prop, f"{one['error']:.4g}", f"{one['baseline']:.4g}", one["unit"])
+            for prop, entry in errors.items():
+                row = (task, prop, f"{entry['error']:.4g}", f"{entry['baseline']:.4g}", entry["unit"])
                 lines.append(f"| {' | '.join(map(_cell, row))} |")
     if not facts["errors"] and not facts["validation_errors"]:
         lines.append("Not recorded beside the model.")
@@ -253,19 +254,19 @@ def card_of(facts: Mapping[str, Any]) -> str:
             "|---|---|--:|--:|---|",
         ]
         for task, by_name in facts["uncertainties"].items():
-            for prop, one in by_name.items():
-                row = (task, prop, one["calibrated_on"], f"{one['typical']:.3g}", one["unit"])
+            for prop, entry in by_name.items():
+                row = (task, prop, entry["calibrated_on"], f"{entry['typical']:.3g}", entry["unit"])
                 lines.append(f"| {' | '.join(map(_cell, row))} |")
         lines += [
             "",
-            "Standard deviations, from the last layer (LLPR); typical: their median on validation structures.",
+            "Standard deviations from the last layer (LLPR); typical: their median on validation structures.",
         ]
     references = [
-        f"- {_cell(task)}, {_cell(prop)} ({_cell(one['unit'])}): "
-        + ", ".join(f"{_cell(element)} {value:.6g}" for element, value in one["references"].items())
+        f"- {_cell(task)}, {_cell(prop)} ({_cell(entry['unit'])}): "
+        + ", ".join(f"{_cell(element)} {value:.6g}" for element, value in entry["references"].items())
         for task, values in facts["tasks"].items()
-        for prop, one in values["predicts"].items()
-        if one["references"]
+        for prop, entry in values["predicts"].items()
+        if entry["references"]
     ]
     if references:
         lines += ["", "## References of elements", "", *references]
@@ -280,7 +281,7 @@ def card_of(facts: Mapping[str, Any]) -> str:
         "## Limits",
         "",
         "Energies of different tasks have different levels of theory. Predictions for elements that are not listed, or "
-        "for structures unlike those of the training data, mean little.",
+        "for structures unlike the training data, are unreliable.",
         "",
         "## Files",
         "",
@@ -293,21 +294,21 @@ def card_of(facts: Mapping[str, Any]) -> str:
 
 
 def _cell(value: object) -> str:
-    """Text for a cell of a Markdown table; names may hold anything."""
+    """Escape text for a cell of a Markdown table; names may contain any character."""
     text = " ".join(str(value).split())
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
 
 
 def compare_models(first: str | Path, second: str | Path) -> dict[str, Any]:
-    """In what two models differ, as plain JSON.
+    """Differences between two models, as plain JSON.
 
     Args:
         first, second: as for `inspect_model`.
 
     Returns:
-        `facts`: dotted name → [value in the first, in the second], null where there is none, without names, sizes and
-        hashes of files; `weights`: numbers of equal and of changed tensors, the largest relative change of a tensor
-        (|b − a| / |a|) with its name, and names of tensors that only one has or that have another shape.
+        `facts`: dotted name → [value in the first, value in the second], null if absent; without names, sizes and
+        hashes of files. `weights`: numbers of equal and of changed tensors, the largest relative change of a tensor
+        (|b − a| / |a|) with its name, and names of tensors that only one has or whose shapes differ.
 
     Raises:
         EutecticError: no such model, or a damaged one.
@@ -342,12 +343,12 @@ def _change(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def _flat(values: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values as dotted names; data sets are named by their name and stage."""
+    """Flatten nested values into dotted names; entries of lists are identified by their name."""
     if isinstance(values, Mapping) and values:
         for key, value in values.items():
             yield from _flat(value, f"{above}.{key}" if above else str(key))
-    elif isinstance(values, list) and values and all(isinstance(one, Mapping) for one in values):
-        for one in values:
-            yield from _flat({k: v for k, v in one.items() if k != "name"}, f"{above}.{one['name']}")
+    elif isinstance(values, list) and values and all(isinstance(item, Mapping) for item in values):
+        for item in values:
+            yield from _flat({k: v for k, v in item.items() if k != "name"}, f"{above}.{item['name']}")
     else:
         yield above, values

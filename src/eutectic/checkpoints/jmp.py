@@ -1,13 +1,13 @@
 """Import the pre-training checkpoints of the original JMP (the layout of jmp-s.pt and jmp-l.pt).
 
-Such a file, a Lightning checkpoint, holds: `state_dict` with the raw weights, under the original's names;
+Such a file, a Lightning checkpoint, holds `state_dict` with the raw weights under the original's names;
 `optimizer_states[0]["ema"]` with their exponential moving average, without names, in the order of the parameters;
-`hyper_parameters`, instances of the original's own classes, which are not opened: all sizes are read from shapes.
+and `hyper_parameters`, instances of the original's own classes, which are not opened: all sizes are read from shapes.
 
-It does not hold the scales of labels, the cutoffs of graphs and the cutoff of the radial basis, which are taken from
-the publication (Shoghi et al., ICLR 2024) and its configuration. The per-element energies that were subtracted from
-the labels were never published, and are reported as missing. Predicted energies are therefore relative to them;
-differences between structures of one composition, and forces, do not depend on them.
+It does not hold the label scales and the cutoffs of the graphs and of the radial basis, which are taken from the
+publication (Shoghi et al., ICLR 2024) and its configuration. The per-element energies that were subtracted from the
+labels were never published and are reported as missing. Predicted energies are therefore relative to them;
+differences between structures of the same composition, and forces, do not depend on them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from eutectic.tasks.task import Normaliser, Target, TargetSettings, Task
 ENERGIES = (
     "relative: the per-element reference energies that were subtracted from the labels before this model was trained "
     "are not in its file (those of OC20 and OC22 were never published). An energy is off by a sum over the atoms, one "
-    "unknown number per element; energy differences between structures of one composition, and forces, are not"
+    "unknown number per element; energy differences between structures of the same composition, and forces, are not"
 )
 
 
@@ -47,10 +47,10 @@ class PublishedTask:
 
     Attributes:
         level_of_theory: level of theory of the labels.
-        energy_scale: eV, standard deviation of energies after subtracting references; their mean was taken as 0.
-        forces_scale: eV/Å, of force components.
+        energy_scale: standard deviation of energies after subtracting references, eV; their mean was taken as 0.
+        forces_scale: scale of force components, eV/Å.
         forces_weight: weight of forces in the loss: the data set's mean number of atoms.
-        cutoff: Å, of all four graphs. The main graph has 30 neighbours per atom.
+        cutoff: cutoff of all four graphs, Å. The main graph has 30 neighbours per atom.
     """
 
     level_of_theory: str
@@ -61,7 +61,7 @@ class PublishedTask:
 
     @property
     def graph(self) -> GraphSettings:
-        """Graph settings as published, which are not the defaults: see `GraphSettings.symmetry`."""
+        """Graph settings as published, which differ from the defaults (see `GraphSettings.symmetry`)."""
         return GraphSettings(cutoff=self.cutoff, max_neighbours=30, quadruplet_tags=(1, 2), symmetry="lower_source")
 
 
@@ -110,15 +110,15 @@ OTHER_SIZE = "a GemNet-OC that is neither JMP-S nor JMP-L"
 def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[TrainedModel, ImportReport]:
     """Read a checkpoint of the original, without executing code in it (see `eutectic.checkpoints.safe_pickle`).
 
-    Unlike the original's loader, which keeps raw weights in part of every output block (it ignores the second of two
-    names of a layer), this one uses EMA weights throughout.
+    The original's loader keeps raw weights in a part of every output block, since it ignores the second name of a layer
+    that has two; this one uses EMA weights throughout.
 
     Args:
-        path: jmp-s.pt, jmp-l.pt, or a file of the same layout and any size.
+        path: jmp-s.pt, jmp-l.pt, or a file with the same layout, of any size.
         raw: use the weights of the last step instead of the EMA.
 
     Raises:
-        EutecticError: another kind of file, damaged, without EMA weights, or with inconsistent entries.
+        EutecticError: another kind of file; a file that is damaged, lacks EMA weights, or has inconsistent entries.
     """
     path = Path(path)
     with Archive(path) as archive:
@@ -142,7 +142,7 @@ def read_published_checkpoint(path: Path, *, raw: bool = False) -> tuple[Trained
         }
         check_fit(shapes, our_names, module, path, ORIGINAL)
         if not raw:
-            # By their order the nameless EMA weights are assigned to layers.
+            # The unnamed EMA weights are assigned to layers by their order.
             expected_order = [name for name in published_names(settings) if _is_parameter(name)]
             check_order(entries, expected_order, path, _RAW)
         tensors = {name: archive.tensor(weights[name]).float() for name in our_names}
@@ -200,17 +200,17 @@ def _entries(content: Mapping[object, object], path: Path) -> dict[str, StoredTe
         if isinstance(name, str) and isinstance(value, StoredTensor)
     }
     if EMBEDDING not in entries or not any(name.startswith("backbone.") for name in entries):
-        some = ", ".join(list(entries)[:3] or [str(key) for key in list(content)[:5]]) or "nothing"
+        present = ", ".join(list(entries)[:3] or [str(key) for key in list(content)[:5]]) or "nothing"
         raise EutecticError(
             str(path),
-            f"no entries state_dict['{EMBEDDING}'] and state_dict['backbone.…']; there is {some}",
+            f"no entries state_dict['{EMBEDDING}'] and state_dict['backbone.…']; it contains {present}",
             ORIGINAL,
-            "give a file of the pre-trained original; its fine-tuned models have another layout",
+            "give a pre-training checkpoint of the original; its fine-tuned models have another layout",
         )
     return entries
 
 
-_RAW = "use the file as it was published, or take the raw weights (--raw)"
+_RAW = "use the file as it was published, or the raw weights (--raw)"
 
 
 def _is_parameter(name: str) -> bool:
@@ -220,7 +220,7 @@ def _is_parameter(name: str) -> bool:
 def _averaged(
     content: Mapping[object, object], entries: Mapping[str, StoredTensor], path: Path
 ) -> dict[str, StoredTensor]:
-    """EMA weights by name: they are stored in the order of the parameters, which is that of the named entries."""
+    """EMA weights by name; they are stored in the order of the parameters, the same as that of the named entries."""
     states = content.get("optimizer_states")
     first = states[0] if isinstance(states, list) and states else None
     averaged = first.get("ema") if isinstance(first, dict) else None
@@ -228,8 +228,8 @@ def _averaged(
         raise EutecticError(
             str(path),
             'no averaged weights (optimizer_states[0]["ema"])',
-            "the moving average of every weight beside the raw ones",
-            "use a file that has them, or take the raw weights (--raw)",
+            "the moving average of every weight beside the raw weights",
+            "use a file that has them, or the raw weights (--raw)",
         )
     names = [name for name in entries if _is_parameter(name)]
     return named_averages(averaged, names, entries, path, _RAW)
@@ -242,12 +242,12 @@ def _under(entries: Iterable[str], prefix: str) -> list[str]:
 def settings_from_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> GemNetOCSettings:
     """All sizes of a published model, from the names and shapes of its entries.
 
-    Settings that no shape determines are JMP's: a radial basis cutoff of 12 Å, regardless of the cutoff of the graphs,
+    Settings that no shape determines are those of JMP: a radial basis cutoff of 12 Å, regardless of the graphs' cutoff,
     and an envelope exponent of 5.
 
     Args:
-        shapes: by published name; other names are ignored.
-        path: of the file, for the error.
+        shapes: shapes by published name; other names are ignored.
+        path: path of the file, for the error.
 
     Raises:
         EutecticError: an entry that determines a size is missing.
@@ -257,7 +257,7 @@ def settings_from_shapes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> G
         return shapes[f"backbone.{name}"][axis]
 
     def count(name: str) -> int:
-        """Number of distinct indices after a name."""
+        """Number of distinct indices that follow a name."""
         return len({rest.partition(".")[0] for rest in _under(shapes, f"backbone.{name}.")})
 
     def has(name: str) -> bool:
@@ -372,7 +372,7 @@ def _taken(
     }
     taken |= {f"task {name}": f"heads for {' and '.join(heads[name])}" for name in names}
     if names:
-        taken["from the publication"] = "scales of labels, cutoffs of graphs (12 Å; molecules 8 Å), levels of theory"
+        taken["from the publication"] = "label scales, graph cutoffs (12 Å; molecules 8 Å), levels of theory"
     return taken
 
 
@@ -386,15 +386,15 @@ def _left(
     left: dict[str, str] = {}
     if not raw:
         left["raw weights"] = (
-            f"{sum(map(_is_parameter, entries))} entries; the averaged ones are used (--raw for these)"
+            f"{sum(map(_is_parameter, entries))} entries; the averaged weights are used (--raw for the raw ones)"
         )
     elif content.get("optimizer_states"):
         left["averaged weights"] = "if any; raw weights were requested"
     if content.get("optimizer_states"):
-        left["optimiser"] = "its state"
+        left["optimiser"] = "optimiser state"
     aliases = sum(ALIAS in name for name in entries)
     if aliases:
-        left["second names"] = f"{aliases} entries seq_energy_pre, which repeat those of layers"
+        left["second names"] = f"{aliases} entries seq_energy_pre, which duplicate those of layers"
     counters = sum(name.startswith("task_steps.") for name in entries)
     if counters:
         left["step counters"] = f"{counters} entries"
@@ -410,10 +410,10 @@ def _left(
 def _missing(names: Mapping[str, int], tensors: Mapping[str, Tensor]) -> dict[str, str]:
     missing = {}
     if names:
-        missing["reference energies"] = f"of every task; energies are {ENERGIES}"
+        missing["reference energies"] = f"for every task; energies are {ENERGIES}"
     absent = [name for name in PUBLISHED_TASKS if name not in names]
     if absent:
-        missing["tasks"] = f"no heads identified as those of {', '.join(absent)}"
+        missing["tasks"] = f"no heads identified for {', '.join(absent)}"
     unfitted = sum(name.endswith("scale_factor") and float(value) == 0 for name, value in tensors.items())
     if unfitted:
         missing["scale factors"] = f"{unfitted} not fitted; set to 1, as in the original"

@@ -1,6 +1,6 @@
-"""Read models that `mace-torch` saved (`.model`), without executing code in them.
+"""Read models saved by `mace-torch` (`.model`), without executing code in them.
 
-Such a file is a pickle of the whole module. Its classes are not imported: the sizes are read from its attributes
+Such a file is a pickle of the whole module. Its classes are not imported: sizes are read from its attributes
 (`modules_on_disk`), the package builds a new module of these sizes, and the tensors are copied into it.
 """
 
@@ -32,7 +32,7 @@ GATES = {"torch.nn.functional.silu": "silu", "torch.tanh": "tanh", "torch.abs": 
 RADIAL = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
 TRANSFORMS = {"AgnesiTransform": "Agnesi", "SoftTransform": "Soft"}
 BEHIND = ("atomic_energies_fn.", "scale_shift.")
-"""Tensors that become references and scales of tasks."""
+"""Prefixes of tensors that become references and scales of tasks."""
 
 _MATERIALS = "PBE, PBE+U for some oxides and fluorides (Materials Project)"
 ASL = "Academic Software License (ASL), for academic use only; see https://github.com/gabor1/ASL"
@@ -50,7 +50,7 @@ PUBLISHED = {
     "mace-matpes-pbe-0": About("MatPES-PBE", "PBE", ASL),
     "mace-matpes-r2scan-0": About("MatPES-r2SCAN", "r2SCAN", ASL),
 }
-"""Name in the package → what its documentation says of it. Their weights are downloaded by the package."""
+"""Name in the package → description from its documentation. The package downloads the weights."""
 
 EXPECTED = "a model saved by mace-torch (torch.save of a MACE or ScaleShiftMACE, file name .model)"
 
@@ -64,7 +64,7 @@ def published_file(name: str) -> Path:
     if name not in PUBLISHED:
         raise EutecticError(
             f"mace:{name}",
-            "no file of this name, and no model that mace-torch publishes",
+            "neither a file nor a model published by mace-torch",
             f"a file, or one of {', '.join(PUBLISHED)}",
             did_you_mean(name, PUBLISHED, "check the path"),
         )
@@ -78,10 +78,10 @@ def read(path: Path, variant: str | None) -> ForeignModel:
 
     Args:
         path: a `.model` file.
-        variant: one of the file's heads, in place of all.
+        variant: one of the file's heads; None for all.
 
     Raises:
-        EutecticError: the package is missing; the file holds no MACE, or one with parts that are not supported.
+        EutecticError: the package is missing; the file holds no MACE, or one with unsupported parts.
     """
     PACKAGE.version()
     with Archive(path, keep_objects=True) as archive:
@@ -92,7 +92,7 @@ def read(path: Path, variant: str | None) -> ForeignModel:
                 str(path),
                 f"{found}, not a MACE",
                 EXPECTED,
-                "give the .model file; not a checkpoint (.pt) of the training, nor a compiled model",
+                "give the .model file, not a training checkpoint (.pt) or a compiled model",
             )
         tensors = {name: archive.tensor(stored) for name, stored in root.named_tensors()}
     try:
@@ -101,7 +101,7 @@ def read(path: Path, variant: str | None) -> ForeignModel:
             elements=tuple(int(z) for z in tensors["atomic_numbers"]),
             cutoff=float(tensors["r_max"]),
         )
-    # What a file of another version lacks.
+    # A file of another version lacks some of these.
     except (KeyError, AttributeError, TypeError, ValueError, IndexError) as error:
         raise _unknown(path, f"no {error}" if isinstance(error, KeyError) else str(error)) from error
     heads = settings.config["heads"]
@@ -112,7 +112,7 @@ def read(path: Path, variant: str | None) -> ForeignModel:
             model = package_model(settings.config, settings)
         except EutecticError:
             raise
-        # Sizes that do not belong together.
+        # Inconsistent sizes.
         except Exception as error:
             raise _unknown(path, f"mace-torch cannot build it ({type(error).__name__}: {error})") from error
         copied(model, {k: v for k, v in tensors.items() if not k.startswith(BEHIND)}, path, skip=BEHIND)
@@ -125,7 +125,7 @@ def read(path: Path, variant: str | None) -> ForeignModel:
 
 def _readout(model: Any, settings: MACESettings, tensors: Mapping[str, Tensor], place: int) -> EnergyReadout:
     energies = torch.atleast_2d(tensors["atomic_energies_fn.atomic_energies"].double())
-    # A model without scale and shift has neither of these.
+    # A plain MACE has neither scale nor shift.
     scale, shift = (
         torch.atleast_1d(tensors.get(f"scale_shift.{name}", torch.tensor(value)).double())
         for name, value in (("scale", 1.0), ("shift", 0.0))
@@ -145,20 +145,20 @@ def _unknown(path: Path, what: str) -> EutecticError:
     return EutecticError(
         str(path),
         f"a MACE of an unknown build: {what}",
-        f"one that mace-torch {PACKAGE.versions[0]} builds",
+        f"one built by mace-torch {PACKAGE.versions[0]}",
         "load and save it again with this version of mace-torch, if you trust the file",
     )
 
 
 def _config(root: StoredModule, tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """The arguments of the package's class, in plain JSON, from the attributes and shapes of a stored module."""
+    """The arguments of the package's class as plain JSON, from the attributes and shapes of a stored module."""
     if root.attributes.get("cueq_config") is not None or "joint_embedding" in root.children:
         part = "an embedding of charge or spin" if "joint_embedding" in root.children else "layers of cuEquivariance"
         raise EutecticError(
             str(path),
             f"a MACE with {part}, which eutectic does not support",
-            "a MACE of structures alone",
-            "use another",
+            "a MACE that takes only structures",
+            "use another model",
         )
     interactions, products, readouts = (
         list(root[name].children.values()) for name in ("interactions", "products", "readouts")
@@ -169,7 +169,7 @@ def _config(root: StoredModule, tensors: Mapping[str, Tensor], path: Path) -> di
     if wrong := [kind for kind in kinds if kind not in (*INTERACTIONS, *READOUTS)]:
         raise ValueError(f"it has a {wrong[0]}")
     if len(heads) > 1 and "linear_mid" in last.children:
-        raise ValueError("it has several heads with two hidden layers each, which are not kept apart")
+        raise ValueError("it has several heads with two hidden layers each, which are not stored separately")
     hidden = irreps_text(products[0]["linear"].attributes["irreps_out"])
     in_last = irreps_text(products[-1]["linear"].attributes["irreps_out"])
     mlp = irreps_text(last.attributes["hidden_irreps"]) if "hidden_irreps" in last.attributes else "1x0e"
@@ -206,17 +206,17 @@ def _config(root: StoredModule, tensors: Mapping[str, Tensor], path: Path) -> di
 
 
 def irreps_text(stored: object) -> str:
-    """`e3nn`'s notation of irreps, such as "128x0e+64x1o", from an object of its class in a pickle.
+    """Irreps in `e3nn`'s notation, such as "128x0e+64x1o", from a pickled object of its class.
 
     Raises:
-        ValueError: it is none.
+        ValueError: not irreps.
     """
     if isinstance(stored, str):
         return stored
     try:
         parts = []
-        for one in stored.arguments[0]:  # type: ignore[attr-defined]
-            mul, irrep = one.arguments[0]
+        for item in stored.arguments[0]:  # type: ignore[attr-defined]
+            mul, irrep = item.arguments[0]
             degree, parity = irrep.arguments[0] if len(irrep.arguments) == 1 else irrep.arguments
             parts.append(f"{int(mul)}x{int(degree)}{'e' if parity == 1 else 'o'}")
     except (AttributeError, TypeError, IndexError, ValueError) as error:
@@ -230,7 +230,7 @@ def _gate(readout: StoredModule) -> str:
     acts = readout["non_linearity.acts"].children
     function = acts["0"].attributes["f"]
     if isinstance(function, Kept) and function.origin.endswith(".getattr"):
-        # A function of torch's own, as pickled: getattr(namespace, name).
+        # One of PyTorch's own functions, pickled as getattr(namespace, name).
         origin = f"torch.{function.arguments[-1]}"
     else:
         origin = function.origin if isinstance(function, type) and issubclass(function, Kept) else repr(function)
@@ -242,6 +242,6 @@ def _gate(readout: StoredModule) -> str:
 def _radial_layers(network: StoredModule) -> list[int]:
     if "hs" in network.attributes:
         return [int(n) for n in network.attributes["hs"][1:-1]]
-    # A sequence of linear layers with norms after all but the last.
+    # Linear layers, with a norm after each except the last.
     layers = [t for name, t in network.named_tensors() if name.endswith("weight") and len(t.shape) == 2]
     return [t.shape[0] for t in layers[:-1]]

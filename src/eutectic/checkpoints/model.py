@@ -1,7 +1,7 @@
-"""Model folders: everything needed to use a model is in `model.safetensors` and `model.json`, without pickle.
+"""Model folders: `model.safetensors` and `model.json` hold everything needed to use a model, without pickle.
 
 `model.json` holds the backbone's name and settings, every task with its graph settings, references and scales, the
-provenance of the model with the elements in its training data, and the hashes of all this (see `description.py`).
+model's provenance with the elements in its training data, and hashes of all this (see `description.py`).
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ from eutectic.tasks.task import Task
 def build_backbone(
     name: str, settings: Mapping[str, object], graphs: Iterable[GraphSettings] = ()
 ) -> tuple[Backbone, BackboneSettings]:
-    """A new backbone and its validated settings.
+    """Build a backbone with initial weights; returns it with its validated settings.
 
     Args:
-        name: of a registered backbone.
-        settings: of the backbone.
-        graphs: settings of its input graphs; their cutoff is used where its settings have none.
+        name: name of a registered backbone.
+        settings: settings of the backbone.
+        graphs: settings of its input graphs; their cutoff is used if the backbone's settings have none.
 
     Raises:
         EutecticError: no backbone of that name; unknown or invalid settings; a cutoff that does not fit the graphs.
@@ -73,15 +73,15 @@ def build_backbone(
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A model with everything that is needed to use it.
+    """A model with everything needed to use it.
 
     Attributes:
-        module: weights in place, in evaluation mode.
-        tasks: in the order of the module's heads.
+        module: the network with its weights, in evaluation mode.
+        tasks: tasks in the order of the module's heads.
         backbone, backbone_settings: arguments of `build_backbone`.
         graph: default graph settings of new tasks.
         provenance: data sets, steps, seeds, version.
-        uncertainties: task → property → uncertainty, of those that have one.
+        uncertainties: task → property → uncertainty, for calibrated properties.
     """
 
     module: MultitaskModel
@@ -94,19 +94,19 @@ class TrainedModel:
 
 
 def with_fewer_blocks(model: TrainedModel, keep: int) -> TrainedModel:
-    """The model without its backbone's last blocks; heads, which know nothing of that, stay.
+    """A copy of the model without its backbone's last blocks; the heads are kept unchanged.
 
     Args:
-        model: unchanged.
-        keep: number of blocks.
+        model: not changed.
+        keep: number of blocks to keep.
 
     Raises:
-        EutecticError: it has fewer blocks, or blocks that cannot be left out.
+        EutecticError: it has fewer blocks, or its blocks cannot be dropped.
     """
-    whole = model.module.backbone
-    settings = fewer_blocks(whole.settings, keep, "keep_blocks")
+    full = model.module.backbone
+    settings = fewer_blocks(full.settings, keep, "keep_blocks")
     backbone, _ = build_backbone(model.backbone, settings.model_dump())
-    load_fewer_blocks(backbone, whole)
+    load_fewer_blocks(backbone, full)
     module = MultitaskModel(backbone, model.module.head_settings)
     module.heads.load_state_dict(model.module.heads.state_dict())
     return replace(model, module=module.eval(), backbone_settings=settings.model_dump(mode="json"))
@@ -116,7 +116,7 @@ def save_model(path: Path, model: TrainedModel, *, raw: Mapping[str, torch.Tenso
     """Write a model folder; an older one at `path` is replaced only when the new one is complete.
 
     Args:
-        path: the folder; anything else at this path is not replaced.
+        path: the folder; anything at this path that is not a model folder is never replaced.
         model: with the weights for predictions (the EMA, after training).
         raw: weights without EMA, saved as `raw.safetensors`.
 
@@ -128,7 +128,7 @@ def save_model(path: Path, model: TrainedModel, *, raw: Mapping[str, torch.Tenso
         raise EutecticError(
             str(path), "exists and is not a model folder", "a new folder, or a model folder", "choose another folder"
         )
-    # Defaults too, so that a later version, in which they may differ, builds the same model.
+    # Defaults are saved too, so that a later version with other defaults builds the same model.
     settings = {**model.module.backbone.settings.model_dump(mode="json"), **model.backbone_settings}
     description = {
         "format": FORMAT,
@@ -145,7 +145,7 @@ def save_model(path: Path, model: TrainedModel, *, raw: Mapping[str, torch.Tenso
             write_uncertainties(folder, model.uncertainties, seal=False)
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
         for weights in folder.glob("*.safetensors"):
-            shutil.copymode(folder / DESCRIPTION, weights)  # safetensors makes files that only their owner can read
+            shutil.copymode(folder / DESCRIPTION, weights)  # safetensors creates files that only their owner can read
         seal_model(folder)
 
 
@@ -154,17 +154,17 @@ def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def load_model(path: str | Path, *, finite: bool = True) -> TrainedModel:
-    """Load a model from a folder, or a model in the package by its name.
+    """Load a model from a folder, or a model shipped with the package by name.
 
     Weights in half precision are converted to single precision.
 
     Args:
-        path: the folder, that of its run, or the name.
+        path: the model folder, the run folder, or the name.
         finite: refuse weights that are not finite.
 
     Raises:
-        EutecticError: not a model folder, another format version, contents that are invalid or were changed since they
-            were written, or weights that do not fit the settings or are not finite.
+        EutecticError: not a model folder; another format version; contents that are invalid or were changed after
+            writing; weights that do not fit the settings or are not finite.
     """
     path = model_folder(path)
     description = read_description(path)
@@ -175,7 +175,7 @@ def load_model(path: str | Path, *, finite: bool = True) -> TrainedModel:
         for task in tasks:
             for name, head in task.heads.items():
                 check_head(head, task.property(name))
-        module = _built(description["backbone"]["name"], settings, tasks, path / WEIGHTS)
+        module = _build_module(description["backbone"]["name"], settings, tasks, path / WEIGHTS)
     except EutecticError as error:
         if error.where.startswith(str(path)):
             raise
@@ -192,27 +192,27 @@ def load_model(path: str | Path, *, finite: bool = True) -> TrainedModel:
     )
 
 
-def _built(name: str, settings: Mapping[str, object], tasks: Sequence[Task], weights: Path) -> MultitaskModel:
-    """The module on the meta device, since initialising the weights of JMP-L takes more than ten seconds."""
+def _build_module(name: str, settings: Mapping[str, object], tasks: Sequence[Task], weights: Path) -> MultitaskModel:
+    """Build on the meta device, since initialising the weights of JMP-L takes more than ten seconds."""
     with _readable(weights), safe_open(weights, framework="pt") as file:
-        most = 2 * len(file.keys()) + 100
+        limit = 2 * len(file.keys()) + 100
     registered = 0
 
     def count(*_: object) -> None:
-        # A damaged number of layers must not build modules for hours.
+        # A corrupted number of layers must not build modules for hours.
         nonlocal registered
         registered += 1
-        if registered > most:
-            raise _do_not_fit(weights, f"fewer weights than the layers in {DESCRIPTION} have")
+        if registered > limit:
+            raise _do_not_fit(weights, f"fewer weights than the settings in {DESCRIPTION} need")
 
     hook = register_module_parameter_registration_hook(count)
     try:
         with torch.device("meta"):
             backbone, _ = build_backbone(name, settings)
             return MultitaskModel(backbone, {task.name: task.heads for task in tasks})
-    # Sizes that no tensor can have.
+    # Sizes too large for any tensor.
     except (RuntimeError, OverflowError, MemoryError) as error:
-        raise _do_not_fit(weights, f"the settings in {DESCRIPTION} build no model ({error})") from error
+        raise _do_not_fit(weights, f"no model can be built from the settings in {DESCRIPTION}: {error}") from error
     finally:
         hook.remove()
 
@@ -228,7 +228,7 @@ def _load_weights(module: MultitaskModel, path: Path, finite: bool) -> None:
         if wrong:
             raise EutecticError(
                 str(path),
-                f"weights that are not finite: {len(wrong)} of {len(state)} tensors, the first {wrong[0]}",
+                f"weights that are not finite: {len(wrong)} of {len(state)} tensors, first {wrong[0]}",
                 "finite weights",
                 f"{COPY}, or train the model again",
             )
@@ -260,7 +260,7 @@ def _do_not_fit(path: Path, why: str) -> EutecticError:
 
 
 def describe_model(model: TrainedModel) -> dict[str, object]:
-    """Description of a model for `eutectic models`, as plain JSON."""
+    """Description of a model for `eutectic models`, as plain JSON values."""
     backbone = sum(p.numel() for p in cast("torch.nn.Module", model.module.backbone).parameters())
     return {
         "backbone": model.backbone,
@@ -283,8 +283,8 @@ def describe_model(model: TrainedModel) -> dict[str, object]:
 
 
 def elements_seen(model: TrainedModel) -> set[int]:
-    """Atomic numbers of the elements in the training structures, pre-training included; empty if unknown for any of the
-    data sets it was trained on."""
+    """Atomic numbers of the elements in the training structures, including pre-training; empty if unknown for any of
+    its training sets."""
     seen: set[int] = set()
     for elements in element_lists(model.provenance):
         if not elements:

@@ -1,4 +1,4 @@
-"""A whole module that `torch.save` wrote, as plain data: kinds, attributes and tensors by name, without its classes."""
+"""A module saved by `torch.save`, as plain data: kinds, attributes and tensors, without importing its classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from eutectic.atoms import EutecticError
 from eutectic.checkpoints.safe_pickle import Archive, Kept, StoredTensor
 
 MOST_MODULES = 100_000
-"""Far above any model. A damaged file can hold one module in its own children, and so infinitely many."""
+"""Far above any real model. In a damaged file, a module can be among its own children, which never ends."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,10 +18,10 @@ class StoredModule:
     """One module.
 
     Attributes:
-        kind: name of its class, without that of its Python module.
+        kind: name of its class, without the Python module.
         tensors: its own parameters and buffers by name.
         children: its submodules by name.
-        attributes: everything else that it held.
+        attributes: all its attributes.
     """
 
     kind: str
@@ -31,13 +31,13 @@ class StoredModule:
 
     def __getitem__(self, path: str) -> StoredModule:
         """A submodule by its path, such as "products.0.linear"."""
-        found = self
+        module = self
         for name in path.split("."):
-            found = found.children[name]
-        return found
+            module = module.children[name]
+        return module
 
     def named_tensors(self, prefix: str = "") -> Iterator[tuple[str, StoredTensor]]:
-        """All tensors under the names of a state dict."""
+        """All tensors with their names in a state dict."""
         for name, tensor in self.tensors.items():
             yield prefix + name, tensor
         for name, child in self.children.items():
@@ -52,7 +52,7 @@ def stored_module(archive: Archive) -> StoredModule | None:
     """
     seen = 0
 
-    def opened(value: object) -> StoredModule | None:
+    def convert(value: object) -> StoredModule | None:
         nonlocal seen
         seen += 1
         if seen > MOST_MODULES:
@@ -66,15 +66,15 @@ def stored_module(archive: Archive) -> StoredModule | None:
         return StoredModule(
             kind=value.origin.rpartition(".")[2],
             tensors={k: v for k, v in (parameters | buffers).items() if isinstance(v, StoredTensor)},
-            children={str(k): child for k, v in modules.items() if (child := opened(v)) is not None},
+            children={str(k): child for k, v in modules.items() if (child := convert(v)) is not None},
             attributes={str(k): v for k, v in state.items()},
         )
 
     try:
-        return opened(archive.content)
+        return convert(archive.content)
     except RecursionError as error:
-        raise _damaged(archive, "modules that are nested without end") from error
+        raise _damaged(archive, "endlessly nested modules") from error
 
 
 def _damaged(archive: Archive, why: str) -> EutecticError:
-    return EutecticError(str(archive.path), why, "a module as torch.save wrote it", "download or copy the file again")
+    return EutecticError(str(archive.path), why, "a module as written by torch.save", "download or copy the file again")

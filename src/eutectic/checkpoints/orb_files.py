@@ -1,7 +1,7 @@
 """Read state dicts of `orb-models` (`.ckpt`), without executing code in them.
 
-Such a file holds tensors alone. Sizes follow from their shapes; two things that change the energy do not, and come from
-elsewhere: the cap on neighbours (`cap_in_name`), and how the pair repulsion is added (that of all published models).
+Such a file holds only tensors. Sizes follow from their shapes; two properties that change the energy do not: the cap on
+neighbours (`cap_in_name`), and how the pair repulsion is added (as in all published models).
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ PUBLISHED = {
     for cap in ("inf", "20")
     for data, about in (("omat", _OMAT), ("mpa", _MPA))
 }
-"""Name in the package → what its documentation says of it. Their weights are downloaded by the package."""
+"""Name in the package → description from its documentation. The package downloads the weights."""
 
 CAPS = {"inf": 120, "20": 20}
-"""Cap on neighbours in a name → in the package, which calls 120 within 6 Å effectively unlimited."""
+"""Cap on neighbours as named → number in the package, which calls 120 within 6 Å effectively unlimited."""
 
 EXPECTED = "a state dict of an Orb v3 (torch.save of model.state_dict() of orb-models, file name .ckpt)"
 
 CHARGES = ("model.conditioner.", "heads.latent_charges.", "coulomb_module.")
-"""Beginnings of names of parts that depend on the total charge or the spin, which structures do not have here."""
+"""Prefixes of parts that depend on the total charge or spin, which structures do not have here."""
 
 
 def published_file(name: str) -> Path:
     """The file of a published model, downloaded by the package if it is not in its cache.
 
     Raises:
-        EutecticError: no such model, or one that is not supported; the package is missing; the download failed.
+        EutecticError: no such model, or an unsupported one; the package is missing; the download failed.
     """
     if name not in PUBLISHED:
         raise EutecticError(
             f"orb:{name}",
-            "no file of this name, and no Orb v3 that orb-models publishes for structures without charge and spin",
+            "neither a file nor an Orb v3 published by orb-models for structures without charge and spin",
             f"a file, or one of {', '.join(PUBLISHED)}",
             did_you_mean(name, PUBLISHED, "check the path"),
         )
     (pretrained,) = PACKAGE.load("forcefield.pretrained")
     with PACKAGE.downloading(f"orb:{name}", "orb:FILE.ckpt"):
-        # Loaded by the package, the weights would come with changes to the default precision of the whole process.
+        # Not loaded by the package, which would change the default precision of the whole process.
         function = pretrained.ORB_PRETRAINED_MODELS[name]
         return Path(pretrained.cached_path(inspect.signature(function).parameters["weights_path"].default))
 
 
 def cap_in_name(title: str) -> str | None:
-    """The cap on neighbours that the name of a model or file tells, as the published ones do; None if it tells none."""
-    found = re.search(r"(?:conservative|direct)-(inf|20)(?:-|$)", title)
-    return found and found[1]
+    """The cap on neighbours in the name of a model or file, as in published names; None if there is none."""
+    match = re.search(r"(?:conservative|direct)-(inf|20)(?:-|$)", title)
+    return match and match[1]
 
 
 def read(path: Path, variant: str | None) -> ForeignModel:
@@ -74,33 +74,34 @@ def read(path: Path, variant: str | None) -> ForeignModel:
         variant: the cap on neighbours, "inf" or "20".
 
     Raises:
-        EutecticError: the package is missing; the file holds no Orb v3, or one with parts that are not supported; no
-            cap.
+        EutecticError: the package is missing; the file holds no Orb v3, or one with unsupported parts; the cap is
+            missing.
     """
     PACKAGE.version()
     with Archive(path) as archive:
         content = archive.content if isinstance(archive.content, dict) else {}
         state = {str(name): archive.tensor(t) for name, t in content.items() if isinstance(t, StoredTensor)}
     if "model.atom_emb.embeddings.weight" not in state or "heads.energy.mlp.NN-0.weight" not in state:
-        some = ", ".join(str(key) for key in list(content)[:5]) or "no dictionary"
-        raise EutecticError(str(path), f"there is {some}", EXPECTED, "give the weights alone, with heads and energies")
+        present = ", ".join(str(key) for key in list(content)[:5]) or "no dictionary"
+        fix = "give only the weights, including the heads"
+        raise EutecticError(str(path), f"a file that contains {present}", EXPECTED, fix)
     if any(name.startswith(CHARGES) for name in state):
         raise EutecticError(
             str(path),
             "an Orb that depends on charge and spin, which eutectic does not support",
-            "an Orb v3 of structures alone",
-            f"use another, such as {next(iter(PUBLISHED))}",
+            "an Orb v3 that takes only structures",
+            f"use another model, such as {next(iter(PUBLISHED))}",
         )
     if "model._encoder._node_fn.layer_norm.bias" in state:
         raise EutecticError(str(path), "an Orb v1 or v2", EXPECTED, f"use an Orb v3, such as {next(iter(PUBLISHED))}")
     if variant not in CAPS:
         raise EutecticError(
             f"orb:{path}",
-            "weights alone, which do not tell how many neighbours the model takes"
+            "only weights, which do not determine the model's cap on neighbours"
             if variant is None
             else f"{variant!r} neighbours",
             "the cap that it was trained with: @inf (120 within 6 Å) or @20",
-            "add @inf, for example, or keep the name of the published file (orb-v3-conservative-inf-…)",
+            "add @inf or @20, or keep the name of the published file (orb-v3-conservative-inf-…)",
         )
     try:
         settings = OrbSettings(
@@ -115,13 +116,13 @@ def read(path: Path, variant: str | None) -> ForeignModel:
             model = package_model(settings.config, settings)
     except EutecticError:
         raise
-    # Sizes that do not belong together.
+    # Inconsistent sizes.
     except Exception as error:
         raise EutecticError(
             str(path),
             f"an Orb of an unknown build ({type(error).__name__}: {error})",
-            f"one that orb-models {PACKAGE.versions[0]} builds as orb_v3_conservative_architecture",
-            "use another model, or a version of eutectic for it",
+            f"one built by orb-models {PACKAGE.versions[0]} as orb_v3_conservative_architecture",
+            "use another model, or a version of eutectic that supports it",
         ) from error
     with built_for_real():
         copied(model, state, path, skip=("heads.confidence.",))
@@ -136,7 +137,7 @@ def _config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Arguments of the package's functions, from the shapes of the weights."""
 
     def perceptron(prefix: str) -> tuple[int, int]:
-        """Hidden layers and their width."""
+        """Number of hidden layers, and their width."""
         layers = sum(name.startswith(f"{prefix}.NN-") and name.endswith(".weight") for name in state)
         return layers - 1, len(state[f"{prefix}.NN-0.weight"])
 
@@ -154,7 +155,7 @@ def _config(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _elements(references: Tensor) -> tuple[int, ...]:
-    """Atomic numbers of the elements of the training data: the package's tables hold the same number for all others, of
-    which the last one, tennessine, is in no data set."""
+    """Atomic numbers of the elements in the training data. All other elements have the same value in the package's
+    table, that of the last one (tennessine), which is in no data set."""
     known = references[1:] != references[-1]
     return tuple(z for z, is_known in enumerate(known.tolist(), start=1) if is_known or not known.any())

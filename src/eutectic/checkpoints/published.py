@@ -1,8 +1,8 @@
-"""Published checkpoints that can be given by name: GemNet-OC of the Open Catalyst Project.
+"""Published checkpoints that can be used by name: GemNet-OC of the Open Catalyst Project.
 
-Names, addresses and training data are those of fairchem-core 1.10 (`pretrained_models.json`, and `PAGE`). Sizes and
-checksums are not published. A download is checked against the length that the server states; then every record of the
-file against the checksum that the file has for it; and that all weights of the model are there and finite.
+Names, URLs and training data are those of fairchem-core 1.10 (`pretrained_models.json`, and `PAGE`). Sizes and
+checksums are not published. A download is checked against the length stated by the server, every record of the file
+against its checksum in the file, and all weights for being present and finite.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Published:
     """A published checkpoint.
 
     Attributes:
-        title: fairchem's name of it.
-        file: below `ADDRESS`.
-        trained_on: of `TRAINING_DATA`.
-        about: what it is.
+        title: fairchem's name for it.
+        file: path below `ADDRESS`.
+        trained_on: key in `TRAINING_DATA`.
+        about: training data, as text.
     """
 
     title: str
@@ -89,41 +89,41 @@ PUBLISHED = {
 
 
 def published_model(name: str) -> Path:
-    """The folder of a published model; downloaded and converted if it is not there.
+    """The folder of a published model, downloaded and converted on first use.
 
-    Its licence is shown, on standard error, before anything is downloaded.
+    Its licence is shown on standard error before anything is downloaded.
 
     Args:
-        name: of `PUBLISHED`.
+        name: key in `PUBLISHED`.
 
     Raises:
         EutecticError: no such model; the file cannot be downloaded, or is not the expected model; another process is
             downloading it.
-        Interrupted: Ctrl-C; received data is kept.
+        Interrupted: Ctrl-C; data received so far are kept.
     """
     if name not in PUBLISHED:
         raise EutecticError(
             f"{PREFIX}{name}",
-            "no published model of this name",
+            "no published model with this name",
             f"one of {', '.join(PUBLISHED)}",
             did_you_mean(name, PUBLISHED),
         )
-    one, folder = PUBLISHED[name], data_folder() / "models" / "fairchem" / name
+    entry, folder = PUBLISHED[name], data_folder() / "models" / "fairchem" / name
     if (folder / "model.json").is_file():
         return folder
     console = Console(stderr=True)
-    console.print(f"{PREFIX}{name}: {one.title}, from {ADDRESS}{one.file}", soft_wrap=True, highlight=False)
+    console.print(f"{PREFIX}{name}: {entry.title}, from {ADDRESS}{entry.file}", soft_wrap=True, highlight=False)
     console.print(f"licence: {LICENCE} ({PAGE})", soft_wrap=True, highlight=False)
-    # One name for each, since two published files have the same.
+    # Named after the model, since two published files have the same name.
     downloads = data_folder() / "downloads" / "fairchem"
     with locked(
         folder.with_name(f".{name}.lock"), where=folder, doing="converting this model", fix="wait for it, or stop it"
     ):
         if not (folder / "model.json").is_file():  # another process may just have finished
             by_hand = f"convert it: eutectic import-fairchem {name}.pt -o MODEL"
-            path = fetch(File(name=f"{name}.pt", url=ADDRESS + one.file, by_hand=by_hand), downloads)
+            path = fetch(File(name=f"{name}.pt", url=ADDRESS + entry.file, by_hand=by_hand), downloads)
             try:
-                model, _ = read_fairchem_checkpoint(path, trained_on=one.trained_on)
+                model, _ = read_fairchem_checkpoint(path, trained_on=entry.trained_on)
             except EutecticError as error:
                 raise EutecticError(
                     error.where,
@@ -134,19 +134,19 @@ def published_model(name: str) -> Path:
                 ) from error
             save_model(folder, model)
             write_atomically(folder / CARD, card(name, model))
-            # The folder has all of it that is used, and the file may be a gigabyte.
+            # The model folder has everything needed, and the file may have a gigabyte.
             path.unlink()
     return folder
 
 
 def card(name: str, model: TrainedModel) -> str:
-    """The model's card, which `eutectic models` shows."""
-    one = PUBLISHED[name]
-    data = TRAINING_DATA[one.trained_on]
+    """The model's card, shown by `eutectic models`."""
+    entry = PUBLISHED[name]
+    data = TRAINING_DATA[entry.trained_on]
     (task,) = model.tasks
     return f"""# {PREFIX}{name}
 
-{model.provenance["size"]} of the Open Catalyst Project ({one.title}), trained on {one.about}.
+{model.provenance["size"]} of the Open Catalyst Project ({entry.title}), trained on {entry.about}.
 
     eutectic predict {PREFIX}{name} surfaces.xyz -o predicted.xyz
     eutectic finetune YOUR-DATA -p energy -p forces --model {PREFIX}{name} --out runs/mine
@@ -156,8 +156,8 @@ def card(name: str, model: TrainedModel) -> str:
 - **Level of theory**: {data.level_of_theory}.
 - **Elements** of the training data: {data.elements}.
 - **Tags** of atoms matter: 0 below the surface, 1 surface, 2 adsorbate; quadruplets need one of
-  {" and ".join(map(str, task.graph.quadruplet_tags))}. In a file without tags all atoms have tag 2.
-- **From** {ADDRESS}{one.file}, SHA-256 {model.provenance["imported_sha256"]}.
+  {" and ".join(map(str, task.graph.quadruplet_tags))}. In a file without tags, all atoms get tag 2.
+- **Source**: {ADDRESS}{entry.file}, SHA-256 {model.provenance["imported_sha256"]}.
 
 Cite Gasteiger et al., TMLR 2022 (GemNet-OC), and the data: Chanussot et al., ACS Catal. 11, 6059 (2021); for OC22
 Tran et al., ACS Catal. 13, 3066 (2023).

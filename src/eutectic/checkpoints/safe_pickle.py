@@ -3,9 +3,9 @@
 Such a file is a zip archive with one pickle and one record of plain bytes per storage. Unpickling normally calls any
 function that the pickle names. Here names are not resolved: a tensor becomes a reference to its data (`StoredTensor`),
 an ordered dictionary becomes a dictionary, and every other class or function becomes a stand-in that can be called,
-filled and given a state, and does nothing. Lengths and offsets in the pickle are first compared with its size
-(`eutectic.data.formats.pickles`). Tensor data are read only on request: a quarter of a checkpoint with optimiser
-states.
+filled and given a state, but does nothing. Lengths and offsets in the pickle are first checked against its size
+(`eutectic.data.formats.pickles`). Tensor data are read only on request, which is a quarter of a checkpoint with
+optimiser states.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Storage(NamedTuple):
 
 
 class StoredTensor(NamedTuple):
-    """A tensor whose data are still in the file; a named tuple, which a pickle cannot modify."""
+    """A tensor whose data are still in the file. A named tuple, since a pickle cannot modify it."""
 
     storage: Storage
     offset: int
@@ -91,11 +91,11 @@ class Foreign:
 
 
 class Kept(Foreign):
-    """A stand-in that keeps what it was given: the arguments it was built from, and its state.
+    """A stand-in that keeps its constructor arguments and its state.
 
     Attributes:
-        arguments: of its construction.
-        state: usually the dictionary of its attributes; None without.
+        arguments: constructor arguments.
+        state: usually the dictionary of its attributes; None if it has none.
     """
 
     def __new__(cls, *arguments: object, **_keywords: object) -> Kept:
@@ -118,7 +118,7 @@ class _Rebuilt:
         cls, storage: object, offset: object, shape: object, strides: object, *_rest: object
     ) -> StoredTensor:
         if not isinstance(storage, Storage) or not all(_is_size(n) for n in (offset, *_tuple(shape), *_tuple(strides))):
-            raise pickle.UnpicklingError("a tensor that is not built as by torch")
+            raise pickle.UnpicklingError("a tensor that is not built in PyTorch's way")
         return StoredTensor(storage, offset, _tuple(shape), _tuple(strides))  # type: ignore[arg-type]
 
     def __setstate__(self, _state: object) -> None:
@@ -153,7 +153,7 @@ def _tuple(value: object) -> tuple[Any, ...]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Never imports, and so never runs, what the pickle names."""
+    """An unpickler that never imports, and thus never runs, what the pickle names."""
 
     def __init__(self, file: BytesIO, stand_in: type[Foreign]) -> None:
         super().__init__(file)
@@ -248,7 +248,7 @@ class Archive:
     def _bytes(self, name: str) -> bytes:
         try:
             record = self._zip.getinfo(self._prefix + name)
-            # torch does not compress, so a record is never larger than its file.
+            # PyTorch does not compress, so an honest record is never larger than the file.
             if record.compress_type != zipfile.ZIP_STORED:
                 raise self._unreadable(f"record {name} is compressed")
             return self._zip.read(record)

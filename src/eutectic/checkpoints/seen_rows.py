@@ -1,8 +1,8 @@
 """The rows of a store that a model was trained on, from its provenance.
 
-For each data set under `pretrained_on`, provenance has a list `learned_rows` of records: the store's fingerprint, and
-the split whose training part was used. The rows themselves are recomputed from the store, so that a record is small
-even for ten million rows.
+For each data set under `pretrained_on`, the provenance has a list `learned_rows` of records: the store's fingerprint
+and the split whose training part was used. The rows themselves are recomputed from the store, so that a record is
+small even for ten million rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LearnedRows:
 
     Attributes:
         dataset: name on the store's card.
-        fingerprint: of the store (`Store.fingerprint`).
+        fingerprint: fingerprint of the store (`Store.fingerprint`).
         split: name of the split.
         n_train, n_validation, n_test, seed, needs: arguments of `split`.
         rows: number of training rows.
@@ -73,7 +73,7 @@ class LearnedRows:
         )
 
     def recompute(self, store: Store) -> np.ndarray | None:
-        """(rows,) the rows of the same store; None if this version splits it differently."""
+        """(rows,) the training rows of the same store; None if this version splits it differently."""
         try:
             parts = split(
                 store,
@@ -99,15 +99,15 @@ class LearnedRows:
 
 
 def seen_rows(provenance: Mapping[str, Any], store: Store) -> np.ndarray | None:
-    """The rows of a store that a model was trained on, in its own training or in that of the models it started from.
+    """The rows of a store that a model was trained on, in its own training or that of the models it started from.
 
     Args:
-        provenance: of the model.
+        provenance: provenance of the model.
         store: any store.
 
     Returns:
-        Sorted rows, empty if the model was trained on other data sets only. None if unknown, with a warning in the log:
-        the model was trained on a data set of this name, but on another version of it or without a record (models
+        Sorted rows, empty if the model was trained only on other data sets. None if unknown, with a warning in the log:
+        the model was trained on a data set with this name, but on another version of it or without a record (models
         written by earlier versions, published checkpoints).
     """
     history = list(_records(provenance))
@@ -118,8 +118,8 @@ def seen_rows(provenance: Mapping[str, Any], store: Store) -> np.ndarray | None:
         if _related(store.card.name, name)
     ):
         log.warning(
-            "%s: the model was trained on a data set of this name, but it is unknown on which structures; errors on "
-            "them may be too low",
+            "%s: the model was trained on a data set with this name, but it is unknown on which structures; errors may "
+            "be too low",
             store.card.name,
         )
         return None
@@ -138,8 +138,8 @@ def merged_records(before: Mapping[str, Any], record: LearnedRows) -> list[dict[
 
     Args:
         before: the data set's entry in `pretrained_on` of the model started from; empty for a new data set.
-        record: of the further training. If the model started from has no records, its rows stay unknown, since its
-            provenance is kept.
+        record: record of the further training. If the model started from has no records, its rows stay unknown, since
+            its provenance is kept.
     """
     return [*(r for r in before.get("learned_rows", []) if r != record.to_dict()), record.to_dict()]
 

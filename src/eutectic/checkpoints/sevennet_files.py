@@ -32,16 +32,16 @@ PUBLISHED = {
     "7net-l3i5": About("MPtrj", _MATERIALS, _LICENCE),
     "7net-mf-0": About("MPtrj and r2SCAN calculations", "PBE, PBE+U for some; or r2SCAN", _LICENCE),
 }
-"""Name in the package → what its documentation says of it. The weights of these come in the package."""
+"""Name in the package → description from its documentation. These weights are included in the package."""
 
 DOWNLOADED = ("7net-mf-ompa", "7net-omat", "7net-omni", "7net-omni-i8", "7net-omni-i12")
-"""Models whose weights the package downloads."""
+"""Names of models whose weights the package downloads."""
 
 EXPECTED = "a checkpoint of sevenn (a dictionary with config and model_state_dict, file name .pth)"
 
 
 def published_file(name: str) -> Path:
-    """The file of a published model, downloaded by the package if it does not hold it.
+    """The file of a published model, downloaded by the package if not included in it.
 
     Raises:
         EutecticError: no such model; the package is missing; the download failed.
@@ -50,7 +50,7 @@ def published_file(name: str) -> Path:
     if name not in names:
         raise EutecticError(
             f"sevennet:{name}",
-            "no file of this name, and no model that sevenn publishes",
+            "neither a file nor a model published by sevenn",
             f"a file, or one of {', '.join(names)}",
             did_you_mean(name, names, "check the path"),
         )
@@ -64,23 +64,24 @@ def read(path: Path, variant: str | None) -> ForeignModel:
 
     Args:
         path: a checkpoint.
-        variant: the modality, of a model that has several.
+        variant: the modality, for a model with several.
 
     Raises:
-        EutecticError: the package is missing; the file holds no SevenNet, or one with parts that are not supported; a
-            model of several modalities and none of them named, or one that it has not.
+        EutecticError: the package is missing; the file holds no SevenNet, or one with unsupported parts; a missing or
+            unknown modality.
     """
     PACKAGE.version()
     with Archive(path) as archive:
         content = archive.content if isinstance(archive.content, dict) else {}
         config, stored = content.get("config"), content.get("model_state_dict")
         if not isinstance(config, dict) or not isinstance(stored, dict) or "version" not in config:
-            some = ", ".join(str(key) for key in list(content)[:5]) or "no dictionary"
-            raise EutecticError(str(path), f"there is {some}", EXPECTED, "give a checkpoint, not a deployed model")
+            present = ", ".join(str(key) for key in list(content)[:5]) or "no dictionary"
+            given = f"a file that contains {present}"
+            raise EutecticError(str(path), given, EXPECTED, "give a checkpoint, not a deployed model")
         state = {name: archive.tensor(t) for name, t in stored.items() if isinstance(t, StoredTensor)}
     compatibility, build, constants = PACKAGE.load("scripts.backward_compatibility", "model_build", "_const")
     try:
-        # Both change what they are given.
+        # Copied, since both functions change their input.
         config = compatibility.patch_old_config(copy.deepcopy(_plain(config)))
         config = {**constants.model_defaults(dict(config)), **config}
         settings = SevenNetSettings(
@@ -101,14 +102,14 @@ def read(path: Path, variant: str | None) -> ForeignModel:
         try:
             model = build.build_E3_equivariant_model(package_config(settings.config, settings))
             state = compatibility.patch_state_dict_if_old(state, config, model)
-        # Sizes and names that do not belong together.
+        # Inconsistent sizes and names.
         except Exception as error:
             raise _unknown(path, f"sevenn cannot build it ({type(error).__name__}: {error})") from error
         behind = ("rescale_atomic_energy.",)
         copied(model, {k: v for k, v in state.items() if not k.startswith(behind)}, path, skip=behind)
         shift, scale = (_of_modality(state[f"rescale_atomic_energy.{name}"], settings) for name in ("shift", "scale"))
         if float(scale.max() - scale.min()) > 1e-6 * float(scale.abs().max()):
-            raise _unknown(path, "a scale of the energy for every element")
+            raise _unknown(path, "a separate energy scale for every element")
         shift = shift.expand(len(settings.elements)) if shift.numel() == 1 else shift
         network = dict(model.named_children())
         readout = energy_readout(network, settings, shift, float(scale[0]))
@@ -118,7 +119,7 @@ def read(path: Path, variant: str | None) -> ForeignModel:
 
 
 def _plain(config: Mapping[object, object]) -> dict[str, Any]:
-    """The entries that are plain data; a few are objects or tensors, which no network is built from."""
+    """The entries that are plain data; the others, objects and tensors, are not needed to build the network."""
     kept = {}
     for name, value in config.items():
         try:
@@ -139,14 +140,14 @@ def _check_modality(settings: SevenNetSettings, path: Path) -> None:
         return
     raise EutecticError(
         f"sevennet:{path}",
-        "a model of several modalities, and none of them named" if chosen is None else f"modality {chosen!r}",
+        "a model with several modalities, and none given" if chosen is None else f"modality {chosen!r}",
         f"one of {', '.join(names)}" if names else "no modality: this model has none",
-        f"add @{names[0]}, for example" if names else "leave it out",
+        f"add @ and a modality, for example @{names[0]}" if names else "omit it",
     )
 
 
 def _of_modality(values: Tensor, settings: SevenNetSettings) -> Tensor:
-    """(1,) or (n_elements,) of a scale or shift that may have a row for each modality."""
+    """(1,) or (n_elements,) values of a scale or shift, which may have a row per modality."""
     if values.ndim == 2 or (settings.modalities and values.numel() == len(settings.modalities)):
         return torch.atleast_1d(values[settings.modalities.index(str(settings.modality))])
     return torch.atleast_1d(values)
@@ -156,6 +157,6 @@ def _unknown(path: Path, what: str) -> EutecticError:
     return EutecticError(
         str(path),
         f"a SevenNet of an unknown build: {what}",
-        f"one that sevenn {PACKAGE.versions[0]} builds and eutectic supports",
-        "use another model, or a version of eutectic for it",
+        f"one built by sevenn {PACKAGE.versions[0]} and supported by eutectic",
+        "use another model, or a version of eutectic that supports it",
     )

@@ -1,4 +1,4 @@
-"""Models that can be given by name in place of a model folder: those in the package, published ones, and those of other
+"""Models that can be given by name instead of a folder: those in the package, published ones, and those of other
 packages."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from eutectic.atoms import EutecticError, did_you_mean
 
 FOLDER = Path(__file__).parent / "weights"
 PREFIX = "fairchem:"
-"""Begins the names of the models of `eutectic.checkpoints.published`."""
+"""Prefix of the names of the models in `eutectic.checkpoints.published`."""
 
 CARD = "README.md"
 """Model card in a model's folder: description, training data and intended use."""
@@ -21,17 +21,17 @@ def shipped_models() -> dict[str, Path]:
 
 
 def model_folder(name_or_path: str | Path) -> Path:
-    """The folder at a path if it exists, else that of the model of this name.
+    """The folder at a path if it exists, otherwise that of the model with this name.
 
-    A run's folder stands for the model in it. A published model ("fairchem:gemnet-oc-oc20-all-md") is downloaded and
-    converted when it is first named; a model of another package (`sevennet:7net-0`, `mace:FILE.model`) is converted
-    then (see `eutectic.checkpoints.foreign`); a model on the Hugging Face Hub (`user/name`) is downloaded (see
+    A run's folder stands for the model in it. On first use, a published model ("fairchem:gemnet-oc-oc20-all-md") is
+    downloaded and converted, a model of another package (`sevennet:7net-0`, `mace:FILE.model`) is converted (see
+    `eutectic.checkpoints.foreign`), and a model on the Hugging Face Hub (`user/name`) is downloaded (see
     `eutectic.checkpoints.hub`).
 
     Raises:
-        EutecticError: none of them exists; a published model that cannot be downloaded or read; a package that is
-            missing, or a file of it that cannot be used.
-        Interrupted: Ctrl-C during the download, which the next call continues.
+        EutecticError: no such folder or model; a published model that cannot be downloaded or read; a missing package,
+            or a file of it that cannot be used.
+        Interrupted: Ctrl-C during the download; the next call resumes it.
     """
     path, shipped = Path(name_or_path), shipped_models()
     if path.exists():
@@ -39,7 +39,7 @@ def model_folder(name_or_path: str | Path) -> Path:
         return inside if not (path / "model.json").is_file() and (inside / "model.json").is_file() else path
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
-    # Both read models, for which they need this module.
+    # Imported here, since both import this module.
     if str(name_or_path).startswith(PREFIX):
         from eutectic.checkpoints.published import published_model
 
@@ -54,7 +54,7 @@ def model_folder(name_or_path: str | Path) -> Path:
         return download(str(name_or_path))
     raise EutecticError(
         str(name_or_path),
-        "no model of this name, and nothing at this path",
+        "no model with this name, and nothing at this path",
         f"a model folder (model.json, model.safetensors), one of {', '.join(shipped)}, {PREFIX}NAME, or a model of "
         "another package (sevennet:NAME, mace:NAME, mace:FILE.model, orb:NAME), or user/name on the Hugging Face Hub",
         did_you_mean(

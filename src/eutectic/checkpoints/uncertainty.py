@@ -1,13 +1,13 @@
 """Uncertainties of predictions, stored beside the weights in `uncertainty.safetensors`.
 
 The prediction of a scalar head is linear in the features f of its final layer. For such a layer, learned from features
-f_1 … f_n, a Gaussian approximation of what its weights could as well be ("last-layer Laplace") gives the variance
+f_1 … f_n, a Gaussian approximation of the posterior of its weights ("last-layer Laplace") gives the variance
 
     σ²(f) = α² fᵀ (Σ f_i f_iᵀ + ς² 1)⁻¹ f,
 
-large where f points where training structures have not been. A network trained as a whole has it as well, for the
-features that it ends with (Bigi et al. 2024, Mach. Learn.: Sci. Technol. 5, 045018, arXiv:2403.02251: "LLPR"). α and ς
-are chosen on validation data (`eutectic.train.uncertainty`).
+which is large if f points in directions that training structures do not cover. The same holds for a network trained as
+a whole, with its final features (Bigi et al. 2024, Mach. Learn.: Sci. Technol. 5, 045018, arXiv:2403.02251: "LLPR").
+α and ς are chosen on validation data (`eutectic.train.uncertainty`).
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from eutectic.files import writing_to
 from eutectic.models.multitask import MultitaskModel
 
 SUFFIX = "_uncertainty"
-"""Ends the name of an uncertainty, as in `energy_uncertainty`."""
+"""Suffix of the name of an uncertainty, as in `energy_uncertainty`."""
 
 
 def of_uncertainty(name: str) -> str | None:
-    """The property that `name` is the uncertainty of; None if it is a property itself."""
+    """The property whose uncertainty is called `name`; None if `name` is a property itself."""
     return None if name in PROPERTIES or not name.endswith(SUFFIX) else name.removesuffix(SUFFIX)
 
 
 def property_of(name: str) -> str:
-    """The property itself, or that of which `name` is the uncertainty."""
+    """The property called `name`, or the property whose uncertainty is called `name`."""
     return of_uncertainty(name) or name
 
 
@@ -49,9 +49,9 @@ class Uncertainty:
     """The uncertainty of one property of one task.
 
     Attributes:
-        factor: (width, width) float64 L, in the unit of the property: σ(f) = |L f|, and so LᵀL = α² (Σ f fᵀ + ς² 1)⁻¹.
-        facts: how it was made: `trained_on` and `calibrated_on`, numbers of structures; `alpha`; `ridge`, ς²;
-            `typical`, the median σ of the structures that it was calibrated on.
+        factor: (width, width) float64 L, in the unit of the property: σ(f) = |L f|, so LᵀL = α² (Σ f fᵀ + ς² 1)⁻¹.
+        facts: details of the calibration: `trained_on` and `calibrated_on`, numbers of structures; `alpha`; `ridge`,
+            ς²; `typical`, the median σ of the calibration structures.
     """
 
     factor: Float[Tensor, "width width"]
@@ -59,12 +59,12 @@ class Uncertainty:
 
     @property
     def alpha(self) -> float:
-        """α, in the unit of the property: the standard deviation of a label beside the last layer."""
+        """α, in the unit of the property: the standard deviation of a label around the last layer's prediction."""
         return float(self.facts["alpha"])
 
     @property
     def typical(self) -> float:
-        """Median σ of the structures that it was calibrated on."""
+        """Median σ of the calibration structures."""
         return float(self.facts["typical"])
 
     def of(self, features: Float[Tensor, "structures width"] | np.ndarray) -> np.ndarray:
@@ -72,23 +72,24 @@ class Uncertainty:
         return np.asarray(np.linalg.norm(self.directions(features), axis=1))
 
     def directions(self, features: Float[Tensor, "structures width"] | np.ndarray) -> np.ndarray:
-        """(n_structures, width) L f: the errors of two structures are expected to correlate like these do."""
+        """(n_structures, width) L f; the inner product of two rows is the covariance of the structures' errors."""
         values = torch.as_tensor(features).detach().to("cpu", torch.float64)
         return (values @ self.factor.T).numpy()
 
 
 Uncertainties = Mapping[str, Mapping[str, Uncertainty]]
-"""Task → property → its uncertainty."""
+"""Task → property → uncertainty."""
 
 
 def write_uncertainties(folder: Path, values: Uncertainties, *, seal: bool = True) -> None:
-    """Write them into a model's folder; `seal` renews its hashes.
+    """Write uncertainties into a model's folder; `seal` renews its hashes.
 
     Raises:
-        EutecticError: it cannot be written.
+        EutecticError: the file cannot be written.
     """
-    tensors = {f"{task}/{name}": one.factor.contiguous() for task, by in values.items() for name, one in by.items()}
-    facts = {f"{task}/{name}": dict(one.facts) for task, by in values.items() for name, one in by.items()}
+    flat = {f"{task}/{name}": value for task, by_name in values.items() for name, value in by_name.items()}
+    tensors = {key: value.factor.contiguous() for key, value in flat.items()}
+    facts = {key: dict(value.facts) for key, value in flat.items()}
     path = Path(folder) / UNCERTAINTY
     with writing_to(path, errors=(OSError, SafetensorError)):
         save_file(tensors, str(path), metadata={"facts": json.dumps(facts)})
@@ -97,21 +98,21 @@ def write_uncertainties(folder: Path, values: Uncertainties, *, seal: bool = Tru
 
 
 def read_uncertainties(folder: Path, description: Mapping[str, Any], module: MultitaskModel) -> Uncertainties:
-    """Those of a model folder; empty where it has none.
+    """Read the uncertainties of a model folder; empty if it has none.
 
     Args:
-        folder: of the model.
-        description: of it.
-        module: whose heads they must fit.
+        folder: model folder.
+        description: contents of its `model.json`.
+        module: the model, whose heads they must fit.
 
     Raises:
-        EutecticError: a file that is damaged, or was not written with the model, or does not fit its heads.
+        EutecticError: a file that is damaged, was not written with the model, or does not fit its heads.
     """
     path = Path(folder) / UNCERTAINTY
     check_uncertainty(folder, description)
     if not path.is_file():
         return {}
-    found: dict[str, dict[str, Uncertainty]] = {}
+    uncertainties: dict[str, dict[str, Uncertainty]] = {}
     try:
         with safe_open(str(path), framework="pt") as file:
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
@@ -119,7 +120,7 @@ def read_uncertainties(folder: Path, description: Mapping[str, Any], module: Mul
                 task, _, name = key.rpartition("/")
                 factor, own = file.get_tensor(key), facts.get(key, {})
                 _check(key, factor, own, task, name, module)
-                found.setdefault(task, {})[name] = Uncertainty(factor.double(), own)
+                uncertainties.setdefault(task, {})[name] = Uncertainty(factor.double(), own)
     except (OSError, SafetensorError, RuntimeError, ValueError, AttributeError, RecursionError) as error:
         raise EutecticError(
             str(path),
@@ -127,7 +128,7 @@ def read_uncertainties(folder: Path, description: Mapping[str, Any], module: Mul
             "those written with the model",
             f"{COPY}, or delete the file and run `eutectic calibrate`",
         ) from error
-    return found
+    return uncertainties
 
 
 def _check(key: str, factor: Tensor, facts: object, task: str, name: str, module: MultitaskModel) -> None:
@@ -135,9 +136,9 @@ def _check(key: str, factor: Tensor, facts: object, task: str, name: str, module
     Raises:
         ValueError: not for this model.
     """
-    numbers = [facts.get(one) for one in ("alpha", "ridge", "typical")] if isinstance(facts, dict) else [None]
-    if not all(isinstance(one, float) and 0 <= one < float("inf") for one in numbers):
-        raise ValueError(f"{key}: without its facts")
+    numbers = [facts.get(name) for name in ("alpha", "ridge", "typical")] if isinstance(facts, dict) else [None]
+    if not all(isinstance(number, float) and 0 <= number < float("inf") for number in numbers):
+        raise ValueError(f"{key}: facts are missing or invalid")
     if task not in module.heads or not module.has_last_features(task, name):
         raise ValueError(f"{key}: no such head in this model")
     width = last_width(module, task, name)

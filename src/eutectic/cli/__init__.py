@@ -1,8 +1,8 @@
-"""The command line, a thin layer over the typed settings that the Python API uses too."""
+"""The command line: a thin layer over the typed settings that the Python API also uses."""
 
 from __future__ import annotations
 
-# In the order in which --help lists their commands.
+# Import order is the order of the commands in --help.
 from eutectic.cli import train  # isort: skip  # noqa: F401
 from eutectic.cli import benchmark  # isort: skip  # noqa: F401
 from eutectic.cli import model  # isort: skip  # noqa: F401

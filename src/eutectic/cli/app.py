@@ -38,7 +38,7 @@ def main() -> None:
         fail(error)
     except OSError as error:
         if "No usable temporary directory" in str(error):
-            # Raised by `tempfile`, which PyTorch asks when it is imported.
+            # Raised by `tempfile`, which PyTorch calls on import.
             fail(
                 EutecticError(
                     "temporary files",

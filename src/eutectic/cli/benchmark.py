@@ -13,14 +13,14 @@ from rich.table import Table
 
 from eutectic.atoms import EutecticError
 from eutectic.cli.app import OVERRIDES, app
-from eutectic.cli.options import overrides
+from eutectic.cli.options import overrides, without_settings
 from eutectic.cli.show import console, plain
 
 if TYPE_CHECKING:
     from eutectic.study.benchmark import Benchmark
 
 PARTLY = 3
-"""Exit status where some tasks were run and others could not be."""
+"""Exit status when some tasks ran and others could not."""
 
 
 @app.command(context_settings=OVERRIDES)
@@ -29,47 +29,47 @@ def benchmark(
     tasks: Annotated[
         list[str] | None, typer.Argument(help="Tasks (`qm9:gap`), families (`rmd17`), or `all`.", show_default=False)
     ] = None,
-    list_tasks: Annotated[bool, typer.Option("--list", help="Name the tasks with their published errors.")] = False,
+    list_tasks: Annotated[bool, typer.Option("--list", help="List the tasks with their published errors.")] = False,
     table: Annotated[
-        bool, typer.Option("--table", help="Print the results in `--out` beside the published ones, as Markdown.")
+        bool, typer.Option("--table", help="Print the results in `--out` next to the published ones, as Markdown.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of the benchmark; what is finished in it is kept.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the benchmark; finished runs in it are kept.")] = Path(
         "benchmark"
     ),
     model: Annotated[
         str, typer.Option("--model", "-m", help="Model to start from: a name or a folder.")
     ] = "eutectic-small",
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Also train from scratch, for the improvement over it.")
+        bool, typer.Option("--from-scratch", help="Also train from scratch, to report the improvement over it.")
     ] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each start and split.")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, help="Length in steps; default: 32 epochs.")] = None,
-    epochs: Annotated[float | None, typer.Option(min=0, help="Length in epochs; default: 32.")] = None,
-    time: Annotated[str | None, typer.Option(help="Length of each run as a time: 30m, 2h.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs per start and split.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="Length of each run in steps; default: 32 epochs.")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0, help="Length of each run in epochs; default: 32.")] = None,
+    time: Annotated[str | None, typer.Option(help="Length of each run as a duration: 30m, 2h.")] = None,
     split: Annotated[
         str | None, typer.Option(help="Another split: `random` for incomplete data, `fold_0`. Default: the paper's.")
     ] = None,
-    n_train: Annotated[int | None, typer.Option(min=1, help="At most so many training structures.")] = None,
-    n_validation: Annotated[int | None, typer.Option(min=1, help="At most so many validation structures.")] = None,
-    n_test: Annotated[int | None, typer.Option(min=1, help="At most so many test structures.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: the paper's of each task.")] = None,
+    n_train: Annotated[int | None, typer.Option(min=1, help="Maximum number of training structures.")] = None,
+    n_validation: Annotated[int | None, typer.Option(min=1, help="Maximum number of validation structures.")] = None,
+    n_test: Annotated[int | None, typer.Option(min=1, help="Maximum number of test structures.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Structures per batch; default: the paper's.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", "--rate", help="Peak rate; default: 8e-5.")
+        float | None, typer.Option("--learning-rate", "--rate", help="Peak learning rate; default: 8e-5.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs at the same time; default: one per GPU, or else per core.")
+        int | None, typer.Option(min=1, help="Concurrent runs; default: one per GPU, or one per core without a GPU.")
     ] = None,
     smaller: Annotated[
-        Path | None, typer.Option(help="Benchmark of a smaller model, for the gain of the larger one.")
+        Path | None, typer.Option(help="Benchmark folder of a smaller model, to report the gain of the larger one.")
     ] = None,
 ) -> None:
-    """Fine-tune to the 40 tasks of JMP (Shoghi et al., ICLR 2024), and compare with the published errors.
+    """Fine-tune on the 40 tasks of JMP (Shoghi et al., ICLR 2024), and compare with the published errors.
 
-    QM9 (12), rMD17 (10), MD22 (7), SPICE (2), Matbench (8, five folds each) and QMOF (1), with the published settings;
-    any other setting by `--section.key value`. Writes `benchmark.json`, `table.md`, `table.json`, `report.html` and,
-    for Matbench, the record file `matbench.json.gz`. A task whose data are missing says how to get them, and the others
-    go on (exit status 3). The same command resumes.
+    QM9 (12), rMD17 (10), MD22 (7), SPICE (2), Matbench (8, five folds each) and QMOF (1), with the published settings.
+    Any setting can be changed by `--section.key value`. Writes `benchmark.json`, `table.md`, `table.json`,
+    `report.html` and, for Matbench, the record file `matbench.json.gz`. If data are missing for a task, the command
+    says how to get them and runs the other tasks (exit status 3). Run the same command again to resume.
 
     **Examples**
 
@@ -86,8 +86,9 @@ def benchmark(
     from eutectic.study.benchmark import FILE, Benchmark, table_as_json
     from eutectic.study.benchmark_tasks import TASKS, chosen
 
-    which = list(TASKS.values()) if not tasks and (list_tasks or table) else chosen(tasks or [])
-    changes = overrides(context.args)
+    names, settings = without_settings([*(tasks or []), *context.args])
+    which = list(TASKS.values()) if not names and (list_tasks or table) else chosen(names)
+    changes = overrides(settings)
     if list_tasks:
         listed = [task.to_dict() for task in which]
         if as_json:
@@ -100,7 +101,7 @@ def benchmark(
         from eutectic.report.benchmark_page import markdown
         from eutectic.workflows import write_benchmark
 
-        # Without results, the published columns alone.
+        # Without results, only the published columns.
         ours = Benchmark.read(out) if (out / FILE).is_file() else Benchmark()
         if ours.outcomes:
             write_benchmark(out, smaller=other)
@@ -142,7 +143,7 @@ def benchmark(
 
 
 def _show_problems(ours: Benchmark, names: list[str]) -> None:
-    """Say which tasks were not run, the same reason once; end with a status that says so."""
+    """Report tasks that were not run, grouped by reason, and exit with the matching status."""
     problems: dict[tuple[str, str, str], list[str]] = {}
     for name in names:
         problem = ours.outcomes[name].problem
@@ -160,7 +161,7 @@ def _show_problems(ours: Benchmark, names: list[str]) -> None:
 
 
 def _results(rows: list[dict[str, object]]) -> Table:
-    """Our errors beside some of the published ones, no wider than 80 columns."""
+    """Our errors next to some of the published ones, at most 80 columns wide."""
     from eutectic.report.benchmark_page import mark
     from eutectic.report.formatting import measured, percent, significant
 
@@ -180,7 +181,7 @@ def _results(rows: list[dict[str, object]]) -> Table:
 
 
 def _listing(rows: list[dict[str, object]]) -> Table:
-    """Tasks with their published errors, no wider than 80 columns."""
+    """Tasks with their published errors, at most 80 columns wide."""
     columns = {
         "jmp_l": "JMP-L",
         "jmp_s": "JMP-S",
@@ -197,8 +198,8 @@ def _listing(rows: list[dict[str, object]]) -> Table:
         errors = ("–" if row[key] is None else f"{row[key]:g}" for key in columns)
         table.add_row(plain(str(row["name"])), *errors, plain(str(row["unit"])))
     table.caption = (
-        "Published test errors (MAE). scratch: JMP-L's architecture without pre-training; before, known: the best "
-        "before JMP, and today where it could be read. Matbench: fold_0. More with --json."
+        "Published test errors (MAE). scratch: JMP-L's architecture without pre-training; before: the best before "
+        "JMP; known: the best known today, where available. Matbench: fold_0. More with --json."
     )
     table.caption_justify = "left"
     return table

@@ -41,12 +41,12 @@ def data_list(as_json: Annotated[bool, typer.Option("--json", help="Print everyt
     for name, members in families(rows).items():
         ready = [member for member in members if member.structures is not None]
         if len(members) > 1:
-            # One entry for the molecules of rMD17, and the like.
+            # One entry per family, e.g. all molecules of rMD17.
             state, title = f"{len(ready)} of {len(members)} prepared", ", ".join(m.name for m in members)
         else:
-            (one,) = members
-            state = f"{one.structures:,} structures, {(one.size_bytes or 0) / 1e6:,.1f} MB" if ready else "to prepare"
-            title = one.title
+            (row,) = members
+            state = f"{row.structures:,} structures, {(row.size_bytes or 0) / 1e6:,.1f} MB" if ready else "to prepare"
+            title = row.title
         labels = list(dict.fromkeys(label for member in members for label in member.properties))
         brief = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
         names = {"domain": "domain", "level_of_theory": "level of theory", "licence": "licence", "source": "source"}
@@ -62,18 +62,18 @@ def data_prepare(
     name: Annotated[str, typer.Argument(help="Name from `eutectic data list`; `ase` or `records` for your own files.")],
     store: Annotated[
         Path | None,
-        typer.Option(help="Folder of the new store; by default one from which it can be opened by name."),
+        typer.Option(help="Folder of the new store; by default one where it can be opened by name."),
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option(help="Published files: a file, folder or archive; by default downloaded, where possible."),
+        typer.Option(help="Published file, folder or archive; by default downloaded where possible."),
     ] = None,
     molecule: Annotated[str | None, typer.Option(help="Molecule of rmd17; same as rmd17:MOLECULE.")] = None,
     key: Annotated[
         list[str] | None,
         typer.Option(
             help="For ase and records: entry that holds a property, property=key; repeatable. virial=key is a virial "
-            "W = −σV; stress=key:xx,yy,zz,xy,yz,zx states the order of six numbers; property= leaves one out. For "
+            "W = −σV; stress=key:xx,yy,zz,xy,yz,zx gives the order of six numbers; property= skips a property. For "
             "records also numbers=…, positions=…, cell=…."
         ),
     ] = None,
@@ -81,7 +81,7 @@ def data_prepare(
         list[str] | None,
         typer.Option(
             help="For ase and records: unit in the files, energy=kcal/mol or positions=bohr; repeatable. It overrides "
-            "one that the file states. A minus turns the sign: stress=-kbar as in VASP, virial=-eV for W = +σV."
+            "a unit stated in the file. A minus flips the sign: stress=-kbar as in VASP, virial=-eV for W = +σV."
         ),
     ] = None,
     define: Annotated[list[str] | None, typer.Option(help=DEFINE)] = None,
@@ -92,21 +92,21 @@ def data_prepare(
     group_key: Annotated[
         str | None,
         typer.Option(
-            help="For ase and records: entry that names a structure's group (molecule, trajectory), never split."
+            help="For ase and records: entry with a structure's group (molecule, trajectory); groups are never split."
         ),
     ] = None,
     level_of_theory: Annotated[
         str, typer.Option(help="For ase and records: level of theory of the labels.")
     ] = "not stated",
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out unusable records, and report their number.")
+        bool, typer.Option("--skip-bad", help="Skip unusable records, and report their number.")
     ] = False,
     skip_unconverged: Annotated[
         bool,
         typer.Option(
             "--skip-unconverged",
-            help="For ase and records: leave out structures whose calculation did not converge, as an entry "
-            "`converged` or the output of VASP or Quantum ESPRESSO says.",
+            help="For ase and records: skip structures whose calculation did not converge, according to an entry "
+            "`converged` or the output of VASP or Quantum ESPRESSO.",
         ),
     ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Number of processes; by default one per core.")] = None,
@@ -115,7 +115,7 @@ def data_prepare(
     """Convert a data set's published files into a store.
 
     An interrupted preparation resumes when the same command is run again. Downloads and stores are kept in
-    `$EUTECTIC_DATA` (else `~/.local/share/eutectic`) by default.
+    `$EUTECTIC_DATA` (`~/.local/share/eutectic` if not set) by default.
 
     **Examples**
 
@@ -123,7 +123,7 @@ def data_prepare(
 
     `eutectic data prepare rmd17 --molecule aspirin --source rmd17.tar.bz2 --store stores/aspirin`
 
-    `eutectic data prepare qm9 --store stores/qm9` (from the package of `pip install 'eutectic[qm9]'` if installed)
+    `eutectic data prepare qm9 --store stores/qm9` (without download after `pip install 'eutectic[qm9]'`)
 
     `eutectic data prepare ase --source my.xyz --store stores/mine`
 
@@ -135,7 +135,7 @@ def data_prepare(
     --store stores/ads` (a custom property)
 
     `eutectic data prepare records --source my.lmdb --key energy=y --unit energy=eV --unit positions=angstrom
-    --pbc true --store stores/mine` (units that the file does not state must be given)
+    --pbc true --store stores/mine` (units not stated in the file must be given)
     """
     from eutectic.data.catalogue import describe, open_store, prepare
 
@@ -179,11 +179,11 @@ def data_info(
 
 @data_app.command("check")
 def data_check(
-    data: Annotated[str, typer.Argument(help="Embedded data set, store, file or folder that ASE reads, HDF5 or npz.")],
+    data: Annotated[str, typer.Argument(help="Embedded data set, store, file or folder readable by ASE, HDF5 or npz.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    html: Annotated[Path | None, typer.Option(help="HTML report with plots to write.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML report with plots to this file.")] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Model folder; report elements absent from its training data.")
+        Path | None, typer.Option(help="Model folder; elements absent from its training data are reported.")
     ] = None,
     key: Annotated[
         list[str] | None, typer.Option(help="Entry that holds a property, property=key (as for prepare); repeatable.")
@@ -196,8 +196,8 @@ def data_check(
 ) -> None:
     """Check data for problems before training: units, signs, outliers, duplicates, leakage between splits.
 
-    HDF5 and npz files are read as they are, without conversion except by --unit. Exit status: 0 usable, 1 errors were
-    found, 2 cannot be read.
+    HDF5 and npz files are read as they are; units are converted only with --unit. Exit status: 0 usable, 1 errors
+    found, 2 unreadable.
 
     **Examples**
 
@@ -250,10 +250,10 @@ def data_generate(
 ) -> None:
     """Regenerate the embedded data sets, or larger versions (needs `pip install 'eutectic[generate]'`).
 
-    `bulk`, inorganic crystals off equilibrium for pre-training, is not embedded and only generated here.
+    `bulk` (inorganic crystals off equilibrium, for pre-training) is not embedded and must be generated.
 
-    An interrupted generation resumes. A larger scale extends the embedded data, or a smaller store of the same seed in
-    the same folder, and computes only the missing structures.
+    An interrupted generation resumes. A larger scale extends the embedded data, or a smaller store with the same seed
+    in the same folder; only the missing structures are computed.
 
     **Examples**
 
@@ -277,9 +277,9 @@ def data_splits(
     store: Annotated[str, typer.Argument(help="Embedded or prepared data set, or path of a store.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the sizes of every split, and its leakage from training into validation and test.
+    """Show the sizes of each split, and the leakage from training into validation and test.
 
-    Leakage counts structures of groups that are trained on, duplicates, and neighbours in time.
+    Leakage counts structures from training groups, duplicates, and neighbouring frames of a trajectory.
 
     **Examples**
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @app.command("import-jmp")
 def import_jmp(
-    checkpoint: Annotated[Path, typer.Argument(help="`jmp-s.pt`, `jmp-l.pt`, or another file of that layout.")],
+    checkpoint: Annotated[Path, typer.Argument(help="`jmp-s.pt`, `jmp-l.pt`, or another file with that layout.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write; an older model is replaced.")],
     raw: Annotated[bool, typer.Option("--raw", help="Use the weights of the last step instead of the EMA.")] = False,
 ) -> None:
@@ -54,17 +54,17 @@ def import_fairchem(
     out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write; an older model is replaced.")],
     scales: Annotated[
         Path | None,
-        typer.Option(help="File with the scale factors (.pt or .json), if the checkpoint does not have them."),
+        typer.Option(help="File with the scale factors (.pt or .json), if the checkpoint lacks them."),
     ] = None,
     trained_on: Annotated[
         str | None,
-        typer.Option(help="oc20, oc22, oc20+oc22 or other, if the checkpoint does not show it."),
+        typer.Option(help="oc20, oc22, oc20+oc22 or other, if this cannot be inferred from the checkpoint."),
     ] = None,
 ) -> None:
     """Convert a checkpoint of the Open Catalyst Project's GemNet-OC, without executing any code in it.
 
-    The model predicts what fairchem predicts from the file. Published checkpoints can also be given by name, and are
-    downloaded: `eutectic models` lists them.
+    The model gives the same predictions as fairchem. Published checkpoints can also be given by name and are
+    downloaded; `eutectic models` lists them.
 
     **Examples**
 
@@ -94,12 +94,12 @@ def _show_import(report: ImportReport, out: Path) -> None:
 @app.command()
 def predict(
     model: Annotated[
-        Path, typer.Argument(help="Folder or name of a model (`eutectic models`), or one of another package.")
+        Path, typer.Argument(help="Folder or name of a model (`eutectic models`), or a model of another package.")
     ],
     structures: Annotated[Path, typer.Argument(help="A file that ASE reads, or the path or name of a store.")],
     task: Annotated[
         str | None,
-        typer.Option(help="Task of the model; sets heads, graph and level of theory. Needed if there are several."),
+        typer.Option(help="Task of the model; sets heads, graph and level of theory. Required if there are several."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write: extended xyz, or .parquet, or .json.")
@@ -115,24 +115,24 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 32,
     unit: Annotated[
         list[str] | None,
-        typer.Option(help="Unit of the file's positions or cell, if that is not Å: positions=bohr; repeatable."),
+        typer.Option(help="Unit of the file's positions or cell, if not Å: positions=bohr; repeatable."),
     ] = None,
     device: Annotated[
         list[str] | None,
-        typer.Option(help="cpu, cuda, cuda:1, …; repeat for a process on each. Default: a GPU if there is one."),
+        typer.Option(help="cpu, cuda, cuda:1, …; repeat to run one process on each. Default: a GPU if available."),
     ] = None,
 ) -> None:
     """Predict energies, forces and the other properties of a task.
 
     An extended xyz file holds the structures as read, with the predictions added as `TASK_energy`, `TASK_forces`, …;
-    labels are kept; a model that knows its uncertainties (`eutectic calibrate`) adds `TASK_energy_uncertainty`, a
-    standard deviation. A Parquet or JSON file holds the predictions alone, with units and the index of each structure.
-    The file appears when it is complete, and replaces an older one then. Until then what was predicted is in
-    `NAME.partial.xyz` (`NAME.json.partial.jsonl`, `NAME.parquet.partial.jsonl`); after an interruption or a kill the
-    same command goes on from there. If the model, the input or an option has changed, it says so and starts anew.
+    labels are kept. A model with calibrated uncertainties (`eutectic calibrate`) adds `TASK_energy_uncertainty`, a
+    standard deviation. A Parquet or JSON file holds only the predictions, with units and the index of each structure.
+    The file appears, and replaces an older one, when it is complete. Until then the predictions are in
+    `NAME.partial.xyz` (`NAME.json.partial.jsonl`, `NAME.parquet.partial.jsonl`); after an interruption the same
+    command continues from there. If the model, the input or an option has changed, it says so and starts again.
 
-    A structure that cannot be predicted or read is reported, and the others are predicted. Exit status: 0 all
-    predicted, 3 all but those reported, 1 none.
+    A structure that cannot be read or predicted is reported, and the others are predicted. Exit status: 0 all
+    predicted, 3 some could not be, 1 none.
 
     **Examples**
 
@@ -241,12 +241,13 @@ def predict(
 @app.command()
 def distill(
     teacher: Annotated[
-        Path, typer.Argument(help="Folder or name of a model (`eutectic models`), or one of another package.")
+        Path, typer.Argument(help="Folder or name of a model (`eutectic models`), or a model of another package.")
     ],
     structures: Annotated[Path, typer.Argument(help="A file that ASE reads, or the path or name of a store.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Store to write.")],
     task: Annotated[
-        str | None, typer.Option(help="Task of the teacher whose predictions are the labels. Needed if several.")
+        str | None,
+        typer.Option(help="Task of the teacher; its predictions are the labels. Required if there are several."),
     ] = None,
     property: Annotated[
         list[str] | None, typer.Option("--property", "-p", help="Property to predict; repeat. Default: all.")
@@ -257,9 +258,9 @@ def distill(
     elements: Annotated[str | None, typer.Option(help=ELEMENTS)] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 32,
 ) -> None:
-    """Write a store whose labels are a model's predictions, to train another, faster model on.
+    """Write a store whose labels are a model's predictions, to train a faster model.
 
-    The store's level of theory names the teacher. Labels of the structures are not used.
+    The store's level of theory names the teacher. Existing labels of the structures are ignored.
 
     **Examples**
 
@@ -294,7 +295,7 @@ def distill(
 
 
 def _report(summary: Summary) -> None:
-    """Say which structures were left out, and exit with 3 if there are any."""
+    """Report the structures that were left out, and exit with status 3 if there are any."""
     for line in summary.lines():
         Console(stderr=True).print(f"[yellow]{plain(line)}[/]", soft_wrap=True, highlight=False)
     if summary.failed:
@@ -306,20 +307,22 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of a model or a run, or `eutectic-small`.")],
     data: Annotated[
         list[str],
-        typer.Argument(help="Labelled structures: name of a data set, a store, or a file that ASE reads; several."),
+        typer.Argument(help="Labelled structures, one or more: a data set, a store, or a file that ASE reads."),
     ],
     property: Annotated[
         list[str] | None,
-        typer.Option("--property", "-p", help="Property to compare; repeat. Default: all that both have."),
+        typer.Option(
+            "--property", "-p", help="Property to compare; repeat. Default: all that the model and the data share."
+        ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Task of the model; needed if there are several.")] = None,
-    split: Annotated[str | None, typer.Option(help="Evaluate one part of the data in this split.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task of the model; required if there are several.")] = None,
+    split: Annotated[str | None, typer.Option(help="Evaluate only one part of the data, in this split.")] = None,
     part: Annotated[str, typer.Option(help="With --split: `train`, `validation` or `test`.")] = "test",
     conservative: Annotated[
-        bool, typer.Option("--conservative", help="Forces and stress as derivatives of the energy.")
+        bool, typer.Option("--conservative", help="Predict forces and stress as derivatives of the energy.")
     ] = False,
     report: Annotated[
-        Path | None, typer.Option("--report", "-o", help="HTML page to write, with parity plots.")
+        Path | None, typer.Option("--report", "-o", help="Write an HTML report with parity plots to this file.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 32,
@@ -378,14 +381,16 @@ def evaluate(
 @app.command()
 def calibrate(
     model: Annotated[Path, typer.Argument(help="Folder of a model or its run; or the name of a model, with --out.")],
-    data: Annotated[str, typer.Argument(help="What it learned from: name of a data set, a store, or a file.")],
+    data: Annotated[str, typer.Argument(help="Training data of the model: name of a data set, a store, or a file.")],
     held_out: Annotated[
         str | None,
-        typer.Option(help="Structures that it did not learn from. Default: the validation part of the data."),
+        typer.Option(help="Structures not used in training. Default: the validation part of the data."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of a new model; else its own folder.")] = None,
-    task: Annotated[str | None, typer.Option(help="Task of the model; needed if there are several.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the data; default: its own.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of a new model; default: update the model in place.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Task of the model; required if there are several.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the data; default: the data set's.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 32,
     key: Annotated[
         list[str] | None, typer.Option(help="For a file: key of a property, as energy=E_dft; repeat.")
@@ -395,11 +400,11 @@ def calibrate(
     ] = None,
     elements: Annotated[str | None, typer.Option(help=f"For a file. {ELEMENTS}")] = None,
 ) -> None:
-    """Give a model uncertainties of energies and other scalars, which `predict` and `select` then use.
+    """Calibrate uncertainties of energies and other scalars, which `predict` and `select` then use.
 
-    `eutectic finetune` does this at its end; this command is for older models and those that came by name. Training
-    structures show which features of the last layer are known, structures held out how large the errors are (LLPR:
-    last-layer Laplace, arXiv:2403.02251). Forces and vectors get none.
+    `eutectic finetune` does this at the end of a run; this command is for older models and models given by name. The
+    covariance of last-layer features is computed on the training structures, and calibrated with the errors on
+    held-out structures (LLPR: last-layer Laplace, arXiv:2403.02251). Forces and other vectors get no uncertainties.
 
     **Examples**
 
@@ -429,10 +434,12 @@ def calibrate(
         console=Console(stderr=True),
         **{name: value for name, value in reading.items() if value},
     )
-    for name, one in found.items():
+    for name, uncertainty in found.items():
+        facts = uncertainty.facts
         console.print(
-            f"{name.replace('_', ' ')}: typical uncertainty {significant(one.typical)} {PROPERTIES[name].unit}, from "
-            f"{one.facts['trained_on']:,} training structures and {one.facts['calibrated_on']:,} held out",
+            f"{name.replace('_', ' ')}: typical uncertainty {significant(uncertainty.typical)} "
+            f"{PROPERTIES[name].unit}, from {facts['trained_on']:,} training and {facts['calibrated_on']:,} held-out "
+            "structures",
             highlight=False,
         )
     console.print(f"model: {out or model}", highlight=False)
@@ -440,27 +447,28 @@ def calibrate(
 
 @app.command()
 def select(
-    model: Annotated[Path, typer.Argument(help="Folder or name of a model that knows its uncertainties.")],
+    model: Annotated[Path, typer.Argument(help="Folder or name of a model with calibrated uncertainties.")],
     structures: Annotated[Path, typer.Argument(help="Structures to choose from: a file that ASE reads, or a store.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Extended xyz file to write.")],
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of structures to choose.")] = 20,
-    task: Annotated[str | None, typer.Option(help="Task of the model; needed if there are several.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task of the model; required if there are several.")] = None,
     property: Annotated[
-        str | None, typer.Option("--property", "-p", help="Whose uncertainty; default: the energy, or the only one.")
+        str | None,
+        typer.Option("--property", "-p", help="Select by the uncertainty of this; default: energy, or the only one."),
     ] = None,
     elements: Annotated[str | None, typer.Option(help=ELEMENTS)] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 32,
     unit: Annotated[
         list[str] | None,
-        typer.Option(help="Unit of the file's positions or cell, if that is not Å: positions=bohr; repeatable."),
+        typer.Option(help="Unit of the file's positions or cell, if not Å: positions=bohr; repeatable."),
     ] = None,
 ) -> None:
     """Choose the structures of a file that are most worth labelling.
 
-    One after the other, the structure with the largest uncertainty (per atom, for energies) is taken, given that those
-    before it will be labelled: many of one kind are not chosen. Beside each frame stand `selected` (its rank),
-    `index_in_pool`, `TASK_energy_uncertainty`, the same `…_left` after those before it, and `…_times_typical`: how far
-    it is from the training structures, 1 for one like them.
+    Structures are taken one by one by the largest uncertainty (per atom, for energies), assuming that those taken
+    before will be labelled, which avoids choosing many similar ones. Each frame is written with `selected` (its
+    rank), `index_in_pool`, `TASK_energy_uncertainty`, `…_left` (the uncertainty that remains once those before it are
+    labelled) and `…_times_typical` (relative to the training structures: 1 is typical).
 
     **Examples**
 
@@ -501,18 +509,18 @@ def select(
         )
     rows = []
     with writing_predictions(out) as stream:
-        for rank, one in enumerate(found, 1):
-            atoms, structure = one.read.atoms, one.read.structure
+        for rank, pick in enumerate(found, 1):
+            atoms, structure = pick.read.atoms, pick.read.structure
             assert atoms is not None
             assert structure is not None
             copy = atoms.copy()
             copy.calc = atoms.calc
-            copy.info |= notes_of(chosen, name, one, rank)
+            copy.info |= notes_of(chosen, name, pick, rank)
             text = StringIO()
             write_atoms(text, copy, format="extxyz")
             stream.write(text.getvalue())
-            numbers = (significant(one.sigma), significant(one.left), f"{one.times_typical:.2f}")
-            rows.append((str(rank), str(one.read.index), formula(structure), *numbers))
+            numbers = (significant(pick.sigma), significant(pick.left), f"{pick.times_typical:.2f}")
+            rows.append((str(rank), str(pick.read.index), formula(structure), *numbers))
     unit_ = chosen.property(name).unit
     _show_rows(("", "structure", "formula", f"uncertainty, {unit_}", "left", "times typical"), rows[:20])
     console.print(plain(f"{len(found)} of {summary.predicted} structures: {out}"), soft_wrap=True)
@@ -522,14 +530,14 @@ def select(
 @app.command()
 def push(
     model: Annotated[Path, typer.Argument(help="Folder of a model or its run.")],
-    name: Annotated[str, typer.Argument(help="user/name on the Hugging Face Hub; made if it does not exist.")],
+    name: Annotated[str, typer.Argument(help="user/name on the Hugging Face Hub; created if it does not exist.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
     """Upload a model with its card to the Hugging Face Hub (`pip install 'eutectic[hub]'`).
 
-    The card, README.md in the model's folder, is written if there is none by hand: what the model predicts, elements,
-    references, training data with hashes and licences, errors, settings. Anyone may then use the model by its name:
-    `--model user/name`, `eutectic.load("user/name")`. Log in first: `hf auth login`.
+    The card, README.md in the model's folder, is generated unless it was edited by hand: predicted properties,
+    elements, references, training data with hashes and licences, errors, settings. Anyone may then use the model by
+    name: `--model user/name`, `eutectic.load("user/name")`. Log in first: `hf auth login`.
 
     **Examples**
 
@@ -552,24 +560,24 @@ def embed(
     structures: Annotated[Path, typer.Argument(help="A file that ASE reads, or the path or name of a store.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Parquet file to write.")] = None,
     per: Annotated[
-        str, typer.Option(help="One embedding for each `structure` (mean over atoms) or `atom`.")
+        str, typer.Option(help="One embedding per `structure` (mean over atoms) or per `atom`.")
     ] = "structure",
     map_: Annotated[
         Path | None,
         typer.Option(
-            "--map", help="Map of the embeddings to write: a page (.html), or for chemiscope (.json, .json.gz)."
+            "--map", help="Write a map of the embeddings: a page (.html), or chemiscope input (.json, .json.gz)."
         ),
     ] = None,
-    points: Annotated[int, typer.Option(min=2, help="Points of a map; of more, that many are drawn at random.")] = 3000,
-    task: Annotated[str | None, typer.Option(help="Use this task's graph settings, not the model's.")] = None,
+    points: Annotated[int, typer.Option(min=2, help="Maximum number of points in the map, drawn at random.")] = 3000,
+    task: Annotated[str | None, typer.Option(help="Use this task's graph settings instead of the model's.")] = None,
     elements: Annotated[str | None, typer.Option(help=ELEMENTS)] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 32,
 ) -> None:
     """Embed structures or atoms: the invariant features of the model's backbone.
 
     The Parquet file has the columns `structure` (index in the file), `n_atoms` (or `atom` and `number`) and
-    `embedding`. It appears when it is complete; until then, and after an interruption, what was embedded is in
-    `NAME.partial.parquet`. A map shows principal components, and UMAP where the package umap-learn is installed.
+    `embedding`. It appears when it is complete; until then, and after an interruption, the embeddings are in
+    `NAME.partial.parquet`. A map shows principal components, and UMAP if the package umap-learn is installed.
 
     **Examples**
 
@@ -639,16 +647,16 @@ def embed(
 @app.command()
 def nearest(
     model: Annotated[Path, typer.Argument(help="Folder of a model, or `eutectic-small`.")],
-    query: Annotated[Path, typer.Argument(help="File of structures whose neighbours are sought.")],
+    query: Annotated[Path, typer.Argument(help="File with the query structures.")],
     structures: Annotated[Path, typer.Argument(help="A file that ASE reads, or the path or name of a store.")],
-    count: Annotated[int, typer.Option("--count", "-k", min=1, help="Neighbours of each structure.")] = 5,
+    count: Annotated[int, typer.Option("--count", "-k", min=1, help="Number of neighbours per query.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    task: Annotated[str | None, typer.Option(help="Use this task's graph settings, not the model's.")] = None,
+    task: Annotated[str | None, typer.Option(help="Use this task's graph settings instead of the model's.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 32,
 ) -> None:
-    """Find the structures of a file or store that are nearest to given ones, by their embeddings.
+    """Find the structures of a file or store whose embeddings are nearest to those of query structures.
 
-    Distances are Euclidean; beside each is its ratio to the spread of the file (the root mean square distance of its
+    Distances are Euclidean, also given relative to the spread of the file (the root mean square distance of its
     structures from their mean): 0 for the same structure, more than 1 for one unlike any other.
 
     **Examples**
@@ -667,16 +675,16 @@ def nearest(
     from eutectic.train.runtime.stop import StopFlag
 
     trained = load_model(model)
-    asked: list[tuple[Read, np.ndarray]] = []
+    queries: list[tuple[Read, np.ndarray]] = []
 
     def note(read: Read, outcome: np.ndarray | EutecticError) -> None:
         if isinstance(outcome, EutecticError):
             raise outcome
-        asked.append((read, outcome))
+        queries.append((read, outcome))
 
     with StopFlag().listening() as stop:
         embed_file(trained, query, [note], task=task, batch_size=batch_size, stop=lambda: stop.raised)
-        search = Nearest(np.stack([embedding for _, embedding in asked]), count)
+        search = Nearest(np.stack([embedding for _, embedding in queries]), count)
         with ProgressBar("searching", every=LINE_EVERY) as bar:
             summary = embed_file(
                 trained,
@@ -691,13 +699,13 @@ def nearest(
     rows = [
         {
             "query": read.index,
-            "structure": one.index,
-            "formula": formula(one.structure),
-            "distance": one.distance,
-            "relative_distance": one.distance / spread if spread else None,
+            "structure": neighbour.index,
+            "formula": formula(neighbour.structure),
+            "distance": neighbour.distance,
+            "relative_distance": neighbour.distance / spread if spread else None,
         }
-        for (read, _), found in zip(asked, search.found, strict=True)
-        for one in found
+        for (read, _), found in zip(queries, search.found, strict=True)
+        for neighbour in found
     ]
     if as_json:
         sys.stdout.write(json.dumps({"spread": spread, "neighbours": rows}, indent=1) + "\n")
@@ -718,13 +726,13 @@ def nearest(
 @app.command()
 def models(
     model: Annotated[
-        Path | None, typer.Argument(help="Name or folder of a model; lists the names if not given.")
+        Path | None, typer.Argument(help="Name or folder of a model; without it, the named models are listed.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: everything but the weights.")] = False,
 ) -> None:
-    """List the models that have a name, or show a model's tasks, training data and settings.
+    """List the named models, or show a model's tasks, training data and settings.
 
-    Models in the package are there; published ones are downloaded when they are first named.
+    Some models are part of the package; published ones are downloaded on first use.
 
     **Examples**
 
@@ -750,10 +758,10 @@ def models(
         for name, facts in every.items():
             tasks = ", ".join(cast("dict[str, Any]", facts["tasks"]))
             console.print(f"[bold]{plain(name)}[/]  {facts['backbone']}, {facts['parameters']:,} parameters: {tasks}")
-        console.print("Published, downloaded when first named:")
-        for name, one in PUBLISHED.items():
-            console.print(f"[bold]{PREFIX}{name}[/]  {plain(one.title)}: {one.about}")
-        console.print("Details: eutectic models NAME; fine-tune from it: eutectic finetune … --model NAME")
+        console.print("Published, downloaded on first use:")
+        for name, published in PUBLISHED.items():
+            console.print(f"[bold]{PREFIX}{name}[/]  {plain(published.title)}: {published.about}")
+        console.print("Details: eutectic models NAME; fine-tune from one: eutectic finetune … --model NAME")
         return
     folder = model_folder(model)
     description = describe_model(load_model(folder))
@@ -767,7 +775,7 @@ def models(
     for heading in ("task", "predicts", "level of theory"):
         table.add_column(heading)
     for name, task in cast("dict[str, Any]", description["tasks"]).items():
-        predicts = ", ".join(f"{one} ({unit})" for one, unit in task["properties"].items())
+        predicts = ", ".join(f"{prop} ({unit})" for prop, unit in task["properties"].items())
         table.add_row(plain(name), predicts, plain(task["level_of_theory"]))
     console.print(table)
     if (folder / CARD).is_file():
@@ -780,15 +788,15 @@ def models(
 def inspect(
     model: Annotated[Path, typer.Argument(help="Name or folder of a model, or the folder of its run.")],
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON: all facts, with settings and references.")
+        bool, typer.Option("--json", help="Print all facts as JSON, with settings and references.")
     ] = False,
     card: Annotated[
-        bool, typer.Option("--card", help="Print a model card in Markdown, to be saved as README.md in the folder.")
+        bool, typer.Option("--card", help="Print a model card in Markdown, e.g. to save as README.md in the folder.")
     ] = False,
 ) -> None:
-    """Show what a model is: tasks, elements, training data with hashes and licences, test errors, settings, size.
+    """Show a model's tasks, elements, training data with hashes and licences, test errors, settings and size.
 
-    The folder is checked on the way. Test errors are those of the run, if the model is still in its folder.
+    This also verifies the model's files. Test errors are shown if the model is still in the folder of its run.
 
     **Examples**
 
@@ -817,7 +825,7 @@ def inspect(
             "parameters": f"{facts['parameters']:,}, of which {facts['parameters_of_backbone']:,} in the backbone",
             "size": f"{facts['bytes'] / 1e6:.1f} MB",
             "SHA-256": facts["sha256"]["model.safetensors"],
-            "files": "as they were written" if facts["sealed"] else "without hashes, of an older version",
+            "files": "unchanged since written" if facts["sealed"] else "without hashes (older version)",
             "elements": facts["elements"] or "unknown",
             **{key.replace("_", " "): value for key, value in facts["training"].items()},
             "settings": ", ".join(f"{key} {value}" for key, value in facts["settings"].items()),
@@ -828,10 +836,10 @@ def inspect(
         [
             (
                 name,
-                ", ".join(f"{one} ({values['unit']}, {values['head']})" for one, values in task["predicts"].items()),
+                ", ".join(f"{prop} ({values['unit']}, {values['head']})" for prop, values in task["predicts"].items()),
                 ", ".join(
-                    f"{one} of {len(v['references'])} elements"
-                    for one, v in task["predicts"].items()
+                    f"{prop} of {len(v['references'])} elements"
+                    for prop, v in task["predicts"].items()
                     if v["references"]
                 )
                 or "none",
@@ -844,14 +852,14 @@ def inspect(
         ("trained on", "stage", "structures", "licence", "level of theory", "hash"),
         [
             (
-                one["name"],
-                one["stage"],
-                "unknown" if one["structures"] is None else f"{one['structures']:,}",
-                one["licence"] or "unknown",
-                one["level_of_theory"] or "unknown",
-                ", ".join(one["fingerprints"]) or "unknown",
+                data["name"],
+                data["stage"],
+                "unknown" if data["structures"] is None else f"{data['structures']:,}",
+                data["licence"] or "unknown",
+                data["level_of_theory"] or "unknown",
+                ", ".join(data["fingerprints"]) or "unknown",
             )
-            for one in facts["training_data"]
+            for data in facts["training_data"]
         ],
     )
     _show_rows(
@@ -859,20 +867,20 @@ def inspect(
         [
             (
                 name,
-                f"{one['error']:.4g}",
-                "–" if one["baseline"] is None else f"{one['baseline']:.4g}",
-                one["unit"],
-                one["metric"],
+                f"{values['error']:.4g}",
+                "–" if values["baseline"] is None else f"{values['baseline']:.4g}",
+                values["unit"],
+                values["metric"],
             )
-            for name, one in (facts["errors"] or {}).items()
+            for name, values in (facts["errors"] or {}).items()
         ],
     )
     _show_rows(
         ("data set", "property", "validation error", "baseline", "unit"),
         [
-            (task, name, f"{one['error']:.4g}", f"{one['baseline']:.4g}", one["unit"])
+            (task, name, f"{values['error']:.4g}", f"{values['baseline']:.4g}", values["unit"])
             for task, errors in (facts["validation_errors"] or {}).items()
-            for name, one in errors.items()
+            for name, values in errors.items()
         ],
     )
 
@@ -883,7 +891,7 @@ def diff(
     second: Annotated[Path, typer.Argument(help="Name or folder of another model.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show in what two models differ: settings, tasks, references, training data, and how many weights changed.
+    """Show how two models differ: settings, tasks, references, training data, and number of changed weights.
 
     **Examples**
 
@@ -898,7 +906,7 @@ def diff(
         sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         return
     _show_rows(
-        ("what", str(first), str(second)),
+        ("", str(first), str(second)),
         [(name, *(_short(value) for value in values)) for name, values in found["facts"].items()],
     )
     weights = found["weights"]
@@ -908,20 +916,20 @@ def diff(
     for key, words in (
         ("only_in_first", f"only in {first}"),
         ("only_in_second", f"only in {second}"),
-        ("other_shape", "of another shape"),
+        ("other_shape", "with different shapes"),
     ):
         if weights[key]:
-            console.print(plain(f"{words}: {len(weights[key])} tensors, as {weights[key][0]}"), highlight=False)
+            console.print(plain(f"{words}: {len(weights[key])} tensors, e.g. {weights[key][0]}"), highlight=False)
 
 
 def _short(value: object) -> str:
-    """A value for a table; long ones are cut."""
+    """A value for a table; long ones are truncated."""
     text = "–" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _show_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table, or nothing where it has no rows."""
+    """Print a table, or nothing if it has no rows."""
     if not rows:
         return
     table = Table(box=None, pad_edge=False)

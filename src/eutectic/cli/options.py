@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eutectic.atoms import EutecticError
 
-ELEMENTS = "Elements of a file that has only types or labels: Cu,Au for types 1 and 2, or OW=O,HW=H."
+ELEMENTS = "Elements of a file with only atom types or labels: Cu,Au for types 1 and 2, or OW=O,HW=H."
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -51,12 +51,32 @@ def overrides(arguments: Sequence[str]) -> dict[str, Any]:
     return tree
 
 
+def without_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate names from `--section.key value` among them: an argument that may be repeated swallows both.
+
+    Returns:
+        The names, and the settings for `overrides`, both in the order given.
+    """
+    names: list[str] = []
+    settings: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            names.append(word)
+            continue
+        settings.append(word)
+        if "=" not in word and rest:
+            settings.append(rest.pop(0))
+    return names, settings
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
         values = yaml.safe_load(path.read_text())
-    # A value that cannot be, such as a 30th of February, is a ValueError; thousands of brackets are a RecursionError.
+    # An impossible date, such as 30 February, raises a ValueError; thousands of brackets raise a RecursionError.
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise EutecticError(
             str(path), f"cannot be read ({error})", "a YAML file of settings", "check the file"
@@ -69,7 +89,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def pretraining_settings(recipe: str, changes: dict[str, Any]) -> PretrainSettings:
-    """The settings of a recipe or a file, updated by `changes`."""
+    """The settings of a recipe or a file, updated with `changes`."""
     from eutectic.recipes import RECIPES
     from eutectic.train.settings import PretrainSettings, merged, parse
 
@@ -98,7 +118,7 @@ def _without_other_backbone(values: dict[str, Any], changes: dict[str, Any]) -> 
         return values
     from rich.console import Console
 
-    # Not on stdout, which may be a file of settings.
+    # stdout may be redirected to a settings file.
     Console(stderr=True).print(
         f"backbone {new['name']} in place of {name}: the settings of {name} are dropped", highlight=False
     )
@@ -108,11 +128,11 @@ def _without_other_backbone(values: dict[str, Any], changes: dict[str, Any]) -> 
 def pairs(pairs: Sequence[str] | None, option: str = "--key", example: str = "energy=E_dft") -> dict[str, str] | None:
     keys = {}
     for pair in pairs or []:
-        prop, equals, named = pair.partition("=")
+        prop, equals, text = pair.partition("=")
         if not equals:
             value = option.removeprefix("--")
             raise EutecticError(option, repr(pair), f"property={value}, e.g. {example}", "correct the option")
-        keys[prop] = named
+        keys[prop] = text
     return keys or None
 
 

@@ -79,7 +79,7 @@ def show_finetuning(result: FinetuneResult) -> None:
 
     tested = bool(result.test_errors)
     if not tested and not result.validated_on:
-        console.print("no test or validation structures, and so no errors", highlight=False)
+        console.print("no test or validation structures, so no errors", highlight=False)
         return
     if result.rungs:
         _show_rungs(result)
@@ -100,8 +100,8 @@ def show_finetuning(result: FinetuneResult) -> None:
     chosen = "the last" if not result.validated_on else f"the best on {result.validated_on:,} validation structures"
     several = " by the mean of error / baseline over properties" if len(result.curves) > 1 else ""
     console.print(
-        f"[dim]weights of step {result.best_step} of {result.total_steps}, {chosen}{several}; baseline: references and "
-        f"mean alone[/]",
+        f"[dim]weights of step {result.best_step} of {result.total_steps}, {chosen}{several}; baseline: mean predictor"
+        f"[/]",
         highlight=False,
     )
     if result.companions:
@@ -109,21 +109,21 @@ def show_finetuning(result: FinetuneResult) -> None:
 
 
 def _show_companions(result: FinetuneResult) -> None:
-    """Print what became of what was learned at the same time."""
+    """Print the errors of the companion tasks before and after training."""
     from eutectic.report.formatting import significant
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("learned beside it", "property", "before", "after", "test", "mean predictor", "unit"):
-        table.add_column(heading, justify="left" if heading in ("learned beside it", "property", "unit") else "right")
-    for task, one in result.companions.items():
-        for name, unit in one["units"].items():
-            errors = [significant(one[part].get(name)) for part in ("before", "after", "test", "baselines")]
+    for heading in ("companion", "property", "before", "after", "test", "mean predictor", "unit"):
+        table.add_column(heading, justify="left" if heading in ("companion", "property", "unit") else "right")
+    for task, companion in result.companions.items():
+        for name, unit in companion["units"].items():
+            errors = [significant(companion[part].get(name)) for part in ("before", "after", "test", "baselines")]
             table.add_row(task, name.replace("_", " "), *errors, unit)
     console.print(table)
 
 
 def _show_rungs(result: FinetuneResult) -> None:
-    """Print what an effort has tried."""
+    """Print the rungs of an effort ladder."""
     from eutectic.report.formatting import significant
     from eutectic.train.settings import duration
 
@@ -141,12 +141,12 @@ def _show_rungs(result: FinetuneResult) -> None:
 
 
 def show_end(result: FinetuneResult, folder: Path, longer: str) -> None:
-    """Print where a fine-tuned model is, what uses it, whether training was at its end, and what goes on.
+    """Print where the model and report are, whether the error was still falling, and how to predict and continue.
 
     Args:
         result: of the run.
         folder: of the run.
-        longer: the command that goes on.
+        longer: the command that continues training.
     """
     from eutectic.train.judging import RULE
 
@@ -162,13 +162,13 @@ def show_end(result: FinetuneResult, folder: Path, longer: str) -> None:
         ("model", f"{folder / 'model'}"),
         ("report", f"{folder / 'report.html'}"),
         ("predict", f"eutectic predict {folder / 'model'} FILE -o predicted.xyz"),
-        ("go on", longer),
+        ("continue", longer),
     ):
-        console.print(f"{what + ':':<9}{plain(where)}", highlight=False, soft_wrap=True)
+        console.print(f"{what + ':':<10}{plain(where)}", highlight=False, soft_wrap=True)
 
 
 def show_evaluation(result: Evaluation) -> None:
-    """Print the errors of a model by data set and property, then the parts where they are largest and smallest."""
+    """Print the errors of a model by data set and property, then by size and element, and its uncertainties."""
     from eutectic.report.formatting import significant
 
     console.print(f"{result.model}, task {result.task} ({result.level_of_theory})", highlight=False, markup=False)
@@ -189,17 +189,18 @@ def show_evaluation(result: Evaluation) -> None:
             for kind, parts in (("atoms", found.by_size), ("element", found.by_element)):
                 if len(parts) > 1:
                     words = "  ".join(f"{part} {significant(value)}" for part, value in parts.items())
-                    of = f"{where}, " if several else ""
-                    console.print(f"[dim]{plain(of)}{name.replace('_', ' ')} by {kind}:[/] {words}", highlight=False)
+                    prefix = f"{where}, " if several else ""
+                    label = f"{plain(prefix)}{name.replace('_', ' ')}"
+                    console.print(f"[dim]{label} by {kind}:[/] {words}", highlight=False)
     for where, errors in result.sets.items():
         for name, found in errors.items():
             if (doubt := found.uncertainty) is not None:
-                of = f"{where}, " if several else ""
+                prefix = f"{where}, " if several else ""
                 within = " and ".join(f"{share:.0%}" for share in doubt.coverage.values())
                 rank = "" if doubt.rank_correlation is None else f", rank correlation {doubt.rank_correlation:.2f}"
                 console.print(
-                    f"[dim]{plain(of)}{name.replace('_', ' ')} uncertainty:[/] median {significant(doubt.median)} "
-                    f"{found.unit}; {within} of labels within 1 and 1.96 of it (68% and 95% if calibrated){rank}",
+                    f"[dim]{plain(prefix)}{name.replace('_', ' ')} uncertainty:[/] median {significant(doubt.median)} "
+                    f"{found.unit}; {within} of labels within 1 and 1.96 σ (68% and 95% if calibrated){rank}",
                     highlight=False,
                 )
     for note in result.notes:

@@ -33,7 +33,7 @@ def pretrain(
     ] = False,
     start: Annotated[
         Path | None,
-        typer.Option(help="Folder of a trained model to add the recipe's data sets to; its own are validated on."),
+        typer.Option(help="Folder of a trained model to add the recipe's data sets to; the model's own are validated."),
     ] = None,
     loggers: Annotated[
         list[str] | None,
@@ -42,7 +42,7 @@ def pretrain(
 ) -> None:
     """Train one backbone on several data sets at once.
 
-    Any setting can be changed by `--section.key value`. `report.html` in the run's folder shows the progress.
+    Any setting can be changed by `--section.key value`. Progress is shown in `report.html` in the run's folder.
 
     **Examples**
 
@@ -79,11 +79,11 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file of settings.")],
     gpus: Annotated[int, typer.Option(help="Number of GPUs.")] = 8,
     peak_tflops: Annotated[float, typer.Option(help="Peak TFLOP/s per GPU, at the precision of the matmuls.")] = 312.0,
-    efficiency: Annotated[float, typer.Option(help="Fraction of the peak that training reaches.")] = 0.05,
-    launch_ms: Annotated[float, typer.Option(help="Shortest time of a step, for kernel launches, ms.")] = 30.0,
+    efficiency: Annotated[float, typer.Option(help="Fraction of the peak reached in training.")] = 0.05,
+    launch_ms: Annotated[float, typer.Option(help="Minimum time per step, for kernel launches, ms.")] = 30.0,
     memory_gb: Annotated[float, typer.Option(help="Memory per GPU, GB.")] = 80.0,
-    link_gb_s: Annotated[float, typer.Option(help="Bandwidth of each GPU to the others, GB/s.")] = 25.0,
-    strategy: Annotated[str | None, typer.Option(help="`ddp` or `fsdp`; default: as in train.strategy.")] = None,
+    link_gb_s: Annotated[float, typer.Option(help="Bandwidth between GPUs, per GPU, GB/s.")] = 25.0,
+    strategy: Annotated[str | None, typer.Option(help="`ddp` or `fsdp`; default: train.strategy.")] = None,
     price: Annotated[float, typer.Option(help="Price of a GPU-hour, $.")] = 2.0,
     size: Annotated[
         list[str] | None,
@@ -93,8 +93,8 @@ def plan(
 ) -> None:
     """Estimate time, memory and cost of a pre-training, on this machine and on a cluster, without training.
 
-    The operations of a step are counted on typical structures; similar structures stand in for data sets without a
-    store. All assumptions are listed. Any setting can be changed by `--section.key value`.
+    Operations per step are counted on typical structures; similar structures replace data sets without a store. All
+    assumptions are listed. Any setting can be changed by `--section.key value`.
 
     **Examples**
 
@@ -144,7 +144,7 @@ def report(
 Data = Annotated[str, typer.Argument(help="Name of a data set, path of a store, or a file that ASE reads.")]
 Properties = Annotated[
     list[str],
-    typer.Option("--property", "-p", help="Property to learn; repeat. All together select the best step."),
+    typer.Option("--property", "-p", help="Property to learn; repeat. The best step is chosen by all of them."),
 ]
 Model = Annotated[
     Path,
@@ -156,16 +156,16 @@ Model = Annotated[
 HeadFrom = Annotated[
     str | None,
     typer.Option(
-        help="Task of the model whose heads are reused where they fit; `none` for new heads. Default of `finetune`: "
-        "one of the data's level of theory that is better than the mean predictor; of `compare`: `none`."
+        help="Task of the model whose heads are reused where they fit; `none` for new heads. Default in `finetune`: a "
+        "task with the data's level of theory that beats the mean predictor; in `compare`: `none`."
     ),
 ]
 Conservative = Annotated[
     bool | None,
     typer.Option(
         "--conservative/--direct",
-        help="Forces as derivatives of the energy, or by a head of their own, two to three times as fast. "
-        "Default: conservative where both energy and forces are learned.",
+        help="Predict forces as derivatives of the energy, or directly by a separate head (two to three times as "
+        "fast). Default: conservative if both energy and forces are learned.",
         show_default=False,
     ),
 ]
@@ -173,15 +173,17 @@ Sweep = Annotated[
     str | None,
     typer.Option(
         help="How to choose among several rates: `halving` (default; short runs, half the cost of one run) or `full` "
-        "(each to the end). Alone, it tries a third, one and three times the learning rate."
+        "(full-length runs). Without several rates, 1/3, 1 and 3 times the learning rate are tried."
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="Name of the split; default: the data set's.")]
 Training = Annotated[
-    int | None, typer.Option("--n-train", "--train", help="Training structures; default: all of the split's.")
+    int | None, typer.Option("--n-train", "--train", help="Number of training structures; default: all in the split.")
 ]
-Validation = Annotated[int | None, typer.Option("--n-validation", "--validation", help="Validation structures.")]
-Test = Annotated[int | None, typer.Option("--n-test", "--test", help="Test structures.")]
+Validation = Annotated[
+    int | None, typer.Option("--n-validation", "--validation", help="Number of validation structures.")
+]
+Test = Annotated[int | None, typer.Option("--n-test", "--test", help="Number of test structures.")]
 Steps = Annotated[int | None, typer.Option(help="Length in optimiser steps [default: 500].")]
 BatchSize = Annotated[int | None, typer.Option(help="Structures per batch [default: 16].")]
 Key = Annotated[
@@ -198,7 +200,7 @@ Define = Annotated[
 ]
 Elements = Annotated[str | None, typer.Option(help=f"For a file. {ELEMENTS}")]
 SkipUnconverged = Annotated[
-    bool, typer.Option("--skip-unconverged", help="For a file: leave out calculations that did not converge.")
+    bool, typer.Option("--skip-unconverged", help="For a file: skip calculations that did not converge.")
 ]
 LevelOfTheory = Annotated[str | None, typer.Option(help="For a file: level of theory of its labels.")]
 
@@ -220,15 +222,13 @@ def finetune(
     n_validation: Validation = None,
     n_test: Test = None,
     steps: Steps = None,
-    epochs: Annotated[float | None, typer.Option(help="Length in epochs, in place of --steps.")] = None,
-    time: Annotated[
-        str | None, typer.Option(help="Length as a time, in place of --steps: 90s, 30m, 1h30m; of training alone.")
-    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Length in epochs, instead of --steps.")] = None,
+    time: Annotated[str | None, typer.Option(help="Training time, instead of --steps: 90s, 30m, 1h30m.")] = None,
     until_converged: Annotated[
         bool,
         typer.Option(
             "--until-converged",
-            help="Train until the validation error no longer falls; --epochs or --time is then the most.",
+            help="Train until the validation error no longer falls; --epochs or --time is then the maximum.",
         ),
     ] = False,
     batch_size: BatchSize = None,
@@ -243,32 +243,32 @@ def finetune(
     weight: Annotated[
         list[str] | None,
         typer.Option(
-            help="Weight of a property in the loss, as forces=30; repeat. Default: 1 each, of normalised errors; 10 "
-            "for conservative forces."
+            help="Weight of a property in the loss of normalised errors, as forces=30; repeat. Default: 1; 10 for "
+            "conservative forces."
         ),
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Loss: `mae` (default), `huber` or `mse`.")] = None,
     freeze: Annotated[
         list[str] | None,
-        typer.Option(help="Part that is not trained: embedding, blocks, block_0, …, readout, backbone, heads; repeat."),
+        typer.Option(help="Part to freeze: embedding, blocks, block_0, …, readout, backbone, heads; repeat."),
     ] = None,
-    keep_blocks: Annotated[int | None, typer.Option(help="Leave out all blocks but this many, the first.")] = None,
+    keep_blocks: Annotated[int | None, typer.Option(help="Keep only the first blocks, this many.")] = None,
     lora: Annotated[
         int | None,
-        typer.Option(help="Train low-rank changes of this rank instead of the backbone's weights; merged at the end."),
+        typer.Option(help="Train low-rank updates (LoRA) of this rank in the backbone; merged at the end."),
     ] = None,
     layer_decay: Annotated[
-        float | None, typer.Option(help="Learning rate of each block relative to that of the block after it.")
+        float | None, typer.Option(help="Learning rate of each block relative to the next block.")
     ] = None,
     energy_stage: Annotated[
         float | None,
-        typer.Option(help="Last part of the run, e.g. 0.25, in which the energy weighs ten times as much."),
+        typer.Option(help="Final fraction of the run, e.g. 0.25, with ten times the weight on the energy."),
     ] = None,
     effort: Annotated[
         str | None,
         typer.Option(
-            help="In place of a length: `seconds`, `minutes`, `hour` or `full`. Trains ever more of the model, while "
-            "that pays."
+            help="Instead of a length: `seconds`, `minutes`, `hour` or `full`. Trains more and more of the model for "
+            "as long as the error improves."
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed [default: 0].")] = None,
@@ -280,32 +280,32 @@ def finetune(
     skip_unconverged: SkipUnconverged = False,
     test_file: Annotated[
         str | None,
-        typer.Option(help="A store or file to test on, read like the data, of which nothing is then set aside."),
+        typer.Option(help="Store or file to test on, read like the data; no test split is then taken from the data."),
     ] = None,
     together_with: Annotated[
         list[str] | None,
         typer.Option(
-            help="Other data to learn from at the same time, with heads of its own: DATA or DATA=PROPERTY,…; repeat."
+            help="Other data to train on at the same time, with separate heads: DATA or DATA=PROPERTY,…; repeat."
         ),
     ] = None,
     remember: Annotated[
         list[str] | None,
         typer.Option(
-            help="Task of the model not to forget: its own predictions on your structures are learned too; repeat."
+            help="Task that the model should not forget: its predictions on your structures are learned too; repeat."
         ),
     ] = None,
     no_uncertainty: Annotated[
-        bool, typer.Option("--no-uncertainty", help="Leave out the uncertainties of energies and other scalars.")
+        bool, typer.Option("--no-uncertainty", help="Do not calibrate uncertainties of energies and other scalars.")
     ] = False,
     show_settings: Annotated[
         bool, typer.Option("--show-settings", help="Print the resolved settings and stop.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Fine-tune a pre-trained model to properties of your data.
+    """Fine-tune a pre-trained model on your data.
 
-    Writes `model/`, `result.json` and `report.html` into the run's folder. A file of structures is prepared and
-    checked first. A run in the folder is resumed if it is unfinished, and goes on if it is given a greater length. Any
+    Writes `model/`, `result.json` and `report.html` to the run's folder. A file of structures is prepared and checked
+    first. An unfinished run in the folder is resumed; a finished one is continued if its length is increased. Any
     other setting can be changed by `--section.key value`, e.g. `--train.precision bf16-mixed`.
 
     **Examples**
@@ -314,7 +314,7 @@ def finetune(
 
     `eutectic finetune my.xyz -p energy -p forces --out runs/mine`
 
-    `eutectic finetune my.xyz -p energy --time 30m --out runs/mine`, then the same with `--time 1h` to go on
+    `eutectic finetune my.xyz -p energy --time 30m --out runs/mine`, then the same with `--time 1h` to continue
 
     `eutectic finetune my.xyz -p energy -p forces --effort minutes --out runs/mine`
 
@@ -397,7 +397,7 @@ def finetune(
 def _sweep(
     sweep: str | None, rates: list[float] | None, decays: list[float] | None, usual: float
 ) -> tuple[list[float], bool]:
-    """Learning rates to choose from, and whether by halving."""
+    """Learning rates to choose from, and whether to choose by halving."""
     if sweep not in (None, "halving", "full"):
         raise EutecticError("--sweep", repr(sweep), "halving or full", "choose one of these")
     if sweep is not None and len(rates or ()) < 2 and len(decays or ()) < 2:
@@ -407,7 +407,7 @@ def _sweep(
 
 
 def _whole_numbers(given: str | None, where: str) -> list[int]:
-    """From "50,200,950"."""
+    """Parse "50,200,950"."""
     try:
         return [int(word) for word in (given or "").split(",") if word.strip()]
     except ValueError:
@@ -426,7 +426,7 @@ def _numbers(given: list[str] | None) -> dict[str, float]:
 
 
 def _longer(arguments: Sequence[str], train: FinetuneTrainSettings, effort: Effort | None = None) -> str:
-    """The command, for twice the length of its run, or the next effort."""
+    """The command for a run of twice the length, or of the next effort."""
     from eutectic.train.effort import SECONDS
     from eutectic.train.settings import duration
 
@@ -469,15 +469,13 @@ def compare(
     model: Model = Path("eutectic-small"),
     starts: Annotated[str, typer.Option("--start", "--starts", help="`pretrained`, `scratch`, or `both`.")] = "both",
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Runs of each start [default: 3, or 1 with --folds].")
+        int | None, typer.Option(min=1, help="Number of runs per start [default: 3, or 1 with --folds].")
     ] = None,
     folds: Annotated[
         int | None,
-        typer.Option(help="Folds of a cross-validation: published ones, or else by group; each structure is tested."),
+        typer.Option(help="Cross-validation folds: the published ones if there are any, otherwise by group."),
     ] = None,
-    sizes: Annotated[
-        str | None, typer.Option(help="Numbers of training structures, for a learning curve: 50,200,950.")
-    ] = None,
+    sizes: Annotated[str | None, typer.Option(help="Training set sizes of a learning curve: 50,200,950.")] = None,
     sweep: Sweep = None,
     learning_rate: Annotated[
         list[float] | None,
@@ -501,12 +499,12 @@ def compare(
     elements: Elements = None,
     level_of_theory: LevelOfTheory = None,
     skip_unconverged: SkipUnconverged = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at the same time; default: one per core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Concurrent runs; default: one per core.")] = None,
 ) -> None:
-    """Compare fine-tuning from a pre-trained model with training from scratch, over seeds, folds and sizes of the data.
+    """Compare fine-tuning with training from scratch, over seeds, folds and training set sizes.
 
-    Each run is a separate fine-tuning in `runs/`; one table and one report cover all. With several learning rates or
-    weight decays, the best of each start is chosen on validation data, by successive halving on short runs.
+    Each run is a separate fine-tuning in `runs/`; one table and one report cover them all. With several learning rates
+    or weight decays, the best for each start are chosen on validation data, by successive halving on short runs.
 
     **Examples**
 
@@ -576,12 +574,12 @@ def demo(
     ),
     steps: Annotated[int | None, typer.Option(min=1, help="Pre-training steps; default: the recipe's.")] = None,
     finetune_steps: Annotated[
-        int | None, typer.Option(min=1, help="Fine-tuning steps of every run; default: the recipe's.")
+        int | None, typer.Option(min=1, help="Steps of each fine-tuning; default: the recipe's.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each start.")] = 3,
-    workers: Annotated[int, typer.Option(min=1, help="Processes for pre-training and for fine-tuning.")] = 2,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs per start.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 2,
 ) -> None:
-    """Pre-train on four domains and fine-tune to five unseen tasks, against training from scratch, in ten minutes.
+    """Pre-train on four domains, fine-tune on five unseen tasks, and compare with training from scratch (10 minutes).
 
     Writes `results.json` and `report.html`.
 
@@ -611,11 +609,11 @@ def demo(
 
 @app.command()
 def replay(
-    folder: Annotated[Path, typer.Argument(help="A saved step: RUN/nonfinite-steps/step-000123.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a saved step: RUN/nonfinite-steps/step-000123.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    rows: Annotated[int, typer.Option(min=1, help="Structures to show.")] = 10,
+    rows: Annotated[int, typer.Option(min=1, help="Number of structures to show.")] = 10,
 ) -> None:
-    """Replay a step with a non-finite loss or gradient, by structure and by module.
+    """Replay a step with a non-finite loss or gradient, and show losses and gradients by structure and by module.
 
     Training skips such steps and saves the first few.
 

@@ -22,7 +22,7 @@ class Card:
         level_of_theory: exact level of theory of the labels ("GFN2-xTB", "PBE/def2-SVP", …).
         licence: SPDX identifier or free text.
         citation: reference to cite, one line.
-        source: origin of the raw files, or how the data was generated.
+        source: origin of the raw files, or how the data were generated.
         default_split: split used by default.
         notes: known problems, peculiarities, structures left out.
     """

@@ -30,7 +30,7 @@ _OWN = {
     "ase": "Your own structures: any file or folder that ASE reads",
     "records": "Your own structures as named arrays: pickled LMDB, npz, JSON or CSV (units given with --unit)",
 }
-"""Names of the user's own files."""
+"""Names for the user's own files, and their titles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Row:
         source: origin of the data.
         default_split: split used by default.
         notes: known problems, peculiarities, structures left out.
-        files: files that `prepare` downloads; empty where they cannot be downloaded by a program.
+        files: files that `prepare` downloads; empty where they cannot be downloaded automatically.
         store: path of the store, if prepared.
         structures: number of structures; None until prepared.
         size_bytes: size on disk; None until prepared.
@@ -154,7 +154,7 @@ def open_store(name_or_path: str | Path) -> Store:
     if text in native() or any(name.startswith(f"{text}:") for name in native()):
         raise EutecticError(
             text,
-            "this data set is not embedded, and not prepared",
+            "this data set is neither embedded nor prepared",
             f"an embedded data set ({', '.join(known)}), a prepared one, or the path of a store",
             f"make a store first: eutectic data prepare {text}" + _choices(text),
         )
@@ -204,12 +204,12 @@ def prepare(
         group_key: "ase" and "records" only: entry that names the group of a structure.
         units: "ase" and "records" only: property, "virial", "positions" or "cell" → unit in the files.
         define: "ase" and "records" only: custom properties, in the syntax of `eutectic.atoms.parse_definition`.
-        elements: "ase" only: elements of atoms in files of types or labels, "Cu,Au" or "OW=O,HW=H".
+        elements: "ase" only: elements for files that have only atom types or labels, "Cu,Au" or "OW=O,HW=H".
         pbc: "records" only: periodic directions, "true", "false" or e.g. "TTF".
         level_of_theory: "ase" and "records" only: level of theory of the labels.
         skip_bad: leave out unusable records; their number is written to the store and its card.
-        skip_unconverged: "ase" and "records" only: leave out structures whose calculation did not converge, as the
-            files say.
+        skip_unconverged: "ase" and "records" only: leave out structures whose calculation did not converge according
+            to the files.
         workers: number of processes; None is one per core.
         overwrite: replace an existing store.
         progress: show count, rate and time left when it takes more than a few seconds.
@@ -219,7 +219,7 @@ def prepare(
 
     Raises:
         EutecticError: unknown name; no source; files that cannot be read or downloaded; a folder that cannot be
-            written; an invalid definition, key or unit; stress and virial of a file that contradict each other.
+            written; an invalid definition, key or unit; a stress and a virial that contradict each other.
         Interrupted: Ctrl-C; finished parts are kept.
     """
     if molecule is not None and ":" not in name:
@@ -228,16 +228,16 @@ def prepare(
     if name not in _OWN and name not in modules:
         raise _unknown(name)
     options = {"--key": keys, "--group-key": group_key, "--unit": units, "--define": define}
-    only = {**dict.fromkeys(options, tuple(_OWN)), "--elements": ("ase",), "--pbc": ("records",)}
-    only["--skip-unconverged"] = tuple(_OWN)
+    allowed_for = {**dict.fromkeys(options, tuple(_OWN)), "--elements": ("ase",), "--pbc": ("records",)}
+    allowed_for["--skip-unconverged"] = tuple(_OWN)
     others = {"--elements": elements, "--pbc": pbc, "--skip-unconverged": skip_unconverged}
     for option, value in {**options, **others}.items():
-        if value and name not in only[option]:
+        if value and name not in allowed_for[option]:
             raise EutecticError(
                 option,
                 f"used with {name}, which defines this itself",
                 "this option only with your own files",
-                f"leave it out, or prepare them as {' or '.join(only[option])}",
+                f"leave it out, or prepare them as {' or '.join(allowed_for[option])}",
             )
     defined = define_all(define)
     if store is None and name in _OWN:
@@ -326,7 +326,7 @@ def _fetched(dataset: Dataset, name: str, *, progress: bool) -> Path:
     if not files:
         raise EutecticError(
             name,
-            "no source, and its files cannot be downloaded by a program",
+            "no source, and its files cannot be downloaded automatically",
             "a file or folder",
             f"download them ({dataset.card(name).source}) and pass --source with the file or folder",
         )
@@ -336,7 +336,7 @@ def _fetched(dataset: Dataset, name: str, *, progress: bool) -> Path:
 
 
 def describe(store: Store) -> dict[str, object]:
-    """The content of `eutectic data info` as JSON; constant memory, and immediate if the store has a manifest."""
+    """Content of `eutectic data info` as JSON, in constant memory; immediate if the store has a manifest."""
     summary = store.summary()
     description: dict[str, object] = {
         "name": store.card.name,

@@ -1,7 +1,7 @@
 """What labels depend on besides the geometry: charge, spin, level of theory, field.
 
-Models take none of these. So they are not labels unless the user names them (`--key charge=…`), and the ones that
-differ within a file are said.
+Models do not take these as input. They are therefore not labels unless the user names them (`--key charge=…`), and
+those that differ within a file are reported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAMES: Mapping[str, str] = {
 _DIFFERING, _NONE = "Structures differ in ", "; models take none of these."
 
 MOST = 20
-"""Values of an entry that are kept."""
+"""Maximum number of values kept per entry."""
 
 
 @dataclass(eq=False)
@@ -43,7 +43,7 @@ class Met:
                     counts[text] = counts.get(text, 0) + 1
 
     def differing(self) -> dict[str, tuple[str, ...]]:
-        """Entry → its values, sorted, where there are several."""
+        """Entry → its values, sorted, for entries with several values."""
         return {name: tuple(sorted(counts, key=_order)) for name, counts in self.values.items() if len(counts) > 1}
 
 
@@ -54,12 +54,12 @@ def words(differing: Mapping[str, Iterable[str]]) -> str:
 
 
 def note(differing: Mapping[str, Iterable[str]]) -> str:
-    """For the card of a data set; `from_notes` finds it again."""
+    """Note for the card of a data set, from which `from_notes` recovers the conditions."""
     return f"{_DIFFERING}{words(differing)}{_NONE}"
 
 
 def from_notes(notes: Iterable[str]) -> str:
-    """The differing conditions, as `words` gives them, in the notes of a card; empty if there are none."""
+    """The differing conditions in the notes of a card, as written by `words`; empty if there are none."""
     found = (text for text in notes if text.startswith(_DIFFERING) and text.endswith(_NONE))
     return next((text.removeprefix(_DIFFERING).removesuffix(_NONE) for text in found), "")
 

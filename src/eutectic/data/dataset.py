@@ -26,7 +26,7 @@ class File:
         url: download address.
         size_bytes: published size; None if unknown.
         checksum: published checksum, "sha256:…" or "md5:…"; empty if there is none.
-        by_hand: what to do with the file if it is downloaded by other means, for errors.
+        by_hand: for error messages: what to do with a file downloaded by other means.
     """
 
     name: str
@@ -42,8 +42,8 @@ class Piece:
 
     Attributes:
         path: the file.
-        first, count: range of records; a count of None is all that follow. A piece with a count may be cut further,
-            so give one only where reading a range costs about its share of the whole.
+        first, count: range of records; a count of None means all that follow. A piece with a count may be cut further,
+            so set it only if reading a range costs about its share of the whole.
         member: part of the file with the records (a group of HDF5, a member of an archive).
     """
 

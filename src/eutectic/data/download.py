@@ -143,7 +143,7 @@ def _stream(part: _Part, bar: ProgressBar) -> None:
     while True:
         before = len(part)
         try:
-            _once(part, bar)
+            _download_once(part, bar)
             return
         except _Lost as lost:
             if len(part) > before:
@@ -158,7 +158,7 @@ def _stream(part: _Part, bar: ProgressBar) -> None:
             time.sleep(pauses.pop(0))
 
 
-def _once(part: _Part, bar: ProgressBar) -> None:
+def _download_once(part: _Part, bar: ProgressBar) -> None:
     """Download over one connection.
 
     Raises:

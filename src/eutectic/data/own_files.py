@@ -20,7 +20,7 @@ def check_keys(keys: Mapping[str, str], *more: str) -> None:
         more: other names that may have a key.
 
     Raises:
-        EutecticError: an unknown name; suggests the nearest one; an order of six numbers that is none.
+        EutecticError: an unknown name (suggests the nearest one); an invalid order of six numbers.
     """
     _check_names("--key", keys, (*PROPERTIES, stresses.VIRIAL.name, *more))
     stresses.places((), keys, {})
@@ -71,8 +71,8 @@ def length(quantity: str, stated: str) -> float:
 
 
 def unit_required(name: str) -> bool:
-    """Whether the unit of a property must be given for a file without units: whether it is published in more than one
-    unit. Custom properties are defined with their unit."""
+    """Whether the unit of a property must be given if the file states none, since it is published in several units.
+    Custom properties are defined with their unit."""
     return name in BUILT_IN and len(units.usual(PROPERTIES[name].unit)) > 1
 
 
@@ -94,7 +94,7 @@ def others(name: str) -> tuple[str, ...]:
 def notes(
     counts: Mapping[str, Mapping[str, int]],
     given: Mapping[str, str],
-    said: Mapping[str, Sequence[str]] | None = None,
+    file_units: Mapping[str, Sequence[str]] | None = None,
     *,
     assumed: bool = False,
 ) -> list[str]:
@@ -103,25 +103,25 @@ def notes(
     Args:
         counts: property → entry → structures.
         given: the user's units, as for `check_units`.
-        said: property, "positions" or "cell" → units that the files state themselves.
+        file_units: property, "positions" or "cell" → units stated in the files.
         assumed: if some unit was stated, also note the assumed units of the other properties.
     """
-    said = said or {}
+    file_units = file_units or {}
     lines = [
         f"{name} in {unit}{'' if name in given else ', as the file says'}: converted to Å"
         for name in GEOMETRY_UNITS
-        if (unit := given.get(name) or ", ".join(said.get(name, ())))
+        if (unit := given.get(name) or ", ".join(file_units.get(name, ())))
     ]
     for name, keys in counts.items():
-        theirs = ", ".join(said.get(name, ()))
-        mine = given.get(name) or (given.get(stresses.VIRIAL.name) if name == "stress" else None)
-        if mine:
-            unit = f" in {mine}" + (f" (the file says {theirs})" if theirs and theirs != mine else "")
-        elif theirs:
-            unit = f" in {theirs}, as the file says"
+        in_file = ", ".join(file_units.get(name, ()))
+        user_unit = given.get(name) or (given.get(stresses.VIRIAL.name) if name == "stress" else None)
+        if user_unit:
+            unit = f" in {user_unit}" + (f" (the file says {in_file})" if in_file and in_file != user_unit else "")
+        elif in_file:
+            unit = f" in {in_file}, as the file says"
         else:
-            some = assumed and (given or said)
-            unit = f", taken to be in {PROPERTIES[name].unit}" if some and PROPERTIES[name].unit else ""
+            state_unit = assumed and (given or file_units)
+            unit = f", taken to be in {PROPERTIES[name].unit}" if state_unit and PROPERTIES[name].unit else ""
         lines += [f"{name} from {key!r}{unit}: {n} structures" for key, n in keys.items()]
     return lines
 

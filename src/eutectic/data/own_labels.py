@@ -1,4 +1,4 @@
-"""Labels of one structure of the user's own files: which entry holds a property, in which shape and unit."""
+"""Labels of a structure in the user's own files: which entry holds a property, in which shape and unit."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Label:
     Attributes:
         entry: its entry.
         value: in the library's shape and unit.
-        said: unit that the file states; empty if none.
+        stated_unit: unit stated in the file; empty if none.
         virial: whether the stress follows from a virial.
     """
 
     entry: str
     value: np.ndarray
-    said: str = ""
+    stated_unit: str = ""
     virial: bool = False
 
 
@@ -67,16 +67,16 @@ def find(
     info: Entries,
     keys: Mapping[str, str],
     given: Mapping[str, str],
-    said: stated_units.Stated,
+    file_units: stated_units.Stated,
     where: str,
 ) -> dict[str, Label]:
     """Property → its label.
 
     Args:
         atoms: with its positions and cell in Å.
-        info: all entries of the structure beside arrays and results.
+        info: all entries of the structure besides arrays and results.
         keys, given: the user's `--key` and `--unit`.
-        said: units that the file states.
+        file_units: units stated in the file.
         where: the structure, in errors.
 
     Raises:
@@ -88,11 +88,11 @@ def find(
         at = f"{where}, {key}"
         name = unit_name or prop.name
         label = _shaped(prop, value, len(atoms), at, order)
-        unit = stated_units.unit_of(name, key, given, said, present, at)
+        unit = stated_units.unit_of(name, key, given, file_units, present, at)
         if unit is not None:
             at = f"--unit {name}={unit}" if name in given else at
             label = stated_units.conversion(name, unit, at)(label, len(atoms))
-        return Label(entry=key, value=label, said=stated_units.specific(name, key, said, present) or "")
+        return Label(entry=key, value=label, stated_unit=stated_units.specific(name, key, file_units, present) or "")
 
     found: dict[str, Label] = {}
     for name, prop in PROPERTIES.items():
@@ -115,7 +115,7 @@ def find(
             stated_units.conversion(stresses.VIRIAL.name, given["stress"], stated)
         label = converted(stresses.VIRIAL, place.entry, value, order=place.order)
         stress = stresses.of_virial(label.value, atoms.get_volume())
-        found["stress"] = Label(entry=place.entry, value=stress, said=label.said, virial=True)
+        found["stress"] = Label(entry=place.entry, value=stress, stated_unit=label.stated_unit, virial=True)
         break
     return found
 
@@ -129,20 +129,20 @@ def contradiction(
     info: Entries,
     keys: Mapping[str, str],
     given: Mapping[str, str],
-    said: stated_units.Stated,
+    file_units: stated_units.Stated,
     where: str,
 ) -> str | None:
-    """How stress and virial of a structure contradict each other; None if they agree, or the user has chosen one."""
+    """How stress and virial of a structure contradict each other; None if they agree or the user has chosen one."""
     if "stress" in keys or "virial" in keys or atoms.cell.rank < 3:
         return None
     inside = places(atoms, info)
     held = {p.virial: p for p in reversed(_of_stress({}, {})) if _value(inside, p.entry) is not None}
     if len(held) < 2:
         return None
-    # A unit of energy given for the stress is that of the virial.
-    of_both = {k: v for k, v in stresses.unit_of_virial(given).items() if k != "stress" or not stresses.of_energy(v)}
+    # An energy unit given for the stress is the unit of the virial.
+    for_both = {k: v for k, v in stresses.unit_of_virial(given).items() if k != "stress" or not stresses.of_energy(v)}
     a, b = (
-        find(atoms, info, {**keys, place: held[place == "virial"].entry}, of_both, said, where)["stress"]
+        find(atoms, info, {**keys, place: held[place == "virial"].entry}, for_both, file_units, where)["stress"]
         for place in ("stress", "virial")
     )
     if (words := stresses.contradiction(a.value, b.value)) is None:

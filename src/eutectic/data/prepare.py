@@ -58,7 +58,7 @@ LOCK = "lock"
 FIRST_MESSAGES = 10
 MOST_IN_A_ROW = 20
 """After this many consecutive unreadable records, the rest of a file of unknown length is skipped: if its end is
-damaged, it would never be reached."""
+damaged, reading would never reach it."""
 
 
 @dataclass(kw_only=True)
@@ -104,21 +104,21 @@ def plan(pieces: Sequence[Piece]) -> list[tuple[tuple[Piece, ...], float]]:
     Returns:
         The pieces of each part, in order, and their approximate number of records.
     """
-    of_file = Counter(piece.path for piece in pieces)
-    guess = {path: max(1.0, path.stat().st_size / RECORD_BYTES / n) for path, n in of_file.items()}
+    pieces_per_file = Counter(piece.path for piece in pieces)
+    guess = {path: max(1.0, path.stat().st_size / RECORD_BYTES / n) for path, n in pieces_per_file.items()}
     weights = [guess[p.path] if p.count is None else float(p.count) for p in pieces]
     most = max(PART_RECORDS, math.ceil(sum(weights) / MAX_PARTS))
     parts: list[tuple[tuple[Piece, ...], float]] = []
-    together: list[Piece] = []
+    current: list[Piece] = []
     total = 0.0
     for piece, weight in zip(pieces, weights, strict=True):
-        for some, some_weight in _cut(piece, weight, most):
-            if together and total + some_weight > most:
-                parts.append((tuple(together), total))
-                together, total = [], 0.0
-            together.append(some)
-            total += some_weight
-    return [*parts, (tuple(together), total)] if together else parts
+        for cut, cut_weight in _cut(piece, weight, most):
+            if current and total + cut_weight > most:
+                parts.append((tuple(current), total))
+                current, total = [], 0.0
+            current.append(cut)
+            total += cut_weight
+    return [*parts, (tuple(current), total)] if current else parts
 
 
 def _cut(piece: Piece, weight: float, most: int) -> Iterator[tuple[Piece, float]]:
@@ -142,17 +142,17 @@ def _read(dataset: Dataset, piece: Piece, name: str) -> Iterator[LabelledStructu
             done += 1
     except (EutecticError, MemoryError):
         raise
-    # Readers raise all kinds of exceptions on damaged files; the user needs the place.
+    # Readers raise all kinds of exceptions on damaged files; the user needs the location.
     except Exception as error:
         raise EutecticError(
-            f"{_called(piece)}, about record {piece.first + done}",
+            f"{_location(piece)}, about record {piece.first + done}",
             f"could not be read ({type(error).__name__}: {error})",
             f"a record of {name}",
             "the file may be truncated or damaged: download it again",
         ) from error
 
 
-def _called(piece: Piece) -> str:
+def _location(piece: Piece) -> str:
     return f"{piece.path}, {piece.member}" if piece.member else str(piece.path)
 
 
@@ -197,10 +197,10 @@ def _rows(dataset: Dataset, piece: Piece, name: str, bad: LeftOut | None, start:
         for row in rows:
             place += 1
             try:
-                row.check(f"{_called(piece)}, {row.id}")
+                row.check(f"{_location(piece)}, {row.id}")
             except EutecticError as error:
                 if bad is None:
-                    raise _or_without(error) from error
+                    raise _suggest_skip_bad(error) from error
                 bad.add(error, place - 1)
             else:
                 yield row
@@ -212,7 +212,7 @@ def _rows(dataset: Dataset, piece: Piece, name: str, bad: LeftOut | None, start:
             return
         except EutecticError as error:
             if bad is None:
-                raise _or_without(error) from error
+                raise _suggest_skip_bad(error) from error
             done = place - first_place
             in_a_row = 1 if done else in_a_row + 1
             which = _bad_record(dataset, rest, name, done)
@@ -231,7 +231,7 @@ def _rows(dataset: Dataset, piece: Piece, name: str, bad: LeftOut | None, start:
             rest = replace(rest, first=rest.first + which + 1, count=left)
 
 
-def _or_without(error: EutecticError) -> EutecticError:
+def _suggest_skip_bad(error: EutecticError) -> EutecticError:
     if "--skip-bad" in error.fix:
         return error
     return EutecticError(
@@ -302,9 +302,9 @@ def make_part(job: Job, number: int, pieces: Sequence[Piece], progress: Callable
     bad = LeftOut() if job.skip_bad else None
     pending: list[LabelledStructure] = []
     # Errors inside may come from the source, so they are not reported as write errors. The writer calls fsync.
-    with replacing(report.with_suffix(".arrow"), sync=False, sole_writer=True, errors=()) as half:
+    with replacing(report.with_suffix(".arrow"), sync=False, sole_writer=True, errors=()) as partial:
         with writing_to(job.work):
-            writer = ShardWriter(half, job.card)
+            writer = ShardWriter(partial, job.card)
         try:
             reported = 0
             for piece in pieces:
@@ -378,7 +378,7 @@ def prepare_store(
         card, pieces = dataset.card(name), dataset.pieces(source, name)
         splits = dataset.published_splits(source, name)
     if card.default_split not in ("group", "random", "paper", *splits):
-        card = replace(card, default_split="group", notes=(*card.notes, "No official splits beside it."))
+        card = replace(card, default_split="group", notes=(*card.notes, "No official splits beside the file."))
     parts = plan(pieces)
     work = path.with_name(f".{path.name}.preparing")
     fix = "wait for it, stop it, or choose another --store"
@@ -424,7 +424,7 @@ def _final(
         default = "group"
         if sum((r.shard.summary for r in reports), Summary()).n_groups() < 3:
             default = "random"
-            notes.append("Fewer than three groups: the split is random, and groups are on both sides of it.")
+            notes.append("Fewer than three groups: the default split is random, so groups are on both sides.")
     return replace(card, notes=tuple(notes), default_split=default), splits
 
 
@@ -453,25 +453,25 @@ def _link(part: Path, shard: Path) -> None:
 
 def _begin(work: Path, dataset: Dataset, name: str, card: Card, pieces: Sequence[Piece]) -> None:
     """Clean the work folder; finished parts of an earlier run are kept if its journal is identical."""
-    now = _journal(dataset, name, card, pieces)
+    journal = _journal(dataset, name, card, pieces)
     try:
-        before = json.loads((work / "journal.json").read_text())
+        previous = json.loads((work / "journal.json").read_text())
     except (OSError, ValueError):
-        before = {}
+        previous = {}
     for left in work.iterdir():
         if left.is_dir():
             shutil.rmtree(left)
-        elif left.name != LOCK and (before != now or left.suffix == ".writing"):
+        elif left.name != LOCK and (previous != journal or left.suffix == ".writing"):
             left.unlink()
-    if before != now:
-        if changed := [key for key in now if before and before.get(key) != now[key]]:
+    if previous != journal:
+        if changed := [key for key in journal if previous and previous.get(key) != journal[key]]:
             why = f"{', '.join(changed)} changed since this preparation was interrupted: starting again"
             Console(stderr=True).print(why)
-        write_atomically(work / "journal.json", json.dumps(now, indent=1), sync=False, sole_writer=True)
+        write_atomically(work / "journal.json", json.dumps(journal, indent=1), sync=False, sole_writer=True)
 
 
 def _journal(dataset: Dataset, name: str, card: Card, pieces: Sequence[Piece]) -> dict[str, object]:
-    """Everything a part depends on. Files enter by size and time, since hashing them would be as slow as reading."""
+    """Everything a part depends on. Files are identified by size and time, since hashing is as slow as reading."""
 
     def digest(*values: object) -> str:
         return hashlib.sha256(repr(values).encode()).hexdigest()[:32]

@@ -27,11 +27,11 @@ TEST_SHARE = 0.1
 """Default fraction of the structures for validation, and again for test."""
 
 SAME_ENERGY = 0.05
-"""Energies (eV) of one geometry that are further apart are of another charge, spin or level of theory."""
+"""Energies (eV) of the same geometry that differ by more belong to different charges, spins or levels of theory."""
 
 NEAR = 0.1
-"""Å, root mean square over the atoms: consecutive rows that differ by less are neighbours in time. A step of 0.5 fs
-at 500 K moves atoms by 0.02 Å; independent structures of a molecule differ by tenths."""
+"""Root mean square displacement (Å) below which consecutive rows are neighbours in time. A step of 0.5 fs at 500 K
+moves atoms by 0.02 Å; independent structures of a molecule differ by a few tenths of an Å."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ def split(
     requested = (n_train, n_validation, n_test)
     for part, n in zip(("training", "validation", "test"), requested, strict=True):
         if n is not None and n < (part == "training"):
-            raise EutecticError(f"split {name!r}", f"{n} {part} structures", "a positive number", "ask for more")
+            raise EutecticError(f"split {name!r}", f"{n} {part} structures", "a positive number", "request more")
     if name == "group":
         parts = _by_group(store, eligible, requested, seed)
     elif name == "random":
@@ -112,14 +112,14 @@ def folds_of(store: Store, count: int, name: str | None = None) -> list[str]:
     Args:
         store: to split.
         count: number of folds, at least 2.
-        name: split whose rule is kept: `random` divides groups; None is the card's default.
+        name: split whose rule the folds follow (`random` divides groups); None is the card's default.
 
     Raises:
         EutecticError: fewer than two folds; a published split, which has one test set.
     """
     if count < 2:
         raise EutecticError(
-            "folds", f"{count}", "at least 2: each is tested with the others for training", "ask for more"
+            "folds", f"{count}", "at least 2: each is tested after training on the others", "request more"
         )
     published = store.published_splits()
     official = [f"fold_{i}" for i in range(count)]
@@ -131,8 +131,8 @@ def folds_of(store: Store, count: int, name: str | None = None) -> list[str]:
         raise EutecticError(
             f"folds of {store.card.name}",
             f"{count} folds of the published split {name!r}, which has one test set",
-            "the split group or random",
-            "leave out --split, or give one of these",
+            "the split 'group' or 'random'",
+            "leave out --split, or pass one of these",
         )
     kind = "random" if name == "random" else "group"
     return [f"{kind}_fold_{i}_of_{count}" for i in range(count)]
@@ -311,11 +311,11 @@ def _assign(
 def _fold(
     store: Store, name: str, fold: tuple[str, int, int], eligible: np.ndarray, requested: _Requested, seed: int
 ) -> _Parts:
-    """Fold `number` of `count` is the test set; validation, by group too, and training come from the others."""
+    """Fold `number` of `count` is the test set; validation (also by group) and training come from the other folds."""
     kind, number, count = fold
     where = f"split {name!r} of {store.card.name}"
     if count < 2 or number >= count:
-        raise EutecticError(where, name, "folds 0 to k − 1 of k, at least 2", "correct the name")
+        raise EutecticError(where, name, "fold 0 to k − 1 of k, with k at least 2", "correct the name")
     order = _in_hash_order(store, seed)
     rows = order[eligible[order]]
     if kind == "group":
@@ -327,7 +327,7 @@ def _fold(
     groups = by_hash[sizes[by_hash] > 0]
     too_few = len(groups) < count
     if not too_few:
-        # The largest groups first, each to the smallest fold so far: folds of nearly equal size.
+        # Largest groups first, each to the smallest fold so far, so that folds are of nearly equal size.
         fold_of_group = np.full(len(by_hash), -1)
         filled = np.zeros(count, dtype=np.int64)
         for group in groups[np.argsort(-sizes[groups], kind="stable")]:
@@ -340,10 +340,10 @@ def _fold(
         raise EutecticError(
             where,
             f"{count} folds of {len(groups)} {what}",
-            f"a {what[:-1]} for each fold, and two beside each, for training and validation",
-            "ask for fewer folds, or use the split 'random' (a group may then be on both sides)"
+            f"at least one {what[:-1]} per fold, and two outside each fold (training, validation)",
+            "use fewer folds, or the split 'random' (a group may then be on both sides)"
             if kind == "group"
-            else "ask for fewer folds",
+            else "use fewer folds",
         )
     test = rows[fold_of_group[group_of_row[rows]] == number]
     left = int(sizes[rest].sum())
@@ -449,8 +449,8 @@ class Leakage:
         structures: structures in the part.
         in_shared_groups: structures whose group (molecule, compound, trajectory, …) is also in training.
         shared_groups: number of these groups.
-        duplicates: structures identical to a training structure to 1e-3 Å, with the same energy if they have one: those
-            of another charge, spin or level of theory are no duplicates.
+        duplicates: structures identical to a training structure to 1e-3 Å, with the same energy if they have one (the
+            same geometry with another charge, spin or level of theory is not a duplicate).
         neighbours_in_time: structures whose previous or next row is a training structure of the same atoms, less
             than `NEAR` away.
     """
@@ -507,7 +507,7 @@ def leakage_into(
     shared = _energies_of_shared(content, energies, train, parts)
     beside = np.zeros(len(store), dtype=bool)
     if near is not None:
-        # Row i is near row i + 1, and one of them is trained on.
+        # Row i is near row i + 1, and one of them is in training.
         trained = np.zeros(len(store), dtype=bool)
         trained[train] = True
         beside[:-1] |= near & trained[1:]
@@ -530,7 +530,7 @@ def leakage_into(
 def _energies_of_shared(
     content: np.ndarray, energies: np.ndarray | None, train: np.ndarray, parts: Mapping[str, np.ndarray]
 ) -> dict[bytes, list[float]]:
-    """Content that is in training and in a part → its energies in training."""
+    """Content hash found in training and in a part → its energies in training."""
     if energies is None:
         return {}
     outside = {content[row] for rows in parts.values() for row in rows}
@@ -542,7 +542,7 @@ def _energies_of_shared(
 
 
 def _any_near(energy: float, others: Sequence[float]) -> bool:
-    """Whether one of the energies is that of the same calculation; an unknown one (NaN) may be."""
+    """Whether one of the energies agrees within `SAME_ENERGY`; an unknown one (NaN) counts as agreement."""
     return any(not abs(energy - other) > SAME_ENERGY for other in others)
 
 

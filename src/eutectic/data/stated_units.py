@@ -1,4 +1,4 @@
-"""Units that files state themselves.
+"""Units stated in files.
 
 `energy_unit=kcal/mol` in a comment of extended xyz, `_property_unit_dict` and `_distance_unit` of a SchNetPack
 database, the units in `key_descriptions` of an ASE database, `e_unit` and `r_unit` of an sGDML file, a field
@@ -20,10 +20,10 @@ from eutectic.data import own_files
 from eutectic.data.formats import ase_lmdb
 
 Stated = Mapping[str, str]
-"""Quantity in lower case → unit. "" is a unit stated without saying of what."""
+"""Quantity in lower case → unit. "" is a unit stated without a quantity."""
 
 _OF_ALL = ("unit", "units", "property_units", "property_unit_dict", "unit_dict", "key_units")
-"""Entries with the units of several quantities, or one unit of nobody knows what."""
+"""Entries with the units of several quantities, or with a unit but no quantity."""
 
 _OTHERS: Mapping[str, tuple[str, ...]] = {
     "energy": ("e", "energies"),
@@ -40,7 +40,7 @@ _IN_NAMES = {
     **dict.fromkeys(("hartree", "ha", "kcal", "kcalmol", "kj", "kjmol", "ry", "rydberg", "mev"), "energy"),
     **dict.fromkeys(("bohr", "gpa", "kbar"), "other"),
 }
-"""Words in the name of an entry that say another unit than the library's: `E_hartree`, `energy (kcal/mol)`."""
+"""Words in an entry's name that indicate a unit other than the library's: `E_hartree`, `energy (kcal/mol)`."""
 
 
 def stated(entries: Mapping[str, object]) -> dict[str, str]:
@@ -74,7 +74,7 @@ def _is_other_energy(text: str) -> bool:
 
 
 def _text(value: object) -> str | None:
-    """A text, also one in an array of one."""
+    """A string, possibly in an array of one element; None for anything else."""
     if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "SU":
         value = value.reshape(-1)[0]
     if isinstance(value, bytes):
@@ -89,7 +89,7 @@ def _of_several(value: object) -> dict[str, str]:
         with suppress(ValueError):
             value = json.loads(text if text.lstrip().startswith("{") else f"{{{text}}}")
     if isinstance(value, Mapping):
-        return {str(key).lower(): unit for key, said in value.items() if (unit := _text(said)) is not None}
+        return {str(key).lower(): unit for key, item in value.items() if (unit := _text(item)) is not None}
     return {} if text is None else {"": text}
 
 
@@ -97,67 +97,67 @@ def unit_of(
     name: str,
     entry: str,
     given: Mapping[str, str],
-    said: Stated,
+    file_units: Stated,
     present: Collection[str] = (),
     where: str = "",
 ) -> str | None:
-    """The unit of the numbers of an entry: the one that the user gives, else the one that the file states.
+    """Unit of the numbers in an entry: the user's if given, else the one stated in the file.
 
     Args:
         name: property, "virial", "positions" or "cell".
         entry: its entry in the file.
         given: the user's units, `--unit`.
-        said: as `stated` gives them.
-        present: all entries: a unit of one of the others is not that of this one.
+        file_units: units stated in the file, from `stated`.
+        present: all entries; a unit stated for one of the others is not used for this one.
         where: location named in errors.
 
     Returns:
-        None if neither says one.
+        None if neither gives one.
 
     Raises:
-        EutecticError: the file states a unit that is unknown or one of another quantity, or one without saying of
-            what; the entry is named after another unit than the library's.
+        EutecticError: the file states an unknown unit, one of another quantity, or one without a quantity; the entry's
+            name indicates a unit other than the library's.
     """
     if name in given:
         return given[name]
-    text = specific(name, entry, said, present)
+    text = specific(name, entry, file_units, present)
     if text is not None:
         if not _fits(name, text):
             raise EutecticError(
                 where,
                 f"the file says that {entry} is in {text!r}",
-                f"a unit of {name}, such as {', '.join(_usual(name)[:5]) or 'the one of its definition'}",
+                f"a unit of {name}, such as {', '.join(_usual(name)[:5]) or 'the one in its definition'}",
                 f"give the unit of the numbers: --unit {name}=UNIT",
             )
         return text
-    if (text := said.get("")) is not None:
+    if (text := file_units.get("")) is not None:
         if _fits(name, text):
             return text
         if _is_doubtful(name, text):
             raise EutecticError(
                 where,
-                f"the file says {text!r} of its units, not of which numbers",
+                f"the file states the unit {text!r}, but not of which numbers",
                 f"the unit of {name}",
                 f"give it: --unit {name}={_usual(name)[0]}, or another of {', '.join(_usual(name)[1:5])}",
             )
     if name in PROPERTIES and own_files.unit_required(name) and (word := _in_name(name, entry)) is not None:
         raise EutecticError(
             where,
-            f"the name {entry!r}, which says {word}",
+            f"the name {entry!r}, which suggests {word}",
             f"{name} in {PROPERTIES[name].unit}, or the unit of the numbers",
             f"give it: --unit {name}={_nearest(name, word)}",
         )
     return None
 
 
-def specific(name: str, entry: str, said: Stated, present: Collection[str] = ()) -> str | None:
-    """The unit that the file states of this entry; None if it states none. Arguments as for `unit_of`."""
-    if (text := said.get(entry.lower())) is not None:
+def specific(name: str, entry: str, file_units: Stated, present: Collection[str] = ()) -> str | None:
+    """Unit that the file states for this entry; None if it states none. Arguments as for `unit_of`."""
+    if (text := file_units.get(entry.lower())) is not None:
         return text
     elsewhere = {other.lower() for other in present} - {entry.lower()}
     for other in (name, *_OTHERS.get(name, ())):
-        if other in said and other not in elsewhere:
-            return said[other]
+        if other in file_units and other not in elsewhere:
+            return file_units[other]
     return None
 
 
@@ -190,12 +190,12 @@ def _usual(name: str) -> tuple[str, ...]:
 
 
 def _is_doubtful(name: str, text: str) -> bool:
-    """Whether a unit of nobody knows what leaves open in which unit a property is."""
+    """Whether a unit stated without a quantity leaves the unit of a property in doubt."""
     if name not in PROPERTIES or not own_files.unit_required(name):
         return False
     if text.lower() in ("metal", "ase") or re.fullmatch(r"ev\W+(a|å|ang|angstroms?)", text.lower()):
         return False
-    # A length says nothing of energies, eV is the library's.
+    # A length says nothing about energies, and eV is the library's own unit.
     return not units.is_known(text) or (units.unit(text).dimension == units.ENERGY and units.unit(text).factor != 1)
 
 
@@ -226,7 +226,7 @@ def of_file(path: Path, form: str) -> dict[str, str]:
         return {}
     from ase.db import connect
 
-    # What makes the file unreadable is said when its structures are read.
+    # An unreadable file is reported when its structures are read.
     with suppress(Exception):
         return stated(connect(str(path), type=form).metadata or {})
     return {}

@@ -4,8 +4,8 @@ A store is a folder of `shard-00000.arrow`, … readable by any Arrow reader (pa
 structure: flat arrays (row-major) for per-atom quantities, float64 for energies and other labels of a structure,
 float32 for positions, cells and forces (generated labels are computed at the rounded positions; the relative error
 of 1e-7 is far below that of any level of theory; atoms far from the origin are moved back first: `stored_positions`).
-The schema's metadata has the card: units, level of theory, licence, citation, definitions of properties that are not
-built in. Units are compared with `PROPERTIES` when a store is opened. A small `manifest.json` has the number and size
+The schema's metadata holds the card: units, level of theory, licence, citation, definitions of properties that are not
+built in. Units are compared with `PROPERTIES` when a store is opened. A small `manifest.json` holds the number and size
 of the shards and a summary of their contents, so that a store of 100 million structures opens without reading any
 shard. (Stores without a manifest can be read too; every shard is then opened to count its rows.) A store is written to
 a temporary folder and renamed when complete, so that an interrupted writer leaves nothing that looks like a store.
@@ -41,7 +41,7 @@ ROWS_PER_SHARD = 262_144
 MANIFEST = "manifest.json"
 SPLITS = "splits.json"
 FAR = 32.0
-"""Å from the origin; float32 is no coarser than 2e-6 Å up to there."""
+"""Distance from the origin, Å, up to which float32 is no coarser than 2e-6 Å."""
 
 PublishedSplits = Mapping[str, Mapping[str, np.ndarray]]
 """Split → "train", "validation", "test" → rows, in the published order."""
@@ -81,8 +81,8 @@ def _schema(card: Card) -> pa.Schema:
 def stored_positions(structure: Structure) -> np.ndarray:
     """(n_atoms, 3) positions as a store has them, Å, float32.
 
-    The structure's own, unless they lie so far from the origin that they would be rounded several times as coarsely as
-    the same structure near it: then the atoms are moved back (`home_positions`).
+    These are the structure's own positions, unless the atoms are so far from the origin that float32 would round them
+    several times more coarsely than near it: then the atoms are moved back (`home_positions`).
     """
     positions = structure.positions
     farthest = float(np.abs(positions).max(initial=0))
@@ -130,7 +130,7 @@ def _columns(rows: Sequence[LabelledStructure], schema: pa.Schema, properties: S
         "positions": _lists([stored_positions(s) for s in structures], pa.float32()),
         "cell": pa.FixedSizeListArray.from_arrays(pa.array(cells), 9),
         "pbc": pa.FixedSizeListArray.from_arrays(pa.array(pbc), 3),
-        # Most structures are all tag 2 and all free: a null costs one bit.
+        # In most structures every atom has tag 2 and none is fixed: a null costs one bit.
         "tags": _lists([None if (s.tags == 2).all() else s.tags.astype(np.uint8) for s in structures], pa.uint8()),
         "fixed": _lists([s.fixed if s.fixed.any() else None for s in structures], pa.bool_()),
     }
@@ -306,7 +306,7 @@ def finish_store(
 
 def _runs(rows: np.ndarray) -> list[int | list[int]]:
     """Rows in order, with [first, end] for first, first + 1, …, end - 1: published parts are often whole files, and
-    ten million single rows are 80 MB of JSON."""
+    ten million separate rows would be 80 MB of JSON."""
     rows = np.asarray(rows, dtype=np.int64)
     starts = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1).tolist()
     runs: list[int | list[int]] = []
@@ -497,7 +497,7 @@ class _Mapped:
                     shape = prop.shape(n)
                     value = np.ndarray(shape, kind, memory, places[at + 2] + width * start)
                     if value.size != end - start:
-                        raise _damaged(self.path, f"{prop.name} of {end - start} numbers for {n} atoms")
+                        raise _damaged(self.path, f"{end - start} values of {prop.name} for {n} atoms")
                     labels[prop.name] = value.astype(np.float64)
             at += 3
         structure = Structure(numbers=numbers, positions=positions, cell=cell, pbc=pbc, tags=tags, fixed=fixed)
@@ -663,7 +663,7 @@ class Store(Sequence[LabelledStructure]):
             if stored.get(prop.name) != prop.unit:
                 raise EutecticError(
                     str(self.path),
-                    f"{prop.name} in {stored[prop.name]!r}" if prop.name in stored else f"no unit of {prop.name}",
+                    f"{prop.name} in {stored[prop.name]!r}" if prop.name in stored else f"no unit for {prop.name}",
                     f"{prop.unit!r}, the unit of {prop.name} in eutectic",
                     "make the store again with this version of eutectic",
                 )
@@ -704,7 +704,7 @@ class Store(Sequence[LabelledStructure]):
             yield from map(shard.batch, range(shard.n_batches))
 
     def take(self, indices: np.ndarray, *names: str) -> Iterator[pa.RecordBatch]:
-        """Some columns of some rows, in constant memory, without building structures.
+        """Selected columns of selected rows, in constant memory, without building structures.
 
         Args:
             indices: (n,) rows; the output is sorted.
@@ -761,25 +761,25 @@ class Store(Sequence[LabelledStructure]):
                 values = batch.column(name)
                 lengths.update(pc.binary_length(values).to_numpy().astype(np.int64).tobytes())
                 contents.update(b"".join(values.cast(pa.large_binary()).to_pylist()))
-        whole = hashlib.blake2b(f"{len(self)}".encode(), digest_size=16)
+        combined = hashlib.blake2b(f"{len(self)}".encode(), digest_size=16)
         for lengths, contents in digests.values():
-            whole.update(lengths.digest() + contents.digest())
+            combined.update(lengths.digest() + contents.digest())
         for name, parts in sorted(self.published_splits().items()):
             for part, rows in sorted(parts.items()):
-                whole.update(f"{name}/{part}/{len(rows)}".encode() + rows.astype(np.int64).tobytes())
-        return whole.hexdigest()
+                combined.update(f"{name}/{part}/{len(rows)}".encode() + rows.astype(np.int64).tobytes())
+        return combined.hexdigest()
 
     def content_hash(self) -> str:
-        """32 hexadecimal digits, equal for two stores only if nothing that is learned from them differs.
+        """32 hexadecimal digits, equal for two stores only if a model learns the same from both.
 
-        A hash of every value of every row, in order, of the units, and of the published splits. Other facts on the
-        card and shard sizes are not included. Reads the whole store, in constant memory.
+        A hash of every value of every row, in order, of the units, and of the published splits. The rest of the card
+        and shard sizes are not included. Reads the whole store, in constant memory.
         """
         digests: dict[str, tuple[hashlib.blake2b, hashlib.blake2b]] = {}
         for batch in self.batches():
             for name in batch.schema.names:
                 column = batch.column(name)
-                # Values and their places are hashed separately; what lies under a null is undefined.
+                # Values and their places are hashed separately; the bytes under a null are undefined.
                 places, values = digests.setdefault(name, (hashlib.blake2b(), hashlib.blake2b()))
                 if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
                     lengths = pc.fill_null(pc.list_value_length(column), -1)
@@ -794,11 +794,11 @@ class Store(Sequence[LabelledStructure]):
                     values.update(b"".join(column.cast(pa.large_binary()).to_pylist()))
                 else:
                     values.update(column.to_numpy(False).tobytes())
-        whole = hashlib.blake2b(self.fingerprint().encode(), digest_size=16)
-        whole.update(json.dumps(sorted(_units(self.card).items())).encode())
+        combined = hashlib.blake2b(self.fingerprint().encode(), digest_size=16)
+        combined.update(json.dumps(sorted(_units(self.card).items())).encode())
         for name, (places, values) in sorted(digests.items()):
-            whole.update(name.encode() + b"/" + places.digest() + values.digest())
-        return whole.hexdigest()
+            combined.update(name.encode() + b"/" + places.digest() + values.digest())
+        return combined.hexdigest()
 
     def bytes(self) -> int:
         """Size on disk."""

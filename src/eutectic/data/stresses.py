@@ -1,4 +1,4 @@
-"""Stresses of files: tensors, six numbers in some order, or virials by any name, sign and unit.
+"""Stresses in files: tensors, six numbers in some order, or virials, with any name, sign and unit.
 
 `--key stress=NAME` names a stress, `--key virial=NAME` a virial W = −σV, from which the stress follows as σ = −W/V;
 `--unit virial=-eV` is a virial of the opposite sign. `NAME:xx,yy,zz,xy,yz,zx` states the order of six numbers.
@@ -48,7 +48,7 @@ def places(
 ) -> tuple[Place, ...]:
     """Entries in which the stress may be, in order of preference.
 
-    A named entry is a virial if its unit is one of energy, or, where no unit is given, if it is called so.
+    A named entry is a virial if its unit is one of energy or, if no unit is given, if its name says so.
 
     Args:
         usual: usual names of stresses.
@@ -74,7 +74,7 @@ def _is_virial(entry: str, unit: str | None) -> bool:
 
 
 def of_energy(unit: str) -> bool:
-    """Whether a unit (with or without a minus) is one of energy, as that of a virial; "a.u." may also be a stress."""
+    """Whether a unit (with or without a minus) is an energy, as for a virial; "a.u." may also be a stress."""
 
     def converts(wanted: str) -> bool:
         try:
@@ -94,7 +94,7 @@ def unit_of_virial(stated: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def split(entry: str) -> tuple[str, tuple[str, ...]]:
-    """Name and order of "NAME:xx,yy,zz,xy,yz,zx"; without an order, all is the name.
+    """Name and order in "NAME:xx,yy,zz,xy,yz,zx"; without an order, all of it is the name.
 
     Raises:
         EutecticError: components that are not those of a symmetric tensor.
@@ -126,7 +126,7 @@ def of_virial(virial: np.ndarray, volume: float) -> np.ndarray:
 
 
 def contradiction(stress: np.ndarray, other: np.ndarray) -> str | None:
-    """How a stress and the one that follows from a virial differ, in words; None if they agree.
+    """How a stress differs from the one derived from a virial, in words; None if they agree.
 
     Args:
         stress, other: (3, 3) eV/Å³.

@@ -1,4 +1,4 @@
-"""Generate data sets: the embedded ones (four for pre-training, four for fine-tuning), and one that is not embedded.
+"""Generate data sets: the embedded ones (four for pre-training, four for fine-tuning) and one that is not embedded.
 
 `import eutectic.generate` does not need the packages of the extra `generate`; computing labels does.
 """

@@ -209,8 +209,8 @@ def items_in(store: Store, seed: int) -> int:
     return next((int(m[1]) for m in matches if m and int(m[2]) == seed), 0)
 
 
-def _beginning(card: Card, path: Path | None, seed: int, n_items: int) -> tuple[Path, int] | None:
-    """The largest existing store with the first of these items: the embedded one or one at `path`.
+def _reusable_store(card: Card, path: Path | None, seed: int, n_items: int) -> tuple[Path, int] | None:
+    """The largest existing store with the first of these items: the embedded one, or one at `path`.
 
     Items depend on their number and the seed alone, so they can be reused.
     """
@@ -251,16 +251,16 @@ def run(generator: Generator, out: Path, *, scale: float, seed: int, workers: in
     card, path = generator.card, out / generator.card.name
     note, n_items = provenance(generator, scale, seed), generator.count(scale)
     # With --overwrite an existing store is not reused.
-    beginning = _beginning(card, None if overwrite else path, seed, n_items)
-    grown = beginning is not None and beginning[0] == path
-    if path.exists() and not (overwrite or grown):
+    reused = _reusable_store(card, None if overwrite else path, seed, n_items)
+    extended = reused is not None and reused[0] == path
+    if path.exists() and not (overwrite or extended):
         if note in (store := Store(path)).card.notes:
             return len(store)
         raise EutecticError(
             str(path), "a store made with other settings", note, "choose another --out, or pass --overwrite"
         )
     generator.check_extras()
-    first = beginning[1] if beginning else 0
+    first = reused[1] if reused else 0
     work, plan = out / f".{card.name}.work", {**_plan(generator, scale, seed), "first": first}
     if work.exists() and (not (work / "plan.json").exists() or json.loads((work / "plan.json").read_text()) != plan):
         shutil.rmtree(work)
@@ -277,8 +277,8 @@ def run(generator: Generator, out: Path, *, scale: float, seed: int, workers: in
     for folder in chunks:
         rejected.update(json.loads((folder / "report.json").read_text()))
     notes = [note]
-    if beginning:
-        earlier = [kept for kept in Store(beginning[0]).card.notes if kept.startswith(LEFT_OUT)]
+    if reused:
+        earlier = [kept for kept in Store(reused[0]).card.notes if kept.startswith(LEFT_OUT)]
         notes += [
             kept if " of items " in kept else f"{LEFT_OUT} of items below {first}{kept.removeprefix(LEFT_OUT)}"
             for kept in earlier
@@ -286,9 +286,9 @@ def run(generator: Generator, out: Path, *, scale: float, seed: int, workers: in
     if rejected:
         where = f" of items from {first}" if first else ""
         notes.append(f"{LEFT_OUT}{where}: " + "; ".join(f"{n} × {why}" for why, n in sorted(rejected.items())) + ".")
-    folders = [*([beginning[0]] if beginning else []), *chunks]
+    folders = [*([reused[0]] if reused else []), *chunks]
     written = write_store(
-        path, replace(card, notes=(*card.notes, *notes)), _rows(folders), overwrite=overwrite or grown
+        path, replace(card, notes=(*card.notes, *notes)), _rows(folders), overwrite=overwrite or extended
     )
     shutil.rmtree(work)
     return written

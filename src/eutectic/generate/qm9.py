@@ -119,7 +119,7 @@ def pretraining_molecules(heavy_atoms: tuple[int, ...]) -> Sequence[tuple[int, s
         (QM9 index, SMILES), in QM9's order.
     """
     rows = table("SMILES", "Elements")
-    # "['C','H',…]": heavy atoms are the entries that are not 'H'.
+    # "['C','H',…]": heavy atoms are the entries other than 'H'.
     heavy = pc.subtract(
         pc.count_substring(rows["Elements"], ","), pc.count_substring(rows["Elements"], "'H'")
     ).to_numpy()

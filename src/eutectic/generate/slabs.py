@@ -130,7 +130,7 @@ def _oriented(bulk: Atoms, plane: tuple[int, int, int]) -> Atoms:
 
 
 def _widened(slab: Atoms, width: float) -> Atoms:
-    """The smallest supercell in the plane whose lattice vectors are all at least `width` long."""
+    """The smallest in-plane supercell with both of its lattice vectors at least `width` long."""
     for n in itertools.count(1):
         best, shape = 0.0, None
         for p in (p for p in range(1, n + 1) if n % p == 0):

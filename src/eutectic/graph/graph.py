@@ -25,7 +25,7 @@ AT_ONCE = 512
 """Atoms whose graphs are built together: enough to amortise NumPy's call overhead, few enough for the cache."""
 
 MOST_CELLS = 100
-"""Lattice vectors from the cell, up to which atoms stay where they are in double precision."""
+"""Distance from the cell, in lattice vectors, beyond which atoms are moved back even in double precision."""
 
 LISTS = ("main", "atom_atom", "atom_edge", "quadruplet")
 """The names of the edge lists, in the order of the columns of `SmoothCutoff`."""
@@ -37,9 +37,9 @@ class SmoothCutoff:
 
     Attributes:
         source: (n_atoms, 4) first neighbour beyond the cap, for each of `LISTS`; −1 if the cutoff comes first.
-        offset: (n_atoms, 4, 3) lattice vectors added to its position.
+        offset: (n_atoms, 4, 3) lattice vectors added to that neighbour's position.
         cutoff: (n_atoms,) Å.
-        width: (n_atoms,) Å over which edges fade out; 0 for a hard cap.
+        width: (n_atoms,) distance over which edges fade out, Å; 0 for a hard cap.
     """
 
     source: Int[Tensor, "atoms 4"]
@@ -52,8 +52,8 @@ class Counts(NamedTuple):
     """Numbers of atoms, edges, triplets and quadruplets of one structure.
 
     Attributes:
-        atoms: of the structure.
-        edges: of the main graph, directed.
+        atoms: atoms.
+        edges: directed edges of the main graph.
         triplets: pairs of a main edge and another main or atom-edge edge into the same atom.
         quadruplets: d→b→a←c over all middle edges b→a.
 
@@ -73,11 +73,11 @@ class StructureGraph:
 
     Attributes:
         structure: the atoms.
-        home: (n_atoms, 3) their positions moved near the origin (`home_positions`), to which all offsets belong, Å.
+        home: (n_atoms, 3) positions moved near the origin (`home_positions`), Å; all offsets refer to these.
         moves: (n_atoms, 3) lattice vectors by which each atom was moved back.
-        main: edges that have features; every edge has its reverse.
+        main: edges that carry features; the reverse of every edge is included.
         reverse: (n_main,) index of each main edge's reverse.
-        atom_atom, atom_edge, quadruplet: directed edges, each list the nearest neighbours from one search; empty if not
+        atom_atom, atom_edge, quadruplet: directed edges to the nearest neighbours, all from one search; empty if not
             requested.
         smooth_cutoff: ends of the lists for a smooth cap; None for a hard cap.
     """
@@ -116,13 +116,13 @@ def build_graph(
     """Build all edge lists from one neighbour search.
 
     Args:
-        structure: a valid one (`Structure.check`); one atom, or atoms farther apart than the cutoff, give empty edge
-            lists.
+        structure: a valid structure (`Structure.check`); a single atom, or atoms farther apart than the cutoff, give
+            empty edge lists.
         settings: cutoff and caps.
         lists: names of the edge lists to build (`Backbone.edge_lists`); the others are left empty, which does not
             affect the lists that are built. `main` is always built.
         edge_dropout: fraction of the directed edges dropped at random before the other lists are selected from the
-            rest (JMP, Shoghi et al. 2024, pre-training: 0.1). For training only; draw new edges each time.
+            rest (JMP, Shoghi et al. 2024, pre-training: 0.1). For training only; edges are redrawn in each call.
         rng: random generator; required with `edge_dropout`.
     """
     rngs = None if rng is None else [rng]
@@ -181,7 +181,7 @@ def _built_together(
     rngs: Sequence[np.random.Generator] | None,
 ) -> list[StructureGraph]:
     first_atom = np.cumsum([0] + [len(s) for s in structures[:-1]])
-    # Before anything is rounded to single precision; beyond the reach there are no edges.
+    # Before rounding to single precision. There are no edges beyond the reach, so gaps may be shortened to it.
     home, moves = (np.split(x, first_atom[1:]) for x in home_positions(structures, settings.cutoff + 1.0))
     moved = [replace(structure, positions=p) for structure, p in zip(structures, home, strict=True)]
     everything = neighbour_list(moved, settings.cutoff)
@@ -202,9 +202,9 @@ def graphs_of_neighbours(
 
     Args:
         structures, settings, edge_dropout, rngs: as for `build_graphs`.
-        home, moves: of each structure, as in `StructureGraph`.
-        everything: all pairs within the cutoff at the positions `home`, of all structures together.
-        requested: names of edge lists, as `lists` of `build_graphs`.
+        home, moves: for each structure, as in `StructureGraph`.
+        everything: all pairs within the cutoff at the positions `home`, for all structures together.
+        requested: names of edge lists, as `lists` in `build_graphs`.
     """
     first_atom = np.cumsum([0] + [len(s) for s in structures[:-1]])
     caps = settings.caps
@@ -230,7 +230,7 @@ def graphs_of_neighbours(
     if settings.smooth_cap:
         # All lists end where this one does, even if it is not requested.
         pairs = zip(structures, everything.split(first_atom), atom_atom.split(first_atom), strict=True)
-        smooth = [_smooth_cutoff(structure, settings, whole, capped) for structure, whole, capped in pairs]
+        smooth = [_smooth_cutoff(structure, settings, every, capped) for structure, every, capped in pairs]
     reverse, first_edge = reverse.astype(np.int32), 0
     graphs = []
     for k, structure in enumerate(structures):
@@ -264,7 +264,7 @@ def _smooth_cutoff(
         offset[capped, column] = edges.offset[first[capped]]
 
     for column, name in enumerate(LISTS):
-        # Every list is part of the longest one and ends there at the latest.
+        # Every list is a subset of the longest one and ends no later than it.
         set_end(column, everything, caps["atom_atom"])
         if name != "atom_atom":
             set_end(column, atom_atom, caps[name])
@@ -389,7 +389,7 @@ class Graph:
         smooth_cutoff, place, edges = self.smooth_cutoff, LISTS.index(name), getattr(self, name)
         source, offset = smooth_cutoff.source[:, place], smooth_cutoff.offset[:, place]
         shift = torch.bmm(offset[:, None, :], self.cell[self.structure])[:, 0]
-        # Without such a neighbour, any vector with a finite derivative can stand in.
+        # Without such a neighbour, any vector with a finite derivative serves as a placeholder.
         vector = torch.where(
             (source >= 0)[:, None],
             self.positions[source.clamp(min=0)] + shift - self.positions,
@@ -411,8 +411,8 @@ def collate(graphs: Sequence[StructureGraph], dtype: torch.dtype = torch.float32
 
     Args:
         graphs: at least one.
-        dtype: of positions, cells and offsets. In double precision atoms are where their structures have them (unless
-            hundreds of cells away); otherwise they are moved near the origin before they are rounded.
+        dtype: dtype of positions, cells and offsets. In double precision, positions are those of the structures (unless
+            more than 100 cells away); otherwise atoms are moved near the origin before rounding.
     """
     moved = [dtype != torch.float64 or bool(np.abs(g.moves).max(initial=0) > MOST_CELLS) for g in graphs]
     sizes = np.array([len(g.structure) for g in graphs])
@@ -464,8 +464,8 @@ def _joined_smooth_cutoff(
         n, smooth_cutoff = len(graph.structure), graph.smooth_cutoff
         if smooth_cutoff is None:
             none = torch.full((n, len(LISTS)), -1)
-            still = torch.zeros(n, dtype=dtype)
-            parts.append((none, torch.zeros(n, len(LISTS), 3, dtype=dtype), still + 1, still))
+            zeros = torch.zeros(n, dtype=dtype)
+            parts.append((none, torch.zeros(n, len(LISTS), 3, dtype=dtype), zeros + 1, zeros))
         else:
             found, offset = smooth_cutoff.source >= 0, smooth_cutoff.offset
             source = torch.where(found, smooth_cutoff.source + first, -1)

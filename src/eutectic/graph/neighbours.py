@@ -21,10 +21,10 @@ TIE = 1e-5
 together and the selection does not depend on the atom order."""
 
 BYTES_PER_PAIR, WORTH_CHECKING = 200, 1e9
-"""Peak bytes of a search for each pair it finds, and the bytes from which it is compared with what is available."""
+"""Peak bytes of a search per pair found, and the estimate (bytes) above which available memory is checked."""
 
 MANY_ATOMS = 2000
-"""Fewer atoms without images have too few pairs to matter."""
+"""Number of atoms of a non-periodic structure below which memory is not checked."""
 
 COINCIDENT = 1e-2
 """Å. The published periodic search drops pairs with d² ≤ 1e-4 Å²."""
@@ -86,13 +86,13 @@ def neighbour_list(structures: Sequence[Structure], cutoff: float, closest: floa
     """All pairs closer than `cutoff`, including periodic images and an atom's own images.
 
     Args:
-        structures: need not be wrapped into their cells, but near the origin (`home_positions`). Atoms are numbered
-            consecutively over all structures, so that everything after the search is done for all of them at once.
+        structures: must be near the origin (`home_positions`), but need not be wrapped into their cells. Atoms are
+            numbered consecutively over all structures, so that all later steps treat them at once.
         cutoff: Å.
-        closest: Å; pairs that are not farther apart are left out.
+        closest: Å; pairs at or below this distance are left out.
 
     Raises:
-        EutecticError: coordinates or lattice vectors for which the native search would crash or not end; more pairs
+        EutecticError: coordinates or lattice vectors for which the native search would crash or not finish; more pairs
             than fit into memory.
     """
     search = vesin.NeighborList(cutoff=cutoff, full_list=True)
@@ -131,7 +131,7 @@ def neighbour_list(structures: Sequence[Structure], cutoff: float, closest: floa
 
 
 def _check_room(structure: Structure, cell: np.ndarray, cutoff: float) -> None:
-    """Refuse a search whose pairs, as many as the mean density has within the cutoff, do not fit into memory."""
+    """Refuse a search whose pairs, estimated from the mean density, do not fit into memory."""
     n, dimensions = len(structure), int(structure.pbc.sum())
     if not dimensions:
         if n < MANY_ATOMS:
@@ -140,14 +140,14 @@ def _check_room(structure: Structure, cell: np.ndarray, cutoff: float) -> None:
     # In plain numbers, since this runs for every structure.
     (ax, ay, az), (bx, by, bz), (cx, cy, cz) = cell.tolist()
     volume = abs(ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx))
-    enough = n * n * 4.19 * cutoff**3 / max(volume, 1e-9)
-    pairs = enough / cutoff ** (3 - dimensions)
+    scaled = n * n * 4.19 * cutoff**3 / max(volume, 1e-9)
+    pairs = scaled / cutoff ** (3 - dimensions)
     if pairs * BYTES_PER_PAIR < WORTH_CHECKING:
         return
     if dimensions < 3:
         # Along unit normals, in Å.
         extent = np.ptp(structure.positions @ np.linalg.inv(cell), axis=0)
-        pairs = enough / float(np.prod(np.maximum(extent, cutoff)[~structure.pbc]))
+        pairs = scaled / float(np.prod(np.maximum(extent, cutoff)[~structure.pbc]))
     if not dimensions:
         pairs = min(pairs, n * n)
     room = available_memory() if pairs * BYTES_PER_PAIR > WORTH_CHECKING else None
@@ -190,7 +190,7 @@ def symmetric(all_edges: NeighbourList, kept: np.ndarray, rule: str) -> tuple[Ne
     """Make the main graph symmetric, so that every edge has its reverse.
 
     Args:
-        all_edges: list that contains the reverse of every edge.
+        all_edges: edges, including the reverse of each.
         kept: (n_edges,) mask of the nearest edges.
         rule: see `GraphSettings.symmetry`.
 
@@ -213,8 +213,8 @@ def symmetric(all_edges: NeighbourList, kept: np.ndarray, rule: str) -> tuple[Ne
         order = np.lexsort((image, pair))
         new = np.ones(len(order), dtype=bool)
         new[1:] = (pair[order[1:]] != pair[order[:-1]]) | (image[order[1:]] != image[order[:-1]])
-        once = order[new]
-        source, target, offset, distance = source[once], target[once], offset[once], edges.distance[once]
+        unique = order[new]
+        source, target, offset, distance = source[unique], target[unique], offset[unique], edges.distance[unique]
     else:
         source, target, offset, distance = s[forward], t[forward], o[forward], edges.distance[forward]
     n = len(source)

@@ -26,7 +26,7 @@ def _summed(messages: Tensor, target: Tensor, n_atoms: int) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """`index_add` that does not save the messages for the backward pass, as PyTorch's version does for their shape."""
+    """`index_add` that does not save the messages for the backward pass; PyTorch's saves them only for their shape."""
 
     @staticmethod
     def forward(ctx: Any, messages: Tensor, target: Tensor, n_atoms: int) -> Tensor:
@@ -48,14 +48,14 @@ def carry(
 ) -> Float[Tensor, "atoms components width"]:
     """Σ_e w_e ∘ x_source(e) over the edges e into each atom, with one weight for all components of a degree.
 
-    This and `meet` are each other's derivatives, so neither they nor a derivative of any order ever hold a tensor of
-    (edges, components, width): the edges are worked through in pieces that fit into a core's cache.
+    The derivatives of this and `meet` are expressed by each other, so no derivative of any order holds a tensor of
+    (edges, components, width): edges are processed in pieces that fit into a core's cache.
 
     Args:
         weights: one number per edge, degree and channel.
         x: features of the atoms.
         source, target: atoms of each edge, in any order.
-        degrees: numbers of components of each degree; their sum is the number of components.
+        degrees: number of components of each degree; they sum to the number of components.
     """
     if torch.compiler.is_compiling():
         spread = weights.repeat_interleave(torch.tensor(degrees, device=x.device), dim=1, output_size=sum(degrees))
@@ -80,7 +80,7 @@ def meet(
 
 
 def _pieces(source: Tensor, target: Tensor, numbers: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Ranges of edges, of some 2^18 numbers each on a CPU, with their atoms; all edges at once elsewhere."""
+    """Ranges of edges with their atoms: about 2^18 numbers each on a CPU, all edges at once on other devices."""
     n = len(source)
     step = max(1, 2**18 // max(numbers, 1)) if source.device.type == "cpu" else max(n, 1)
     for first in range(0, n, step):

@@ -5,7 +5,7 @@ atom: the edges into each atom are padded to the same number of `slots`, and a t
 dense, so sums over triplets become batched matrix products without gathering per triplet. For each middle edge b→a, a
 quadruplet d→b→a←c is an entry in the table of the edges c→a and d→b.
 
-`triplet_list` and `quadruplet_list` give the explicit lists, for tests and counting.
+`triplet_list` and `quadruplet_list` return the explicit lists, for tests and counting.
 
 Shapes: atoms N; edges E; slots D = largest number of edges into one atom; centres = atoms that are the `a` of some
 middle edge; middle Q = largest number of middle edges into one atom. An empty slot repeats some edge and is false in
@@ -51,7 +51,7 @@ class PaddedEdges:
 
 
 def degree_stats(edges: Edges) -> DegreeStats:
-    """Stored statistics of the edges; if there are none, computed now, which synchronises with a GPU."""
+    """Degree statistics of the edges: stored ones, or computed now, which synchronises with a GPU."""
     if edges.degree_stats is not None:
         return edges.degree_stats
     _, counts = torch.unique_consecutive(edges.target, return_counts=True)
@@ -96,7 +96,7 @@ class Quadruplets:
         centre: (n_centres,) the atoms a with at least one middle edge.
         middle: (n_centres, n_middle) middle edge in each slot; arbitrary if the slot is empty.
         source: (n_centres, n_middle) its atom b.
-        angle_in: (n_centres, n_middle, n_slots) whether d→b and b→a form an angle: d is not a itself.
+        angle_in: (n_centres, n_middle, n_slots) whether d→b and b→a form an angle (d is not a itself).
         table: (n_centres, n_middle, n_slots of c→a, n_slots of d→b) whether the four atoms form a quadruplet.
     """
 
@@ -109,7 +109,7 @@ class Quadruplets:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layout:
-    """The padded tables of a batch: indices and masks, nothing differentiable.
+    """The padded tables of a batch: indices and masks, without gradients.
 
     Attributes:
         main, atom_edge, atom_atom: padded edges of the three edge lists.

@@ -1,4 +1,4 @@
-"""Graphs of one structure that moves a little between calls, as in dynamics: the neighbour search is reused."""
+"""Graphs of one structure that moves little between calls, as in dynamics: neighbour lists are reused."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from eutectic.graph.settings import GraphSettings
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Search:
-    """A finished search to cutoff + skin.
+    """Result of a neighbour search up to cutoff + skin.
 
     Attributes:
-        structure: that was searched.
-        home, moves: of its atoms, as in `StructureGraph`.
-        pairs: found, sorted by target.
-        shift: (n_pairs, 3) Å, the lattice vectors added to each pair's source.
+        structure: the structure at the time of the search.
+        home, moves: as in `StructureGraph`.
+        pairs: pairs found, sorted by target.
+        shift: (n_pairs, 3) lattice translation added to each pair's source, Å.
     """
 
     structure: Structure
@@ -33,12 +33,12 @@ class _Search:
 
 
 class ReusedNeighbours:
-    """Builds the graphs of a structure that moves, with a new neighbour search only when it is needed.
+    """Builds the graphs of a moving structure, with a new neighbour search only when needed.
 
-    The search goes to cutoff + skin (Verlet 1967, doi:10.1103/PhysRev.159.98). Two atoms that are not found are farther
-    apart than the cutoff until one of them has moved by half the skin. Only the pairs are reused: distances, and with
-    them the nearest neighbours that a cap keeps, are those of the present positions. So the graph is that of
-    `build_graph`, but for rounding and the order of edges of equal length.
+    The search extends to cutoff + skin (Verlet 1967, doi:10.1103/PhysRev.159.98). Two atoms that are not found are
+    farther apart than the cutoff until one of them has moved by half the skin. Only the pairs are reused: distances,
+    and thus the nearest neighbours that a cap keeps, are those of the current positions. The graph is therefore that of
+    `build_graph`, except for rounding and the order of edges of equal length.
 
     Args:
         settings: cutoff and caps.
@@ -59,14 +59,14 @@ class ReusedNeighbours:
         self._search: _Search | None = None
 
     def graph(self, structure: Structure) -> StructureGraph:
-        """The graph of a structure, a valid one (`Structure.check`)."""
+        """The graph of a valid structure (`Structure.check`)."""
         if not self.skin:
             self.searches += 1
             return build_graph(structure, self.settings, lists=self.lists)
         search = self._search
-        if search is None or not self._serves(search, structure):
-            search = self._search = self._searched(structure)
-        # The atoms stay in the images in which they were when they were searched for.
+        if search is None or not self._is_valid(search, structure):
+            search = self._search = self._new_search(structure)
+        # Atoms stay in the periodic images that they had in the search.
         home = search.home + (structure.positions - search.structure.positions)
         source, target = search.pairs.source, search.pairs.target
         vector = home[target] - home[source] - search.shift
@@ -76,7 +76,7 @@ class ReusedNeighbours:
         everything = replace(search.pairs.take(order), distance=distance[order])
         return graphs_of_neighbours([structure], [home], [search.moves], everything, self.settings, self.lists)[0]
 
-    def _serves(self, search: _Search, structure: Structure) -> bool:
+    def _is_valid(self, search: _Search, structure: Structure) -> bool:
         """Whether no pair within the cutoff can be missing."""
         before = search.structure
         same = (
@@ -89,11 +89,11 @@ class ReusedNeighbours:
         moved = structure.positions - before.positions
         return bool(np.einsum("ij,ij->i", moved, moved).max() <= (0.5 * self.skin) ** 2)
 
-    def _searched(self, structure: Structure) -> _Search:
+    def _new_search(self, structure: Structure) -> _Search:
         self.searches += 1
-        # Gaps are shortened to the reach; they too may close by the skin.
+        # Gaps are shortened to this reach; atoms across a gap may approach each other by the skin.
         home, moves = home_positions([structure], self.settings.cutoff + self.skin + 1.0)
-        # Coincident pairs too, which may part.
+        # Including coincident pairs, which may separate.
         pairs = neighbour_list([replace(structure, positions=home)], self.settings.cutoff + self.skin, closest=-1.0)
         # The caller may change its arrays in place.
         kept = replace(

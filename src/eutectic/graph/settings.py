@@ -12,7 +12,7 @@ LONGEST_CUTOFF = 100.0
 MOST_NEIGHBOURS = 1_000_000
 
 SMOOTH_NEIGHBOURS, SMOOTH_WIDTH = 12, 0.5
-"""Of a smooth cap in place of a hard one of fewer neighbours; the width in Å."""
+"""Number of neighbours and width (Å) of the smooth cap that replaces a hard cap of fewer neighbours."""
 
 
 class GraphSettings(BaseModel):
@@ -43,9 +43,9 @@ class GraphSettings(BaseModel):
     )
     symmetry: Literal["union", "lower_source"] = Field(
         default="union",
-        description="main graph: 'union' keeps a pair if either atom has the other among its nearest, independent of "
-        "the atom order; 'lower_source' is the published rule, which drops pairs found only from the atom of lower "
-        "index",
+        description="main graph: 'union' keeps a pair if either atom is among the other's nearest neighbours, "
+        "independent of the atom order; 'lower_source' is the published rule, which drops pairs found only from the "
+        "atom with the lower index",
     )
 
     smooth_cap: float = Field(
@@ -58,17 +58,15 @@ class GraphSettings(BaseModel):
     @model_validator(mode="after")
     def _smooth(self) -> GraphSettings:
         if self.smooth_cap and self.symmetry != "union":
-            raise ValueError(
-                "smooth_cap needs symmetry 'union': 'lower_source' drops whole pairs when neighbours change places"
-            )
+            raise ValueError("smooth_cap needs symmetry 'union': 'lower_source' drops whole pairs when neighbours swap")
         return self
 
     def for_derivatives(self) -> GraphSettings:
-        """These settings, for forces that are derivatives of the energy: without a jump where neighbours change places.
+        """These settings, adapted to forces that are derivatives of the energy: without jumps when neighbours swap.
 
-        A hard cap below 12 neighbours becomes 12, of which the last fade out over 0.5 Å, for a fifth more time: one
-        molecule's energies have half the error, another's a tenth more, and forces up to a tenth less (docs/log.md).
-        Larger hard caps, and those of the published symmetry rule, stay.
+        A hard cap below 12 neighbours becomes a smooth cap of 12 that fades out over 0.5 Å. This takes a fifth more
+        time; energy errors are between half as large and a tenth larger, force errors up to a tenth smaller
+        (docs/log.md). Larger hard caps, and those with the published symmetry rule, are kept.
         """
         if self.smooth_cap or self.symmetry != "union" or self.max_neighbours >= SMOOTH_NEIGHBOURS:
             return self

@@ -20,7 +20,7 @@ from eutectic.atoms import EutecticError
 from eutectic.graph import LISTS, Graph, GraphSettings
 
 MAX_LAYERS, MAX_WIDTH = 1000, 100_000
-"""Limits of settings, far above any model, so that a mistyped or damaged number is an error at once."""
+"""Limits of settings, far above any real model, to reject a mistyped or corrupted number at once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,10 +29,10 @@ class Features:
 
     Attributes:
         atoms: (n_atoms, atom_width), invariant under rotation.
-        edges: (n_main_edges, edge_width), invariant; None where the backbone was built without edge features.
-        directions: (n_main_edges, 3) unit vectors source → target that go with `edges`, times `Graph.edge_envelope`.
+        edges: (n_main_edges, edge_width), invariant; None if the backbone was built without edge features.
+        directions: (n_main_edges, 3) unit vectors source → target of the edges, times `Graph.edge_envelope`.
         vectors: (n_atoms, 3, vector_width) vectors that rotate with the structure and change sign under inversion;
-            None where the backbone has none.
+            None if the backbone has none.
     """
 
     atoms: Float[Tensor, "atoms width"]
@@ -52,7 +52,7 @@ class BackboneSettings(BaseModel):
             means the graph's cutoff, which `for_graphs` fills in.
         cutoff_may_exceed_graph: accept an explicit value larger than the graph's cutoff. The basis is then not zero at
             the graph's cutoff, and the energy jumps when an atom crosses it.
-        blocks_setting: name of the field that holds the number of blocks, where the last ones can be left out
+        blocks_setting: name of the field that holds the number of blocks, if the last blocks can be dropped
             (`models/fewer_blocks.py`).
     """
 
@@ -74,27 +74,27 @@ class BackboneSettings(BaseModel):
 
     @property
     def known_elements(self) -> tuple[int, ...] | None:
-        """Atomic numbers of the elements that the model was made for; None for all."""
+        """Atomic numbers of the elements that the model supports; None for all."""
         return None
 
     def check_elements(self, elements: Iterable[int], where: str) -> None:
-        """Check that the model was made for some elements.
+        """Check that the model supports all of these elements.
 
         Args:
             elements: atomic numbers.
-            where: named in the error.
+            where: location given in the error.
 
         Raises:
-            EutecticError: it was not.
+            EutecticError: an element that it does not support.
         """
         known = self.known_elements
         if known is None or not (unknown := sorted(set(elements) - set(known))):
             return
         raise EutecticError(
             where,
-            f"element {', '.join(chemical_symbols[z] for z in unknown)}, which the backbone does not know",
+            f"element {', '.join(chemical_symbols[z] for z in unknown)}, which the backbone does not support",
             f"only elements {', '.join(chemical_symbols[z] for z in sorted(known))}",
-            "leave these structures out, or start from a model that knows them",
+            "leave these structures out, or start from a model that supports them",
         )
 
     @property
@@ -119,7 +119,7 @@ class BackboneSettings(BaseModel):
         """These settings, with the smallest of the graphs' cutoffs filled in if the cutoff is None.
 
         Raises:
-            EutecticError: the cutoff is larger than that of a graph, and the backbone does not accept this.
+            EutecticError: the cutoff is larger than a graph's, and the backbone does not accept this.
         """
         cutoff, name = min((graph.cutoff for graph in graphs), default=None), self.cutoff_setting
         if cutoff is None or name is None:
@@ -140,19 +140,19 @@ class BackboneSettings(BaseModel):
         """The settings of the model during training with edge dropout.
 
         Args:
-            edge_dropout: fraction of edges dropped in training. The saved model sees all edges and keeps its original
+            edge_dropout: fraction of edges dropped in training. The saved model uses all edges and keeps its original
                 settings.
         """
         return self
 
 
 class Backbone(nn.Module):
-    """Base class of a backbone: built from its settings alone, called with a `Graph`, returns `Features`.
+    """Base class of backbones: built from settings alone; maps a `Graph` to `Features`.
 
     Attributes:
         settings: the settings it was built from.
         atom_width, edge_width, vector_width: sizes of the last axes of `Features`; 0 for features it does not have.
-        recomputes: whether it supports activation checkpointing (`train.activation_checkpointing`): recomputing its
+        recomputes: whether it supports activation checkpointing (`train.activation_checkpointing`): it recomputes its
             blocks in the backward pass while `checkpoint_blocks` is true.
     """
 
@@ -189,13 +189,13 @@ class Backbone(nn.Module):
 
     @property
     def parts(self) -> Mapping[str, Sequence[str]]:
-        """Parts that can be frozen or have a learning rate of their own (`models/parts.py`): name → beginnings of the
-        names of their parameters. Usual names, from the input on: `embedding`, `basis`, `block_0`, `block_1`, …,
-        `readout`. What is in none can only be frozen with the whole backbone."""
+        """Parts that can be frozen or have their own learning rate (`models/parts.py`): name → prefixes of their
+        parameters' names. Usual names, from the input on: `embedding`, `basis`, `block_0`, `block_1`, …, `readout`.
+        Parameters outside all parts can only be frozen with the whole backbone."""
         return {}
 
     def fit(self, graphs: Iterable[Graph]) -> None:
-        """Before training, fit what is not learned by gradient descent (scale factors).
+        """Fit quantities that are not learned by gradient descent (scale factors), before training.
 
         Args:
             graphs: representative training batches, generated lazily.

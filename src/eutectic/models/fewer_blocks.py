@@ -1,4 +1,4 @@
-"""A trained backbone without its last blocks."""
+"""Drop the last blocks of a trained backbone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eutectic.models.backbone import Backbone, BackboneSettings
 
 
 def number_of_blocks(settings: BackboneSettings) -> int | None:
-    """The number of blocks of a backbone; None where they cannot be left out."""
+    """The number of blocks of a backbone; None if blocks cannot be dropped."""
     return None if settings.blocks_setting is None else int(getattr(settings, settings.blocks_setting))
 
 
@@ -19,39 +19,39 @@ def fewer_blocks(settings: BackboneSettings, keep: int, where: str) -> BackboneS
     """The settings of the backbone with its first blocks only.
 
     Args:
-        settings: of the whole backbone.
-        keep: number of blocks.
-        where: named in the error.
+        settings: settings of the full backbone.
+        keep: number of blocks to keep.
+        where: location given in the error.
 
     Raises:
-        EutecticError: it has fewer blocks, or blocks that cannot be left out.
+        EutecticError: it has fewer blocks, or its blocks cannot be dropped.
     """
     n = number_of_blocks(settings)
     if n is None:
         raise EutecticError(
             where,
             f"{keep} blocks of a {type(settings).__name__.removesuffix('Settings')}",
-            "a backbone whose last blocks can be left out (`BackboneSettings.blocks_setting`): gemnet_oc, gotennet, "
+            "a backbone whose last blocks can be dropped (see `BackboneSettings.blocks_setting`): gemnet_oc, gotennet, "
             "painn",
-            "leave it out, or start from another model",
+            "omit it, or start from another model",
         )
     if not 1 <= keep <= n:
         raise EutecticError(
             where,
-            f"{keep}, of a model with {n} {'block' if n == 1 else 'blocks'}",
+            f"{keep}, for a model with {n} {'block' if n == 1 else 'blocks'}",
             f"a number from 1 to {n}",
-            f"keep {max(1, n - 1)}, or leave it out to keep all",
+            f"keep {max(1, n - 1)}, or omit it to keep all",
         )
     return settings.model_copy(update={str(settings.blocks_setting): keep})
 
 
-def load_fewer_blocks(small: Backbone, whole: Backbone) -> None:
-    """Give a backbone with fewer blocks the weights of the whole one.
+def load_fewer_blocks(small: Backbone, full: Backbone) -> None:
+    """Load the weights of the full backbone into one with fewer blocks.
 
-    What the small one does not have is dropped. Where a layer reads the features of all blocks side by side
-    (GemNet-OC's readout), the columns of the blocks that are left are kept: features of a dropped block count as zero.
+    Weights that the small one lacks are dropped. If a layer reads the concatenated features of all blocks (GemNet-OC's
+    readout), only the columns of the remaining blocks are kept, as if the features of a dropped block were zero.
     """
-    theirs = cast(nn.Module, whole).state_dict()
-    mine = cast(nn.Module, small).state_dict()
-    kept = {name: theirs[name][tuple(slice(n) for n in value.shape)].clone() for name, value in mine.items()}
+    source = cast(nn.Module, full).state_dict()
+    target = cast(nn.Module, small).state_dict()
+    kept = {name: source[name][tuple(slice(n) for n in value.shape)].clone() for name, value in target.items()}
     cast(nn.Module, small).load_state_dict(kept)

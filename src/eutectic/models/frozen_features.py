@@ -1,4 +1,4 @@
-"""The features of structures that a frozen backbone has seen, so that each is computed once."""
+"""Cache the features of a frozen backbone, so that each structure is computed once."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from eutectic.graph import Graph
 from eutectic.models.backbone import Backbone, Features
 
 MOST_BYTES = 2**30
-"""Features beyond this are computed anew each time."""
+"""Capacity of the cache; features beyond it are recomputed each time."""
 
 NAMES = tuple(field.name for field in fields(Features))
 
 
 class FrozenFeatures:
-    """Features of a backbone none of whose parameters change, by structure.
+    """Cached features, by structure, of a backbone whose parameters do not change.
 
-    A structure is recognised by its elements, tags, positions and cell, bit by bit; its graph is always built with the
-    same settings. Copies of a model share what is remembered, since their backbones are the same.
+    A structure is identified by the exact bits of its elements, tags, positions and cell; its graph must always be
+    built with the same settings. Copies of a model share the cache, since their backbones are the same.
 
     Args:
-        most_bytes: of the features that are kept.
+        most_bytes: capacity of the cache.
     """
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
@@ -40,7 +40,7 @@ class FrozenFeatures:
 
     @torch.no_grad()
     def of(self, backbone: Backbone, graph: Graph) -> Features:
-        """`backbone(graph)`, remembered, or computed for the whole batch where a structure is new."""
+        """`backbone(graph)` from the cache, or computed for the whole batch if any structure is new."""
         keys = _keys(graph)
         if all(key in self._known for key in keys):
             known = zip(*(self._known[key] for key in keys), strict=True)
@@ -57,7 +57,7 @@ class FrozenFeatures:
         for key, *parts in zip(keys, *split, strict=True):
             size = sum(x.nbytes for x in parts if x is not None)
             if key not in self._known and self.bytes + size <= self.most_bytes:
-                # Copies: a part of a batch's features would keep all of them in memory.
+                # Cloned, since a view would keep the features of the whole batch in memory.
                 self._known[key] = tuple(None if x is None else x.clone() for x in parts)
                 self.bytes += size
         return features

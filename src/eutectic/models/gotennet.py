@@ -1,4 +1,4 @@
-"""GotenNet: attention over neighbours, with vectors and tensors that meet through inner products only.
+"""GotenNet: attention over neighbours, with vectors and tensors that interact through inner products only.
 
     graph_settings = GraphSettings(cutoff=5.0, max_neighbours=100)
     backbone = GotenNet(GotenNetSettings().for_graphs([graph_settings]))
@@ -8,15 +8,15 @@
 Aykent and Xia, "GotenNet: Rethinking Efficient 3D Equivariant Graph Neural Networks", ICLR 2025 (OpenReview
 5wxCQDtbMo). Every atom carries `width` scalars h and `width` steerable features X of degree 1 (vectors, 3 components)
 and degree 2 (traceless tensors, 5 components); every edge carries `width` scalars t. A layer passes attention-weighted
-messages to h and X, refines t by the parts of both atoms' X perpendicular to the edge, and mixes h and X of each atom.
-No Clebsch-Gordan products are needed: degrees meet only in inner products and scalar gates.
+messages to h and X, refines t with the components of both atoms' X perpendicular to the edge, and mixes h and X of each
+atom. No Clebsch-Gordan products are needed: degrees interact only through inner products and scalar gates.
 
 Five things differ from the paper. The envelope is polynomial instead of a cosine, and multiplies the attention weights
-too, so that energies and forces have no jump when an atom crosses the cutoff. The softmax has a constant term in its
-denominator, so that the weight of a last neighbour also fades, and a lone atom is no special case. One perceptron γ of
-the neighbour's scalars serves attention and filters, (α + W t f) ∘ γ(h), which costs a fifth less and loses nothing
-(docs/log.md). Norms of features are rounded at zero, so that the energy is smooth where a symmetry makes them vanish.
-And edges have features for heads, as `eutectic.models.backbone.Features` describes.
+too, so that energies and forces do not jump when an atom crosses the cutoff. The softmax has a constant term in its
+denominator, so that the weight of the last neighbour also fades, and an isolated atom is no special case. One
+perceptron γ of the neighbour's scalars serves attention and filters, (α + W t f) ∘ γ(h), which costs a fifth less
+without loss of accuracy (docs/log.md). Norms of features are smoothed at zero, so that the energy is smooth where
+symmetry makes them vanish. Edges have features for heads, as described in `eutectic.models.backbone.Features`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ DEGREES = (3, 5)
 """Components of the steerable features of degree 1 and 2."""
 
 ROUNDING = 0.1
-"""What the tip of a norm is rounded by. Features that a symmetry makes zero, as in a water molecule with two equal
-bonds, are at the tip, where a sharp one would change the force constants within thousandths of an ångström."""
+"""ε of the smoothed norm sqrt(|x|² + ε²). Where symmetry makes features zero, as in a water molecule with two equal
+bonds, a sharp norm would change the force constants within thousandths of an ångström."""
 
 
 class GotenNetSettings(BackboneSettings):
@@ -55,16 +55,16 @@ class GotenNetSettings(BackboneSettings):
     width: int = Field(
         default=64, ge=1, le=MAX_WIDTH, description="scalars, vectors and tensors per atom, and scalars per edge"
     )
-    layers: int = Field(default=3, ge=1, le=MAX_LAYERS, description="rounds of messages")
+    layers: int = Field(default=3, ge=1, le=MAX_LAYERS, description="message-passing layers")
     attention_heads: int = Field(
         default=8, ge=1, le=MAX_WIDTH, description="attention weights per edge; a divisor of width"
     )
-    radial_functions: int = Field(default=32, ge=1, le=MAX_WIDTH, description="functions that describe a distance")
+    radial_functions: int = Field(default=32, ge=1, le=MAX_WIDTH, description="radial basis functions")
     cutoff: float | None = Field(
         default=None,
         gt=0,
         le=LONGEST_CUTOFF,
-        description="distance at which messages vanish, Å, at most the graph's, which is the default",
+        description="cutoff of the radial basis, Å; at most the graph's cutoff, which is the default",
     )
     edge_width: int = Field(
         default=64, ge=0, le=MAX_WIDTH, description="features per edge; 0 for a backbone without edge features"
@@ -78,7 +78,7 @@ class GotenNetSettings(BackboneSettings):
 
     @classmethod
     def tiny(cls) -> GotenNetSettings:
-        """The size that the conformance suite tests."""
+        """Small settings for the conformance suite."""
         return cls(width=16, layers=2, attention_heads=4, radial_functions=8, edge_width=8)
 
     @property
@@ -88,14 +88,14 @@ class GotenNetSettings(BackboneSettings):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Geometry:
-    """What the layers need to know of the edges.
+    """Geometry of the edges, as used by the layers.
 
     Attributes:
-        edges, padded: the edges, and their places in a table of (atoms, slots).
+        edges, padded: the edges, and their positions in a padded table of (atoms, slots).
         reverse: (n_edges,) index of each edge's reverse.
         envelope: (n_edges, 1), zero at the cutoff.
-        harmonics: (n_atoms, slots · degrees, components) harmonics of the directions, one row per degree, which is 0 in
-            the components of the other degree. Empty slots are 0.
+        harmonics: (n_atoms, slots · degrees, components) harmonics of the directions, one row per degree, with zeros in
+            the components of the other degree. Empty slots are zero.
     """
 
     edges: Edges
@@ -114,9 +114,9 @@ def spherical_harmonics(direction: Float[Tensor, "edges 3"]) -> Float[Tensor, "e
 
 
 class RadialBasis(nn.Module):
-    """Gaussians of exp(−5 d/c), times an envelope that ends smoothly at the cutoff c.
+    """Gaussians of exp(−5 d/c), times an envelope that goes smoothly to zero at the cutoff c.
 
-    PhysNet (Unke and Meuwly 2019, eq. 7), with fixed centres spread evenly between the values at c and at 0.
+    PhysNet (Unke and Meuwly 2019, eq. 7), with fixed centres spaced evenly between the values at c and at 0.
     """
 
     def __init__(self, n_functions: int, cutoff: float) -> None:
@@ -140,7 +140,7 @@ def per_degree(x: Float[Tensor, "rows degrees width"]) -> Float[Tensor, "rows co
 
 
 class GotenNetLayer(nn.Module):
-    """Messages, refinement of edges (omitted in the last layer), and feed-forward of atoms."""
+    """Messages, edge refinement (omitted in the last layer), and a feed-forward step on atoms."""
 
     def __init__(self, width: int, attention_heads: int, refines: bool) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class GotenNetLayer(nn.Module):
             * nn.functional.silu(self.edge_attention(t))
         )
         logits = product.unflatten(-1, (self.attention_heads, -1)).sum(-1)  # (edges, heads)
-        # exp(l) f / (1 + Σ exp(l) f), with the largest exponent subtracted from all, the constant's (0) included.
+        # exp(l) f / (1 + Σ exp(l) f), with the largest exponent (at least the constant's, 0) subtracted from all.
         with torch.no_grad():
             largest = logits.new_zeros(len(h), self.attention_heads)
             index = edges.target[:, None].expand_as(logits)
@@ -204,10 +204,10 @@ class GotenNetLayer(nn.Module):
         weights = (filters + attention).flatten(2)  # (edges, blocks, width)
         values = self.values(h)  # (atoms, blocks · width)
         along, carried = values.split((n * self.width, (1 + n) * self.width), dim=-1)
-        # What neighbours send as it is: their scalars, and their own features times one gate per degree.
+        # Sent without a direction: the neighbours' scalars, and their steerable features times one gate per degree.
         sent = self._sent(carried.unflatten(-1, (1 + n, -1)), x)
         sent = carry(weights[:, n:], sent, edges.source, edges.target, (1, *DEGREES))
-        # What they send along the edge.
+        # Sent along the edge.
         along = along.index_select(0, edges.source).unflatten(-1, (n, -1)) * weights[:, :n]  # (edges, degrees, width)
         directed = geometry.harmonics.mT @ geometry.padded.to_padded(along).flatten(1, 2)
         return h + sent[:, 0], x + sent[:, 1:] + directed
@@ -220,14 +220,14 @@ class GotenNetLayer(nn.Module):
         return torch.cat([gates[:, :1], *parts], dim=1)
 
     def _perpendicular(self, x: Float[Tensor, "atoms 8 width"], geometry: Geometry) -> Float[Tensor, "edges width"]:
-        """Inner products of both atoms' features, without their parts along the edge."""
+        """Inner products of both atoms' features, without their components along the edge."""
         edges, padded = geometry.edges, geometry.padded
         query = self.refine_query(x)
         key = torch.cat([w(part) for w, part in zip(self.refine_keys, x.split(DEGREES, dim=1), strict=True)], dim=1)
         both = geometry.harmonics @ torch.cat([query, key], dim=-1)  # (atoms, slots · degrees, 2 width)
         both = padded.from_padded(both.view(-1, len(DEGREES), 2 * self.width))
         q_along, k_along = both.split(self.width, dim=-1)  # (edges, degrees, width)
-        # Along the reverse edge, whose harmonics differ by the parity of the degree.
+        # Along the reverse edge, whose harmonics differ by a sign, the parity of the degree.
         k_along = k_along.index_select(0, geometry.reverse)
         signs = k_along.new_tensor([(-1) ** degree for degree in range(1, len(DEGREES) + 1)])[:, None]
         product = meet(key, query, edges.source, edges.target, (sum(DEGREES),))[:, 0]
@@ -243,7 +243,7 @@ class GotenNetLayer(nn.Module):
 
 
 class GotenNet(Backbone):
-    """The backbone: a `Graph` in, `Features` out, from the edges of `graph.main` alone."""
+    """The backbone: maps a `Graph` to `Features`, using only the edges of `graph.main`."""
 
     def __init__(self, settings: GotenNetSettings) -> None:
         super().__init__()
@@ -293,7 +293,7 @@ class GotenNet(Backbone):
         vectors = x[:, : DEGREES[0]]
         if not self.edge_width:
             return Features(atoms=h, edges=None, directions=edge_forces, vectors=vectors)
-        # Scalars of both ends and of the edge, both ends' vectors along the edge (invariant too), and the distance.
+        # Scalars of both atoms and the edge, components of both vectors along the edge (invariant), and the distance.
         harmonics = geometry.harmonics.unflatten(1, (-1, len(DEGREES)))[:, :, 0, : DEGREES[0]]
         along = geometry.padded.from_padded((harmonics @ vectors).flatten(0, 1))
         known = [h[edges.source], h[edges.target], along, along[graph.reverse], t, radial]

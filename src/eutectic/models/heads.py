@@ -30,18 +30,18 @@ class HeadSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: str | None = Field(
-        default=None, description="type of head, e.g. gradient_forces; default: the one for the property"
+        default=None, description="kind of head, e.g. gradient_forces; default: the one that fits the property"
     )
     pooling: Pooling | None = Field(
         default=None,
-        description="pooling of atoms to a structure; default: sum for extensive properties, mean for others",
+        description="pooling over the atoms of a structure; default: sum for extensive properties, otherwise mean",
     )
     layers: int = Field(default=1, ge=0, le=1000, description="hidden layers; 4 in JMP")
     n_classes: int | None = Field(
         default=None,
         ge=2,
         le=100_000,
-        description="for classes: their number; default: counted in the training labels, at least 2",
+        description="number of classes; default: counted in the training labels, at least 2",
     )
 
     @property
@@ -101,13 +101,13 @@ def _perceptron(width: int, layers: int, outputs: int = 1) -> nn.Sequential:
 def pool(
     values: Float[Tensor, "atoms *shape"], structure: Int[Tensor, atoms], n_structures: int, how: Pooling
 ) -> Float[Tensor, "structures *shape"]:
-    """Pool values of atoms to values of structures; `structure` indices start at 0."""
+    """Pool per-atom values into per-structure values; `structure` indices start at 0."""
     shape = (n_structures, *values.shape[1:])
     if how == "max":
         index = structure.reshape(-1, *[1] * (values.ndim - 1)).expand_as(values)
         return values.new_full(shape, -torch.inf).scatter_reduce(0, index, values, "amax", include_self=True)
     if n_structures == 1 and torch.compiler.is_compiling():
-        # Inductor's vectorised CPU code fails an assertion for an index_add into one row (PyTorch 2.13).
+        # Inductor's vectorised CPU code fails an assertion for index_add into one row (PyTorch 2.13).
         return values.sum(0, keepdim=True) if how == "sum" else values.mean(0, keepdim=True)
     total = values.new_zeros(shape).index_add(0, structure, values)
     if how == "sum":
@@ -119,7 +119,7 @@ def pool(
 
 @dataclass(frozen=True)
 class Widths:
-    """Sizes of the features that heads are built for; 0 for those that a backbone does not have."""
+    """Widths of the features that heads are built for; 0 for features that the backbone lacks."""
 
     atoms: int
     edges: int = 0
@@ -133,7 +133,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def rescale(self, factor: float) -> None:
-        """Multiply every prediction by a factor, to change the normalisation and keep the physical values."""
+        """Multiply every prediction by a factor: changes the normalisation while keeping physical values."""
         with torch.no_grad():
             for perceptron in self.children():
                 cast(nn.Linear, cast(nn.Sequential, perceptron)[-1]).weight.mul_(factor)
@@ -147,7 +147,7 @@ class AtomScalarHead(Head):
         self.perceptron = _perceptron(widths.atoms, settings.layers)
 
     def forward(self, features: TaskFeatures) -> Float[Tensor, atoms]:
-        # In full precision, as all operations on atoms: there are few atoms compared with edges.
+        # Full precision, as for all operations on atoms: atoms are few compared with edges.
         with full_precision(features.atoms.device):
             return self.perceptron(features.atoms)[:, 0]
 
@@ -161,23 +161,23 @@ class ScalarHead(Head):
         self.perceptron = _perceptron(widths.atoms, settings.layers)
 
     def forward(self, features: TaskFeatures) -> Float[Tensor, structures]:
-        # Always in full precision: the result is a sum over many atoms.
+        # Full precision: the result is a sum over many atoms.
         with full_precision(features.atoms.device):
             return pool(self.of_atoms(features), features.structure, features.n_structures, self.pooling)
 
     @property
     def is_linear(self) -> bool:
-        """Whether the prediction is linear in the final layer: all but a maximum over atoms."""
+        """Whether the prediction is linear in the final layer; false only for a maximum over atoms."""
         return self.pooling != "max"
 
     def last_features(self, features: TaskFeatures) -> Float[Tensor, "structures width"]:
-        """Input of the final layer, pooled like the prediction, which is the final layer's weights times it."""
+        """Pooled input of the final layer; the prediction is the final layer's weights times this."""
         with full_precision(features.atoms.device):
             hidden = self.perceptron[:-1](features.atoms)
             return pool(hidden, features.structure, features.n_structures, self.pooling)
 
     def of_atoms(self, features: TaskFeatures) -> Float[Tensor, atoms]:
-        """The number of each atom that is pooled."""
+        """The contribution of each atom, before pooling."""
         with full_precision(features.atoms.device):
             return self.perceptron(features.atoms)[:, 0]
 
@@ -244,10 +244,10 @@ class TensorHead(Head):
 
 
 class VectorsOfAtomsHead(Head):
-    """A vector property of atoms, F_t = Σ_c g_c v_c: the atom's own vectors v, times gates g of its scalars.
+    """A vector property of atoms, F_t = Σ_c g_c v_c: the atom's own vectors v, times gates g computed from its scalars.
 
-    The last block of PaiNN's output for dipoles and forces (Schütt et al. 2021, section 4) with one gate instead of a
-    mixing of vectors. It costs a product per atom, where `AtomVectorHead` has a perceptron per edge.
+    PaiNN's output block for dipoles and forces (Schütt et al. 2021, section 4), with one gate instead of mixing the
+    vectors. It evaluates a perceptron per atom, where `AtomVectorHead` evaluates one per edge.
     """
 
     def __init__(self, widths: Widths, settings: HeadSettings) -> None:
@@ -295,11 +295,11 @@ class HeadEntry:
     """One kind of head.
 
     Attributes:
-        level, rank, categorical: of the properties it predicts.
+        level, rank, categorical: those of the properties it predicts.
         needs: required features of the backbone ('atoms', 'edges', 'vectors') or head of the same task ('energy').
         module: built from widths and settings; None for a derivative, which has no parameters.
         poolings: allowed poolings; empty if nothing is pooled.
-        derivative: whether it is the derivative of the energy by the positions or by the strain; None otherwise.
+        derivative: the variable ("positions" or "strain") of which it is the energy's derivative; None otherwise.
         property: the only property it predicts; None for any property of this level and rank.
     """
 
@@ -329,7 +329,7 @@ HEADS: dict[str, HeadEntry] = {
     ),
     "atom_scalar": HeadEntry(level="atom", needs=("atoms",), module=AtomScalarHead),
     "direct_forces": HeadEntry(level="atom", rank=1, needs=("edges",), module=AtomVectorHead),
-    # The same from the vectors of the atoms.
+    # The same properties from the atoms' vectors.
     "atom_vector": HeadEntry(level="atom", rank=1, needs=("atoms", "vectors"), module=VectorsOfAtomsHead),
     "pooled_vectors": HeadEntry(
         level="structure", rank=1, needs=("atoms", "vectors"), module=PooledVectorsHead, poolings=("sum", "mean")
@@ -362,7 +362,7 @@ def resolve(head: HeadSettings, prop: Property) -> HeadSettings:
         if not kinds:
             raise EutecticError(
                 f"property {prop.name!r}",
-                f"{_described(prop)}, which no head predicts",
+                f"{_described(prop)}, which no head can predict",
                 "; ".join(sorted({_described(entry) for entry in HEADS.values()})),
                 "use another property, or add a kind of head (models/heads.py)",
             )
@@ -377,7 +377,7 @@ def check_head(head: HeadSettings, prop: Property) -> None:
     """Check that a head with resolved settings can predict a property.
 
     Raises:
-        EutecticError: kind, pooling or number of classes do not fit; the error lists the kinds that do.
+        EutecticError: kind, pooling or number of classes does not fit; the error lists the kinds that do.
     """
     entry, where = head.entry, f"head of {prop.name!r}"
     if not entry.fits(prop):
@@ -407,7 +407,7 @@ def check_needs(heads: Mapping[str, HeadSettings], widths: Widths | None, *, whe
 
     Args:
         heads: property → head of one task, with resolved settings.
-        widths: of the backbone's features; None if it is not known yet.
+        widths: widths of the backbone's features; None if not known yet.
         where: location named in the error.
 
     Raises:
@@ -417,7 +417,7 @@ def check_needs(heads: Mapping[str, HeadSettings], widths: Widths | None, *, whe
         if "energy" in head.entry.needs and "energy" not in heads:
             raise EutecticError(
                 f"{where}, {name}",
-                f"{head.kind}, a derivative of the energy, but no energy among {', '.join(heads)}",
+                f"{head.kind}, a derivative of the energy, but no energy head among {', '.join(heads)}",
                 "an energy head in the same task",
                 "add the target energy, or omit `kind` to predict it directly",
             )
@@ -439,14 +439,14 @@ def check_needs(heads: Mapping[str, HeadSettings], widths: Widths | None, *, whe
         if "vectors" in head.entry.needs and not widths.vectors:
             raise EutecticError(
                 f"{where}, {name}",
-                f"{head.kind}, with a backbone whose atoms have no vectors",
-                "a backbone with vectors, such as painn and gotennet",
+                f"{head.kind}, with a backbone without atom vectors",
+                "a backbone with atom vectors, such as painn or gotennet",
                 "omit `kind`: directions then come from the edges",
             )
 
 
 FROM_VECTORS = {"direct_forces": "atom_vector", "vector": "pooled_vectors", "tensor": "tensor_of_vectors"}
-"""Head that takes directions from edges → the one of the same properties that takes them from the atoms' vectors."""
+"""Head that takes directions from edges → head for the same properties that takes them from the atoms' vectors."""
 
 
 def _described(entry: Property | HeadEntry) -> str:

@@ -1,15 +1,15 @@
-"""Low-rank adaptation (LoRA): train a small change of each weight matrix instead of the matrix.
+"""Low-rank adaptation (LoRA): train a low-rank update of each weight matrix instead of the matrix itself.
 
-Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022 (arXiv:2106.09685): a matrix W (m × n) stays
-as it is, and B A is added to it, with B (m × r) and A (r × n) trained, of a rank r far below m and n. A begins as
-random numbers of variance 1/n and B as zeros, so that the model begins as it was. Here B A is not scaled (α = r in the
-paper).
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022 (arXiv:2106.09685): a matrix W (m × n) is
+frozen and B A is added to it, with B (m × r) and A (r × n) trained and the rank r far below m and n. A starts from
+random numbers of variance 1/n and B from zeros, so that the initial model is unchanged. Here B A is not scaled (α = r
+in the paper).
 
-    add_low_rank(backbone, rank=8)    # the matrices are frozen, and read as W + B A
+    add_low_rank(backbone, rank=8)    # W is frozen; layers use W + B A
     …                                 # training
-    merge_low_rank(backbone)          # the sums become the weights: an ordinary model again, with the same predictions
+    merge_low_rank(backbone)          # W + B A becomes the weight: an ordinary model with the same predictions
 
-Every layer that reads its `weight` sees the sum (`torch.nn.utils.parametrize`), so no layer need know of this, and
+Every layer that reads its `weight` gets the sum (`torch.nn.utils.parametrize`), so layers need no change, and
 derivatives of any order work.
 """
 
@@ -30,8 +30,8 @@ class LowRankSum(nn.Module):
     """W → W + B A.
 
     Args:
-        weight: W, whose shape, dtype and device are taken.
-        rank: of B A; at most the smaller side of W.
+        weight: W, which sets shape, dtype and device.
+        rank: rank of B A; limited to the smaller side of W.
     """
 
     def __init__(self, weight: Float[Tensor, "m n"], rank: int) -> None:
@@ -46,12 +46,12 @@ class LowRankSum(nn.Module):
 
 
 def weight_matrices(module: nn.Module, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[nn.Module]:
-    """The layers with a weight matrix: linear ones of every kind. Embeddings, of which each structure reads a few rows
-    only, are not among them, nor are layers compiled by other packages.
+    """The layers with a weight matrix: linear layers of every kind. Embeddings, of which a structure uses only a few
+    rows, are excluded, and so are layers compiled by other packages.
 
     Args:
-        module: whose layers are looked for.
-        wanted: whether to take the parameter of that name.
+        module: module to search.
+        wanted: whether to include the parameter of that name.
     """
     for name, layer in module.named_modules():
         own = dict(layer.named_parameters(recurse=False)).get(WEIGHT)
@@ -62,15 +62,15 @@ def weight_matrices(module: nn.Module, wanted: Callable[[str], bool] = lambda na
 
 
 def add_low_rank(module: nn.Module, rank: int, wanted: Callable[[str], bool] = lambda name: True) -> int:
-    """Freeze a module and add low-rank changes, which are trained, to its weight matrices.
+    """Freeze a module and add trainable low-rank updates to its weight matrices.
 
     Args:
-        module: in place.
+        module: changed in place.
         rank: r.
-        wanted: whether to add one to the matrix of that name; all by default.
+        wanted: whether to update the matrix of that name; all by default.
 
     Returns:
-        The number of matrices.
+        The number of updated matrices.
     """
     module.requires_grad_(False)
     layers = list(weight_matrices(module, wanted))
@@ -80,10 +80,10 @@ def add_low_rank(module: nn.Module, rank: int, wanted: Callable[[str], bool] = l
 
 
 def merge_low_rank(module: nn.Module) -> nn.Module:
-    """Make the sums the weights, in place: the module is as it was before `add_low_rank`, with other weights.
+    """Merge the updates into the weights, in place: the module has its original structure again, with new weights.
 
     Returns:
-        The module, all of whose parameters can be trained again.
+        The module, with all parameters trainable.
     """
     for layer in list(module.modules()):
         if parametrize.is_parametrized(layer, WEIGHT):

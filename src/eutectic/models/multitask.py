@@ -44,8 +44,8 @@ _EMPTY = nn.ModuleDict()
 
 
 class ByTask(nn.ModuleDict):
-    """Modules by task. A task may have any name, since stores have: one that torch does not allow for a module (with a
-    point, empty, or that of an attribute) is encoded, which only the names of weights show."""
+    """Modules by task. Like stores, tasks may have any name; one that PyTorch does not allow for a module (empty, with
+    a dot, or equal to an attribute) is encoded, which shows only in the names of weights."""
 
     def __getitem__(self, task: str) -> nn.Module:
         return super().__getitem__(_encoded(task))
@@ -58,14 +58,14 @@ class ByTask(nn.ModuleDict):
 
 
 def _encoded(task: str) -> str:
-    # All other names are as they were in models of before.
+    # All other names stay unchanged, as older models have them.
     if task and "." not in task and not task.startswith("%") and not hasattr(_EMPTY, task):
         return task
     return "%" + task.replace("%", "%25").replace(".", "%2E")
 
 
 def features_of_task(part: TaskSlice, graph: Graph, features: Features) -> TaskFeatures:
-    """The features of a task's structures, as its heads take them."""
+    """The features of a task's structures, in the form its heads expect."""
     (s0, s1), (a0, a1), (e0, e1) = part.structures, part.atoms, part.edges
     return TaskFeatures(
         atoms=features.atoms[a0:a1].to(graph.positions.dtype),
@@ -95,7 +95,7 @@ class MultitaskModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.frozen_features: FrozenFeatures | None = None
-        """What a frozen backbone remembers while heads are trained (`train/freezing.py`); None in an ordinary model."""
+        """Feature cache of a frozen backbone while heads are trained (`train/freezing.py`); otherwise None."""
         self.head_settings = {
             task: {
                 name: head if head.kind and head.pooling else resolve(head, PROPERTIES[name])
@@ -129,9 +129,9 @@ class MultitaskModel(nn.Module):
                 rather than none, so that all processes of a data-parallel run agree on which parameters have gradients.
             conservative: compute forces and stress as derivatives of every energy head, even for tasks with direct
                 force or stress heads.
-            of_atoms: add `energies`, the part of each atom in the energy, where a head sums them.
-            last_features: properties for which `PROPERTY_last_features` (n_structures, width) is added, the pooled
-                input of the final layer of its head, where this is linear (see `has_last_features`).
+            of_atoms: add `energies`, the contribution of each atom to the energy, if the head sums over atoms.
+            last_features: properties for which `PROPERTY_last_features` (n_structures, width) is added: the pooled
+                input of the head's final layer, if the prediction is linear in it (see `has_last_features`).
         """
         derived = {part.task: self._derived(part.task, conservative) for part in parts}
         kinds = {kind for task_kinds in derived.values() for kind in task_kinds.values()}
@@ -158,10 +158,10 @@ class MultitaskModel(nn.Module):
     def compile_parts(self) -> None:
         """Compile the backbone's compile units and the heads with torch.compile, in place and with dynamic shapes.
 
-        Identical modules are compiled once, which takes little more than a third of the time of compiling the whole
-        model. Side effect: turns off duck shaping (treating equal sizes as one symbol) for the whole process.
+        Identical modules are compiled once, which takes little more than a third of the time for the whole model.
+        Side effect: turns off duck shaping (treating equal sizes as one symbol) for the whole process.
         """
-        # Sizes that agree in the first batch (atoms, and atoms with quadruplets) may differ in the next.
+        # Sizes that are equal in the first batch (atoms, and atoms with quadruplets) may differ in the next.
         shape_settings.use_duck_shape = False
         heads = [head for task_heads in self.heads.children() for head in task_heads.children()]
         perceptrons = [perceptron for head in heads for perceptron in head.children()]
@@ -196,7 +196,7 @@ class MultitaskModel(nn.Module):
         return predictions
 
     def has_last_features(self, task: str, name: str) -> bool:
-        """Whether a property of a task is linear in the features of its head's final layer: a scalar of the structure
+        """Whether a property of a task is linear in the inputs of its head's final layer: a scalar of the structure
         that is not a maximum over its atoms."""
         head = cast(nn.ModuleDict, self.heads[task])
         return name in head and isinstance(head[name], ScalarHead) and cast(ScalarHead, head[name]).is_linear

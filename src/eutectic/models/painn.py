@@ -1,4 +1,4 @@
-"""PaiNN, the short backbone: the one to read first, and to copy when writing another.
+"""PaiNN: the shortest backbone, the one to read first and to copy for a new one.
 
     graph_settings = GraphSettings(cutoff=5.0)
     backbone = PaiNN(PaiNNSettings(width=64).for_graphs([graph_settings]))
@@ -6,14 +6,14 @@
     features = backbone(graph)  # features.atoms: (n_atoms, 64)
 
 Schütt, Unke, Gastegger, "Equivariant message passing for the prediction of tensorial properties and
-molecular spectra", ICML 2021 (arXiv:2102.03150); "eq." below counts in that paper. Every atom carries `width`
-scalars s, which do not change under rotation, and `width` vectors v, which turn with the structure. A layer
+molecular spectra", ICML 2021 (arXiv:2102.03150); "eq." below refers to that paper. Every atom carries `width`
+scalars s, which do not change under rotation, and `width` vectors v, which rotate with the structure. A layer
 sums messages from the neighbours (eq. 7 and 8), then each atom mixes its own scalars and vectors (9 and 10).
 
 Three things differ from the paper. The envelope is polynomial instead of a cosine, so that forces, and the
-gradients of a loss on forces, have no kink at the cutoff. And every edge gets features as well, as
-`eutectic.models.backbone.Features` describes, so that heads for forces f_e · direction work here too. And the tip of
-the norm in eq. 9 and 10 is rounded (`rounding`).
+gradients of a loss on forces, have no kink at the cutoff. Edges have features too, as described in
+`eutectic.models.backbone.Features`, so that heads for forces f_e · direction work here as well. The norm in eq. 9 and
+10 is smoothed at zero (`rounding`).
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class PaiNNSettings(BackboneSettings):
     cutoff_setting = "cutoff"
     blocks_setting = "layers"
 
-    width: int = Field(default=64, ge=1, le=MAX_WIDTH, description="scalars, and vectors, per atom")
-    layers: int = Field(default=3, ge=1, le=MAX_LAYERS, description="rounds of messages")
-    radial_functions: int = Field(default=20, ge=1, le=MAX_WIDTH, description="functions that describe a distance")
+    width: int = Field(default=64, ge=1, le=MAX_WIDTH, description="number of scalars, and of vectors, per atom")
+    layers: int = Field(default=3, ge=1, le=MAX_LAYERS, description="message-passing layers")
+    radial_functions: int = Field(default=20, ge=1, le=MAX_WIDTH, description="radial basis functions")
     cutoff: float | None = Field(
         default=None,
         gt=0,
         le=LONGEST_CUTOFF,
-        description="distance at which messages vanish, Å, at most the graph's, which is the default",
+        description="cutoff of the radial basis, Å; at most the graph's cutoff, which is the default",
     )
     edge_width: int = Field(
         default=64, ge=0, le=MAX_WIDTH, description="features per edge; 0 for a backbone without edge features"
@@ -56,13 +56,13 @@ class PaiNNSettings(BackboneSettings):
         default=0.1,
         gt=0,
         le=1,
-        description="what the tip of a vector's norm is rounded by, so that force constants are smooth at symmetric "
+        description="length ε in the smoothed norm sqrt(|v|² + ε²); keeps force constants smooth at symmetric "
         "structures, whose vectors are zero",
     )
 
     @classmethod
     def tiny(cls) -> PaiNNSettings:
-        """The size that the conformance suite tests."""
+        """Small settings for the conformance suite."""
         return cls(width=16, layers=2, edge_width=8)
 
     @property
@@ -71,9 +71,9 @@ class PaiNNSettings(BackboneSettings):
 
 
 class RadialBasis(nn.Module):
-    """A distance as sin(n π d / c) / d, n = 1, 2, …, times an envelope that ends smoothly at the cutoff c.
+    """Radial basis sin(n π d / c) / d, n = 1, 2, …, times an envelope that goes smoothly to zero at the cutoff c.
 
-    The sines are Gasteiger et al. 2020 (DimeNet, arXiv:2003.03123), eq. 7; the envelope is its eq. 8 with p = 5.
+    The sines are eq. 7 of Gasteiger et al. 2020 (DimeNet, arXiv:2003.03123); the envelope is eq. 8 with p = 5.
     """
 
     def __init__(self, n_functions: int, cutoff: float) -> None:
@@ -110,7 +110,7 @@ class PaiNNLayer(nn.Module):
         radial: Float[Tensor, "edges functions"],
         envelope: Float[Tensor, "edges 1"],
     ) -> tuple[Float[Tensor, "atoms width"], Float[Tensor, "atoms 3 width"]]:
-        # The filter's bias must vanish at the cutoff as well: hence the envelope around the whole of it.
+        # The envelope multiplies the whole filter, since its bias must vanish at the cutoff too.
         message = self.phi(s)[edges.source] * (self.filters(radial) * envelope)  # (edges, 3 width)
         scalar, along, carried = message.split(self.width, dim=-1)  # (edges, width) each
         vector = v[edges.source] * carried[:, None] + direction[:, :, None] * along[:, None]  # (edges, 3, width)
@@ -118,7 +118,7 @@ class PaiNNLayer(nn.Module):
         v = v + sum_over_neighbours(vector, edges, len(v))  # eq. 8
 
         u, w = self.mix(v).split(self.width, dim=-1)  # (atoms, 3, width) each: U v and V v
-        # A norm has no derivative at zero, where every vector starts.
+        # Smoothed, since a norm has no derivative at zero, where every vector starts.
         norm = (w.square().sum(1) + self.rounding**2).sqrt()  # (atoms, width)
         gates = self.gates(torch.cat([s, norm], dim=-1))  # (atoms, 3 width)
         gate_s, gate_sv, gate_v = gates.split(self.width, dim=-1)
@@ -128,7 +128,7 @@ class PaiNNLayer(nn.Module):
 
 
 class PaiNN(Backbone):
-    """The backbone: a `Graph` in, `Features` out, from the edges of `graph.main` alone."""
+    """The backbone: maps a `Graph` to `Features`, using only the edges of `graph.main`."""
 
     def __init__(self, settings: PaiNNSettings) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class PaiNN(Backbone):
             s, v = layer(s, v, edges, direction, radial, envelope)
         if not self.edge_width:
             return Features(atoms=s, edges=None, directions=edge_forces, vectors=v)
-        # Scalars of both ends, their vectors' parts along the edge (invariant too), and the distance.
+        # Scalars of both atoms, the components of their vectors along the edge (also invariant), and the distance.
         known = [s[edges.source], s[edges.target]]  # (edges, width) each
         known += [(v[end] * direction[:, :, None]).sum(1) for end in (edges.source, edges.target)]
         f = self.edge_features(torch.cat([*known, radial], dim=-1)) * envelope  # (edges, edge_width)

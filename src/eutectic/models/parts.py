@@ -1,6 +1,6 @@
-"""Parts of a model by name: what can be frozen, and have a learning rate of its own.
+"""Named parts of a model, which can be frozen or have their own learning rate.
 
-A backbone names its parts (`Backbone.parts`); `blocks`, `backbone` and `heads` are those of every model.
+A backbone names its parts (`Backbone.parts`); `blocks`, `backbone` and `heads` exist in every model.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from eutectic.models.backbone import Backbone
 
 BLOCKS, BACKBONE, HEADS = "blocks", "backbone", "heads"
 REST = "rest"
-"""The part of a backbone's parameters that are in none of its parts."""
+"""Pseudo-part for the backbone's parameters that belong to no part."""
 
 
 def part_names(backbone: Backbone) -> list[str]:
-    """Every name of a part of a model with this backbone, from its input to its output, then those of several parts."""
+    """All part names of a model with this backbone, from input to output, then the names that cover several parts."""
     own = [name for name in backbone.parts if _has_parameters(backbone, name)]
     blocks = [BLOCKS] if any(_block_number(name) is not None for name in own) else []
     return [*own, *blocks, BACKBONE, HEADS]
 
 
 def parts_named(backbone: Backbone, names: Iterable[str], where: str) -> tuple[str, ...]:
-    """The parts of the backbone that some names stand for, in its order; `heads` where it is among them.
+    """Expand names into parts of the backbone, in its order, followed by `heads` if listed.
 
     Raises:
-        EutecticError: a name that is not one of `part_names`; the error lists these, and the nearest.
+        EutecticError: a name that is not in `part_names`; the error lists these and suggests the nearest.
     """
     known, own = part_names(backbone), [*backbone.parts, REST]
     found: set[str] = set()
@@ -49,7 +49,7 @@ def parts_named(backbone: Backbone, names: Iterable[str], where: str) -> tuple[s
 
 
 def part_of(backbone: Backbone, parameter: str) -> str:
-    """The part that a parameter of the backbone is in, by the parameter's name."""
+    """The part to which a parameter of the backbone belongs, by the parameter's name."""
     for part, beginnings in backbone.parts.items():
         if parameter.startswith(tuple(beginnings)):
             return part
@@ -57,8 +57,8 @@ def part_of(backbone: Backbone, parameter: str) -> str:
 
 
 def depth(backbone: Backbone, part: str) -> int:
-    """How many blocks lie between a part and the heads, itself included: 0 for the readout, 1 for the last block, and
-    one more than the number of blocks for what comes before the first."""
+    """Number of blocks from a part to the heads, including itself: 0 for the readout, 1 for the last block, one more
+    than the number of blocks for parts before the first block."""
     names = list(backbone.parts)
     numbers = {name: number for name in names if (number := _block_number(name)) is not None}
     if part in numbers:
@@ -72,5 +72,5 @@ def _has_parameters(backbone: Backbone, part: str) -> bool:
 
 
 def _block_number(part: str) -> int | None:
-    found = re.fullmatch(r"block_(\d+)", part)
-    return None if found is None else int(found[1])
+    match = re.fullmatch(r"block_(\d+)", part)
+    return None if match is None else int(match[1])

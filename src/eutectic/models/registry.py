@@ -23,14 +23,14 @@ FOREIGN: dict[str, BackboneEntry] = {
     "orb": BackboneEntry(OrbSettings, Orb),
     "sevennet": BackboneEntry(SevenNetSettings, SevenNet),
 }
-"""Name → backbone of another package, which need not be installed. Their settings come from a model of theirs."""
+"""Name → backbone of another package, which need not be installed. Settings come from one of the package's models."""
 
 
 def register_backbone(name: str, entry: BackboneEntry) -> None:
     """Register a backbone under a name, so that settings can select it.
 
     Call it at import time, not under `if __name__ == "__main__"`: the worker processes of a run import the program
-    again and need the backbone too.
+    again and need the backbone as well.
 
     Raises:
         EutecticError: another backbone is registered under this name.

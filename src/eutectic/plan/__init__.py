@@ -1,1 +1,1 @@
-"""What a run will cost: time, memory and money, on this machine and on a cluster."""
+"""Estimates of time, memory and money for a run, on this machine and on a cluster."""

@@ -1,6 +1,6 @@
 """Time, memory and cost of a pre-training: on this machine from a short calibration, on a cluster from counted work.
 
-All assumptions are fields of `Cluster`, are shown with the plan, and can be changed.
+All assumptions are fields of `Cluster` and are shown with the plan.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class SetPlan:
     Attributes:
         structures: number of training structures.
         share: fraction of the draws.
-        drawn, epochs: number of structures drawn, repeats counted, and the same as passes over the set.
+        drawn, epochs: number of structures drawn, repeats counted, and the corresponding number of epochs.
         atoms, edges: mean per structure.
         source: origin of the size and the typical structures.
-        gflops: GFLOP of one structure's training step; 0 where not counted.
+        gflops: GFLOP per structure in a training step; 0 if not counted.
         gigabytes: size of the store.
     """
 
@@ -69,7 +69,7 @@ class Estimate:
 
     Attributes:
         where: description of the machine.
-        step_seconds: of one step: sum of `compute_seconds`, `data_seconds` and `communication_seconds`.
+        step_seconds: time per step, the sum of `compute_seconds`, `data_seconds` and `communication_seconds`.
         hours: of the run, validations included.
         memory_gigabytes: per process.
         gpu_hours, price: over all GPUs; None without GPUs.
@@ -124,7 +124,7 @@ class Plan:
         return sum(s.drawn * s.edges for s in self.sets)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, derived values included."""
+        """Plain JSON, including derived values."""
         seen = {"structures": self.structures, "atoms": self.atoms, "edges": self.edges}
         return {**asdict(self), "seen": seen, "epochs": self.structures / self.epoch}
 
@@ -216,8 +216,8 @@ def plan_run(
         sizes: size model of each set in `source`.
         calibration: on one process, in the run's precision.
         processes: number of processes that share a batch.
-        workers: background processes per process that prepare batches on cores of their own; 0 on a CPU, where they
-            share the cores.
+        workers: background processes per process that prepare batches on separate cores; 0 on a CPU, where they share
+            the cores.
         parameters: number of parameters of the model.
         n_validation: number of structures in a validation.
     """
@@ -276,7 +276,7 @@ STATE_BYTES = 20
 """Bytes per parameter during training at 32 bits: weight, gradient, two moments of Adam, EMA."""
 
 CHECKPOINT_BYTES = 16
-"""Bytes per parameter in a checkpoint: all of these but the gradient."""
+"""Bytes per parameter in a checkpoint: as in training, without the gradient."""
 
 
 def _state_bytes(settings: PretrainSettings, processes: int, strategy: str) -> float:
@@ -294,14 +294,14 @@ class Cluster(Settings):
         default=0.05,
         gt=0,
         le=1,
-        description="fraction of the peak that training reaches; the 34,400 GPU-hours reported for JMP-L correspond to "
-        "6 TFLOP/s per GPU, with operations counted as here",
+        description="fraction of the peak reached in training; the 34,400 GPU-hours reported for JMP-L correspond to 6 "
+        "TFLOP/s per GPU, with operations counted as here",
     )
     launch_ms: float = Field(
-        default=30.0, ge=0, description="shortest time of a step, ms, for launching its thousands of kernels"
+        default=30.0, ge=0, description="minimum time per step, ms, for launching its thousands of kernels"
     )
     memory_gb: float = Field(default=80.0, gt=0, description="memory per GPU, GB")
-    link_gb_s: float = Field(default=25.0, gt=0, description="bandwidth of each GPU to the others, GB/s")
+    link_gb_s: float = Field(default=25.0, gt=0, description="bandwidth between GPUs, per GPU, GB/s")
     strategy: Literal["ddp", "fsdp"] = Field(
         default="ddp", description="replicate the model on each GPU (ddp) or shard it over them (fsdp)"
     )
@@ -314,7 +314,7 @@ class Published:
 
     Attributes:
         structures, atoms: number of structures, and mean number of atoms (Shoghi et al., ICLR 2024).
-        like: embedded data set whose structures stand in for its own.
+        like: embedded data set whose structures are used instead of its own.
     """
 
     structures: int
@@ -334,7 +334,7 @@ def known_sizes(given: Sequence[str] = ()) -> dict[str, Published]:
     """Sizes of data sets without a store; `name=structures,atoms` adds or replaces one.
 
     Raises:
-        EutecticError: an argument has another form.
+        EutecticError: an argument in another format.
     """
     table = dict(PUBLISHED)
     for text in given:
@@ -354,7 +354,7 @@ def known_sizes(given: Sequence[str] = ()) -> dict[str, Published]:
 
 @dataclass(frozen=True)
 class _Typical:
-    """Size of a data set and some typical structures, its own or stand-ins."""
+    """Size of a data set, and some typical structures, possibly of a similar data set."""
 
     structures: int
     atoms: float
@@ -383,7 +383,7 @@ def _typical(name: str, chosen: SetSettings, table: Mapping[str, Published], cou
         raise EutecticError(
             f"sets.{name}.store",
             f"{store_name!r}, which has no store here",
-            f"a store, or a data set of known size ({', '.join(table)})",
+            f"a store, or a data set with a known size ({', '.join(table)})",
             f"give its size: --size {family}=STRUCTURES,ATOMS",
         )
     known = table[family]
@@ -391,7 +391,7 @@ def _typical(name: str, chosen: SetSettings, table: Mapping[str, Published], cou
     rows = [_enlarged(r, known.atoms) for r in _spread(stand_in, count)]
     mean_atoms = sum(len(r) for r in rows) / len(rows)
     per_atom = stand_in.bytes() / float(stand_in.column("n_atoms").sum())
-    source = f"{known.structures:,} structures of {known.atoms:g} atoms on average; {known.like} stand in for its own"
+    source = f"{known.structures:,} structures of {known.atoms:g} atoms on average, represented by {known.like}"
     if mean_atoms > 1.5 * float(stand_in.column("n_atoms").mean()):
         source += f", repeated to {mean_atoms:.0f} atoms and scaled"
     return _Typical(
@@ -405,13 +405,13 @@ def _typical(name: str, chosen: SetSettings, table: Mapping[str, Published], cou
 
 
 def _spread(store: Store, count: int) -> list[LabelledStructure]:
-    """The median structure by size of each of `count` equal parts, which avoids the smallest and largest."""
+    """The structure of median size in each of `count` equal parts, which avoids the smallest and largest."""
     order = np.argsort(store.column("n_atoms"), kind="stable")
     return [store[int(order[int((i + 0.5) * len(order) / count)])] for i in range(count)]
 
 
 def _enlarged(row: LabelledStructure, atoms: float) -> Structure:
-    """A periodic structure repeated along its two shortest lattice vectors to about `atoms` atoms."""
+    """Repeat a periodic structure along its two shortest lattice vectors to about `atoms` atoms."""
     structure = row.structure
     if not structure.pbc.any():
         return structure
@@ -419,7 +419,7 @@ def _enlarged(row: LabelledStructure, atoms: float) -> Structure:
     repeats = np.ones(3, dtype=int)
     along = np.argsort(lengths)[: min(2, int(structure.pbc.sum()))]
     while len(structure) * repeats.prod() < 0.8 * atoms:
-        # The shorter side first, to keep the cell as square as possible.
+        # Repeat the shorter side, to keep the cell as square as possible.
         repeats[along[int(np.argmin((lengths * repeats)[along]))]] += 1
     shifts = np.array(list(np.ndindex(*repeats))) @ structure.cell
     n = len(shifts)
@@ -449,8 +449,8 @@ def plan_cluster(
         settings: of the run; `train.batch_size` is shared by all GPUs.
         cluster: assumptions.
         sizes: of data sets without a store.
-        patience: longest time to spend on timing a step here, in seconds, assuming 10 GFLOP/s on a CPU.
-        progress: called with the name of what is counted next: each set, then the mixture.
+        patience: maximum time for timing a step on this machine, s, assuming 10 GFLOP/s on a CPU.
+        progress: called with the name of each set, then "the mixture", before it is counted.
 
     Raises:
         EutecticError: a data set without a store and without a known size.
@@ -515,9 +515,9 @@ def plan_cluster(
         f"a GPU reaches {100 * cluster.efficiency:g} % of {cluster.peak_tflops:g} TFLOP/s "
         "(--efficiency, --peak-tflops); only matmuls are counted",
         f"a step takes at least {cluster.launch_ms:g} ms, for launching its kernels (--launch-ms)",
-        f"mixing sets in a batch pads neighbour tables: {padding:.2f} times the work of separate sets, counted",
+        f"mixing sets in a batch pads neighbour lists: {padding:.2f} times the work of separate sets (included)",
         f"{cluster.link_gb_s:g} GB/s between GPUs (--link-gb-s), not overlapped with computation",
-        "data is read and graphs are built by other processes during a step",
+        "data are read and graphs are built by other processes during a step",
         f"{_state_bytes(settings, 1, 'ddp'):.0f} bytes per parameter for weights, gradients and optimiser"
         + (", divided over all GPUs" if cluster.strategy == "fsdp" else "")
         + f"; activations at {bits} bits, of average structures",
@@ -613,8 +613,10 @@ def _on_this_machine(
     saved: float,
     patience: float,
 ) -> tuple[Estimate | None, str]:
-    """Estimate for one process on this machine, timed on the cheapest typical structures; None, with the reason, if
-    that would take too long."""
+    """Estimate for one process on this machine, timed on the cheapest typical structures.
+
+    None, with the reason, if that would take too long.
+    """
     cuda = torch.cuda.is_available() and settings.train.accelerator != "cpu"
     lightest = min(work, key=lambda n: work[n].flops)
     guess = 4 * work[lightest].flops / (1e10 if not cuda else 1e13)

@@ -1,4 +1,4 @@
-"""A model as an ASE calculator: optimisation, molecular dynamics, vibrations, reaction paths."""
+"""ASE calculator: geometry optimisation, molecular dynamics, vibrations, reaction paths."""
 
 from __future__ import annotations
 
@@ -26,41 +26,42 @@ from eutectic.tasks import Sample, Task
 log = logging.getLogger(__name__)
 
 TOO_CLOSE = 0.6
-"""Fraction of the sum of two covalent radii. The shortest bonds of stable molecules have 0.77 of it (N2)."""
+"""Distance below which a warning is given, as a fraction of the sum of the two covalent radii. The shortest bond of a
+stable molecule (N2) is at 0.77."""
 
 FAR_FROM_TRAINING = 20.0
-"""Multiple of the root mean square of the training forces' components, for the largest predicted component."""
+"""Largest force component above which a warning is given, as a multiple of the RMS component of the training forces."""
 
 
 class EutecticCalculator(Calculator):
     """Energies, forces and the other properties of one task of a model, for ASE.
 
     `energy` and `free_energy` (eV), `forces` (eV/Å), `stress` (6,) (eV/Å³; xx, yy, zz, yz, xz, xy; positive is
-    tension), `energies` (eV, the part of each atom, references included, where the head of the energy sums them), and
-    any further property of the task under its own name. A stress exists only for structures periodic in three
-    directions. `energy_uncertainty` (eV) and those of other scalars are standard deviations, where the
-    model knows them.
+    tension), `energies` (eV, the contribution of each atom with its reference, if the energy head sums over atoms),
+    and any further property of the task under its own name. A stress exists only for structures periodic in three
+    directions. `energy_uncertainty` (eV) and the uncertainties of other scalars are standard deviations, available if
+    the model was calibrated.
 
-    Everything is calculated at once, and kept until positions, numbers, cell, boundary conditions or tags change.
-    Charges, magnetic moments and constraints are no input of a model.
+    All properties are calculated together and kept until positions, numbers, cell, boundary conditions or tags change.
+    Charges, magnetic moments and constraints are not inputs of the model.
 
     Args:
         model: weights, tasks and provenance; not changed.
-        task: name of the task; the only one if not given.
-        conservative: True: forces and stress are derivatives of the energy, and dynamics conserve energy. False: they
-            are what the task's heads predict: faster, but if a head predicts forces directly, dynamics gain or lose
-            energy. Default: False where the task has a head for forces, otherwise True.
+        task: name of the task; needed if the model has several.
+        conservative: True: forces and stress are derivatives of the energy, and dynamics conserve energy. False: the
+            task's heads predict them, which is faster; if the forces are predicted directly, dynamics do not conserve
+            energy. Default: False if the task has a head for forces, otherwise True.
         dtype: precision; finite differences (vibrations, phonons) need float64.
-        device: "cpu", "cuda", …; default: that of the model.
-        skin: Å added to the cutoff of the neighbour search, which is repeated only after an atom has moved by half of
-            it; results do not depend on it. 0: a search in every step.
+        device: "cpu", "cuda", …; default: the model's device.
+        skin: Å added to the cutoff of the neighbour list, which is rebuilt only after an atom has moved by half the
+            skin; results do not depend on it. 0 rebuilds the list in every step.
 
     Attributes:
-        conservative: as it was decided.
-        neighbours: that are reused.
+        conservative: whether forces and stress are derivatives of the energy.
+        neighbours: neighbour lists, reused between steps.
 
     Raises:
-        EutecticError: no such task, or several and no name; derivatives from a task without an energy; another
+        EutecticError: no such task, or several and no name; derivatives from a task without an energy; an unknown
             precision; a skin that is negative or larger than the cutoff.
     """
 
@@ -98,23 +99,23 @@ class EutecticCalculator(Calculator):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device on which predictions run."""
         return self._prepared.device
 
     @property
     def forces_are(self) -> str:
-        """What the forces are, in words."""
+        """How the forces are obtained, as text."""
         return self._prepared.forces_are
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """What changed since the last calculation; tags too, since they select edges."""
+        """Changes since the last calculation; includes tags, since they select edges."""
         changes = list(super().check_state(atoms, tol=tol))
         if self.atoms is not None and not changes and not np.array_equal(self.atoms.get_tags(), atoms.get_tags()):
             changes.append("tags")
         return changes
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
-        """As ASE's, with a hint for a stress that only derivatives give."""
+        """As in ASE, with a hint if the stress is available only as a derivative."""
         if name == "stress" and name not in self.implemented_properties and "energy" in self.task.heads:
             raise PropertyNotImplementedError(
                 f"task {self.task.name}: no head predicts stress; make the calculator with conservative=True"
@@ -127,11 +128,11 @@ class EutecticCalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """Calculate everything.
+        """Calculate all properties.
 
         Raises:
-            EutecticError: a structure that is invalid, has elements that the model or its task has not seen, does not
-                fit into memory, or has a prediction that is not finite.
+            EutecticError: a structure that is invalid, has elements unseen in training, does not fit into memory, or
+                has a prediction that is not finite.
         """
         self.results = {}
         super().calculate(atoms, properties, system_changes)
@@ -150,9 +151,9 @@ class EutecticCalculator(Calculator):
             of_atoms=self._of_atoms,
             autocast=self._prepared.autocast,
         )
-        found = finished(self.task, values, structure, conservative=self.conservative)
+        prediction = finished(self.task, values, structure, conservative=self.conservative)
         results: dict[str, Any] = {
-            name: float(value) if value.ndim == 0 else np.array(value) for name, value in found.items()
+            name: float(value) if value.ndim == 0 else np.array(value) for name, value in prediction.items()
         }
         if "energy" in results:
             results["free_energy"] = results["energy"]
@@ -162,11 +163,11 @@ class EutecticCalculator(Calculator):
         self.results = results
 
     def export_properties(self) -> Properties:
-        """The results that ASE knows."""
+        """The results that are ASE properties."""
         return Properties({name: value for name, value in self.results.items() if name in all_outputs})
 
     def todict(self, skip_default: bool = True) -> dict[str, Any]:
-        """What a trajectory notes."""
+        """Parameters that ASE stores in a trajectory."""
         return {"task": self.task.name, "conservative": self.conservative, "dtype": self.dtype}
 
     def _check(self, structure: Structure) -> None:
@@ -179,7 +180,7 @@ class EutecticCalculator(Calculator):
         return f"calculator of task {self.task.name}"
 
     def _warn(self, structure: Structure, graph: StructureGraph, results: dict[str, Any]) -> None:
-        """Say once of each kind what makes a prediction doubtful."""
+        """Warn of unreliable predictions, once per kind of cause."""
         edges = graph.main
         if "close" not in self._warned and len(edges):
             radii = covalent_radii[structure.numbers]
@@ -194,15 +195,15 @@ class EutecticCalculator(Calculator):
                 cutoff = self.task.graph.cutoff
                 self._say("alone", f"atom {int(alone.argmax())} has no neighbour within the cutoff of {cutoff:g} Å")
         if "far" not in self._warned and "forces" in self.task.targets:
-            largest, spread = float(np.abs(results["forces"]).max()), self.task.targets["forces"].normaliser.scale
-            if largest > FAR_FROM_TRAINING * spread:
-                times = f"{largest / spread:.0f} times the spread of the training forces"
+            largest, rms = float(np.abs(results["forces"]).max()), self.task.targets["forces"].normaliser.scale
+            if largest > FAR_FROM_TRAINING * rms:
+                times = f"{largest / rms:.0f} times the RMS of the training forces"
                 self._say("far", f"a force of {largest:.3g} eV/Å, {times}")
 
     def _say(self, kind: str, what: str) -> None:
         self._warned.add(kind)
         log.warning(
-            "%s: %s; far from the structures it was trained on, predictions mean little (said once)", self._where, what
+            "%s: %s; far from the training structures, predictions are unreliable (shown once)", self._where, what
         )
 
     def __repr__(self) -> str:

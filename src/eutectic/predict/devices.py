@@ -1,4 +1,4 @@
-"""Devices to predict on; if there are several, a process for each, which take windows of structures in turn."""
+"""Devices to predict on; several devices have one process each and take windows of structures in turn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def default_device() -> torch.device:
 
 
 def devices_named(names: Sequence[str]) -> list[torch.device]:
-    """Devices by their names, "cpu", "cuda", "cuda:1", …; the default one if there are no names.
+    """Devices by name ("cpu", "cuda", "cuda:1", …); without names, the default device.
 
     Raises:
         EutecticError: no such device.
@@ -59,13 +59,13 @@ def predict_on(
     conservative: bool = False,
     on_done: Callable[[int], None] = lambda structures: None,
 ) -> Iterator[Prediction | EutecticError]:
-    """As `predict_each`, with a process for each device; results are in the order of the structures.
+    """As `predict_each`, with one process per device; results are in the order of the structures.
 
-    Windows are those of one device, so that results do not depend on the number of devices.
+    Windows are the same as on one device, so that results do not depend on the number of devices.
 
     Args:
-        devices: to predict on; one may be named several times.
-        folder: of the model, which each process loads.
+        devices: devices to predict on; the same one may be listed several times.
+        folder: model folder, loaded by each process.
         task_name, structures, batch_size, normalised, conservative, on_done: as for `predict_each`.
 
     Raises:
@@ -75,19 +75,19 @@ def predict_on(
     windows = iter(lambda: list(itertools.islice(remaining, window_of(batch_size))), [])
     options = {"batch_size": batch_size, "normalised": normalised, "conservative": conservative}
     threads = max(1, min(torch.get_num_threads(), cores() // len(devices)))
-    for found in map_in_order(
+    for results in map_in_order(
         _predict_window,
         ((task_name, window, options) for window in windows),
         [partial(_begin, folder, str(device), threads) for device in devices],
         where="predict",
         fix="run the same command again with a smaller --batch-size or fewer --device",
     ):
-        on_done(len(found))
-        yield from found
+        on_done(len(results))
+        yield from results
 
 
 _place: tuple[Path, str, int] | None = None
-"""In the process of a device: folder of the model, device, and number of threads."""
+"""Set in each device's process: model folder, device, number of threads."""
 
 
 def _begin(*place: Any) -> None:
@@ -97,7 +97,7 @@ def _begin(*place: Any) -> None:
 
 @cache
 def _loaded() -> TrainedModel:
-    # By the first call, not when the process begins: errors of a call reach the caller.
+    # Loaded in the first call rather than at start-up, since only errors of calls reach the caller.
     assert _place is not None
     folder, device, threads = _place
     torch.set_num_threads(threads)

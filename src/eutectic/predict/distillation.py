@@ -1,4 +1,4 @@
-"""Distillation: a model's predictions on given structures as the labels of a store, to train a faster model on."""
+"""Distillation: label structures with a model's predictions, to train a faster model on them."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def distil(
 ) -> tuple[int, list[str]]:
     """Write a store of structures with the teacher's predictions as labels.
 
-    The level of theory names the teacher, so that predictions are never taken for calculations, nor their heads kept
-    for them. Structures of one group of a store, or of one composition of a file, are of one group.
+    The level of theory names the teacher, so that predictions are never mistaken for calculations, nor heads trained on
+    them reused for calculations. Groups are those of the source store; for a file, one per composition.
 
     Args:
-        teacher: model that predicts.
-        source: a file that ASE reads, or the path or name of a store, whose labels are not used.
+        teacher: model whose predictions become labels.
+        source: a file that ASE reads, or the path or name of a store; its labels are not used.
         out: store to write.
-        name: of the teacher.
-        task: of the teacher; needed if it has several.
-        properties: labels to write; default: all that the task predicts, but classes.
+        name: name of the teacher.
+        task: task of the teacher; needed if it has several.
+        properties: labels to write; default: all that the task predicts, except classes.
         conservative: forces and stress as derivatives of the energy.
         batch_size: structures per batch.
-        on_done: called with numbers of structures that are done.
+        on_done: called with the number of structures done since the last call.
 
     Returns:
-        Number of structures written, and why others were left out.
+        Number of structures written, and the reasons why others were left out.
 
     Raises:
         EutecticError: no such task or property; something exists at `out`; no structure can be predicted.
@@ -84,24 +84,24 @@ def distil(
                 yield read, read.structure
 
     def rows() -> Iterator[LabelledStructure]:
-        # `tee` keeps no more than the structures that are predicted together.
-        these, those = tee(readable())
+        # `tee` buffers at most one window of structures.
+        reads, inputs = tee(readable())
         predictions = predict_each(
             teacher,
             chosen.name,
-            (structure for _, structure in those),
+            (structure for _, structure in inputs),
             batch_size=batch_size,
             conservative=conservative,
             on_done=on_done,
         )
-        for (read, structure), found in zip(these, predictions, strict=True):
-            if isinstance(found, EutecticError):
-                left_out.append(f"{read.where}: {found}")
+        for (read, structure), prediction in zip(reads, predictions, strict=True):
+            if isinstance(prediction, EutecticError):
+                left_out.append(f"{read.where}: {prediction}")
                 continue
             info = {} if read.atoms is None else read.atoms.info
             group = str(info.get("group") or structure.to_ase().get_chemical_formula())
             labels = {
-                name: np.asarray(found[name], dtype=np.float64).reshape(PROPERTIES[name].shape(len(structure)))
+                name: np.asarray(prediction[name], dtype=np.float64).reshape(PROPERTIES[name].shape(len(structure)))
                 for name in names
             }
             yield LabelledStructure(structure=structure, labels=labels, id=str(info.get("id", read.index)), group=group)

@@ -1,4 +1,4 @@
-"""Embeddings: the invariant features that a model's backbone gives to atoms, and what can be read from them."""
+"""Embeddings: the invariant features that a backbone assigns to atoms; maps and nearest neighbours made from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from eutectic.predict.outputs import TableOutput
 from eutectic.predict.prediction import in_batches, task_of
 
 Per = Literal["structure", "atom"]
-"""One embedding for each structure, the mean of its atoms' ones, or one for each atom."""
+"""structure: one embedding per structure, the mean over its atoms; atom: one per atom."""
 
 
 def embed_each(
@@ -37,14 +37,14 @@ def embed_each(
     """Embeddings of structures, one by one and in constant memory.
 
     Args:
-        model: runs on the device and in the precision of its weights; heads and labels play no part.
-        structures: read as they are needed.
-        per: structure: the mean over the atoms, so that a supercell has the embedding of its cell.
-        task: whose graph settings are used; default: those of the model.
+        model: runs on the device and in the precision of its weights; heads and labels are not used.
+        structures: read lazily.
+        per: "structure": the mean over the atoms, so that a supercell has the embedding of its unit cell.
+        task: the task whose graph settings are used; default: the model's own.
         batch_size, window, on_done: as for `predict_each`.
 
     Yields:
-        In the order of the structures, (width,) or (n_atoms, width), float32; or the reason why there is none.
+        In the order of the structures, (width,) or (n_atoms, width), float32; or the error that prevented it.
 
     Raises:
         EutecticError: no such task; an unknown `per`.
@@ -55,7 +55,7 @@ def embed_each(
     yield from in_batches(
         structures,
         lambda index, structure: structure.check(f"structure {index}"),
-        lambda some: _embedded(model, settings, some, per),
+        lambda batch: _embedded(model, settings, batch, per),
         batch_size=batch_size,
         window=window,
         on_done=on_done,
@@ -72,15 +72,15 @@ def graph_of(model: TrainedModel, task: str | None) -> GraphSettings:
 
 
 def _embedded(
-    model: TrainedModel, settings: GraphSettings, some: Sequence[tuple[int, Structure]], per: Per
+    model: TrainedModel, settings: GraphSettings, structures: Sequence[tuple[int, Structure]], per: Per
 ) -> list[np.ndarray | EutecticError]:
-    found: dict[int, np.ndarray | EutecticError] = {}
+    results: dict[int, np.ndarray | EutecticError] = {}
     graphs = []
-    for index, structure in some:
+    for index, structure in structures:
         try:
             graphs.append((index, build_graph(structure, settings, lists=model.module.backbone.edge_lists)))
         except EutecticError as error:
-            found[index] = EutecticError(f"structure {index}, {error.where}", error.given, error.expected, error.fix)
+            results[index] = EutecticError(f"structure {index}, {error.where}", error.given, error.expected, error.fix)
     if graphs:
         weight = next(model.module.parameters())
         batch = collate([graph for _, graph in graphs], weight.dtype).to(weight.device)
@@ -89,12 +89,12 @@ def _embedded(
         ends = np.cumsum([len(graph.structure) for _, graph in graphs])
         for (index, _), rows in zip(graphs, np.split(atoms, ends[:-1]), strict=True):
             if np.isfinite(rows).all():
-                found[index] = (rows if per == "atom" else rows.mean(axis=0)).astype(np.float32)
+                results[index] = (rows if per == "atom" else rows.mean(axis=0)).astype(np.float32)
             else:
-                found[index] = EutecticError(
+                results[index] = EutecticError(
                     f"structure {index}", "features that are not finite", "finite features", "check its positions"
                 )
-    return [found[index] for index, _ in some]
+    return [results[index] for index, _ in structures]
 
 
 def embed_file(
@@ -109,7 +109,7 @@ def embed_file(
     stop: Callable[[], bool] = lambda: False,
     on_done: Callable[[int], None] = lambda structures: None,
 ) -> Summary:
-    """Embed the structures of a file or store one after the other, in constant memory.
+    """Embed the structures of a file or store in order, in constant memory.
 
     Args:
         model, per, task, batch_size, on_done: as for `embed_each`.
@@ -117,7 +117,7 @@ def embed_file(
 
     Raises:
         EutecticError: as `embed_each`; no structure could be embedded.
-        Interrupted: `stop` said so.
+        Interrupted: `stop` returned true.
     """
 
     def each(structures: Iterable[Structure]) -> Iterator[np.ndarray | EutecticError]:
@@ -131,17 +131,17 @@ def table_schema(width: int, per: Per, **notes: str) -> pa.Schema:
     number), and `embedding`, a list of `width` numbers.
 
     Args:
-        width: of an embedding.
-        per: what has one.
+        width: width of an embedding.
+        per: whether a row is a structure or an atom.
         notes: metadata of the file.
     """
-    of = [("n_atoms", pa.int32())] if per == "structure" else [("atom", pa.int32()), ("number", pa.int16())]
-    columns = [("structure", pa.int64()), *of, ("embedding", pa.list_(pa.float32(), width))]
+    middle = [("n_atoms", pa.int32())] if per == "structure" else [("atom", pa.int32()), ("number", pa.int16())]
+    columns = [("structure", pa.int64()), *middle, ("embedding", pa.list_(pa.float32(), width))]
     return pa.schema(columns, metadata={"per": per, **notes})
 
 
 def table_writer(table: TableOutput, per: Per) -> Write[np.ndarray]:
-    """Writes embeddings to a table of `table_schema`; structures without one are left out."""
+    """A writer that adds embeddings to a table of `table_schema`; structures without an embedding are skipped."""
 
     def add(read: Read, outcome: np.ndarray | EutecticError) -> None:
         if isinstance(outcome, EutecticError) or read.structure is None:
@@ -175,9 +175,9 @@ class Moments:
         if not self.n:
             self.mean, self.scatter = np.zeros(rows.shape[1]), np.zeros((rows.shape[1],) * 2)
         mean = rows.mean(axis=0)
-        away, total = mean - self.mean, self.n + len(rows)
-        self.scatter += (rows - mean).T @ (rows - mean) + np.outer(away, away) * self.n * len(rows) / total
-        self.mean = self.mean + away * len(rows) / total
+        shift, total = mean - self.mean, self.n + len(rows)
+        self.scatter += (rows - mean).T @ (rows - mean) + np.outer(shift, shift) * self.n * len(rows) / total
+        self.mean = self.mean + shift * len(rows) / total
         self.n = total
 
     @property
@@ -186,7 +186,7 @@ class Moments:
         return float(np.sqrt(np.trace(self.scatter) / max(self.n, 1)))
 
     def components(self, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
-        """(count, width) directions of largest variance, with a positive sum each, and (count,) their shares of it."""
+        """(count, width) principal directions, each with a positive sum, and (count,) fractions of the variance."""
         values, vectors = np.linalg.eigh(self.scatter)
         chosen = vectors[:, ::-1][:, :count].T
         chosen = chosen * np.where(chosen.sum(axis=1) < 0, -1.0, 1.0)[:, None]
@@ -198,9 +198,9 @@ class Point:
     """One point of a map.
 
     Attributes:
-        index: of the structure in its file.
+        index: index of the structure in its file.
         structure: the structure.
-        atom: its index, where atoms are shown.
+        atom: index of the atom, if points are atoms.
         embedding: (width,).
     """
 
@@ -211,10 +211,10 @@ class Point:
 
 
 class MapSample:
-    """Points for a map: all, or that many drawn at random, each with the same probability; and the moments of all.
+    """Points for a map (all, or a uniform random sample), and the moments of all embeddings.
 
     Args:
-        most: number of points that are kept.
+        most: largest number of points kept.
     """
 
     def __init__(self, most: int = 3000) -> None:
@@ -239,11 +239,11 @@ class MapSample:
 
     @property
     def points(self) -> list[Point]:
-        """In the order of the file."""
+        """The points in the order of the file."""
         return sorted(self._points, key=lambda point: (point.index, point.atom or 0))
 
     def principal(self) -> tuple[np.ndarray, np.ndarray]:
-        """(n_points, 2) principal components of the points, and the shares of the variance of all that they show."""
+        """(n_points, 2) principal components of the points, and their fractions of the total variance."""
         components, shares = self.moments.components()
         embeddings = np.stack([point.embedding for point in self.points])
         return (embeddings - self.moments.mean) @ components.T, shares
@@ -266,9 +266,9 @@ class Neighbour:
     """A structure near another one.
 
     Attributes:
-        index: in its file or store.
+        index: index in its file or store.
         structure: the structure.
-        distance: Euclidean, between the embeddings.
+        distance: Euclidean distance between the embeddings.
     """
 
     index: int
@@ -281,7 +281,7 @@ class Nearest:
 
     Args:
         queries: (n_queries, width) embeddings.
-        count: neighbours of each.
+        count: number of neighbours per query.
     """
 
     def __init__(self, queries: np.ndarray, count: int = 5) -> None:
@@ -295,7 +295,7 @@ class Nearest:
         self.moments.add(outcome[None])
         distances = np.linalg.norm(self.queries - outcome, axis=1)
         for heap, distance in zip(self._heaps, distances.tolist(), strict=True):
-            # The farthest on top; of equal ones, the later.
+            # The farthest on top; among equals, the later one.
             entry = (-distance, -read.index, read.structure)
             if len(heap) < self.count:
                 heapq.heappush(heap, entry)
@@ -304,7 +304,7 @@ class Nearest:
 
     @property
     def found(self) -> list[list[Neighbour]]:
-        """For each query, its neighbours, the nearest first."""
+        """For each query, its neighbours, nearest first."""
         return [
             [Neighbour(-index, structure, -distance) for distance, index, structure in sorted(heap, reverse=True)]
             for heap in self._heaps

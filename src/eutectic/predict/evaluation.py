@@ -24,15 +24,15 @@ from eutectic.train.evaluation import Breakdown, evaluate_store
 
 @dataclass(frozen=True, kw_only=True)
 class UncertaintyErrors:
-    """How the uncertainties σ of a property compare with its errors, in the unit of these.
+    """Uncertainties σ of a property compared with its errors, in the unit of the errors.
 
     Attributes:
-        coverage: share of labels within a central interval of a normal distribution around the prediction → share that
-            was found; "0.68" and "0.95".
-        median: of σ.
-        ratio: root mean square of error / σ; 1 is right, more than 1 is too confident.
-        rank_correlation: Spearman's, of |error| and σ; None where either is the same for all.
-        bins: [root mean square σ, root mean square error] of up to ten equally large groups of rising σ.
+        coverage: nominal coverage of the central interval around the prediction ("0.68" and "0.95") → observed fraction
+            of labels in it.
+        median: median σ.
+        ratio: root mean square of error / σ; 1 is calibrated, more than 1 is overconfident.
+        rank_correlation: Spearman correlation of |error| and σ; None if either is constant.
+        bins: [root mean square σ, root mean square error] of up to ten equally large groups by increasing σ.
     """
 
     coverage: dict[str, float]
@@ -43,14 +43,14 @@ class UncertaintyErrors:
 
 
 INTERVALS = {"0.68": 0.9945, "0.95": 1.96}
-"""Share of a normal distribution → standard deviations on each side of its mean that hold it."""
+"""Fraction of a normal distribution → half-width of the central interval that contains it, in standard deviations."""
 
 BINS = 10
 FEWEST_OF_A_BIN = 5
 
 
 class Doubts:
-    """Uncertainties with the errors, see `train.evaluation.LastFeatures`."""
+    """Pairs of error and uncertainty; see `train.evaluation.LastFeatures`."""
 
     def __init__(self, known: Mapping[str, Uncertainty]) -> None:
         self.names, self._known = list(known), known
@@ -71,7 +71,7 @@ def compare_uncertainty(errors: np.ndarray, sigma: np.ndarray) -> UncertaintyErr
     """Compare errors with the standard deviations predicted for them.
 
     Args:
-        errors, sigma: (n,) of at least one structure.
+        errors, sigma: (n,), n ≥ 1.
     """
     absolute = np.abs(errors)
     order = np.argsort(sigma, kind="stable")
@@ -93,14 +93,15 @@ class PropertyErrors:
     """Errors of one property, in `unit`.
 
     Attributes:
-        unit: of the errors.
-        metric: what `mae` is: MAE, or error rate for classes.
+        unit: unit of the errors.
+        metric: name of `mae`: MAE, or error rate for classes.
         mae, rmse, bias: mean absolute error, root mean squared error, and mean of prediction − label.
-        baseline: mean absolute error of the model's references and mean alone; for forces that of no force.
+        baseline: mean absolute error of the model's references and mean alone; for forces, of zero forces.
         values, structures: number of components, and of structures with the label.
-        by_size, by_element: atoms ("8–15") or element → mean absolute error; elements for properties of atoms only.
-        truth, prediction: some values, evenly chosen.
-        uncertainty: of the predictions compared with the errors, where the model knows it.
+        by_size, by_element: number of atoms ("8–15") or element → mean absolute error; elements only for per-atom
+            properties.
+        truth, prediction: an even selection of values.
+        uncertainty: uncertainties compared with the errors, if the model was calibrated.
     """
 
     unit: str
@@ -123,11 +124,11 @@ class Evaluation:
     """Errors of a model on several data sets.
 
     Attributes:
-        model, task, level_of_theory: what was evaluated, and of what its predictions are.
+        model, task, level_of_theory: what was evaluated, and the level of theory of its predictions.
         conservative: whether forces and stress are derivatives of the energy.
         sets: data set → property → errors.
-        notes: what should be known about them, in words.
-        left_out: data set → structures that cannot be predicted, and why for the first of them.
+        notes: caveats about the errors, as text.
+        left_out: data set → number of structures that cannot be predicted, and the reason for the first of them.
     """
 
     model: str
@@ -139,14 +140,14 @@ class Evaluation:
     left_out: dict[str, tuple[int, str]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON: what is unknown is null."""
+        """Plain JSON; unknown values are null."""
         return cast("dict[str, Any]", null_for_unknown(asdict(self)))
 
     def __repr__(self) -> str:
         lines = [f"Evaluation of {self.model}, task {self.task}"]
         for name, errors in self.sets.items():
-            words = ", ".join(f"{p.replace('_', ' ')} {e.mae:.4g} {e.unit}" for p, e in errors.items())
-            lines.append(f"  {name}: {words}")
+            text = ", ".join(f"{p.replace('_', ' ')} {e.mae:.4g} {e.unit}" for p, e in errors.items())
+            lines.append(f"  {name}: {text}")
         return "\n".join(lines)
 
 
@@ -166,55 +167,55 @@ def evaluate_model(
     Args:
         model: on its device.
         sets: name → store and rows.
-        name: of the model, for the result.
-        task: of the model; required if it has several.
-        properties: to compare; all that the model predicts by default.
+        name: name of the model in the result.
+        task: task of the model; required if it has several.
+        properties: properties to compare; default: all that the task predicts.
         conservative: forces and stress as derivatives of the energy.
         batch_size: structures per batch.
         progress: called with the number of structures done since the last call.
 
     Raises:
-        EutecticError: no such task or property; data without any label that the model predicts, or without any
-            structure that it can predict.
+        EutecticError: no such task or property; a data set without labels of the predicted properties, or without a
+            structure that can be predicted.
     """
     chosen = task_of(model, task, f"model {name}")
     if conservative:
         chosen = _conservative(chosen)
-    missing = [one for one in properties if one not in chosen.targets]
+    missing = [p for p in properties if p not in chosen.targets]
     if missing:
         raise EutecticError(
             f"task {chosen.name} of {name}",
-            f"{', '.join(missing)} asked for",
-            f"what it predicts: {', '.join(chosen.targets)}",
+            f"{', '.join(missing)}, which it does not predict",
+            f"properties that it predicts: {', '.join(chosen.targets)}",
             "choose one of these",
         )
-    wanted = {p: t for p, t in chosen.targets.items() if not properties or p in properties}
-    found: dict[str, dict[str, PropertyErrors]] = {}
+    targets = {p: t for p, t in chosen.targets.items() if not properties or p in properties}
+    results: dict[str, dict[str, PropertyErrors]] = {}
     notes, left_out = [], {}
     for where, (store, rows) in sets.items():
-        labels = [p for p in wanted if store.label_counts().get(p)]
+        labels = [p for p in targets if store.label_counts().get(p)]
         if not labels:
-            has = ", ".join(p for p, n in store.label_counts().items() if n) or "none"
+            present = ", ".join(p for p, n in store.label_counts().items() if n) or "none"
             raise EutecticError(
                 where,
-                f"no label of {', '.join(wanted)}; its labels: {has}",
+                f"no label of {', '.join(targets)}; its labels: {present}",
                 f"labels that task {chosen.name} predicts",
-                "name the entry that holds them (--key energy=NAME), or choose another task",
+                "name the entry of the file that holds them (--key energy=NAME), or choose another task",
             )
-        judged = replace(chosen, targets={p: wanted[p] for p in labels})
+        evaluated = replace(chosen, targets={p: targets[p] for p in labels})
         # A derivative needs the energy head, whether or not energies are compared.
-        breakdown = Breakdown([(judged.name, p) for p in labels])
+        breakdown = Breakdown([(evaluated.name, p) for p in labels])
         known = model.uncertainties.get(chosen.name, {})
-        doubts = Doubts({p: known[p] for p in labels if p in known})
+        uncertainties = Doubts({p: known[p] for p in labels if p in known})
         errors, refused = evaluate_store(
             model.module,
-            judged,
+            evaluated,
             store,
             rows,
             batch_size=batch_size,
             conservative=conservative,
             seen=breakdown.add,
-            last_features=doubts if doubts.names else None,
+            last_features=uncertainties if uncertainties.names else None,
             progress=progress,
         )
         if refused and len(refused) == len(rows):
@@ -223,20 +224,20 @@ def evaluate_model(
             left_out[where] = (len(refused), str(refused[0]))
         notes += _notes(model, chosen, where, store, rows)
         parts = breakdown.table()
-        found[where] = {p: _errors_of(p, errors[p], parts, judged.name, doubts) for p in labels}
+        results[where] = {p: _errors_of(p, errors[p], parts, evaluated.name, uncertainties) for p in labels}
     return Evaluation(
         model=name,
         task=chosen.name,
         level_of_theory=chosen.level_of_theory,
         conservative=conservative or chosen.has_derivatives,
-        sets=found,
+        sets=results,
         notes=notes,
         left_out=left_out,
     )
 
 
 def _conservative(task: Task) -> Task:
-    """The task with forces and stress as derivatives of its energy, in the energy's scale."""
+    """The task with forces and stress as derivatives of its energy, with the energy's scale."""
     if "energy" not in task.targets:
         raise EutecticError(
             f"task {task.name}",
@@ -246,18 +247,18 @@ def _conservative(task: Task) -> Task:
         )
     energy = task.targets["energy"]
     normaliser = Normaliser(None, 0.0, energy.normaliser.scale)
-    made = dict(task.targets)
+    targets = dict(task.targets)
     for name, kind in (("forces", "gradient_forces"), ("stress", "gradient_stress")):
         settings = energy.settings.model_copy(update={"head": HeadSettings(kind=kind)})
-        made[name] = replace(energy, settings=settings, normaliser=normaliser)
-    return replace(task, targets=made)
+        targets[name] = replace(energy, settings=settings, normaliser=normaliser)
+    return replace(task, targets=targets)
 
 
 def _notes(model: TrainedModel, task: Task, where: str, store: Store, rows: np.ndarray) -> list[str]:
     notes = []
-    theirs = store.card.level_of_theory
-    if theirs != task.level_of_theory:
-        notes.append(f"{where}: labels of level of theory {theirs!r}, predictions of {task.level_of_theory!r}")
+    labels = store.card.level_of_theory
+    if labels != task.level_of_theory:
+        notes.append(f"{where}: labels at level of theory {labels!r}, predictions at {task.level_of_theory!r}")
     seen = seen_rows(model.provenance, store)
     if seen is not None and (n := np.intersect1d(rows, seen).size):
         notes.append(f"{where}: the model was trained on {n:,} of these {len(rows):,} structures: errors are too low")
@@ -269,7 +270,7 @@ def _errors_of(
     errors: ErrorSum,
     parts: Mapping[str, Mapping[str, Mapping[str, dict[str, float]]]],
     task: str,
-    doubts: Doubts,
+    uncertainties: Doubts,
 ) -> PropertyErrors:
     factor, unit = shown(name, 1.0)
     truth, prediction = (
@@ -289,5 +290,5 @@ def _errors_of(
         by_element=dict(parts["element"].get(task, {}).get(name, {})),
         truth=truth,
         prediction=prediction,
-        uncertainty=doubts.summary(name, factor),
+        uncertainty=uncertainties.summary(name, factor),
     )

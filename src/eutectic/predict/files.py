@@ -1,4 +1,4 @@
-"""Predictions for the structures of a file, in constant memory: read, predicted and written one after the other."""
+"""Predict the structures of a file in constant memory: read, predict and write them in order."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Read:
     """A structure of a file, or why it could not be read.
 
     Attributes:
-        index: in the file.
-        where: its location, for errors.
-        atoms: as ASE reads it, with all its data.
-        structure: the same.
-        error: why there is none.
+        index: index in the file.
+        where: location, for errors.
+        atoms: the structure as ASE reads it, with all its data.
+        structure: the same as a `Structure`.
+        error: why it could not be read.
     """
 
     index: int
@@ -48,18 +48,18 @@ class Read:
 def read_each(
     source: Path, elements: Elements | None = None, units: Mapping[str, str] | None = None, *, first: int = 0
 ) -> Iterator[Read]:
-    """Every structure of a file or a store; those that cannot be read are given with the reason.
+    """Every structure of a file or a store; for those that cannot be read, the error.
 
-    Where reading cannot go on after a structure, the last one given says so.
+    If nothing after a structure can be read, the error of the last item says so.
 
     Args:
         source: a file that ASE reads, or the path or name of a store.
         elements: type or label of an atom → symbol of its element, for a file that does not name elements.
-        units: "positions" and "cell" → unit in the file, before the one that it states; Å by default.
-        first: the first structure to read.
+        units: "positions" and "cell" → unit in the file, overriding the one that it states; Å by default.
+        first: index of the first structure to read.
 
     Raises:
-        EutecticError: no file of structures at all.
+        EutecticError: not a file of structures at all.
     """
     source = Path(source)
     store = store_of(source)
@@ -71,7 +71,8 @@ def read_each(
     if not source.exists():
         raise EutecticError(str(source), "nothing is here", "a file of structures", "check the path")
     index = first
-    lost: list[Read] = []  # in a row, where reading ended: they are structures only if there are others after them
+    # Consecutive failures; they count as structures only if a readable one follows.
+    lost: list[Read] = []
     while True:
         try:
             for item in ase_files.structures(source, elements, index, units=units):
@@ -85,19 +86,20 @@ def read_each(
             break
         except EutecticError as error:
             if index == 0 and "structure 0" not in error.where:
-                raise  # of the file
+                raise  # the file itself cannot be read
             lost.append(Read(index, error.where, error=error))
             index += 1
             if len(lost) == ase_files.MOST_IN_A_ROW:
                 break
     if lost:
-        begin, last = lost[0], cast(EutecticError, lost[0].error)
-        given = f"{last.given}; nothing after it could be read"
-        yield Read(begin.index, begin.where, error=EutecticError(last.where, given, last.expected, last.fix))
+        begin, first_error = lost[0], cast(EutecticError, lost[0].error)
+        given = f"{first_error.given}; nothing after it could be read"
+        ended = EutecticError(first_error.where, given, first_error.expected, first_error.fix)
+        yield Read(begin.index, begin.where, error=ended)
 
 
 def store_of(source: Path) -> Store | None:
-    """The store at this path or of this name; None for a file."""
+    """The store at this path or with this name; None for a file."""
     if is_store(source):
         return Store(source)
     if source.exists():
@@ -109,7 +111,7 @@ def store_of(source: Path) -> Store | None:
 
 
 def about_how_many(source: Path) -> int | None:
-    """Structures in a store, or about as many in a plain xyz file, from its size and its first megabyte; else None."""
+    """Number of structures in a store, or an estimate for an xyz file from its size and first megabyte; else None."""
     if (store := store_of(source)) is not None:
         return len(store)
     if source.suffix not in {".xyz", ".extxyz"} or not source.is_file():
@@ -118,10 +120,10 @@ def about_how_many(source: Path) -> int | None:
     try:
         with source.open("rb") as file:
             lines = iter(file.read(2**20).splitlines(keepends=True))
-    except OSError:  # told where the file is read
+    except OSError:  # reported when the file is read
         return None
     for line in lines:
-        # A longer number is no number of atoms, and no integer that Python reads.
+        # A longer number cannot be a number of atoms, and Python may refuse to convert it.
         if not line.strip().isdigit() or len(line) > 12:
             break
         frame = [line, *itertools.islice(lines, int(line) + 1)]
@@ -160,18 +162,18 @@ def _rows(store: Store, first: int) -> Iterator[Read]:
 R = TypeVar("R")
 
 Write = Callable[[Read, R | EutecticError], object]
-"""Takes a structure with its result (a prediction, an embedding), or the reason why there is none."""
+"""Called with a structure and its result (a prediction, an embedding) or the error that prevented it."""
 
 
 @dataclass
 class Summary:
-    """What became of the structures of a file.
+    """Counts of predicted and failed structures of a file.
 
     Attributes:
-        predicted: number of structures.
+        predicted: number of structures with a prediction.
         failed: number of structures without a prediction.
-        reasons: why, for the first of them.
-        unseen: element that the model never saw in training → number of predicted structures with it.
+        reasons: the errors of the first of these.
+        unseen: element unseen in training → number of predicted structures with it.
     """
 
     predicted: int = 0
@@ -187,16 +189,16 @@ class Summary:
         return self.predicted + self.failed
 
     def lines(self) -> list[str]:
-        """The same in words; empty if there is nothing to say."""
+        """Lines of text to show; empty if every prediction succeeded on elements seen in training."""
         lines = []
         if self.failed:
-            lines.append(f"{self.failed:,} of {self.structures:,} structures could not be predicted, the others were:")
+            lines.append(f"{self.failed:,} of {self.structures:,} structures could not be predicted:")
             lines += [f"  {error.where}: {error.given}" for error in self.reasons]
             if self.failed > len(self.reasons):
                 lines.append(f"  and {self.failed - len(self.reasons):,} more")
         if self.unseen:
             counts = ", ".join(f"{symbol} ({n:,} structures)" for symbol, n in self.unseen.items())
-            lines.append(f"elements that the model never saw in training: {counts}")
+            lines.append(f"elements unseen in training: {counts}")
         return lines
 
 
@@ -218,22 +220,22 @@ def predict_file(
     stop: Callable[[], bool] = lambda: False,
     on_done: Callable[[int], None] = lambda structures: None,
 ) -> Summary:
-    """Predict the structures of a file one after the other, in constant memory.
+    """Predict the structures of a file in order, in constant memory.
 
     Args:
         model, task_name, batch_size, normalised, conservative, on_done: as for `predict_each`.
         source: a file that ASE reads, or a store.
         writers: called for every structure, in order.
         elements, units: as for `read_each`.
-        folder: of the model; needed for several devices.
-        devices: if there are several, a process for each predicts on it; otherwise the model's device is used.
-        summary: of structures at the beginning of the file, which are left out; they end with a window.
+        folder: model folder; needed for several devices.
+        devices: several devices have one process each; otherwise the model's device is used.
+        summary: summary of the structures at the beginning of the file that are skipped: whole windows only.
         after_window: called after the last structure of each window was written (see `predict_each`).
-        stop: asked between windows, and between structures that are read.
+        stop: checked between windows, and between structures while reading.
 
     Raises:
         EutecticError: as `predict_each`; no structure of the file could be predicted.
-        Interrupted: `stop` said so.
+        Interrupted: `stop` returned true.
     """
     options: dict[str, Any] = {"batch_size": batch_size, "normalised": normalised, "conservative": conservative}
 
@@ -269,33 +271,33 @@ def work_through(
     after_window: Callable[[Summary], object] = lambda summary: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Summary:
-    """Give the structures of a file to a model and the results to writers, one after the other, in constant memory.
+    """Pass the structures of a file to a model and the results to writers, in order and in constant memory.
 
     Args:
-        model: whose training elements are compared with those of the structures.
+        model: its training elements are compared with those of the structures.
         source, elements, units: as for `read_each`.
-        each: results of structures, in order, or why there is none.
+        each: yields the result or error of each structure, in order.
         writers: called for every structure, in order.
         summary, after_window: as for `predict_file`.
         window: number of structures that `each` reads together.
-        stop: asked between windows, and between structures that are read.
+        stop: checked between windows, and between structures while reading.
 
     Raises:
-        EutecticError: those of `each`; no structure of the file has a result.
-        Interrupted: `stop` said so.
+        EutecticError: as `each`; no structure of the file has a result.
+        Interrupted: `stop` returned true.
     """
     summary = Summary() if summary is None else summary
     begun = summary.structures
     waiting: deque[Read] = deque()
     seen = elements_seen(model)
 
-    def go_on() -> None:
+    def check_stop() -> None:
         if stop():
             raise Interrupted(f"{summary.predicted:,} structures were predicted; the same command starts again")
 
     def readable() -> Iterator[Structure]:
         for read in read_each(source, elements, units, first=begun):
-            go_on()
+            check_stop()
             waiting.append(read)
             if read.structure is not None:
                 yield read.structure
@@ -312,23 +314,23 @@ def work_through(
         for writer in writers:
             writer(read, outcome)
 
-    def unreadable() -> None:
+    def flush_unreadable() -> None:
         while waiting and waiting[0].error is not None:
             read = waiting.popleft()
             done(read, cast(EutecticError, read.error))
 
-    # Closed, so that processes of several devices end with an error here.
+    # `closing` ends the processes of several devices if an error is raised here.
     with closing(cast("Generator[R | EutecticError]", each(readable()))) as outcomes:
         for number, outcome in enumerate(outcomes, 1):
-            unreadable()
+            flush_unreadable()
             read = waiting.popleft()
             if isinstance(outcome, EutecticError):
                 outcome = EutecticError(read.where, outcome.given, outcome.expected, outcome.fix)
             done(read, outcome)
             if number % window == 0:
                 after_window(summary)
-                go_on()
-    unreadable()
+                check_stop()
+    flush_unreadable()
     if not summary.predicted:
         first = summary.reasons[0]
         given = first.given if summary.failed == 1 else f"{first.given} (and no other structure could be predicted)"

@@ -1,4 +1,4 @@
-"""The memory that a prediction will take, estimated beforehand for large structures."""
+"""Estimate the memory of a prediction before running it, for large structures."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from eutectic.train.cost import PeakBytes
 log = logging.getLogger(__name__)
 
 LARGE = 4000
-"""Atoms of a batch, from which its memory is estimated."""
+"""Number of atoms of a batch above which its memory is estimated."""
 
 WORTH_SAYING = 2e9
-"""Bytes."""
+"""Bytes above which the estimate is logged."""
 
 PROBE = 250
-"""Atoms of the part of a structure whose memory is measured."""
+"""Number of atoms of the part of a structure whose memory is measured."""
 
 
 def check_memory(model: TrainedModel, task: Task, samples: Sequence[Sample], conservative: bool) -> None:
-    """Say what a large batch will take before it is computed, and refuse one for which there is no room.
+    """Log the memory that a large batch needs before computing it, and refuse one that does not fit.
 
-    The memory of a part of the largest structure is measured, and scaled by the numbers of atoms, edges, triplets and
-    quadruplets, whichever grew most.
+    The memory of a part of the largest structure is measured and scaled by the number of atoms, edges, triplets or
+    quadruplets, whichever grows most.
 
     Raises:
         EutecticError: it needs more memory than is available.
@@ -44,16 +44,16 @@ def check_memory(model: TrainedModel, task: Task, samples: Sequence[Sample], con
     if available is None:
         return
     needed = needed_memory(model, task, samples, conservative)
-    said = f"about {needed / 1e9:.1f} GB for {total[0]:,} atoms with {total[1]:,} edges"
+    amount = f"about {needed / 1e9:.1f} GB for {total[0]:,} atoms with {total[1]:,} edges"
     if needed > available:
         raise EutecticError(
             f"task {task.name}",
-            f"a prediction that needs {said}",
+            f"a prediction that needs {amount}",
             f"at most the {available / 1e9:.1f} GB that are available",
             "use a machine with more memory, a smaller --batch-size or a smaller structure",
         )
     if needed > min(WORTH_SAYING, 0.25 * available):
-        log.warning("this prediction needs %s; %.1f GB are available", said, available / 1e9)
+        log.warning("this prediction needs %s; %.1f GB are available", amount, available / 1e9)
 
 
 def needed_memory(model: TrainedModel, task: Task, samples: Sequence[Sample], conservative: bool) -> float:

@@ -38,7 +38,7 @@ def load(name_or_path: str | Path, *, device: str | torch.device = "auto") -> Mo
 
     Args:
         name_or_path: "eutectic-small", or the `model` folder of a run (or the run's folder itself).
-        device: "cpu", "cuda", …; "auto": a GPU if there is one.
+        device: "cpu", "cuda", …; "auto" takes a GPU if there is one.
 
     Raises:
         EutecticError: no such model, or a damaged one.
@@ -53,7 +53,7 @@ class Model:
 
     Args:
         trained: weights, tasks and provenance.
-        name: name or path that it was loaded from.
+        name: the name or path it was loaded from.
     """
 
     def __init__(self, trained: TrainedModel, name: str = "") -> None:
@@ -98,7 +98,7 @@ class Model:
         batch_size: int = 32,
         conservative: bool = False,
     ) -> Prediction | list[Prediction]:
-        """Properties of one structure, or of each of several.
+        """Predict the properties of one or several structures.
 
         Args:
             structures: `ase.Atoms` or `eutectic.Structure`, one or a sequence.
@@ -107,11 +107,11 @@ class Model:
             conservative: predict forces and, for periodic structures, stress as derivatives of the energy.
 
         Returns:
-            Property → NumPy array in the property's unit: energy () eV, forces (n_atoms, 3) eV/Å, …; a list of these
-            for a sequence.
+            Property → NumPy array in the property's unit: energy () eV, forces (n_atoms, 3) eV/Å, …; for a sequence, a
+            list of these.
 
         Raises:
-            EutecticError: several tasks and none given; no such task; a structure that cannot be predicted, named by
+            EutecticError: several tasks and none given; no such task; a structure that cannot be predicted, with
                 its index (see `eutectic.predict.prediction.predict`).
         """
         single = isinstance(structures, Atoms | Structure)
@@ -148,28 +148,28 @@ class Model:
         task: str | None = None,
         batch_size: int = 32,
     ) -> np.ndarray | list[np.ndarray]:
-        """Invariant features of one structure, or of each of several, from the backbone.
+        """Invariant backbone features of one or several structures.
 
         Args:
             structures: as for `predict`.
-            per: one embedding for each structure, the mean of its atoms' ones, or one for each atom.
-            task: whose graph settings are used; default: those of the model.
+            per: "structure": one embedding per structure, the mean over its atoms; "atom": one per atom.
+            task: the task whose graph settings are used; default: the model's own.
             batch_size: structures per batch.
 
         Returns:
-            (width,) for each structure, or (n_atoms, width), float32; a list of these for a sequence.
+            (width,) for each structure, or (n_atoms, width), float32; for a sequence, a list of these.
 
         Raises:
-            EutecticError: no such task; a structure that is invalid, named by its index.
+            EutecticError: no such task; an invalid structure, with its index.
         """
         single = isinstance(structures, Atoms | Structure)
         inputs = _inputs(structures)
         embeddings = []
         window = max(1, len(inputs))
-        for one in embed_each(self.trained, inputs, per=per, task=task, batch_size=batch_size, window=window):
-            if isinstance(one, EutecticError):
-                raise one
-            embeddings.append(one)
+        for embedding in embed_each(self.trained, inputs, per=per, task=task, batch_size=batch_size, window=window):
+            if isinstance(embedding, EutecticError):
+                raise embedding
+            embeddings.append(embedding)
         return embeddings[0] if single else embeddings
 
     def calculator(
@@ -185,11 +185,11 @@ class Model:
 
         Args:
             task: required if the model has several tasks.
-            conservative: forces and stress as derivatives of the energy (True), or as the task's heads predict them
-                (False); default: derivatives only where no head predicts forces.
+            conservative: forces and stress are derivatives of the energy (True) or predicted by the task's heads
+                (False); default: derivatives only if no head predicts forces.
             dtype: "float32", "float64" or "bfloat16" (matrix products only).
-            device: default: that of the model.
-            skin: Å; the neighbour search is repeated only after an atom has moved by half of it.
+            device: default: the model's device.
+            skin: Å; the neighbour list is rebuilt only after an atom has moved by half the skin.
 
         Raises:
             EutecticError: see `EutecticCalculator`.
@@ -211,12 +211,12 @@ class Model:
 
         Args:
             task, conservative, device: as for `calculator`.
-            dtype: as for `calculator`, or `torch.float64`, …; TorchSim's positions and energies have it too.
-            compute_stress: default: if the task has a head for the stress, or derivatives are taken.
+            dtype: as for `calculator`, or `torch.float64`, …; also the precision of TorchSim's positions and energies.
+            compute_stress: default: whether the task has a stress head or derivatives are taken.
 
         Raises:
-            EutecticError: the package torch-sim-atomistic is missing or of a version that was not tested, or Python is
-                older than it needs; else see `EutecticTorchSim`.
+            EutecticError: the package torch-sim-atomistic is missing or its version untested, or Python is too old for
+                it; otherwise see `EutecticTorchSim`.
         """
         TORCHSIM.load("models.interface")
         from eutectic.predict.torchsim import EutecticTorchSim
@@ -242,5 +242,5 @@ class Model:
 
 def _inputs(structures: Input | Sequence[Input]) -> list[Structure]:
     single = isinstance(structures, Atoms | Structure)
-    given = [cast(Input, structures)] if single else list(cast(Sequence[Input], structures))
-    return [one if isinstance(one, Structure) else Structure.from_ase(one) for one in given]
+    items = [cast(Input, structures)] if single else list(cast(Sequence[Input], structures))
+    return [item if isinstance(item, Structure) else Structure.from_ase(item) for item in items]

@@ -1,4 +1,4 @@
-"""Files of predictions: extended xyz, JSON and Parquet, which appear when they are complete."""
+"""Files of predictions: extended xyz, JSON and Parquet; each appears only when complete."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ from eutectic.tasks import Task
 
 
 def key_of(task_name: str, property_name: str) -> str:
-    """Key of a prediction in a file, e.g. "oc20_energy". Never a key from which labels are read."""
+    """Key of a prediction in a file, e.g. "oc20_energy"; never a key that is read as a label."""
     prefix = f"{task_name}_"
     return f"{'predicted_' if prefix in ase_files.PREFIXES else ''}{prefix}{property_name}"
 
 
 class XYZWriter:
-    """Writes extended xyz: the structures as read, labels included, with the predictions added (see `key_of`).
+    """Writes extended xyz: the structures as read, including labels, with the predictions added (see `key_of`).
 
-    A structure without prediction has the reason in its place, as `TASK_not_predicted`; one that could not be read is
-    left out.
+    A structure without prediction gets the reason as `TASK_not_predicted`; one that could not be read is left out.
 
     Args:
-        stream: to write to.
-        task: that was predicted.
+        stream: output file.
+        task: the predicted task.
         normalised: the predictions are in model units.
     """
 
@@ -45,7 +44,7 @@ class XYZWriter:
         self.stream, self.task, self.normalised = stream, task, normalised
 
     def add(self, read: Read, outcome: Prediction | EutecticError) -> None:
-        """Write one structure, whole or not at all."""
+        """Write one structure, completely or not at all."""
         if read.atoms is None:
             return
         copy = read.atoms.copy()
@@ -63,7 +62,7 @@ class XYZWriter:
         try:
             _write_xyz(text, copy)
         except Exception:
-            # What is no structure at all (no element of this number, …) ASE may not be able to write.
+            # ASE may be unable to write an invalid structure (no element with this number, …).
             if not isinstance(outcome, EutecticError):
                 raise
             return
@@ -77,8 +76,8 @@ def _write_xyz(stream: StringIO, atoms: Atoms) -> None:
 
 
 def row_of(read: Read, outcome: Prediction | EutecticError) -> dict[str, Any]:
-    """A prediction as plain values: `structure` (index in the file), `n_atoms` if it could be read, and a value for
-    each property, or `not_predicted`, the reason why there is none."""
+    """A prediction as plain values: `structure` (index in the file), `n_atoms` if it could be read, and a value per
+    property, or `not_predicted` with the reason."""
     row: dict[str, Any] = {"structure": read.index}
     if read.structure is not None:
         row["n_atoms"] = len(read.structure)
@@ -90,15 +89,15 @@ def row_of(read: Read, outcome: Prediction | EutecticError) -> dict[str, Any]:
 class JSONWriter:
     """Writes one JSON object: task, units, and a prediction for each structure, in order.
 
-    A structure without prediction is null there, and is under `not_predicted` with the reason. The object ends with
-    `complete`: whether the whole file was worked through.
+    A structure without prediction is null, and listed in `not_predicted` with the reason. The object ends with
+    `complete`: whether the whole file was processed.
 
     Args:
         write: called with pieces of text.
-        task: that was predicted.
-        names: of the predicted properties.
+        task: the predicted task.
+        names: names of the predicted properties.
         normalised: the predictions are in model units.
-        note: on the energies.
+        note: a note on the energies.
     """
 
     def __init__(
@@ -119,11 +118,11 @@ class JSONWriter:
             self._head["energies"] = note
 
     def add(self, read: Read, outcome: Prediction | EutecticError) -> None:
-        """Write one prediction. Nothing is written before the first structure that can be predicted."""
+        """Write one prediction. Nothing is written before the first successful one."""
         self.add_row(row_of(read, outcome))
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        """The same, as of `row_of`."""
+        """As `add`, with a row from `row_of`."""
         if "not_predicted" in row:
             self._failed.append({"structure": row["structure"], "reason": row["not_predicted"]})
             if self._begun:
@@ -151,14 +150,14 @@ class JSONWriter:
 def prediction_schema(
     task: Task, names: Iterable[str], *, normalised: bool = False, note: str | None = None
 ) -> pa.Schema:
-    """Columns of a Parquet file of predictions: `structure` (its index in the file), `n_atoms`, one for each property
-    under its own name with its unit in the metadata, and `not_predicted`, the reason where there is no prediction.
+    """Columns of a Parquet file of predictions: `structure` (index in the file), `n_atoms`, one per property with its
+    unit in the metadata, and `not_predicted`, the reason for a missing prediction.
 
     Args:
-        task: that is predicted.
-        names: of the predicted properties.
+        task: the predicted task.
+        names: names of the predicted properties.
         normalised: the predictions are in model units.
-        note: on the energies.
+        note: a note on the energies.
     """
     columns = [pa.field("structure", pa.int64()), pa.field("n_atoms", pa.int32())]
     for name in names:
@@ -175,31 +174,31 @@ def prediction_schema(
 
 
 def partial_path(path: Path) -> Path:
-    """Where predictions are written until all are there."""
+    """Path of the incomplete file."""
     return path.with_name(f"{path.stem}.partial{path.suffix}")
 
 
 def partial_rows_path(path: Path) -> Path:
-    """The same for `eutectic.predict.resume`, which writes rows (see `row_of`) where a file is not only added to."""
+    """The same for `eutectic.predict.resume`, which writes rows (see `row_of`) for formats that cannot be appended."""
     return path.with_name(f"{path.name}.partial.jsonl") if path.suffix in (".json", ".parquet") else partial_path(path)
 
 
 def check_output(path: Path, source: Path) -> None:
-    """Refuse an output file that cannot or should not be written, before anything is computed.
+    """Refuse an output path that cannot or should not be written, before anything is computed.
 
     Raises:
-        EutecticError: a folder or another special file; the input itself.
+        EutecticError: it is a folder or a special file, or the input itself.
     """
     path = Path(path)
-    for written in (path, partial_path(path), partial_rows_path(path)):
-        if written.exists() and not written.is_file():
-            what = "a folder" if written.is_dir() else "not an ordinary file"
+    for file in (path, partial_path(path), partial_rows_path(path)):
+        if file.exists() and not file.is_file():
+            kind = "a folder" if file.is_dir() else "not a regular file"
             raise EutecticError(
-                f"--out {path}", f"{written} is {what}", "a file to write", "name a file, or use --json for a pipe"
+                f"--out {path}", f"{file} is {kind}", "a file to write", "name a file, or use --json for a pipe"
             )
-        if written.exists() and Path(source).exists() and written.samefile(source):
+        if file.exists() and Path(source).exists() and file.samefile(source):
             raise EutecticError(
-                f"--out {path}", f"{written} is the input", "another file", "choose another name for the predictions"
+                f"--out {path}", f"{file} is the input", "another file", "choose another name for the predictions"
             )
 
 
@@ -207,12 +206,13 @@ def check_output(path: Path, source: Path) -> None:
 def writing_predictions(path: Path) -> Iterator[Output]:
     """Write predictions to a file that replaces `path` when the block ends without an error.
 
-    Until then they are in `NAME.partial.xyz` beside it, and stay there, without half a structure, when the block is
-    ended by an error or a signal, or the process is killed.
+    Until then they are in `NAME.partial.xyz` beside it. They stay there, without a truncated structure, if the block
+    ends with an error or a signal, or if the process is killed.
 
     Raises:
-        EutecticError: the file cannot be written; another process writes it; the block's, with the partial file named.
-        Interrupted: the block's, with the partial file named.
+        EutecticError: the file cannot be written; another process is writing it; or an error of the block, with the
+            partial file named.
+        Interrupted: raised by the block; the partial file is named.
     """
     with replacing_when_complete(path, partial_path(path), Output) as stream:
         yield stream
@@ -220,11 +220,11 @@ def writing_predictions(path: Path) -> Iterator[Output]:
 
 @contextmanager
 def writing_table(path: Path, schema: pa.Schema) -> Iterator[TableOutput]:
-    """As `writing_predictions`, for a Parquet file; what is left of it can be read unless the process was killed.
+    """As `writing_predictions`, for a Parquet file; a partial one is readable unless the process was killed.
 
     Args:
-        path: of the file.
-        schema: of its columns.
+        path: the file to write.
+        schema: its columns.
     """
     with replacing_when_complete(path, partial_path(path), lambda at, fix: TableOutput(at, fix, schema)) as table:
         yield table
@@ -235,18 +235,18 @@ Out = TypeVar("Out", bound="Output | TableOutput")
 
 @contextmanager
 def replacing_when_complete(path: Path, partial: Path, begin: Callable[[Path, str], Out]) -> Iterator[Out]:
-    """Write to a partial file; what it holds is put in place when the block ends without an error.
+    """Write to a partial file, which replaces `path` when the block ends without an error.
 
     Args:
-        path: of the file, which other processes may not write meanwhile.
-        partial: of the partial file, beside it.
-        begin: opens the partial file, given with advice for errors.
+        path: the final file; locked against other processes.
+        partial: the partial file, beside it.
+        begin: opens the partial file; called with its path and advice for error messages.
 
     Raises:
         EutecticError: as `writing_predictions`.
-        Interrupted: the same.
+        Interrupted: as `writing_predictions`.
     """
-    path = Path(os.path.realpath(path))  # through a link, whose file is replaced
+    path = Path(os.path.realpath(path))  # follow a link and replace its target
     partial = path.with_name(partial.name)
     fix = "free some space or choose another --out, then run the same command again"
     with locked(
@@ -262,7 +262,7 @@ def replacing_when_complete(path: Path, partial: Path, begin: Callable[[Path, st
         except BaseException as error:
             kept = stream.abandon()
             if kept and isinstance(error, EutecticError):
-                fix = f"{error.fix}; what was predicted until then is in {partial}"
+                fix = f"{error.fix}; predictions so far are in {partial}"
                 raise EutecticError(error.where, error.given, error.expected, fix) from error
             if kept and isinstance(error, Interrupted):
                 raise Interrupted(stream.after(error.resume)) from error
@@ -272,12 +272,12 @@ def replacing_when_complete(path: Path, partial: Path, begin: Callable[[Path, st
 
 
 class Output:
-    """A text file of which only whole pieces, each given to one `write`, are kept if writing fails.
+    """A text file that keeps only complete pieces, one per `write`, if writing fails.
 
     Args:
-        path: to write.
-        fix: advice if that fails.
-        kept: bytes at the beginning of an older file that are kept.
+        path: the file to write.
+        fix: advice if writing fails.
+        kept: number of bytes to keep at the beginning of an existing file.
     """
 
     def __init__(self, path: Path, fix: str, kept: int = 0) -> None:
@@ -289,7 +289,7 @@ class Output:
             self._file.seek(kept)
 
     def write(self, text: str, *, worth: bool = True) -> None:
-        """Write one piece; `worth` keeping if the rest cannot be written."""
+        """Write one piece; `worth`: worth keeping if the rest cannot be written."""
         content = memoryview(text.encode())
         with writing_to(self._path, fix=self._fix):
             while content:
@@ -304,11 +304,11 @@ class Output:
         os.replace(self._path, path)
 
     def after(self, stop: str) -> str:
-        """What to say after an interruption that says `stop`."""
-        return f"{stop}; what was predicted until then is in {self._path}"
+        """Message after an interruption; `stop` is its reason."""
+        return f"{stop}; predictions so far are in {self._path}"
 
     def abandon(self) -> bool:
-        """Cut off what is not whole; whether anything worth it is left."""
+        """Truncate to complete pieces; returns whether anything worth keeping is left."""
         with suppress(OSError, ValueError):
             self._file.truncate(self._good)
         with suppress(OSError):
@@ -319,16 +319,16 @@ class Output:
 
 
 class TableOutput:
-    """A Parquet file, written a row group at a time.
+    """A Parquet file, written one row group at a time.
 
     Args:
-        path: to write.
-        fix: advice if that fails.
-        schema: of the columns.
+        path: the file to write.
+        fix: advice if writing fails.
+        schema: its columns.
     """
 
     ROWS = 1024
-    """Rows of a group; large enough to compress, small enough to hold."""
+    """Rows per group: enough for good compression, few enough to keep in memory."""
 
     def __init__(self, path: Path, fix: str, schema: pa.Schema) -> None:
         self._path, self._fix, self._schema = path, fix, schema
@@ -340,7 +340,7 @@ class TableOutput:
             self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
 
     def add(self, row: Mapping[str, Any], *, worth: bool = True) -> None:
-        """Add one row: column → value; `worth` keeping if the rest cannot be written."""
+        """Add one row: column → value; `worth`: worth keeping if the rest cannot be written."""
         self._rows.append(row)
         self._worth = self._worth or worth
         if len(self._rows) >= self.ROWS:
@@ -358,17 +358,17 @@ class TableOutput:
         os.replace(self._path, path)
 
     def after(self, stop: str) -> str:
-        """What to say after an interruption that says `stop`."""
-        return f"{stop}; what was predicted until then is in {self._path}"
+        """Message after an interruption; `stop` is its reason."""
+        return f"{stop}; predictions so far are in {self._path}"
 
     def abandon(self) -> bool:
-        """End the file after what is whole; whether anything is left."""
+        """End the file after the last complete row; returns whether anything worth keeping is left."""
         try:
             self._flush()
             self._writer.close()
             self._file.close()
         except (OSError, pa.ArrowException, EutecticError):
-            # Without its end a Parquet file cannot be read.
+            # A Parquet file without its footer cannot be read.
             with suppress(OSError):
                 self._file.close()
             self._worth = False
@@ -380,7 +380,7 @@ class TableOutput:
     def _flush(self) -> None:
         if self._rows:
             rows, self._rows = self._rows, []
-            # One builder for all rows of a column; rows are plain Python values or arrays.
+            # Column by column, since rows may hold plain Python values or arrays.
             columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in self._schema]
             table = pa.Table.from_arrays(columns, schema=self._schema)
             with self._writing():

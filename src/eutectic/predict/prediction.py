@@ -18,11 +18,11 @@ from eutectic.tasks import Sample, Task, make_batch
 
 Prediction = dict[str, np.ndarray]
 """Property → value in the property's shape, or class probabilities; float64. `PROPERTY_uncertainty` → its standard
-deviation, for the properties of which the model knows one."""
+deviation, for properties whose uncertainty was calibrated."""
 
 
 def task_of(model: TrainedModel, name: str | None, where: str = "task") -> Task:
-    """The task of that name, the only one, or that which the model was fine-tuned to.
+    """The task of that name; without a name, the only task or the one the model was fine-tuned on.
 
     Raises:
         EutecticError: no task of that name (suggests the nearest), or several tasks and no name.
@@ -36,7 +36,7 @@ def task_of(model: TrainedModel, name: str | None, where: str = "task") -> Task:
         return task_named(model.tasks, str(own), where)
     raise EutecticError(
         where,
-        f"no task named, and {len(names)} tasks in the model",
+        f"no task given, and {len(names)} tasks in the model",
         f"one of {', '.join(names) or 'none: this model has no heads'}",
         f"name one, such as {names[0]!r}" if names else "fine-tune it first",
     )
@@ -62,8 +62,8 @@ def predict(
         structures: of any sizes.
         batch_size: structures per batch.
         normalised: return model units, without scale and references; for classes, logits.
-        conservative: predict forces and, for periodic structures, stress as derivatives of the energy head; they
-            replace those of a force head.
+        conservative: predict forces and, for periodic structures, stress as derivatives of the energy head, in place
+            of a force head's.
         on_done: called with the number of structures predicted since the last call.
 
     Returns:
@@ -71,9 +71,9 @@ def predict(
         or probabilities (n_classes,) for classes.
 
     Raises:
-        EutecticError: no such task; derivatives from a task without an energy head; a structure, named by its index,
-            that is invalid, has an element without reference, or has a prediction that is not finite. Those that can
-            be found beforehand are found before anything is predicted; `predict_each` goes on without them.
+        EutecticError: no such task; derivatives from a task without an energy head; a structure, with its index, that
+            is invalid, has an element without reference, or has a prediction that is not finite. All structures are
+            checked before the first prediction; `predict_each` yields their errors instead.
     """
     task = checked_task(model, task_name, conservative, batch_size)
     for index, structure in enumerate(structures):
@@ -108,15 +108,15 @@ def predict_each(
     window: int | None = None,
     on_done: Callable[[int], None] = lambda structures: None,
 ) -> Iterator[Prediction | EutecticError]:
-    """As `predict`, one by one and in constant memory; a structure that cannot be predicted gives its error.
+    """As `predict`, one by one in constant memory; yields an error for a structure that cannot be predicted.
 
     Args:
         model, task_name, batch_size, normalised, conservative, on_done: as for `predict`.
-        structures: read as they are needed.
-        window: number of structures that are read together, of which similar sizes share a batch; default: `window_of`.
+        structures: read lazily.
+        window: number of structures read together and sorted into batches of similar sizes; default: `window_of`.
 
     Yields:
-        In the order of the structures, a prediction or the reason why there is none.
+        In the order of the structures, a prediction or the error that prevented it.
 
     Raises:
         EutecticError: no such task; derivatives from a task without an energy head.
@@ -125,7 +125,7 @@ def predict_each(
     yield from in_batches(
         structures,
         lambda index, structure: _check(structure, task, index, normalised),
-        lambda some: _predict_batch(model, task, some, normalised=normalised, conservative=conservative),
+        lambda batch: _predict_batch(model, task, batch, normalised=normalised, conservative=conservative),
         batch_size=batch_size,
         window=window,
         on_done=on_done,
@@ -133,8 +133,8 @@ def predict_each(
 
 
 def window_of(batch_size: int) -> int:
-    """Number of structures that are read together, eight batches. Only whole windows have the same results again, to
-    the last digit: in another batch a sum may be rounded otherwise."""
+    """Number of structures read together: eight batches. Results are bitwise reproducible only for whole windows, since
+    sums may be rounded differently in another batch."""
     return 8 * batch_size
 
 
@@ -150,38 +150,38 @@ def in_batches(
     window: int | None = None,
     on_done: Callable[[int], None] = lambda structures: None,
 ) -> Iterator[T | EutecticError]:
-    """Work through structures in batches of similar sizes, in constant memory; results are in the order given.
+    """Process structures in batches of similar sizes, in constant memory; results keep the order of the structures.
 
     Args:
         structures, batch_size, window, on_done: as for `predict_each`.
-        check: raises the error of a structure, given with its index, that is left out.
-        compute: results of a batch, given with their indices.
+        check: called with index and structure; raises an error for a structure to skip.
+        compute: returns the results of a batch, given as pairs of index and structure.
     """
     remaining, first = iter(structures), 0
-    while some := list(itertools.islice(remaining, window_of(batch_size) if window is None else window)):
-        found: list[T | EutecticError | None] = [None] * len(some)
-        for i, structure in enumerate(some):
+    while current := list(itertools.islice(remaining, window_of(batch_size) if window is None else window)):
+        results: list[T | EutecticError | None] = [None] * len(current)
+        for i, structure in enumerate(current):
             try:
                 check(first + i, structure)
             except EutecticError as error:
-                found[i] = error
+                results[i] = error
         # Similar sizes together, so that no batch is much larger than the others.
-        order = sorted((i for i in range(len(some)) if found[i] is None), key=lambda i: len(some[i]))
+        order = sorted((i for i in range(len(current)) if results[i] is None), key=lambda i: len(current[i]))
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
-            for i, result in zip(chunk, compute([(first + i, some[i]) for i in chunk]), strict=True):
-                found[i] = result
+            for i, result in zip(chunk, compute([(first + i, current[i]) for i in chunk]), strict=True):
+                results[i] = result
             on_done(len(chunk))
-        on_done(len(some) - len(order))
-        yield from (one for one in found if one is not None)
-        first += len(some)
+        on_done(len(current) - len(order))
+        yield from (result for result in results if result is not None)
+        first += len(current)
 
 
 def checked_task(model: TrainedModel, task_name: str | None, conservative: bool, batch_size: int = 1) -> Task:
-    """The task of that name, or the only one.
+    """As `task_of`, after checking the options.
 
     Raises:
-        EutecticError: as `task_of`; an impossible batch size; derivatives from a task without an energy head.
+        EutecticError: as `task_of`; an invalid batch size; derivatives from a task without an energy head.
     """
     if batch_size < 1:
         raise EutecticError("batch_size", f"{batch_size}", "at least one structure per batch", "choose a larger number")
@@ -197,10 +197,10 @@ def checked_task(model: TrainedModel, task_name: str | None, conservative: bool,
 
 
 def check_references(structure: Structure, task: Task) -> None:
-    """Check that all elements of a structure have the references of a task.
+    """Check that a task has references for all elements of a structure.
 
     Raises:
-        EutecticError: an element that has none.
+        EutecticError: an element without a reference.
     """
     for target in task.targets.values():
         if target.normaliser.references is not None:
@@ -208,17 +208,17 @@ def check_references(structure: Structure, task: Task) -> None:
 
 
 def _check(structure: Structure, task: Task, index: int, normalised: bool) -> None:
-    """Find beforehand why a structure cannot be predicted.
+    """Check that a structure can be predicted.
 
     Raises:
-        EutecticError: invalid, or with an element that has no reference.
+        EutecticError: it is invalid, or has an element without a reference.
     """
     structure.check(f"structure {index}")
     if not normalised:
         try:
             check_references(structure, task)
         except EutecticError as error:
-            raise _of(error, task, index) from error
+            raise _with_index(error, task, index) from error
 
 
 def _predict_batch(
@@ -229,24 +229,24 @@ def _predict_batch(
     normalised: bool,
     conservative: bool,
 ) -> list[Prediction | EutecticError]:
-    """Predict structures, given with their indices, in one forward pass."""
-    found: dict[int, Prediction | EutecticError] = {}
+    """Predict pairs of index and structure in one forward pass."""
+    results: dict[int, Prediction | EutecticError] = {}
     items: list[tuple[int, Structure, Sample]] = []
     for index, structure in structures:
         try:
             graph = build_graph(structure, task.graph, lists=model.module.backbone.edge_lists)
             items.append((index, structure, Sample(0, graph, {})))
         except EutecticError as error:
-            found[index] = _of(error, task, index)
+            results[index] = _with_index(error, task, index)
     if items:
         samples = [sample for _, _, sample in items]
         check_memory(model, task, samples, conservative)
         for (index, structure, _), values in zip(items, forward(model, task, samples, conservative), strict=True):
             try:
-                found[index] = finished(task, values, structure, normalised=normalised, conservative=conservative)
+                results[index] = finished(task, values, structure, normalised=normalised, conservative=conservative)
             except EutecticError as error:
-                found[index] = _of(error, task, index)
-    return [found[index] for index, _ in structures]
+                results[index] = _with_index(error, task, index)
+    return [results[index] for index, _ in structures]
 
 
 def forward(
@@ -264,39 +264,42 @@ def forward(
 
     Args:
         model: its mode is restored afterwards.
-        task: of the samples.
+        task: task of the samples.
         samples: at least one.
         conservative, of_atoms: see `MultitaskModel.forward`.
-        autocast: precision of matrix products, if lower than that of the weights.
+        autocast: precision of matrix products, if lower than the weights'.
 
     Returns:
         For each structure: property → value in model units; uncertainties are in the units of their properties.
     """
-    known = model.uncertainties.get(task.name, {})
+    uncertainties = model.uncertainties.get(task.name, {})
     weight = next(model.module.parameters())
     # The batch has a slice of this task only, so the heads of other tasks do not run.
     batch = make_batch(samples, [task], weight.dtype).to(weight.device)
-    # Going through all modules takes a tenth of the time of a small structure.
+    # Switching the mode of all modules takes a tenth of the time of a small structure.
     if training := model.module.training:
         model.module.eval()
     try:
         with torch.no_grad(), torch.autocast(weight.device.type, dtype=autocast, enabled=autocast is not None):
             values = model.module(
-                batch.graph, batch.parts, conservative=conservative, of_atoms=of_atoms, last_features=known
+                batch.graph, batch.parts, conservative=conservative, of_atoms=of_atoms, last_features=uncertainties
             )[task.name]
     finally:
         if training:
             model.module.train()
-    doubts = {f"{name}{SUFFIX}": one.of(values.pop(f"{name}_last_features")) for name, one in known.items()}
+    sigmas = {
+        f"{name}{SUFFIX}": uncertainty.of(values.pop(f"{name}_last_features"))
+        for name, uncertainty in uncertainties.items()
+    }
     arrays = {name: _per_structure(name, value, samples) for name, value in values.items()}
-    arrays |= {name: [np.asarray(value) for value in column] for name, column in doubts.items()}
-    return [{name: rows[at] for name, rows in arrays.items()} for at in range(len(samples))]
+    arrays |= {name: [np.asarray(value) for value in column] for name, column in sigmas.items()}
+    return [{name: rows[i] for name, rows in arrays.items()} for i in range(len(samples))]
 
 
 def finished(
     task: Task, values: Prediction, structure: Structure, *, normalised: bool = False, conservative: bool = False
 ) -> Prediction:
-    """One structure's result of `forward` in physical units, without a stress if it is not a crystal.
+    """One structure's result of `forward` in physical units, without stress unless periodic in three directions.
 
     Raises:
         EutecticError: a value that is not finite.
@@ -306,15 +309,15 @@ def finished(
         if name == "stress" and not structure.pbc.all():
             continue
         _check_finite(name, value, task)
-        if (of := of_uncertainty(name)) is not None:
-            physical[name] = value / task.targets[of].normaliser.scale if normalised else value
+        if (uncertain := of_uncertainty(name)) is not None:
+            physical[name] = value / task.targets[uncertain].normaliser.scale if normalised else value
             continue
         physical[name] = value if normalised else _denormalised(task, name, value, structure, conservative)
     return physical
 
 
-def _of(error: EutecticError, task: Task, index: int) -> EutecticError:
-    """The error of one structure, with its index."""
+def _with_index(error: EutecticError, task: Task, index: int) -> EutecticError:
+    """The error, with the structure's index added to its location."""
     return EutecticError(f"{task.name}, structure {index}, {error.where}", error.given, error.expected, error.fix)
 
 
@@ -355,14 +358,14 @@ def relative_energies(model: TrainedModel, task_name: str) -> str | None:
 
 
 def predicted_names(model: TrainedModel, task: Task, conservative: bool = False) -> list[str]:
-    """Names of what is predicted: the properties of a task, and the uncertainties that the model knows."""
+    """Names of the predictions: the properties of a task, and its calibrated uncertainties."""
     derived = ("forces", "stress") if conservative else ()
-    doubts = [f"{name}{SUFFIX}" for name in model.uncertainties.get(task.name, {})]
-    return list(dict.fromkeys([*task.heads, *derived, *doubts]))
+    uncertainties = [f"{name}{SUFFIX}" for name in model.uncertainties.get(task.name, {})]
+    return list(dict.fromkeys([*task.heads, *derived, *uncertainties]))
 
 
 def unit_of(task: Task, name: str, *, normalised: bool = False) -> str:
-    """Unit of a prediction, in words."""
+    """Unit of a prediction, as text."""
     name = property_of(name)
     if normalised:
         return "normalised"

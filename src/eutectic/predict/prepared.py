@@ -1,4 +1,4 @@
-"""A task of a model, ready to be computed many times: in dynamics, relaxations, and whatever else moves atoms."""
+"""A task of a model prepared for repeated evaluation, as in dynamics and relaxations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eutectic.predict.prediction import checked_task
 from eutectic.tasks import Task
 
 PRECISIONS = ("float32", "float64", "bfloat16")
-"""float32 and float64: of all operations. bfloat16: of matrix products; the others are float32."""
+"""float32 and float64 apply to all operations; bfloat16 to matrix products only, the rest being float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +24,9 @@ class Prepared:
 
     Attributes:
         model: weights in this precision, on this device.
-        task: that is computed.
+        task: the task to predict.
         conservative: whether forces and stress are derivatives of the energy.
-        autocast: precision of matrix products, if lower than that of the weights.
+        autocast: precision of matrix products, if lower than the weights'.
         elements: atomic numbers seen in training; empty if unknown.
     """
 
@@ -38,29 +38,29 @@ class Prepared:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device on which predictions run."""
         return next(self.model.module.parameters()).device
 
     @property
     def forces_are(self) -> str:
-        """What the forces are, in words."""
+        """How the forces are obtained, as text."""
         head = self.task.heads.get("forces")
         if self.conservative or (head is not None and head.entry.derivative is not None):
-            jumps = "" if self.task.graph.smooth_cap else ", but for jumps where neighbours change places at a hard cap"
+            jumps = "" if self.task.graph.smooth_cap else ", except for jumps when neighbours swap at a hard cap"
             return f"derivatives of the energy: dynamics conserve energy{jumps}"
         if head is not None:
-            return "predicted directly, not derivatives of the energy: dynamics gain or lose energy"
+            return "predicted directly, not derivatives of the energy: dynamics do not conserve energy"
         return "not predicted"
 
     def check_elements(self, numbers: Iterable[int], where: str) -> None:
-        """Check that the model has seen some elements.
+        """Check that all elements were seen in training.
 
         Args:
             numbers: atomic numbers.
-            where: names the structures in the error.
+            where: location given in the error.
 
         Raises:
-            EutecticError: an element that it has not seen.
+            EutecticError: an element unseen in training.
         """
         unseen = set(numbers) - self.elements if self.elements else set()
         if unseen:
@@ -81,18 +81,18 @@ def prepared(
     device: str | torch.device | None,
     where: str,
 ) -> Prepared:
-    """Choose a task of a model, what its forces are, a precision and a device.
+    """Choose task, kind of forces, precision and device of a model.
 
     Args:
         model: weights, tasks and provenance; not changed.
-        task: name of the task; the only one if not given.
-        conservative: default: False where the task has a head for forces, otherwise True if it has one for energies.
+        task: name of the task; needed if the model has several.
+        conservative: default: False if the task has a head for forces, otherwise True if it has one for energies.
         dtype: one of `PRECISIONS`.
-        device: default: that of the model.
-        where: names the caller in errors.
+        device: default: the model's device.
+        where: name of the caller in errors.
 
     Raises:
-        EutecticError: no such task, or several and no name; derivatives from a task without an energy; another
+        EutecticError: no such task, or several and no name; derivatives from a task without an energy; an unknown
             precision.
     """
     if dtype not in PRECISIONS:
@@ -110,7 +110,7 @@ def prepared(
 
 
 def _converted(model: TrainedModel, dtype: torch.dtype, device: str | torch.device | None) -> TrainedModel:
-    """The model in another precision and on another device; itself where nothing changes."""
+    """A copy of the model in another precision or on another device; the model itself if neither changes."""
     weight = next(model.module.parameters())
     where = weight.device if device is None else torch.device(device)
     if (weight.dtype, weight.device) == (dtype, where):

@@ -1,7 +1,7 @@
-"""Files of predictions that go on after a kill: beside the partial file is a record of what it holds, and of what.
+"""Resume writing predictions after a kill, from a partial file and a record of its contents and origin.
 
-Text can be added to, and cut off after what the record vouches for. A Parquet file cannot, and the end of a JSON file
-says how it began; for these the partial file has a line for each structure, from which they are written at the end.
+Extended xyz can be truncated to the recorded length and appended to. Parquet and JSON cannot; for these the partial
+file has one line per structure, from which the final file is written at the end.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ SAVE_EVERY = 2.0
 """Seconds between two records."""
 
 Facts = Mapping[str, str | int | bool | None]
-"""What predictions follow from: hashes and options, by the words that name them."""
+"""What determines the predictions: name in messages → hash or option."""
 
 
 def facts_of(folder: Path, source: Path, **options: str | int | bool | None) -> Facts | None:
-    """What predictions follow from; None for an input that can be read only once.
+    """What determines the predictions; None for an input that can be read only once.
 
     Args:
-        folder: of the model.
+        folder: model folder.
         source: as for `read_each`.
-        options: of the command, by their names.
+        options: options of the command, by name.
     """
     source = Path(source)
     try:
@@ -60,7 +60,7 @@ def facts_of(folder: Path, source: Path, **options: str | int | bool | None) -> 
             **{f"--{name.replace('_', '-')}": value for name, value in options.items()},
         }
     except OSError:
-        return None  # reading it will say why
+        return None  # reported when it is read
 
 
 @contextmanager
@@ -73,19 +73,19 @@ def resuming(
     normalised: bool = False,
     note: str | None = None,
 ) -> Iterator[tuple[Resumable, Write[Prediction]]]:
-    """Write predictions to a file that replaces `path` at the end, going on from what an earlier process has written.
+    """Write predictions to a file that replaces `path` at the end, resuming where an earlier process stopped.
 
     Args:
-        path: of the file: .parquet, .json, or extended xyz.
+        path: the final file: .parquet, .json, or extended xyz.
         task, names, normalised, note: as for `prediction_schema`.
-        facts: of `facts_of`; what was written with others, or before None, is written anew.
+        facts: from `facts_of`; if they are None or differ from the recorded ones, writing starts over.
 
     Yields:
-        The file, and what writes a prediction to it.
+        The partial file, and the function that writes a prediction to it.
 
     Raises:
         EutecticError: as `writing_predictions`.
-        Interrupted: the same.
+        Interrupted: as `writing_predictions`.
     """
 
     def as_json(source: Path, final: Path) -> None:
@@ -106,16 +106,16 @@ def resuming(
                 table.abandon()
                 raise
 
-    whole = {".json": as_json, ".parquet": as_table}.get(path.suffix)
+    convert = {".json": as_json, ".parquet": as_table}.get(path.suffix)
     with replacing_when_complete(
-        path, partial_rows_path(path), lambda partial, fix: Resumable(partial, fix, facts, whole)
+        path, partial_rows_path(path), lambda partial, fix: Resumable(partial, fix, facts, convert)
     ) as stream:
 
         def add_row(read: Read, outcome: Prediction | EutecticError) -> None:
             line = json.dumps(row_of(read, outcome), ensure_ascii=False, allow_nan=False)
             stream.write(f"{line}\n", worth=not isinstance(outcome, EutecticError))
 
-        yield stream, XYZWriter(stream, task, normalised=normalised).add if whole is None else add_row
+        yield stream, XYZWriter(stream, task, normalised=normalised).add if convert is None else add_row
 
 
 FIX = "free some space, then run the same command again"
@@ -130,29 +130,29 @@ class Resumable(Output):
     """A partial file with its record.
 
     Args:
-        path: of the partial file.
+        path: the partial file.
         fix: advice if it cannot be written.
         facts: see `resuming`.
-        whole: writes the final file, its second argument, from the partial one; None: that is the final one.
+        convert: called with the partial and the final file to write the latter; None if the two are identical.
 
     Attributes:
-        summary: of the structures in it at the beginning.
+        summary: summary of the structures already in the file.
         complete: whether these are all.
-        said: in words, if an earlier process has written here.
+        said: message to show if the file existed; otherwise empty.
     """
 
-    def __init__(self, path: Path, fix: str, facts: Facts | None, whole: Callable[[Path, Path], None] | None) -> None:
-        self._facts, self._whole = facts, whole
+    def __init__(self, path: Path, fix: str, facts: Facts | None, convert: Callable[[Path, Path], None] | None) -> None:
+        self._facts, self._convert = facts, convert
         self._record = path.with_name(f"{path.name}.record.json")
         self.summary, self.complete, self.said, kept = Summary(), False, "", 0
         if path.exists():
             try:
                 kept, self.complete, self.summary = _found(path, self._record, facts)
-                self.said = f"going on after {self.summary.structures:,} structures, which are in {path.name}"
-            except _Anew as why:
+                self.said = f"resuming after {self.summary.structures:,} structures in {path.name}"
+            except _StartOver as why:
                 self.said = f"predicting from the start: {why}"
         if not kept:
-            # Before the file: what is written from now on is not what this record says.
+            # Before the file is truncated: the record would no longer describe it.
             self._record.unlink(missing_ok=True)
         super().__init__(path, fix, kept)
         self._worth = self.summary.predicted > 0
@@ -160,9 +160,9 @@ class Resumable(Output):
         self._saved = time.monotonic()
 
     def save(self, summary: Summary, *, complete: bool = False) -> None:
-        """Note that what was written until now is of these structures, which end with a window or are all.
+        """Record that the file holds these structures: whole windows, or all.
 
-        On disk the record is renewed every few seconds, and at the end.
+        The record on disk is updated every few seconds and at the end.
         """
         reasons = [(error.where, error.given, error.expected, error.fix) for error in summary.reasons]
         state = {**vars(summary), "reasons": reasons, "unseen": dict(summary.unseen)}
@@ -171,20 +171,20 @@ class Resumable(Output):
             self._write_record()
 
     def put_in_place(self, path: Path) -> None:
-        if self._whole is None:
+        if self._convert is None:
             super().put_in_place(path)
         else:
-            self._whole(self._path, path)
+            self._convert(self._path, path)
             self._path.unlink()
         self._record.unlink(missing_ok=True)
 
     def after(self, stop: str) -> str:
         if not self._record.exists():
             return super().after(stop)
-        return f"what was predicted is in {self._path}; the same command goes on from there"
+        return f"predictions so far are in {self._path}; the same command resumes from there"
 
     def abandon(self) -> bool:
-        with suppress(EutecticError, ValueError):  # a full disk, or a closed file: an older record is there
+        with suppress(EutecticError, ValueError):  # disk full or file closed: the older record stays
             self._write_record()
         kept = super().abandon()
         if not kept:
@@ -195,30 +195,30 @@ class Resumable(Output):
         if self._facts is None or self._state is None:
             return
         with writing_to(self._path, fix=self._fix):
-            os.fsync(self._file.fileno())  # before the record that vouches for it
+            os.fsync(self._file.fileno())  # before the record that describes it
         content = {"facts": dict(self._facts), **self._state}
         write_atomically(self._record, json.dumps(content, ensure_ascii=False, indent=1), sole_writer=True)
         self._saved = time.monotonic()
 
 
-class _Anew(Exception):
-    """Why a partial file is not gone on with."""
+class _StartOver(Exception):
+    """Why a partial file cannot be resumed."""
 
 
 def _found(partial: Path, record: Path, facts: Facts | None) -> tuple[int, bool, Summary]:
-    """Bytes of a partial file that its record vouches for, whether these are all, and the structures in them.
+    """The recorded length of a partial file in bytes, whether it is complete, and a summary of its structures.
 
     Raises:
-        _Anew: it is not of the same facts, or not what the record says.
+        _StartOver: the facts differ, or the file does not match its record.
     """
     if facts is None:
-        raise _Anew("with --json, or from a pipe, nothing can be left out")
+        raise _StartOver("with --json or input from a pipe, predictions cannot be resumed")
     try:
         values = read_json(record, fix="")
         before = dict(values["facts"])
         changed = [name for name in dict.fromkeys([*facts, *before]) if facts.get(name) != before.get(name)]
         if changed:
-            raise _Anew(f"{', '.join(changed)} changed since {partial.name} was written")
+            raise _StartOver(f"{', '.join(changed)} changed since {partial.name} was written")
         kept, summary = int(values["bytes"]), dict(values["summary"])
         reasons = [EutecticError(*map(str, parts)) for parts in summary.pop("reasons")]
         unseen = Counter({str(name): int(count) for name, count in summary.pop("unseen").items()})
@@ -226,7 +226,7 @@ def _found(partial: Path, record: Path, facts: Facts | None) -> tuple[int, bool,
         with partial.open("rb") as file:
             file.seek(max(kept - 1, 0))
             if kept < 0 or (kept and file.read(1) != b"\n"):
-                raise _Anew(f"{partial.name} is shorter than its record says")
+                raise _StartOver(f"{partial.name} is shorter than its record says")
         return kept, bool(values["complete"]), Summary(**counts, reasons=reasons, unseen=unseen)
     except (EutecticError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _Anew(f"{partial.name} has no record that can be read") from error
+        raise _StartOver(f"{partial.name} has no readable record") from error

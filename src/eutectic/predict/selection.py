@@ -1,4 +1,4 @@
-"""Structures most worth labelling: those that a model is least sure of, and that tell different things."""
+"""Select structures to label: those with the largest uncertainties that are also diverse."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from eutectic.predict.prediction import check_references, in_batches, task_of
 from eutectic.tasks import Sample, Task, make_batch
 
 CANDIDATES = 2000
-"""Structures with the largest uncertainties that are kept to choose from, at least."""
+"""Smallest number of most uncertain structures kept as candidates."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Chosen:
     """A structure worth labelling.
 
     Attributes:
-        read: index and contents in its file.
+        read: the structure and its index in the file.
         sigma: standard deviation of its prediction, in the unit of the property.
-        left: of it, once the labels of those chosen before will be known: small for a structure much like these.
-        times_typical: `sigma` / the median of the structures that the model was calibrated on; those were drawn from
-            where its training structures were, so that this is a distance to them.
+        left: `sigma` after the labels of those chosen before it are known; small if it resembles them.
+        times_typical: `sigma` / the median over the calibration structures. These come from the same distribution as
+            the training structures, so this measures the distance from them.
     """
 
     read: Read
@@ -56,24 +56,24 @@ def select_file(
 ) -> tuple[list[Chosen], Summary]:
     """Choose the structures of a file that are most worth labelling, in one pass and constant memory.
 
-    One after the other, the structure with the largest uncertainty is taken, and the uncertainties of all others are
-    lowered by what its label will tell: by the posterior of the last layer given a label there. For extensive
-    properties uncertainties per atom are compared; otherwise the largest structures would be taken.
+    The structure with the largest uncertainty is taken repeatedly; each time, the other uncertainties are updated to
+    the last layer's posterior given its label. For extensive properties, uncertainties per atom are compared;
+    otherwise the largest structures would be chosen.
 
     Args:
-        model: that knows its uncertainties.
+        model: a calibrated model.
         source, elements, units, stop: as for `work_through`.
         count: number to choose.
-        task: of the model; required if it has several.
-        property: whose uncertainty; default: the energy, or the only one.
+        task: task of the model; required if it has several.
+        property: property whose uncertainty is used; default: the energy, or the only one.
         batch_size, on_done: as for `predict_each`.
 
     Returns:
-        The chosen, the most uncertain first; and what became of all structures.
+        The chosen structures, most uncertain first, and a summary of all structures.
 
     Raises:
         EutecticError: a model without uncertainties; no such task or property; no structure that can be predicted.
-        Interrupted: `stop` said so.
+        Interrupted: `stop` returned true.
     """
     chosen, name, known = uncertain_property(model, task, property)
     extensive = chosen.property(name).extensive
@@ -83,7 +83,7 @@ def select_file(
         return in_batches(
             structures,
             lambda index, structure: _check(index, structure, chosen),
-            lambda some: _directions(model, chosen, name, known, some),
+            lambda batch: _directions(model, chosen, name, known, batch),
             batch_size=batch_size,
             on_done=on_done,
         )
@@ -95,31 +95,31 @@ def select_file(
     sigma = np.linalg.norm(directions, axis=1)
     typical = known.typical or float("nan")
     return [
-        Chosen(reads[i], float(sigma[i]), one, float(sigma[i]) / typical) for i, one in zip(order, left, strict=True)
+        Chosen(reads[i], float(sigma[i]), rest, float(sigma[i]) / typical) for i, rest in zip(order, left, strict=True)
     ], summary
 
 
 def spread_out(directions: np.ndarray, sizes: np.ndarray, noise: float, count: int) -> tuple[list[int], list[float]]:
-    """Choose one after the other what is most uncertain given those chosen before.
+    """Greedily choose the most uncertain structure, given those chosen before.
 
     Args:
         directions: (n, width) u, with |u| the uncertainty and u·u' the covariance of two errors.
-        sizes: (n,) by which uncertainties are divided to compare them.
-        noise: standard deviation of a label beside the last layer.
+        sizes: (n,) by which uncertainties are divided before they are compared.
+        noise: standard deviation of a label around the last layer's prediction.
         count: number to choose; all if there are fewer.
 
     Returns:
-        Indices, and the uncertainty of each when it was chosen.
+        Indices in the order of choice, and the uncertainty of each when it was chosen.
     """
     variance = (directions**2).sum(axis=1)
-    open_ = np.ones(len(directions), dtype=bool)
+    available = np.ones(len(directions), dtype=bool)
     order, left = list[int](), list[float]()
-    explained: list[np.ndarray] = []  # (n,) rows of a Cholesky factor of the covariance: what each label explains
+    explained: list[np.ndarray] = []  # (n,) rows of a Cholesky factor of the covariance, one per label
     for _ in range(min(count, len(directions))):
-        best = int(np.where(open_, variance / sizes**2, -np.inf).argmax())
+        best = int(np.where(available, variance / sizes**2, -np.inf).argmax())
         order.append(best)
         left.append(float(np.sqrt(max(variance[best], 0.0))))
-        open_[best] = False
+        available[best] = False
         covariance = directions @ directions[best] - sum(
             (row * row[best] for row in explained), np.zeros(len(variance))
         )
@@ -141,7 +141,7 @@ class _Candidates:
         if isinstance(outcome, EutecticError) or read.atoms is None:
             return
         sigma = float(np.linalg.norm(outcome)) / (len(read.atoms) if self.per_atom else 1)
-        entry = (sigma, -read.index, read, outcome)  # of equal ones the first stays
+        entry = (sigma, -read.index, read, outcome)  # among equals the first stays
         if len(self._heap) < self.most:
             heapq.heappush(self._heap, entry)
         else:
@@ -149,7 +149,7 @@ class _Candidates:
 
     @property
     def found(self) -> tuple[list[Read], np.ndarray]:
-        """In the order of the file."""
+        """The candidates and their directions, in the order of the file."""
         entries = sorted(self._heap, key=lambda entry: entry[2].index)
         return [entry[2] for entry in entries], np.stack([entry[3] for entry in entries])
 
@@ -165,9 +165,9 @@ def uncertain_property(model: TrainedModel, task_name: str | None, name: str | N
     if not known:
         raise EutecticError(
             f"task {task.name}",
-            "a model that does not know its uncertainties",
-            "one that was calibrated: `eutectic finetune` does where validation structures have a scalar such as the "
-            "energy",
+            "a model without calibrated uncertainties",
+            "a calibrated model (`eutectic finetune` calibrates if validation structures have a scalar label such as "
+            "the energy)",
             "calibrate it: eutectic calibrate MODEL DATA",
         )
     if name is None:
@@ -175,8 +175,8 @@ def uncertain_property(model: TrainedModel, task_name: str | None, name: str | N
     if name not in known:
         raise EutecticError(
             f"task {task.name}",
-            f"property {name!r}" if name else "no property named, and several to choose from",
-            f"one with an uncertainty: {', '.join(known)}",
+            f"property {name!r}" if name else "no property given, and several to choose from",
+            f"a property with an uncertainty: {', '.join(known)}",
             f"name one: --property {next(iter(known))}",
         )
     return task, name, known[name]
@@ -188,39 +188,39 @@ def _check(index: int, structure: Structure, task: Task) -> None:
 
 
 def _directions(
-    model: TrainedModel, task: Task, name: str, known: Uncertainty, some: Sequence[tuple[int, Structure]]
+    model: TrainedModel, task: Task, name: str, known: Uncertainty, structures: Sequence[tuple[int, Structure]]
 ) -> list[np.ndarray | EutecticError]:
-    """`Uncertainty.directions` of structures, given with their indices, in one forward pass."""
-    found: dict[int, np.ndarray | EutecticError] = {}
+    """`Uncertainty.directions` of pairs of index and structure, in one forward pass."""
+    results: dict[int, np.ndarray | EutecticError] = {}
     samples: list[tuple[int, Sample]] = []
-    for index, structure in some:
+    for index, structure in structures:
         try:
             graph = build_graph(structure, task.graph, lists=model.module.backbone.edge_lists)
             samples.append((index, Sample(0, graph, {})))
         except EutecticError as error:
-            found[index] = EutecticError(f"structure {index}, {error.where}", error.given, error.expected, error.fix)
+            results[index] = EutecticError(f"structure {index}, {error.where}", error.given, error.expected, error.fix)
     if samples:
         weight = next(model.module.parameters())
         batch = make_batch([sample for _, sample in samples], [task], weight.dtype).to(weight.device)
         with torch.no_grad():
             values = model.module(batch.graph, batch.parts, last_features=[name])[task.name]
         for (index, _), row in zip(samples, known.directions(values[f"{name}_last_features"]), strict=True):
-            found[index] = (
+            results[index] = (
                 row
                 if np.isfinite(row).all()
                 else EutecticError(
                     f"structure {index}", "features that are not finite", "finite features", "check its positions"
                 )
             )
-    return [found[index] for index, _ in some]
+    return [results[index] for index, _ in structures]
 
 
 def notes_of(task: Task, name: str, one: Chosen, rank: int) -> dict[str, float | int]:
-    """What is written beside a chosen structure.
+    """Notes written with a chosen structure.
 
     Args:
-        task, name: property and its task.
-        one: the structure.
+        task, name: the task and its property.
+        one: the chosen structure.
         rank: 1 for the first.
     """
     key = f"{task.name}_{name}_uncertainty"

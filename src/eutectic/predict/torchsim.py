@@ -1,4 +1,4 @@
-"""A model for TorchSim, which moves the atoms of many structures at once: relaxations, molecular dynamics.
+"""Model interface for TorchSim: batched relaxations and molecular dynamics of many structures.
 
 Only `Model.torchsim` imports this module: it needs the package torch-sim-atomistic.
 """
@@ -27,33 +27,34 @@ from eutectic.tasks import Sample
 log = logging.getLogger(__name__)
 
 ON_CPU = 1024
-"""Atoms that a CPU computes at once: more are no faster, and only take memory."""
+"""Atoms per batch on a CPU; larger batches only need more memory without being faster."""
 
 FEW_NEIGHBOURS = 32
-"""Cap of neighbours up to which the number of edges, and with it the memory, follows the number of atoms."""
+"""Neighbour cap up to which the number of edges, and thus the memory, is proportional to the number of atoms."""
 
 
 class EutecticTorchSim(ModelInterface):
     """Energies, forces and stress of one task of a model, for TorchSim.
 
-    Graphs, and with them all results, are those of `EutecticCalculator`; they are built anew in every step, for a whole
-    batch together, which takes less time than to reuse the neighbours of each structure.
+    Graphs, and thus all results, are the same as for `EutecticCalculator`. They are rebuilt in every step for the whole
+    batch, which is faster than reusing the neighbours of each structure.
 
     All structures of a state have the same boundary conditions, since TorchSim keeps one `pbc` for all. Tags, which
-    select edges in GemNet-OC, are those in the state's atom extra "tags", if it has one.
+    select edges in GemNet-OC, are read from the state's atom extra "tags", if present.
 
     Args:
         model: weights, tasks and provenance; not changed.
         task, conservative, device: as for `EutecticCalculator`.
         dtype: "float32", "float64" or "bfloat16" (matrix products only; the state is float32), or `torch.float64`, …
-            TorchSim keeps positions and energies in this precision too: 0.5 meV of 6,000 eV in float32.
-        compute_stress: whether results have a stress; default: if the task has a head for it, or derivatives are taken.
+            TorchSim keeps positions and energies in this precision too: in float32, 6,000 eV is rounded to 0.5 meV.
+        compute_stress: whether results include a stress; default: whether the task has a head for it or derivatives are
+            taken.
 
     Attributes:
-        conservative: as it was decided.
+        conservative: whether forces and stress are derivatives of the energy.
 
     Raises:
-        EutecticError: as for `EutecticCalculator`; a task without an energy; a stress that nothing predicts.
+        EutecticError: as for `EutecticCalculator`; a task without an energy; a requested stress that is not available.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class EutecticTorchSim(ModelInterface):
         chosen = prepared(
             model, task=task, conservative=conservative, dtype=name, device=device, where="model for TorchSim"
         )
-        # No module of this one, whose `to` would move the weights and not what TorchSim knows of them.
+        # Not a submodule: `to` would move the weights but not the device and dtype that TorchSim reads.
         self._prepared = chosen
         self.task = chosen.task
         self.conservative = chosen.conservative
@@ -103,19 +104,19 @@ class EutecticTorchSim(ModelInterface):
 
     @property
     def compute_stress(self) -> bool:
-        """Whether results have a stress; it can be set where the stress is predicted or derived."""
+        """Whether results include a stress; can be set if the stress is predicted or derived."""
         return self._compute_stress
 
     @compute_stress.setter
     def compute_stress(self, compute_stress: bool) -> None:
-        # TorchSim takes this error for a model that cannot.
+        # TorchSim interprets this error as a model without stress.
         if compute_stress and not self._has_stress:
             raise NotImplementedError(f"{self._where}: no head predicts stress; make it with conservative=True")
         self._compute_stress = compute_stress
 
     @property
     def compute_forces(self) -> bool:
-        """Whether results have forces; it can be set where forces are predicted or derived."""
+        """Whether results include forces; can be set if forces are predicted or derived."""
         return self._compute_forces
 
     @compute_forces.setter
@@ -127,38 +128,40 @@ class EutecticTorchSim(ModelInterface):
     def forward(self, state: SimState, **kwargs: Any) -> dict[str, Tensor]:
         """Predict the systems of a state.
 
-        A system that cannot be predicted, for instance since its atoms flew apart, has NaN everywhere and is warned of;
-        the others go on.
+        A system that cannot be predicted, for instance because its atoms flew apart, has NaN results and is warned of;
+        the others continue.
 
         Args:
-            state: its positions, Å, may lie outside the cells.
-            kwargs: without meaning here.
+            state: positions, Å, may lie outside the cells.
+            kwargs: ignored.
 
         Returns:
             "energy" (n_systems,) eV, "forces" (n_atoms, 3) eV/Å and "stress" (n_systems, 3, 3) eV/Å³, positive for
-            tension, NaN where a system is not periodic in three directions.
+            tension, NaN for a system that is not periodic in three directions.
 
         Raises:
-            EutecticError: elements that the model or its task has not seen; a structure that does not fit into memory.
+            EutecticError: elements unseen in training; a structure that does not fit into memory.
         """
         structures = _structures(state)
         self._prepared.check_elements(torch.unique(state.atomic_numbers).tolist(), self._where)
-        found: list[Prediction] = [{}] * len(structures)
-        for some in self._parts(structures):
-            for index, prediction in zip(some, self._predicted([structures[i] for i in some]), strict=True):
-                found[index] = prediction
-        results = {"energy": np.array([one.get("energy", np.nan) for one in found])}
+        predictions: list[Prediction] = [{}] * len(structures)
+        for part in self._parts(structures):
+            for index, prediction in zip(part, self._predicted([structures[i] for i in part]), strict=True):
+                predictions[index] = prediction
+        results = {"energy": np.array([p.get("energy", np.nan) for p in predictions])}
         if self._compute_forces:
-            forces = (one.get("forces", np.full((len(s), 3), np.nan)) for one, s in zip(found, structures, strict=True))
+            forces = (
+                p.get("forces", np.full((len(s), 3), np.nan)) for p, s in zip(predictions, structures, strict=True)
+            )
             results["forces"] = np.concatenate(list(forces))
         if self._compute_stress:
-            results["stress"] = np.stack([one.get("stress", np.full((3, 3), np.nan)) for one in found])
+            results["stress"] = np.stack([p.get("stress", np.full((3, 3), np.nan)) for p in predictions])
         return {
             name: torch.from_numpy(value).to(device=self._device, dtype=self._dtype) for name, value in results.items()
         }
 
     def _parts(self, structures: Sequence[Structure]) -> Iterator[list[int]]:
-        """Indices of valid structures that are computed together."""
+        """Indices of valid structures, in parts that are computed together."""
         part: list[int] = []
         atoms = 0
         for index, structure in enumerate(structures):
@@ -167,7 +170,7 @@ class EutecticTorchSim(ModelInterface):
             except EutecticError as error:
                 self._say(structure, error)
                 continue
-            # TorchSim itself finds what fits on a GPU.
+            # On a GPU, TorchSim itself limits the batch size.
             if part and atoms + len(structure) > ON_CPU and self._device.type == "cpu":
                 yield part
                 part, atoms = [], 0
@@ -177,7 +180,7 @@ class EutecticTorchSim(ModelInterface):
             yield part
 
     def _predicted(self, structures: Sequence[Structure]) -> list[Prediction]:
-        """Predictions of valid structures, empty where they are not finite."""
+        """Predictions for valid structures; empty if not finite."""
         model, task = self._prepared.model, self.task
         for structure in structures:
             check_references(structure, task)
@@ -198,13 +201,13 @@ class EutecticTorchSim(ModelInterface):
         return predictions
 
     def _say(self, structure: Structure, error: EutecticError) -> None:
-        """Warn of a structure that cannot be predicted, once for each composition."""
+        """Warn of a structure that cannot be predicted, once per composition."""
         formula = structure.to_ase().get_chemical_formula()
         if formula not in self._said:
             self._said.add(formula)
             what = f"{error.given}; expected {error.expected}"
             log.warning(
-                "%s: a structure %s, %s; its results are NaN (said once of %s)", self._where, formula, what, formula
+                "%s: a structure %s, %s; its results are NaN (shown once for %s)", self._where, formula, what, formula
             )
 
     @property
@@ -238,7 +241,7 @@ def _structures(state: SimState) -> list[Structure]:
     if tags is None:
         by_tags: list[np.ndarray | None] = [None] * len(cells)
     else:
-        # As in `Structure.from_ase`, all zero is the same as none.
+        # As in `Structure.from_ase`, all-zero tags mean no tags.
         split = np.split(tags.detach().cpu().long().numpy(), ends)
         by_tags = [own if own.any() else None for own in split]
     return [

@@ -1,21 +1,22 @@
 """The 40 fine-tuning tasks of JMP, with their published settings, as ordinary fine-tuning runs.
 
-As published (Shoghi et al., ICLR 2024, and the settings of its code): data and splits, batch size, heads of four layers
-and their pooling, forces as derivatives of the energy or direct, AdamW with weight decay 0.1, warm-up from a tenth of
-the rate over 5 epochs, cosine to a tenth over 32, no average of the weights, the best validation error, and, for models
-trained with the paper's cutoff of 12 Å, its cutoffs and numbers of neighbours (others keep their own); for a
-pre-trained GemNet-OC of four or six blocks, the rates of the blocks of JMP-S or JMP-L relative to that of the heads.
+As published (Shoghi et al., ICLR 2024, and the settings in its code): data and splits, batch size, heads with four
+layers and their pooling, conservative or direct forces, AdamW with weight decay 0.1, warm-up from a tenth of the peak
+rate over 5 epochs, cosine decay to a tenth over 32 epochs, no EMA of the weights, choice of the step with the lowest
+validation error, and, for models trained with the paper's cutoff of 12 Å, its cutoffs and numbers of neighbours (other
+models keep their own); for a pre-trained GemNet-OC with four or six blocks, the learning rates of the blocks of JMP-S
+or JMP-L relative to that of the heads.
 
-Where the original contradicts itself:
+Where the original contradicts itself, this follows:
 
-* peak rate: 8e-5, as in its script for all runs; 5e-6 is in its other settings (`learning_rate`);
-* batch size and pooling: those of the script for all runs (`batch_size`, `targets.….head.pooling`);
-* QMOF: cutoff 12 Å, beyond which its features are zero, for 19;
-* MD22, SPICE: forces alone, as only they enter its loss although a weight of the energy is given.
+* peak learning rate: 8e-5, as in its script for all runs; its other settings have 5e-6 (`learning_rate`);
+* batch size and pooling: the script for all runs (`batch_size`, `targets.….head.pooling`);
+* QMOF: cutoff 12 Å instead of 19 Å, since its features are zero beyond 12 Å;
+* MD22, SPICE: forces only, since only they enter its loss although a weight of the energy is given.
 
 Not as published, since this program has no such setting: clipping by value (here by norm), up to 500 epochs with a
-falling rate after the 32 (`epochs=500, settings={"train": {"until_converged": True}}` is close), the head of ⟨R²⟩ (here
-a sum over atoms), fewer neighbours in cells of more than 200 atoms.
+falling learning rate after the first 32 (`epochs=500, settings={"train": {"until_converged": True}}` is close), the
+head of ⟨R²⟩ (here a sum over atoms), fewer neighbours in cells of more than 200 atoms.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ EPOCHS, WARMUP_EPOCHS = 32, 5
 LEARNING_RATE = 8e-5
 HEAD_LAYERS = 4
 PAPER_CUTOFF = 12.0
-"""Å; of the graphs that JMP was pre-trained with."""
+"""Cutoff of the graphs in the pre-training of JMP, Å."""
 
 BLOCK_RATES = {4: (0.3, 0.4, 0.55, 0.625), 6: (0.55, 0.4, 0.3, 0.4, 0.55, 0.625)}
 """Blocks of GemNet-OC (4: JMP-S, 6: JMP-L) → learning rate of each, relative to that of the heads."""
@@ -68,12 +69,12 @@ RECORD = "matbench.json.gz"
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What a user may change of the published protocol; None leaves it as published.
+    """Changes to the published protocol; None keeps the published value.
 
     Attributes:
-        steps, epochs, time: length of a run, one of them.
-        n_train, n_validation, n_test: fewer structures, for trials.
-        split: another split, one run instead of one for each fold.
+        steps, epochs, time: length of a run, only one of them.
+        n_train, n_validation, n_test: smaller numbers of structures, for trials.
+        split: another split, with one run instead of one per fold.
         batch_size, learning_rate: of the training.
         settings: any other setting of a fine-tuning, section by section.
     """
@@ -90,11 +91,11 @@ class Choices:
     settings: Mapping[str, Any] | None = None
 
     def splits(self, task: BenchmarkTask) -> tuple[str, ...]:
-        """One run for each."""
+        """The splits, with one run each."""
         return task.protocol.splits if self.split is None else (self.split,)
 
     def departures(self, task: BenchmarkTask) -> tuple[str, ...]:
-        """From the protocol, in words; none for a setting that is given its published value."""
+        """Differences from the protocol, as text; none for settings with their published values."""
         found = []
         if self.split is not None and self.split not in task.protocol.splits:
             found.append(f"split {self.split}")
@@ -121,26 +122,27 @@ def data_of(task: BenchmarkTask) -> Store:
             task.name,
             f"the data set {task.data} is not prepared",
             f"its store at {prepared(task.data)}",
-            f"fetch and read it: eutectic data prepare {task.data}",
+            f"prepare it: eutectic data prepare {task.data}",
         )
     return open_store(task.data)
 
 
 def parts_of(task: BenchmarkTask, store: Store, split: str, choices: Choices) -> Split:
-    """Training, validation and test structures of one run; no more than there are.
+    """Training, validation and test structures of one run; numbers are limited to those available.
 
     Raises:
-        EutecticError: no such split, with what to do for incomplete data.
+        EutecticError: unknown split, or incomplete data.
     """
     needs = ("energy", "forces") if task.protocol.forces == "gradient" else (task.property,)
     try:
-        whole = split_store(store, split, needs=needs)
+        full = split_store(store, split, needs=needs)
     except EutecticError as error:
         fix = error.fix if choices.split else f"{error.fix}, or try it on the data you have with --split random"
         raise EutecticError(f"{task.name}, {error.where}", error.given, error.expected, fix) from error
-    wanted = (choices.n_train, choices.n_validation, choices.n_test)
-    have = (len(whole.train), len(whole.validation), len(whole.test))
-    n_train, n_validation, n_test = (None if n is None else min(n, m) for n, m in zip(wanted, have, strict=True))
+    requested = (choices.n_train, choices.n_validation, choices.n_test)
+    available = (len(full.train), len(full.validation), len(full.test))
+    numbers = zip(requested, available, strict=True)
+    n_train, n_validation, n_test = (None if n is None else min(n, most) for n, most in numbers)
     return split_store(store, split, n_train=n_train, n_validation=n_validation, n_test=n_test, needs=needs)
 
 
@@ -158,15 +160,15 @@ def benchmark_settings(
 
     Args:
         task: one of `eutectic.study.benchmark_tasks.TASKS`.
-        model: pre-trained model; from scratch its architecture.
-        start: pre-trained or scratch.
+        model: pre-trained model; from scratch, only its architecture is used.
+        start: pretrained or scratch.
         split: "paper", or a fold of Matbench.
         seed: of the run.
-        choices: departures from the published protocol.
-        store: the data, if open already.
+        choices: changes to the published protocol.
+        store: the data, if already open.
 
     Raises:
-        EutecticError: data that are not prepared or incomplete; no such model; unknown settings.
+        EutecticError: data are not prepared or incomplete; unknown model; unknown settings.
     """
     choices = choices or Choices()
     store = data_of(task) if store is None else store
@@ -185,7 +187,7 @@ def benchmark_settings(
         "batch_size": batch_size,
         "seed": seed,
         "threads": None if torch.cuda.is_available() else 1,
-        # Half precision saves time on a GPU only.
+        # Half precision saves time only on a GPU.
         "precision": "16-mixed" if protocol.half_precision and torch.cuda.is_available() else "32-true",
     }
     optimiser: dict[str, Any] = {
@@ -210,7 +212,7 @@ def benchmark_settings(
         "data": {
             "store": task.data,
             "split": split,
-            # Counted here, so that fewer structures than were asked for are no error.
+            # Limited to the available structures, so that small data sets are no error.
             "train": None if choices.n_train is None else len(parts.train),
             "validation": None if choices.n_validation is None else len(parts.validation),
             "test": None if choices.n_test is None else len(parts.test),
@@ -229,7 +231,7 @@ def benchmark_settings(
 
 
 def _part_rates(model: str | Path) -> dict[str, float]:
-    """The published rates of the parts of a backbone like JMP's; none for others."""
+    """The published learning rates of the parts of a backbone like JMP's; none for others."""
     backbone = read_description(model_folder(str(model)))["backbone"]
     blocks = backbone["settings"].get("blocks")
     if backbone["name"] != "gemnet_oc" or blocks not in BLOCK_RATES:
@@ -238,7 +240,7 @@ def _part_rates(model: str | Path) -> dict[str, float]:
 
 
 def _graph(task: BenchmarkTask, model: str | Path) -> dict[str, Any] | None:
-    """The published graph for a model of the paper's cutoff that can do with a smaller one; None: the model's own."""
+    """The published graph, if the model has the paper's cutoff and allows a smaller one; None: the model's own."""
     description = read_description(model_folder(str(model)))
     if description["graph"]["cutoff"] < PAPER_CUTOFF:
         return None
@@ -247,7 +249,7 @@ def _graph(task: BenchmarkTask, model: str | Path) -> dict[str, Any] | None:
     try:
         BackboneChoice.model_validate(description["backbone"]).for_graphs([GraphSettings.model_validate(graph)])
     except EutecticError:
-        # Its energy would jump where atoms cross the smaller cutoff; JMP's does.
+        # Its energy would be discontinuous at the smaller cutoff (as JMP's is).
         return None
     return graph
 
@@ -263,23 +265,23 @@ def run_benchmark(
     workers: int | None = None,
     console: Console,
 ) -> Benchmark:
-    """Run tasks, each in `out/FAMILY/TASK/SPLIT/START-SEED`; what is finished is read back.
+    """Run tasks, each in `out/FAMILY/TASK/SPLIT/START-SEED`; finished runs are read back.
 
-    A task whose data are missing, or of which a run fails, does not stop the others; the outcome says why. Results
-    of earlier calls in the same folder are kept. Of Matbench's tasks with all five folds a record file is written.
+    A task with missing data or a failed run does not stop the others; its outcome contains the reason. Results of
+    earlier calls in the same folder are kept. A record file is written for Matbench tasks with all five folds.
 
     Args:
         tasks: to run.
         out: folder of the benchmark.
         model: pre-trained model; a start from scratch uses its architecture.
         starts: pretrained, scratch, or both.
-        seeds: runs of each start and split, with seeds 0, 1, …
-        choices: departures from the published protocol.
-        workers: runs at the same time; default: one for each GPU, or else for each core.
-        console: where to report.
+        seeds: number of runs per start and split, with seeds 0, 1, …
+        choices: changes to the published protocol.
+        workers: concurrent runs; default: one per GPU, or one per core without a GPU.
+        console: for messages and progress.
 
     Raises:
-        EutecticError: no such model; the folder holds the benchmark of another one.
+        EutecticError: unknown model; the folder holds the benchmark of another model.
         Interrupted: resumable.
     """
     out, choices = Path(out), choices or Choices()
@@ -288,7 +290,7 @@ def run_benchmark(
         raise EutecticError(
             str(out), f"the benchmark of {known.model}", f"that of {model}, or a new folder", "choose another --out"
         )
-    read_description(model_folder(str(model)))  # an error here is that of all tasks
+    read_description(model_folder(str(model)))  # fails here if all tasks would
     plan: list[tuple[BenchmarkTask, Start, str, int, FinetuneSettings, Path]] = []
     problems: dict[str, EutecticError] = {}
     for task in tasks:
@@ -366,7 +368,7 @@ def _parts(error: EutecticError | None) -> dict[str, str] | None:
 
 
 def _record(benchmark: Benchmark, settings: Mapping[Path, FinetuneSettings], out: Path) -> None:
-    """Matbench's record file, of the tasks whose five folds were run with seed 0 from the pre-trained start."""
+    """Write Matbench's record file for tasks with all five folds fine-tuned with seed 0."""
     predictions: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
     for name, outcome in benchmark.outcomes.items():
         folders = {run.split: out / run.folder for run in outcome.runs if run.start == "pretrained" and run.seed == 0}
@@ -381,7 +383,7 @@ def _record(benchmark: Benchmark, settings: Mapping[Path, FinetuneSettings], out
 
 
 def _test_predictions(folder: Path, settings: FinetuneSettings | None) -> dict[str, tuple[float, float]]:
-    """Id → label and prediction of every test structure of a finished run; kept in its folder."""
+    """Id → label and prediction of every test structure of a finished run; cached in its folder."""
     path = folder / "test-predictions.json"
     if path.is_file() or settings is None:
         found = read_json(path, expected="predictions of this run", fix="run the task again")
@@ -390,10 +392,10 @@ def _test_predictions(folder: Path, settings: FinetuneSettings | None) -> dict[s
     store = open_store(settings.data.store)
     rows = split_store(store, settings.data.split, needs=(name,)).test
     structures = [store[int(row)] for row in rows]
-    predicted = load(folder / "model").predict([one.structure for one in structures])
+    predicted = load(folder / "model").predict([labelled.structure for labelled in structures])
     values = {
-        one.id: (float(one.labels[name]), float(np.asarray(new[name])))
-        for one, new in zip(structures, predicted, strict=True)
+        labelled.id: (float(labelled.labels[name]), float(np.asarray(prediction[name])))
+        for labelled, prediction in zip(structures, predicted, strict=True)
     }
     write_atomically(path, json.dumps(values))
     return values

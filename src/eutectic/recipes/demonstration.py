@@ -1,4 +1,4 @@
-"""The demonstration: pre-train on four domains, fine-tune to five unseen tasks, and compare with training from scratch.
+"""The demonstration: pre-train on four domains, fine-tune on five unseen tasks, and compare with training from scratch.
 
     eutectic demo --out demo-output
 
@@ -68,7 +68,7 @@ def demo(*, steps: int = 2300, processes: int = 2, seed: int = 0) -> PretrainSet
 
 @dataclass(frozen=True, kw_only=True)
 class DemoTask:
-    """One fine-tuning task of the demonstration. The list was fixed before any results were known.
+    """A fine-tuning task of the demonstration. The list was fixed before any results were known.
 
     Attributes:
         name, title: for tables.
@@ -179,7 +179,7 @@ def finetuning(task: DemoTask) -> FinetuneSettings:
         targets=default_targets([task.property]),
         start="scratch",
         head_from=None,
-        # Runs go in parallel, each on one thread.
+        # Concurrent runs, one thread each.
         train=FinetuneTrainSettings(steps=task.steps, batch_size=task.batch_size, threads=1, accelerator="cpu"),
     )
 

@@ -1,4 +1,4 @@
-"""Settings of a fine-tuning from its most important options."""
+"""Complete settings of a fine-tuning from its most important options."""
 
 from __future__ import annotations
 
@@ -57,38 +57,35 @@ def finetuning(
 
     Args:
         data: name of a data set, path of a store, or a file that ASE reads.
-        properties: to learn; all together select the best step.
-        model: pre-trained model to start from; with `from_scratch` only its architecture is used.
+        properties: to learn; the best step is chosen by all of them.
+        model: pre-trained model to start from; with `from_scratch`, only its architecture is used.
         from_scratch: start from random weights.
-        head_from: task of the model whose heads are reused where they fit; "auto": one of the same level of theory
-            whose errors are below the mean predictor's, or the only task of a model of another package; None: new
-            heads.
-        conservative: predict forces as derivatives of the energy, which is learned too (True), or directly, by a head
-            of their own (False: two to three times as fast, but the forces of no energy); None: conservative where
-            both energy and forces are asked for.
+        head_from: task of the model whose heads are reused where they fit; "auto": a task with the same level of
+            theory that beats the mean predictor, or the only task of a model of another package; None: new heads.
+        conservative: predict forces as derivatives of the energy, which is learned too (True), or directly by a
+            separate head (False: two to three times as fast, but not conservative); None: conservative if both energy
+            and forces are learned.
         split: name of the split.
         n_train, n_validation, n_test: numbers of structures.
-        steps, epochs, time: length of the training, one of them; a time in seconds, or as "30m".
-        until_converged: train until the validation error no longer falls; `epochs` or `time` is then the most.
+        steps, epochs, time: length of the training, only one of them; a time in seconds, or as "30m".
+        until_converged: train until the validation error no longer falls; `epochs` or `time` is then the maximum.
         batch_size, learning_rate, weight_decay, seed: of the training.
-        weights: property → its weight in the loss, of normalised values; 1 each by default, 10 for conservative
-            forces.
-        loss: mae, mse or huber, of every property that is not a class; mae by default.
+        weights: property → its weight in the loss of normalised values; default: 1, and 10 for conservative forces.
+        loss: mae, mse or huber, for all properties that are not classes; default: mae.
         freeze: parts of the model that are not trained: embedding, blocks, block_0, readout, …, backbone, heads.
-        keep_blocks: leave out all blocks of the backbone but this many, the first.
-        lora: train low-rank changes of this rank in place of the backbone's weights.
-        layer_decay: learning rate of each block relative to that of the block after it.
-        energy_stage: last part of the run, as a fraction, in which the energy weighs more.
-        effort: climb a ladder of trainings while that pays, for about a minute ("seconds"), ten ("minutes"), an hour
-            ("hour"), or until each has converged ("full"), in place of a length.
+        keep_blocks: keep only the first blocks of the backbone, this many.
+        lora: train low-rank updates (LoRA) of this rank instead of the backbone's weights.
+        layer_decay: learning rate of each block relative to the next block.
+        energy_stage: final fraction of the run with a larger weight of the energy.
+        effort: instead of a length, a ladder of trainings as long as the error improves, for about a minute
+            ("seconds"), ten minutes ("minutes"), an hour ("hour"), or until each has converged ("full").
         keys, units, elements, level_of_theory: how to read a file.
-        skip_unconverged: leave out calculations of a file that did not converge.
-        test_file: a store or file to test on, read like the data, of which nothing is then set aside for a test.
-        together_with: other data to learn from at the same time, with heads of its own: names of data sets, stores or
-            files, each with =PROPERTY,… where not all properties of the run that it has, or those of the model's task
-            of the same name, are learned.
-        remember: tasks of the model whose predictions on the training structures are learned too, so that it does not
-            forget them.
+        skip_unconverged: skip calculations of a file that did not converge.
+        test_file: store or file to test on, read like the data; no test split is then taken from the data.
+        together_with: other data to learn from at the same time, with separate heads: names of data sets, stores or
+            files. Learned are the properties of the model's task of the same name, or else those of the run that are
+            present; NAME=PROPERTY,… selects others.
+        remember: tasks that the model should not forget: its predictions on the training structures are learned too.
         define: new properties, as NAME=UNIT[,atom][,vector|tensor|class][,extensive].
         settings: any other setting, section by section, e.g. {"train": {"precision": "bf16-mixed"}}.
 
@@ -101,7 +98,7 @@ def finetuning(
     if conservative and "forces" not in properties:
         raise EutecticError(
             "conservative",
-            f"asked for, and no forces among {', '.join(properties)}",
+            f"requested without forces among {', '.join(properties)}",
             "forces to learn",
             "add the property forces, or leave it out",
         )
@@ -111,25 +108,25 @@ def finetuning(
     if effort is not None and lengths:
         raise EutecticError(
             "effort",
-            f"{effort}, beside {', '.join(lengths)}",
-            "an effort or a length: an effort decides the lengths of its trainings",
+            f"{effort}, together with {', '.join(lengths)}",
+            "an effort or a length: an effort sets the lengths of its trainings",
             "leave one of them out",
         )
     targets = default_targets(properties, conservative=conservative)
     if head_from is not None and not from_scratch:
-        own = _Heads.of(start)
-        if head_from == "auto" and own.default is not None:
-            head_from = own.default
-        # Of the kept heads' depth.
-        theirs = own.by_task.get(head_from, {})
-        kept = {n: theirs[n] for n, t in targets.items() if n in theirs and t.head.kind in (None, theirs[n].kind)}
+        of_start = _Heads.of(start)
+        if head_from == "auto" and of_start.default is not None:
+            head_from = of_start.default
+        # Heads must have the settings of the kept heads to fit them.
+        heads = of_start.by_task.get(head_from, {})
+        kept = {n: heads[n] for n, t in targets.items() if n in heads and t.head.kind in (None, heads[n].kind)}
         targets |= {n: targets[n].model_copy(update={"head": head}) for n, head in kept.items()}
     unknown = [name for name in weights or {} if name not in targets]
     if unknown:
         raise EutecticError(
             "weights",
             f"a weight for {', '.join(unknown)}",
-            f"properties that are learned: {', '.join(targets)}",
+            f"weights of learned properties: {', '.join(targets)}",
             did_you_mean(unknown[0], targets, "learn it too, or leave out its weight"),
         )
     companions = _companions(together_with, remember)
@@ -173,34 +170,34 @@ def finetuning(
 
 
 def _companions(together_with: Sequence[str | Path], remember: Sequence[str]) -> dict[str, Any]:
-    """Settings of companions: task → data and properties, or the start's own task.
+    """Settings of companions: task → data and properties, or task of the starting model.
 
     Raises:
-        EutecticError: one name for two of them.
+        EutecticError: two companions with the same name.
     """
     found: dict[str, Any] = {}
     for given in together_with:
         path, _, names = str(given).partition("=")
         properties = [name.strip() for name in names.split(",") if name.strip()]
-        one: dict[str, Any] = {"store": path}
+        companion: dict[str, Any] = {"store": path}
         if properties:
             targets = default_targets(properties, conservative={"energy", "forces"} <= set(properties))
-            one["targets"] = {name: target.model_dump(exclude_none=True) for name, target in targets.items()}
-        _add(found, task_name(path), one)
+            companion["targets"] = {name: target.model_dump(exclude_none=True) for name, target in targets.items()}
+        _add(found, task_name(path), companion)
     for task in remember:
         _add(found, task, {"head_from": task})
     return found
 
 
-def _add(found: dict[str, Any], name: str, one: dict[str, Any]) -> None:
+def _add(found: dict[str, Any], name: str, companion: dict[str, Any]) -> None:
     if name in found:
         raise EutecticError(
             "together_with and remember",
             f"{name!r} twice",
-            "a name for each, which its task gets in the model",
+            "different names, which become the names of their tasks in the model",
             "leave one out, or rename a file",
         )
-    found[name] = one
+    found[name] = companion
 
 
 @dataclass(frozen=True)
@@ -209,7 +206,7 @@ class _Heads:
 
     Attributes:
         by_task: task → property → head.
-        default: the only task of a model of another package: new heads would throw its energy away.
+        default: the only task of a model of another package, since new heads would discard its energy.
     """
 
     by_task: Mapping[str, Mapping[str, HeadSettings]]
@@ -217,7 +214,7 @@ class _Heads:
 
     @classmethod
     def of(cls, model: str | None) -> _Heads:
-        """Read from its description; none where it cannot be read, which the run itself reports."""
+        """Read the model's description; no heads if it cannot be read, which the run itself reports."""
         if model is None:
             return cls({})
         try:

@@ -15,28 +15,29 @@ FORCE_WEIGHTS = {
     "ani1x": ani1x.PUBLISHED_SIZE[1],
     "transition1x": transition1x.PUBLISHED_SIZE[1],
 }
-"""Weight of the force loss of each set: its mean number of atoms, as published."""
+"""Force loss weight of each set: its mean number of atoms, as published."""
 
 STORES = {"oc20": "oc20:total", "oc22": "oc22", "ani1x": "ani1x", "transition1x": "transition1x"}
-"""Names of the four data sets in `eutectic data prepare`."""
+"""Names of the four data sets for `eutectic data prepare`."""
 
 PERIODIC = GraphSettings(cutoff=12.0, max_neighbours=30, symmetry="lower_source")
 MOLECULAR = GraphSettings(cutoff=8.0, max_neighbours=30, symmetry="lower_source")
 GRAPHS = {"oc20": PERIODIC, "oc22": PERIODIC, "ani1x": MOLECULAR, "transition1x": MOLECULAR}
-"""Published cutoffs, neighbour caps and symmetry rule of the main graph, as the published weights were trained."""
+"""Cutoffs, neighbour caps and symmetry rule of the main graph with which the published weights were trained."""
 
 
 def jmp_s() -> PretrainSettings:
     """JMP-S: 44 million parameters with all heads, on OC20, OC22, ANI-1x and Transition-1x.
 
     Command: prepare the four sets (`eutectic data prepare oc20:total`, …), then `torchrun --nproc-per-node 8 …
-    eutectic pretrain jmp_s --out runs/jmp-s`; on a smaller machine `--train.batch_size` and `--train.accumulate`.
-    Estimate time and memory with `eutectic plan jmp_s --gpus 64`. Hardware and metric: the authors trained for two
-    epochs of 120 million structures, not with this program; with it only runs of a few steps were made.
+    eutectic pretrain jmp_s --out runs/jmp-s`; on a smaller machine, adapt `--train.batch_size` and
+    `--train.accumulate`. Estimate time and memory with `eutectic plan jmp_s --gpus 64`. Hardware and metric: the
+    authors trained for two epochs of 120 million structures with their own code; with this program, only runs of a
+    few steps were made.
 
     As published: sizes, graphs, temperature 2, loss weights, AdamW, warm-up and cosine, clipping, EMA, edge
-    dropout, division of shared gradients. Different here: the global batch (the published one is not known), bfloat16
-    in place of float16, scales and references fitted to the prepared stores.
+    dropout, division of shared gradients. Different here: the global batch size (the published one is unknown),
+    bfloat16 instead of float16, and scales and references fitted to the prepared stores.
     """
     return _jmp(GemNetOCSettings.small())
 

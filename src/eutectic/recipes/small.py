@@ -1,4 +1,4 @@
-"""Recipes of the models in the package, and of the molecular model that `eutectic-small` is compared with.
+"""Recipes of the models in the package, and of the molecular model that `eutectic-small` is compared with. Commands:
 
 eutectic data generate molecules --scale 8 --out generated
 eutectic data generate reactions --scale 3.5 --out generated
@@ -25,7 +25,7 @@ MATERIALS = ("metal_slabs", "oxide_slabs", "bulk")
 
 BACKBONE = BackboneChoice(name="gotennet", settings=GotenNetSettings(edge_width=0).model_dump())
 GRAPH = GraphSettings(cutoff=5.0, max_neighbours=12, smooth_cap=0.5)
-"""That of conservative forces (`GraphSettings.for_derivatives`), so that fine-tuning keeps it."""
+"""Smooth graph for conservative forces (`GraphSettings.for_derivatives`), which fine-tuning keeps."""
 
 
 def eutectic_small() -> PretrainSettings:
@@ -38,16 +38,16 @@ def eutectic_small() -> PretrainSettings:
 
 
 def eutectic_fast() -> PretrainSettings:
-    """The same with PaiNN (0.2 million parameters): 16 minutes on two CPU cores, metric on its card.
+    """As `eutectic_small`, with PaiNN (0.2 million parameters): 16 minutes on two CPU cores; metric: see its card.
 
-    Command: `eutectic pretrain eutectic_fast --out runs/eutectic-fast`, otherwise as `eutectic_small`.
+    Command: `eutectic pretrain eutectic_fast --out runs/eutectic-fast`; data as for `eutectic_small`.
     """
     fast = BackboneChoice(name="painn", settings=PaiNNSettings(edge_width=0).model_dump())
     return eutectic_small().model_copy(update={"backbone": fast})
 
 
 def eutectic_small_molecules() -> PretrainSettings:
-    """The same model, trained for as many steps on the two molecular sets only, to measure what other domains add.
+    """The model of `eutectic_small`, trained only on the two molecular sets, to measure the gain from other domains.
 
     Command: `eutectic pretrain eutectic_small_molecules --out runs/eutectic-small-molecules`.
     """

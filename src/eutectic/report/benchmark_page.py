@@ -1,4 +1,4 @@
-"""The table of the benchmark, as Markdown and as a page: our errors beside the published ones."""
+"""The benchmark table as Markdown and as a page: our errors beside the published ones."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ COLUMNS = {
     "best_known": "best known",
 }
 NOTES = (
-    "Test mean absolute errors. GN-OC: the architecture of JMP trained from scratch. Best before: of the models that "
-    "Shoghi et al. (arXiv:2310.16802) compare with. Best known: lowest error that could be read; empty where lower "
-    "ones are claimed that could not be read (sources in the JSON).",
-    "Published errors of Matbench are of fold_0, the only fold with errors from scratch, and in brackets means over "
-    "the five folds; ours are means over the folds that were run.",
-    "Improvement: 1 − error/error; over several tasks the unweighted mean. Best: no error of a model before is lower, "
-    "by the means over five folds for Matbench; a task without a predecessor counts.",
+    "Test mean absolute errors. GN-OC: the architecture of JMP trained from scratch. Best before: best of the models "
+    "that Shoghi et al. (arXiv:2310.16802) compare with. Best known: lowest error found in a readable source; empty if "
+    "lower ones are claimed but could not be verified (sources in the JSON).",
+    "Published Matbench errors are for fold_0, the only fold with errors from scratch; means over the five folds are "
+    "in brackets. Ours are means over the folds that were run.",
+    "Improvement: 1 − error / error from scratch; for several tasks, the unweighted mean. Best: no earlier model has a "
+    "lower error (for Matbench, by the mean over five folds); a task without an earlier model counts.",
 )
 
 
 def mark(row: Mapping[str, Any]) -> str:
-    """A dagger at errors that were not obtained with the published protocol."""
+    """A dagger for errors that were not obtained with the published protocol."""
     return " †" if row["departures"] else ""
 
 
@@ -60,13 +60,13 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def headings(row_of_ours: bool) -> list[str]:
-    """Of the columns after task and unit."""
+    """Headings of the columns after task and unit."""
     ours = ["ours", "ours, from scratch", "improvement"] if row_of_ours else []
     return [*ours, *COLUMNS.values()]
 
 
 def summary_rows(values: Mapping[str, Any]) -> list[tuple[str, list[float | None]]]:
-    """What, and the mean over all tasks and by family, %."""
+    """Compared models, and mean improvements in %: over all tasks, then by family."""
     published, ours = values["published"], values["ours"]
     lines = [
         ("JMP-L over GN-OC-L", published["jmp_l_over_scratch_l"]),
@@ -79,7 +79,7 @@ def summary_rows(values: Mapping[str, Any]) -> list[tuple[str, list[float | None
         lines += [(f"ours over scratch ({_tasks(n)})", ours["over_scratch"])] if n else []
         if ours["over_smaller"] is not None:
             lines += [(f"ours over {ours['over_smaller']['model']}", ours["over_smaller"])]
-    return [(what, [of["mean"], *of["by_family"].values()]) for what, of in lines]
+    return [(what, [gains["mean"], *gains["by_family"].values()]) for what, gains in lines]
 
 
 def counts(values: Mapping[str, Any]) -> list[str]:
@@ -93,7 +93,8 @@ def counts(values: Mapping[str, Any]) -> list[str]:
         return lines
     full = ours["best_before"]["of"] or ours["best_known"]["of"] or ours["jmp_l"]["of"]
     if not full:
-        return [*lines, f"Ours ({ours['model']}): no task was run to the full published protocol, so none is counted."]
+        note = f"Ours ({ours['model']}): no task was run with the full published protocol, so none is counted."
+        return [*lines, note]
     parts = ", ".join(
         f"{what} on {ours[key]['count']} of {ours[key]['of']}"
         for key, what in (
@@ -102,11 +103,11 @@ def counts(values: Mapping[str, Any]) -> list[str]:
             ("best_known", "as the best known"),
         )
     )
-    return [*lines, f"Ours ({ours['model']}): {parts} tasks that were run to the full published protocol."]
+    return [*lines, f"Ours ({ours['model']}): {parts} tasks that were run with the full published protocol."]
 
 
 def departures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What daggers stand for, tasks with the same together."""
+    """Explanations of the daggers, with tasks grouped by explanation."""
     found: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
         if row["departures"]:
@@ -115,7 +116,7 @@ def departures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def problems(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was not run, and what to do."""
+    """Tasks that were not run, each with the reason and the remedy."""
     return [f"{row['name']}: {row['problem']['given']}; {row['problem']['fix']}" for row in rows if row["problem"]]
 
 
@@ -127,7 +128,7 @@ def markdown(values: Mapping[str, Any]) -> str:
     """The table as Markdown.
 
     Args:
-        values: of `eutectic.study.benchmark.table_as_json`.
+        values: from `eutectic.study.benchmark.table_as_json`.
     """
     rows, with_ours = values["tasks"], values["ours"] is not None
     names = headings(with_ours)
@@ -154,8 +155,8 @@ def write_benchmark_page(
     """Write the page.
 
     Args:
-        path: the HTML file to write, whole or not at all.
-        values: of `eutectic.study.benchmark.table_as_json`.
+        path: the HTML file to write, atomically.
+        values: from `eutectic.study.benchmark.table_as_json`.
         environment: versions and hardware.
 
     Raises:
@@ -196,7 +197,7 @@ def write_benchmark_page(
 
 @figures.styled
 def improvements(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Reduction of the error by pre-training, one bar a task in the colour of its family; ours as a dot."""
+    """Reduction of the error by pre-training: one bar per task in the colour of its family; ours as dots."""
     figure, axes = figures._panel(7.0, 0.9 + 0.2 * len(rows))
     for i, row in enumerate(rows):
         colour = COLOURS[row["family"]]
@@ -216,14 +217,14 @@ def improvements(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 @figures.styled
 def family_means(values: Mapping[str, Any]) -> Figure:
-    """Mean improvement over scratch by family: JMP-L and, where there are some, ours (hatched)."""
+    """Mean improvement over scratch by family: JMP-L and, if available, ours (hatched)."""
     figure, axes = figures._panel(7.0, 3.1)
     series = [("JMP-L", values["published"]["jmp_l_over_scratch_l"], "")]
     if values["ours"] is not None and values["ours"]["over_scratch"]["tasks"]:
         series.append(("ours", values["ours"]["over_scratch"], "///"))
     width = 0.76 / len(series)
-    for j, (_, of, hatch) in enumerate(series):
-        heights = [*of["by_family"].values(), of["mean"]]
+    for j, (_, gains, hatch) in enumerate(series):
+        heights = [*gains["by_family"].values(), gains["mean"]]
         for i, (height, colour) in enumerate(zip(heights, [*COLOURS.values(), figures.QUIET], strict=True)):
             if height is None:
                 continue

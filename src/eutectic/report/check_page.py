@@ -19,8 +19,8 @@ def write_check_page(path: Path, report: Report) -> None:
     """Write the page.
 
     Args:
-        path: the HTML file to write, whole or not at all.
-        report: of `eutectic.check.check`.
+        path: the HTML file to write, atomically.
+        report: from `eutectic.check.check`.
 
     Raises:
         EutecticError: the file cannot be written.
@@ -48,26 +48,26 @@ def _plots(report: Report) -> Iterator[tuple[Figure, str, str]]:
         yield (
             figures.histogram(values - np.median(values), f"E − Σ n·e, per atom ({energy})"),
             f"Histogram of {len(values)} energy residuals per atom",
-            "Energies after subtracting one energy per element, about their median. "
-            "Two peaks may be two levels of theory.",
+            "Energies after subtracting one energy per element, relative to their median. "
+            "Two peaks may indicate two levels of theory.",
         )
     if len(plotted.forces) > 1 and max(plotted.forces) > 0:
         yield (
             figures.histogram(np.array(plotted.forces), f"|F| ({force})", log=True),
             f"Histogram of {len(plotted.forces)} force magnitudes",
-            "Magnitudes of the forces on single atoms (a sample). In molecular dynamics they lie around 1 eV/Å.",
+            "Magnitudes of the forces on single atoms (a sample). In molecular dynamics they are around 1 eV/Å.",
         )
     if len(plotted.work) > 1:
         slope = report.force_test.slope if report.force_test.tested else None
         yield (
             figures.work_parity(np.array(plotted.work), np.array(plotted.energy_change), slope, energy),
-            f"Energy changes against work of the forces, {len(plotted.work)} pairs",
+            f"Energy changes against the work of the forces, {len(plotted.work)} pairs",
             "Pairs of similar frames, the more similar half: consistent labels lie on the grey line of slope 1.",
         )
 
 
 def _outliers(report: Report) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
-    """Title, columns and rows of every finding that names structures."""
+    """Title, columns and rows of every finding that lists structures."""
     for finding in report.findings:
         first = finding.numbers.get("first")
         listed = [entry for entry in first if isinstance(entry, Mapping)] if isinstance(first, list) else []

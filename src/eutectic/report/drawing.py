@@ -1,8 +1,8 @@
-"""Pictures of structures: shaded balls and sticks, and the cell where there is one.
+"""Pictures of structures: shaded balls and sticks, with the cell if there is one.
 
-Everything is a ball. A stick is a row of small balls, a cell's edge a row of smaller ones; each is painted
-into one depth buffer, so whatever meets or overlaps does so correctly. Contours are drawn where the depth
-jumps, which is what makes a crowded surface readable.
+Everything is drawn as balls: a stick is a row of small balls, a cell edge a row of smaller ones. All are painted
+into one depth buffer, so that overlaps are correct. Contours are drawn where the depth jumps, which keeps a crowded
+surface readable.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from eutectic.atoms import MAX_ATOMIC_NUMBER, Structure
 BOND_REACH = 1.2
 """Two atoms are bonded below this multiple of the sum of their covalent radii."""
 VACUUM = 5.0
-"""A gap this wide (Å) along a lattice vector makes a crystal a slab."""
+"""Smallest gap (Å) along a lattice vector that makes a structure a slab instead of a crystal."""
 NOT_METALS = np.array([1, 2, *range(5, 11), *range(14, 19), *range(33, 37), 52, 53, 54, 85, 86])
 CELL_GREY = (0.55, 0.57, 0.60)
 LIGHT = np.array([-0.45, 0.55, 0.70]) / np.linalg.norm([-0.45, 0.55, 0.70])
@@ -36,7 +36,7 @@ class Scene:
         centres: (n, 3).
         radii: (n,).
         colours: (n, 3) RGB in 0…1.
-        flat: (n,) painted without shading, as the lines of a cell are.
+        flat: (n,) whether painted without shading, like the lines of a cell.
     """
 
     centres: np.ndarray
@@ -46,19 +46,19 @@ class Scene:
 
 
 def draw(axes: Axes, structure: Structure, pixels: int = 300) -> None:
-    """Draw a structure into matplotlib axes, which lose their frame.
+    """Draw a structure into matplotlib axes and remove their frame.
 
     Args:
-        axes: where to.
-        structure: a molecule, a slab or a crystal; which one is seen from its cell.
-        pixels: sides of the picture.
+        axes: axes to draw into.
+        structure: a molecule, slab or crystal (see `kind`).
+        pixels: side length of the picture.
     """
     axes.imshow(picture(structure, pixels), interpolation="antialiased")
     axes.set_axis_off()
 
 
 def png(structure: Structure, pixels: int = 300) -> str:
-    """The picture as a `data:` address for an HTML page; its background is transparent."""
+    """The picture as a `data:` URL for an HTML page, with a transparent background."""
     buffer = io.BytesIO()
     imsave(buffer, picture(structure, pixels), format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -73,7 +73,7 @@ def formula(structure: Structure) -> str:
 
 
 def kind(structure: Structure) -> str:
-    """What it looks like: "molecule", "slab" or "crystal"."""
+    """Kind of structure: "molecule", "slab" or "crystal"."""
     if not structure.pbc.any():
         return "molecule"
     empty = _gaps(structure)[0] > VACUUM
@@ -83,12 +83,12 @@ def kind(structure: Structure) -> str:
 
 def picture(structure: Structure, pixels: int = 300) -> np.ndarray:
     """(pixels, pixels, 4) RGBA in 0…1 on a transparent background."""
-    # Painted at twice the size and averaged: smooth edges.
+    # Painted at twice the size and averaged, for smooth edges.
     return _paint(scene(structure), 2 * pixels).reshape(pixels, 2, pixels, 2, 4).mean(axis=(1, 3)).clip(0, 1)
 
 
 def scene(structure: Structure) -> Scene:
-    """The balls of a structure, turned so that it is best seen."""
+    """The balls of a structure, rotated to a good view."""
     what = kind(structure)
     if what == "molecule":
         return _molecule(structure)
@@ -97,7 +97,7 @@ def scene(structure: Structure) -> Scene:
 
 def _molecule(structure: Structure) -> Scene:
     positions = structure.positions - structure.positions.mean(axis=0)
-    # The plane in which it spreads most faces the eye, a little tilted so that a flat molecule has depth.
+    # The plane of largest extent faces the eye, tilted slightly so that a flat molecule has depth.
     axes = np.linalg.svd(positions, full_matrices=True)[2]
     if np.linalg.det(axes) < 0:
         axes = axes * np.array([[1.0], [1.0], [-1.0]])
@@ -120,7 +120,7 @@ def _slab(structure: Structure) -> Scene:
     adsorbed = np.flatnonzero(structure.tags == 2) if tagged else np.array([], dtype=int)
     substrate = np.setdiff1d(np.arange(len(structure)), adsorbed)
     if len(adsorbed):
-        # Made whole, then brought to the middle of the cell.
+        # Unwrapped, then centred in the cell.
         plane = fractions[:, inside]
         first = plane[adsorbed[0]]
         plane[adsorbed] -= np.round(plane[adsorbed] - first)
@@ -134,11 +134,11 @@ def _slab(structure: Structure) -> Scene:
     z = z / np.linalg.norm(z)
     if z @ cell[across] < 0:
         z = -z
-    # Seen obliquely from above: 32° over the surface, turned by 24° about its normal.
+    # Seen obliquely from above: 32° above the surface, rotated by 24° about its normal.
     view = _tilt(-58.0, 0.0) @ _about_z(-24.0) @ np.array([x, np.cross(z, x), z])
     turned = positions @ view.T
 
-    # Atoms just outside the cell are shown too, lest a small one look like a cluster.
+    # Atoms just outside the cell are shown too, so that a small slab does not look like a cluster.
     reach = np.where(structure.pbc, 0.9 / np.linalg.norm(cell, axis=1), 0.0)
     shifts = np.array([s for s in np.ndindex(3, 3, 3) if s[across] == 1]) - 1
     images = fractions[None, substrate] + shifts[:, None]
@@ -146,7 +146,7 @@ def _slab(structure: Structure) -> Scene:
     near = inside_reach | ~shifts.any(axis=1, keepdims=True)
     numbers = np.broadcast_to(structure.numbers[substrate], near.shape)[near]
     metal = ~np.isin(numbers, NOT_METALS)
-    # In an oxide the oxygens are the large ones.
+    # In an oxide, the oxygen ions are the large ones.
     scale = 0.95 if metal.all() else np.where(metal, 0.6, 1.15)
     parts = [_balls(images[near] @ cell @ view.T, numbers, scale * _radii(numbers))]
     if len(adsorbed):
@@ -163,7 +163,7 @@ def _crystal(structure: Structure) -> Scene:
     cell = _whole_cell(structure)
     fractions = _gaps(structure)[1]
     shown, numbers = [], []
-    # Atoms on a face, an edge or a corner are shown on the opposite one too, as in every textbook.
+    # Atoms on a face, edge or corner are repeated on the opposite ones, as is usual.
     for shift in np.ndindex(2, 2, 2):
         moved = fractions + np.array(shift)
         keep = (moved <= 1.02).all(axis=1)
@@ -180,7 +180,7 @@ def _crystal(structure: Structure) -> Scene:
 
 
 def _whole_cell(structure: Structure) -> np.ndarray:
-    """The cell, with a vector made up along every direction that has none."""
+    """The cell, with an artificial vector for every missing one."""
     cell = structure.cell.copy()
     missing = ~np.any(cell, axis=1) | ~structure.pbc & (np.linalg.norm(cell, axis=1) < 1e-6)
     if missing.any():
@@ -200,7 +200,7 @@ def _gaps(structure: Structure) -> tuple[np.ndarray, np.ndarray]:
     heights = 1.0 / np.linalg.norm(inverse, axis=0)
     ordered = np.sort(fractions, axis=0)
     widest = np.diff(np.concatenate([ordered, ordered[:1] + 1.0]), axis=0).max(axis=0)
-    # A lone layer of a small cell is one period from itself, which is no vacuum unless it is wide.
+    # A single layer in a small cell is one period from its image, which is no vacuum unless it is wide.
     return widest * heights - 2.0, fractions
 
 
@@ -217,7 +217,7 @@ def _about_z(angle: float) -> np.ndarray:
 
 
 def _colours(numbers: np.ndarray) -> np.ndarray:
-    # jmol's table stops at Mt; its pure white and pure red are softened to sit on white and black alike.
+    # Jmol's table ends at Mt; pure white and pure red are softened to be visible on white and black.
     table = np.vstack([jmol_colors, np.full((20, 3), 0.6)])
     return 0.08 * 0.5 + 0.92 * table[numbers]
 
@@ -227,7 +227,7 @@ def _balls(positions: np.ndarray, numbers: np.ndarray, radii: np.ndarray) -> Sce
 
 
 def _radii(numbers: np.ndarray) -> np.ndarray:
-    """Covalent radii, Å; the last known one for the elements after curium."""
+    """Covalent radii, Å; elements beyond curium get curium's."""
     return covalent_radii[np.minimum(numbers, 96)]
 
 
@@ -236,10 +236,10 @@ def _balls_and_sticks(positions: np.ndarray, numbers: np.ndarray, size: float = 
     distance = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
     bonded = np.triu((distance < BOND_REACH * (radii[:, None] + radii[None])) & (distance > 0.1), k=1)
     metal = ~np.isin(numbers, NOT_METALS)
-    # Metal with metal is packing, not a bond one would draw.
+    # Neighbouring metal atoms are close-packed; no bonds are drawn between them.
     bonded &= ~(metal[:, None] & metal[None])
     colours = _colours(numbers)
-    # Hydrogen would vanish in its stick at one scale for all.
+    # With radii proportional to the covalent ones, hydrogen would vanish in its stick.
     parts = [_balls(positions, numbers, size * (0.17 + 0.27 * radii))]
     for i, j in np.argwhere(bonded):
         middle = (positions[i] + positions[j]) / 2
@@ -251,7 +251,7 @@ def _balls_and_sticks(positions: np.ndarray, numbers: np.ndarray, size: float = 
 
 
 def _box(origin: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The twelve edges of a cell: where each begins and ends."""
+    """Start and end points of the twelve edges of a cell."""
     begins, ends = [], []
     for axis in range(3):
         for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
@@ -263,7 +263,7 @@ def _box(origin: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _lines(begins: np.ndarray, ends: np.ndarray) -> Scene:
-    # The same thickness on the picture, whatever the cell.
+    # The same thickness in the picture, whatever the cell.
     radius = 0.006 * float(np.ptp(begins[:, :2], axis=0).max())
     points = []
     for begin, end in zip(begins, ends, strict=True):
@@ -286,7 +286,7 @@ def _together(parts: list[Scene]) -> Scene:
 def _paint(balls: Scene, pixels: int) -> np.ndarray:
     low = (balls.centres - balls.radii[:, None]).min(axis=0)
     high = (balls.centres + balls.radii[:, None]).max(axis=0)
-    # Nothing is drawn larger than a molecule of 3 Å would be: a lone atom is small.
+    # The picture spans at least 3 Å, so that a single atom is drawn small.
     span = max(float((high - low)[:2].max()) * 1.06, 3.0)
     scale = pixels / span
     centres = (balls.centres - (low + high) / 2) * scale
@@ -317,7 +317,7 @@ def _paint(balls: Scene, pixels: int) -> np.ndarray:
     solid = np.isfinite(depth)
     far, near = (depth[solid].min(), depth[solid].max()) if solid.any() else (0.0, 1.0)
     level = np.where(solid, depth, far - 0.5 * pixels)
-    # Far things are greyer, and a jump in depth is a contour.
+    # Distant balls are greyer, and a jump in depth gives a contour.
     haze = 0.35 * np.clip((near - level) / max(near - far, 2.5 * scale), 0, 1)[..., None]
     colour = colour * (1 - haze) + 0.80 * haze
     jump = np.zeros_like(depth)

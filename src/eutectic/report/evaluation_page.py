@@ -20,8 +20,8 @@ def write_evaluation_page(
     """Write the page.
 
     Args:
-        path: the HTML file to write, whole or not at all.
-        result: of `Evaluation.to_dict`.
+        path: the HTML file to write, atomically.
+        result: from `Evaluation.to_dict`.
         environment: versions and hardware.
 
     Raises:
@@ -60,7 +60,7 @@ def write_evaluation_page(
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Name of a data set → the last part of its path, and as much before as tells it from the others."""
+    """Name of a data set → the shortest end of its path that distinguishes it from the others."""
     short = {}
     for name in names:
         parts = name.split("/")
@@ -75,10 +75,10 @@ def _calibrations(sets: Mapping[str, Any]) -> Iterator[tuple[str, str, Figure, s
     """Data set, property, figure, caption."""
     for where, by_name in sets.items():
         for name, errors in by_name.items():
-            doubt = errors.get("uncertainty")
-            bins = [pair for pair in (doubt or {}).get("bins", []) if all(value and value > 0 for value in pair)]
+            summary = errors.get("uncertainty")
+            bins = [pair for pair in (summary or {}).get("bins", []) if all(value and value > 0 for value in pair)]
             if bins:
-                note = f"{doubt['coverage']['0.68']:.0%} within σ"
+                note = f"{summary['coverage']['0.68']:.0%} within σ"
                 figure = figures.calibration(bins, unit=errors["unit"], title=words(name), note=note)
                 yield where, name, figure, f"{len(bins)} groups of {errors['structures']:,} structures by uncertainty."
 
@@ -91,4 +91,4 @@ def _plots(sets: Mapping[str, Any]) -> Iterator[tuple[str, str, Figure, str]]:
                 note = f"MAE {significant(errors['mae'])} {errors['unit']}"
                 colour = figures.START_COLOURS["pretrained"]
                 figure = parity_of(name, errors["truth"], errors["prediction"], errors["unit"], colour, note)
-                yield where, name, figure, f"{len(errors['truth']):,} values, evenly chosen."
+                yield where, name, figure, f"{len(errors['truth']):,} evenly selected values."

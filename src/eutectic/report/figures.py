@@ -1,8 +1,8 @@
 """The reports' figures, as matplotlib figures and as inline SVG in the colours of the page.
 
 Pre-trained is always vermilion, from scratch always grey; data sets have the other colours of Okabe and Ito
-(2008), which stay apart for every kind of colour vision. Each figure is one small panel: a page lays them
-side by side, a phone one below the other.
+(2008), which are distinguishable with every kind of colour vision. Each figure is one small panel; a page places
+them side by side, a phone one below the other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ START_COLOURS: dict[Start, str] = {"pretrained": "#d9541e", "scratch": "#7d8590"
 START_WORDS: dict[Start, str] = {"pretrained": "pre-trained", "scratch": "from scratch"}
 SET_COLOURS = ("#0072b2", "#009e73", "#b5588f", "#c98a00", "#3f9fd8", "#7a6ad8", "#5c7f3a", "#a0522d")
 CURVE_POINTS = 400
-"""Longer curves are averaged to this many points, so that the page of a million steps stays small."""
+"""Longer curves are averaged down to this many points, so that the page of a million steps stays small."""
 
 # style.css gives each variable a light and a dark value.
 VARIABLES = {
@@ -49,7 +49,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def styled(make: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Make a figure in the style of the pages."""
+    """Decorator: make a figure in the style of the pages."""
 
     @functools.wraps(make)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -60,12 +60,12 @@ def styled(make: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def svg(figure: Figure, prefix: str, alt: str) -> Markup:
-    """A figure as inline SVG: colours and font of the page, one alternative text, ids unique on the page.
+    """A figure as inline SVG with the page's colours and font, an alternative text, and ids unique on the page.
 
     Args:
-        figure: one from this module.
-        prefix: unique on the page; put before every id.
-        alt: alternative text, not escaped.
+        figure: a figure from this module.
+        prefix: prefix of every id, unique on the page.
+        alt: alternative text, unescaped.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
@@ -93,7 +93,7 @@ def _panel(width: float = 4.6, height: float = 3.3) -> tuple[Figure, Axes]:
 
 
 def _plain_log(axis: matplotlib.axis.Axis, low: float, high: float) -> None:
-    """Ticks of a log axis as people write numbers, and enough of them however short the axis is."""
+    """Plain numbers as ticks of a log axis, and enough of them even on a short axis."""
     decades = math.log10(high / low) if low > 0 else 1.0
     if decades > 0.45:
         subs = (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0) if decades > 1.2 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
@@ -106,7 +106,7 @@ def _plain_log(axis: matplotlib.axis.Axis, low: float, high: float) -> None:
 
 
 def _log_errors(axes: Axes, values: Sequence[float]) -> None:
-    """A log axis of errors wherever they allow one."""
+    """Use a logarithmic axis for errors if possible."""
     known = [v for v in values if math.isfinite(v) and v > 0]
     if not known or min(known) == max(known):
         return
@@ -125,7 +125,7 @@ def learning_curves(task: TaskComparison) -> Figure:
         colour = START_COLOURS[start]
         for run in task.of(start):
             axes.plot(run.curve.steps, run.curve.errors, color=colour, linewidth=0.8, alpha=0.45)
-            # Before the first step the error only tells how the head was initialised.
+            # Before the first step, the error reflects only the initialisation of the head.
             every += run.curve.errors[1:] if run.curve.steps[0] == 0 and len(run.curve.steps) > 1 else run.curve.errors
         axes.plot(*task.mean_curve(start), color=colour, label=START_WORDS[start])
     _log_errors(axes, every)
@@ -135,7 +135,7 @@ def learning_curves(task: TaskComparison) -> Figure:
         axes.axhline(error, color=QUIET, linewidth=0.9, linestyle=(0, (2, 2)))
         dot = axes.plot([step], [error], "o", color=START_COLOURS[start], markersize=8, zorder=5)[0]
         dot.set(markeredgecolor="white", markeredgewidth=1.2)
-        # Between the two curves while there is room, else under both.
+        # Between the two curves if there is room, otherwise below both.
         early = step < 0.55 * task.steps
         axes.annotate(
             f"{times(task.speedup)} {'sooner' if start == 'pretrained' else '(slower)'}",
@@ -157,7 +157,7 @@ def learning_curves(task: TaskComparison) -> Figure:
 
 
 def _sizes(results: StudyResults, start: Start) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Number of training structures, mean test error and its spread (0 for single runs), of a start that has runs."""
+    """Number of training structures, mean test error and its spread (0 for single runs), for the runs of a start."""
     tasks = sorted((t for t in results.tasks if t.of(start)), key=lambda t: t.n_train)
     rows = [(t.n_train, t.mean(start), t.spread(start) or 0.0) for t in tasks]
     n, mean, spread = np.array(rows, dtype=float).reshape(-1, 3).T
@@ -180,7 +180,7 @@ def errors_by_size(results: StudyResults) -> Figure:
         n, mean, spread = _sizes(results, start)
         if not len(n):
             continue
-        # A bar that reaches below zero has no end on a logarithmic axis.
+        # An error bar that reaches below zero cannot be drawn on a logarithmic axis.
         below = np.minimum(spread, 0.9 * mean)
         axes.errorbar(n, mean, yerr=[below, spread], fmt="o", color=colour, capsize=3, label=START_WORDS[start])
         slope = exponent(results, start)
@@ -212,22 +212,22 @@ def parity(
     note: str = "",
     same_axes_as: Sequence[tuple[Sequence[float | None], Sequence[float | None]]] = (),
 ) -> Figure:
-    """Predicted against true values; predictions far outside the range of the true values are drawn at the rim.
+    """Predicted against true values; predictions far outside the range of the true values are drawn at the edge.
 
     Args:
-        truth, prediction: of the same length; pairs that are not two finite numbers are left out.
-        symbol, unit: of the quantity, for the axes.
-        title: above the frame.
-        colour: of points and title.
-        note: inside the frame.
-        same_axes_as: further (truth, prediction), whose range the axes cover too.
+        truth, prediction: same length; pairs that are not both finite are skipped.
+        symbol, unit: symbol and unit of the quantity, for the axis labels.
+        title: title above the frame.
+        colour: colour of points and title.
+        note: text inside the frame.
+        same_axes_as: further pairs of truth and prediction that the axes must also cover.
     """
     both = [_finite_pairs(t, p) for t, p in ((truth, prediction), *same_axes_as)]
     x, y = both[0].T
     truths, every = (np.concatenate([np.zeros((0, 2)), *both])[:, columns].ravel() for columns in ([0], [0, 1]))
     if not len(truths):
         truths = every = np.zeros(1)
-    # A few wild predictions must not shrink everything else.
+    # A few outliers must not compress the rest.
     beyond = 0.3 * (float(np.ptp(truths)) or 1.0)
     low, high = max(every.min(), truths.min() - beyond), min(every.max(), truths.max() + beyond)
     pad = 0.04 * (high - low or 1.0)
@@ -236,7 +236,7 @@ def parity(
     axes.plot(ends, ends, color=QUIET, linewidth=0.9)
     _points(axes, np.clip(x, low, high), np.clip(y, low, high), colour, 3.6)
     axes.set(xlim=ends, ylim=ends, aspect="equal")
-    # Labels of six characters and more would touch.
+    # Longer tick labels would overlap.
     ticks = 4 if max(abs(low), abs(high)) < 2e4 else 2
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(ticks))
@@ -250,13 +250,13 @@ def parity(
 
 @styled
 def calibration(bins: Sequence[Sequence[float]], *, unit: str, title: str = "", note: str = "") -> Figure:
-    """Errors that were found against those that were predicted, both on logarithmic axes.
+    """Observed errors against predicted uncertainties, both on logarithmic axes.
 
     Args:
         bins: [root mean square uncertainty, root mean square error] of groups of structures, all positive.
-        unit: of both.
-        title: above the frame.
-        note: inside the frame.
+        unit: unit of both.
+        title: title above the frame.
+        note: text inside the frame.
     """
     values = np.array(bins, dtype=float)
     low, high = float(values.min()) / 1.4, float(values.max()) * 1.4
@@ -274,14 +274,14 @@ def calibration(bins: Sequence[Sequence[float]], *, unit: str, title: str = "", 
 
 
 def typical(task: TaskComparison, start: Start) -> Run:
-    """The run of middle test error: neither the lucky nor the unlucky seed."""
+    """The run with the median test error."""
     runs = sorted(task.of(start), key=lambda r: (math.isnan(r.test_error), r.test_error))
     return runs[(len(runs) - 1) // 2]
 
 
 @styled
 def improvements(results: StudyResults) -> Figure:
-    """One bar a task, one dot a seed, the mean as a line."""
+    """One bar per task, one dot per seed, and the mean as a line."""
     tasks = [t for t in results.tasks if t.improvement_percent is not None]
     figure, axes = _panel(7.0, 0.9 + 0.52 * max(len(tasks), 1))
     lowest = 0.0
@@ -333,16 +333,16 @@ def curves(
     baseline: float | int | None = None,
     log: bool = True,
 ) -> Figure:
-    """Quantities of a run against step.
+    """Quantities of a run against the training step.
 
     Args:
-        lines: name → (step, value) points; "all" is drawn last, and black.
-        label: of the axis, unit included.
-        colours: name → colour; black if not given.
-        title: above the panel.
-        size: "wide" panels of several lines have a legend.
+        lines: name → (step, value) points; "all" is drawn last, in black.
+        label: label of the y axis, including the unit.
+        colours: name → colour; default: black.
+        title: title above the panel.
+        size: "wide" panels with several lines have a legend.
         baseline: value of a dashed line.
-        log: a logarithmic axis.
+        log: whether the y axis is logarithmic.
     """
     wide, small = size == "wide", size == "small"
     figure, axes = _panel(*{"wide": (7.0, 3.4), "medium": (4.6, 3.3), "small": (2.9, 2.6)}[size])
@@ -375,11 +375,11 @@ def curves(
 
 
 def losses(journal: Sequence[Mapping[str, Any]], names: Sequence[str], by: str = "loss_by_set") -> Figure:
-    """Training loss against step: all of it in black, and each part in its colour.
+    """Training loss against step: the total in black, and each part in its colour.
 
     Args:
         journal: a run's journal.
-        names: of the parts, in the order of their colours.
+        names: names of the parts, in the order of their colours.
         by: the journal's field with the loss of each part.
     """
     lines = {name: thinned(journal, [(e.get(by) or {}).get(name) for e in journal]) for name in names}
@@ -388,7 +388,7 @@ def losses(journal: Sequence[Mapping[str, Any]], names: Sequence[str], by: str =
 
 
 def learned_properties(journal: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Properties with a training loss in a run's journal, in the order in which they appear; none in older journals."""
+    """Properties with a training loss in a run's journal, in order of appearance; none in older journals."""
     by_set = [losses for entry in journal for losses in (entry.get("loss_by_property") or {}).values()]
     return list(dict.fromkeys(prop for losses in by_set for prop in losses))
 
@@ -398,7 +398,7 @@ def property_losses(journal: Sequence[Mapping[str, Any]], names: Sequence[str], 
 
     Args:
         journal: a run's journal.
-        names: of the data sets, in the order of their colours.
+        names: names of the data sets, in the order of their colours.
         prop: name of the property.
     """
     lines = {}
@@ -412,11 +412,11 @@ def property_losses(journal: Sequence[Mapping[str, Any]], names: Sequence[str], 
 
 
 def thinned(entries: Sequence[Mapping[str, Any]], values: Sequence[float | int | None]) -> list[tuple[float, float]]:
-    """(step, mean value) of at most `CURVE_POINTS` stretches of equal length, without what is no finite number.
+    """(step, mean value) of at most `CURVE_POINTS` intervals of equal length, skipping non-finite values.
 
     Args:
-        entries: of a journal.
-        values: one for each.
+        entries: entries of a journal.
+        values: one value per entry.
     """
     known = [
         (float(e["step"]), float(v))
@@ -430,7 +430,7 @@ def thinned(entries: Sequence[Mapping[str, Any]], values: Sequence[float | int |
 
 @styled
 def sizes(summary: SetSummary, colour: str) -> Figure:
-    """How many structures have how many atoms."""
+    """Histogram of the number of atoms per structure."""
     figure, axes = _panel(5.2, 1.7)
     values, counts = np.array(list(summary.sizes)), np.array(list(summary.sizes.values()))
     span = int(np.ptp(values)) + 1 if len(values) else 1
@@ -447,12 +447,12 @@ def sizes(summary: SetSummary, colour: str) -> Figure:
 
 @styled
 def histogram(values: np.ndarray, label: str, log: bool = False) -> Figure:
-    """How often each value occurs; a few outliers are gathered in the outermost bars.
+    """Histogram of values; outliers are collected in the outermost bars.
 
     Args:
         values: (n,).
-        label: of the axis, unit included.
-        log: on a logarithmic axis, without values that are not positive.
+        label: label of the x axis, including the unit.
+        log: use a logarithmic axis and drop values that are not positive.
     """
     values = values[np.isfinite(values) & ((values > 0) | (not log))]
     low, high = np.quantile(values, [0.002, 0.998]) if len(values) else (0.0, 1.0)
@@ -475,12 +475,12 @@ def histogram(values: np.ndarray, label: str, log: bool = False) -> Figure:
 
 @styled
 def work_parity(work: np.ndarray, change: np.ndarray, slope: float | None, unit: str) -> Figure:
-    """Energy changes between near frames against the work of their forces, and the line of slope one.
+    """Energy changes between similar frames against the work of their forces, with the line of slope one.
 
     Args:
         work, change: (pairs,).
-        slope: of the line through them, drawn too; None where there is none.
-        unit: of the energies.
+        slope: slope of a fitted line to draw; None to omit it.
+        unit: unit of the energies.
     """
     reach = float(np.quantile(np.abs(work), 0.98)) or 1.0
     high = max(reach, float(np.quantile(np.abs(change), 0.98))) or 1.0
@@ -499,16 +499,16 @@ def work_parity(work: np.ndarray, change: np.ndarray, slope: float | None, unit:
 
 
 def set_colours(names: Sequence[str]) -> dict[str, str]:
-    """Data set → its colour, the same on the whole page."""
+    """Data set → colour, the same on the whole page."""
     return {name: SET_COLOURS[i % len(SET_COLOURS)] for i, name in enumerate(names)}
 
 
 def _finite_pairs(truth: Sequence[float | None], prediction: Sequence[float | None]) -> np.ndarray:
-    """(n, 2) pairs of two finite numbers."""
+    """(n, 2) pairs in which both numbers are finite."""
     pairs = np.array([truth, prediction], dtype=float).T.reshape(-1, 2)
     return pairs[np.isfinite(pairs).all(axis=1)]
 
 
 def _points(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, size: float) -> None:
-    """Half transparent, as pixels: thousands would make a large page."""
+    """Draw semi-transparent points, rasterised since thousands of vector points would make a large page."""
     axes.plot(x, y, "o", color=colour, markersize=size, markeredgewidth=0, alpha=0.5, rasterized=True)

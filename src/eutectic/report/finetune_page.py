@@ -30,12 +30,12 @@ def write_finetune_page(
     """Write the page.
 
     Args:
-        path: the HTML file to write, whole or not at all.
-        result: of `FinetuneResult.to_dict`; what is missing, None or NaN is left out or shown as a dash.
+        path: the HTML file to write, atomically.
+        result: from `FinetuneResult.to_dict`; missing values, None and NaN are left out or shown as a dash.
         settings: the resolved settings of the run.
         environment: versions and hardware.
-        examples: a few structures of the data set, to be drawn.
-        journal: of the run, for the training loss.
+        examples: a few structures of the data set to draw.
+        journal: the run's journal, for the training loss.
 
     Raises:
         EutecticError: the file cannot be written.
@@ -75,13 +75,13 @@ class Outcome:
     """One property of a run.
 
     Attributes:
-        name, unit: of the property.
-        part: "test", or "validation" where there are no test structures.
-        metric: what the errors are.
-        error, baseline: on that part.
+        name, unit: name and unit of the property.
+        part: "test", or "validation" if there are no test structures.
+        metric: name of the error metric.
+        error, baseline: errors of the model and of the baseline on that part.
         curve: (step, validation error).
-        validation_baseline: for the learning curve; of the test structures where there is no other.
-        truth, prediction: some test values; empty for classes.
+        validation_baseline: baseline for the learning curve; the test baseline if there is no other.
+        truth, prediction: a selection of test values; empty for classes.
     """
 
     name: str
@@ -97,22 +97,22 @@ class Outcome:
 
     @property
     def gain(self) -> float | None:
-        """How many times smaller than its baseline the error is; None where either is unknown or zero."""
+        """Baseline / error; None if either is unknown or zero."""
         known = self.error and self.baseline and math.isfinite(self.error) and math.isfinite(self.baseline)
         return float(self.baseline / self.error) if known and self.error and self.baseline else None
 
 
 def _outcomes(result: Mapping[str, Any]) -> Iterator[Outcome]:
-    """The judged property first."""
-    judged = result.get("property")
-    curves = result.get("curves") or {judged: result.get("errors") or []}
-    tested = result.get("test_errors") or {judged: result.get("test_error")}
-    test_baselines = result.get("test_baselines") or {judged: result.get("baseline_error")}
+    """Outcomes of all properties, the primary one first."""
+    primary = result.get("property")
+    curves = result.get("curves") or {primary: result.get("errors") or []}
+    tested = result.get("test_errors") or {primary: result.get("test_error")}
+    test_baselines = result.get("test_baselines") or {primary: result.get("baseline_error")}
     validation_baselines = result.get("validation_baselines") or {}
-    parity = result.get("parity") or {judged: [result.get("truth") or [], result.get("prediction") or []]}
-    units = {judged: result.get("unit") or "", **(result.get("units") or {})}
+    parity = result.get("parity") or {primary: [result.get("truth") or [], result.get("prediction") or []]}
+    units = {primary: result.get("unit") or "", **(result.get("units") or {})}
     steps = result.get("steps") or []
-    for name in dict.fromkeys([judged, *tested, *curves]):
+    for name in dict.fromkeys([primary, *tested, *curves]):
         if name is None:
             continue
         known = PROPERTIES.get(name)
@@ -138,7 +138,7 @@ def _outcomes(result: Mapping[str, Any]) -> Iterator[Outcome]:
 
 
 def _rungs(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """What an effort has tried, in words."""
+    """The trainings that an effort has tried, as rows of a table."""
     for rung in result.get("rungs") or []:
         errors = rung.get("errors") or {}
         yield {
@@ -149,18 +149,18 @@ def _rungs(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _companions(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Errors of what was learned at the same time, one row for each property."""
-    for task, one in (result.get("companions") or {}).items():
-        for name, unit in (one.get("units") or {}).items():
-            errors = {part: (one.get(part) or {}).get(name) for part in ("before", "after", "test", "baselines")}
-            yield {"task": task, "what": one.get("what"), "property": words(name), "unit": unit, **errors}
+    """Errors of the tasks learned at the same time, one row per property."""
+    for task, values in (result.get("companions") or {}).items():
+        for name, unit in (values.get("units") or {}).items():
+            errors = {part: (values.get(part) or {}).get(name) for part in ("before", "after", "test", "baselines")}
+            yield {"task": task, "what": values.get("what"), "property": words(name), "unit": unit, **errors}
 
 
 def _start(result: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     if result.get("start") != "scratch":
         return f"the pre-trained model {result.get('model') or settings.get('start') or ''}".strip()
-    like = result.get("model") or settings.get("architecture_from")
-    return "scratch" + (f", with the architecture of {like}" if like else "")
+    architecture = result.get("model") or settings.get("architecture_from")
+    return "scratch" + (f", with the architecture of {architecture}" if architecture else "")
 
 
 def _facts(result: Mapping[str, Any], start: str) -> Iterator[tuple[str, str]]:
@@ -199,8 +199,10 @@ def _facts(result: Mapping[str, Any], start: str) -> Iterator[tuple[str, str]]:
 
 def _of_task(losses: Mapping[str, Any] | None, task: str | None) -> Mapping[str, Any]:
     """Property → loss, from property → loss or task → property → loss."""
-    mine = (losses or {}).get(task or "", losses)
-    return {k: v for k, v in mine.items() if isinstance(v, (int, float))} if isinstance(mine, Mapping) else {}
+    by_property = (losses or {}).get(task or "", losses)
+    if not isinstance(by_property, Mapping):
+        return {}
+    return {k: v for k, v in by_property.items() if isinstance(v, (int, float))}
 
 
 def _colour(result: Mapping[str, Any]) -> str:
@@ -227,21 +229,21 @@ def _parity(outcome: Outcome, result: Mapping[str, Any]) -> Figure:
 def parity_of(
     name: str, truth: Sequence[Number], prediction: Sequence[Number], unit: str, colour: str, note: str
 ) -> Figure:
-    """Predictions of a property against labels, in its unit; about their median where that is all that one would see.
+    """Predictions of a property against labels; relative to the median if all labels are close to it.
 
     Args:
-        name: of the property.
+        name: name of the property.
         truth, prediction: values.
-        unit: of the values.
-        colour: of the points.
-        note: in the figure.
+        unit: unit of the values.
+        colour: colour of the points.
+        note: text in the figure.
     """
     known = PROPERTIES.get(name)
     symbol = (known.symbol if known else "") or words(name)
     finite = [value for value in truth if value is not None and math.isfinite(value)]
     middle = sorted(finite)[len(finite) // 2] if finite else 0.0
     if finite and abs(middle) > 30 * (max(finite) - min(finite)):
-        # Total energies of one molecule: what differs would be lost behind their common part.
+        # Total energies of one molecule: the differences would be invisible beside the common part.
         truth, prediction = ([None if v is None else v - middle for v in values] for values in (truth, prediction))
         symbol = f"{symbol} − median"
     return figures.parity(truth, prediction, symbol=symbol, unit=unit, title=words(name), colour=colour, note=note)

@@ -10,7 +10,7 @@ MINUS = "−"
 
 
 def significant(value: float | int | None, digits: int = 3) -> str:
-    """`value` to `digits` significant digits, never in exponent form between 1e-4 and 1e6."""
+    """`value` with `digits` significant digits; no exponent between 1e-4 and 1e6."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == 0:
@@ -19,13 +19,13 @@ def significant(value: float | int | None, digits: int = 3) -> str:
     if not -5 < exponent < 6:
         return f"{value:.{digits - 1}e}".replace("-", MINUS)
     rounded = round(value, digits - 1 - exponent)
-    # Rounding may have carried into the next decade (0.9996 → 1.00).
+    # Rounding may carry into the next decade (0.9996 → 1.00).
     exponent = math.floor(math.log10(abs(rounded)))
     return f"{rounded:.{max(digits - 1 - exponent, 0)}f}".replace("-", MINUS)
 
 
 def measured(value: float | int | None, spread: float | int | None) -> str:
-    """A value and its spread to the same decimal: "0.123 ± 0.004"."""
+    """A value and its spread with the same number of decimals: "0.123 ± 0.004"."""
     text = significant(value)
     if spread is None or not math.isfinite(spread) or text == "–" or "e" in text:
         return text
@@ -70,17 +70,17 @@ def rate(value: float | int | None) -> str:
 
 
 def words(name: str) -> str:
-    """A name in code as words: "dipole_moment" → "dipole moment"."""
+    """An identifier as words: "dipole_moment" → "dipole moment"."""
     return name.replace("_", " ")
 
 
 def short(text: str, length: int) -> str:
-    """Cut to fit a label."""
+    """Shorten text to fit a label."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def baseline_of(name: str) -> str:
-    """What a property's baseline predicts."""
+    """Description of a property's baseline."""
     known = PROPERTIES.get(name)
     if known is None:
         return "references and mean of the training labels"
@@ -92,7 +92,7 @@ def baseline_of(name: str) -> str:
 
 
 def duration(seconds: float | int | None) -> str:
-    """Seconds in the two largest units that matter: "0.4 s", "12 s", "3 min 05 s", "2 h 10 min"."""
+    """A duration in at most two units: "0.4 s", "12 s", "3 min 05 s", "2 h 10 min"."""
     if seconds is None or not math.isfinite(seconds):
         return "–"
     if seconds < 9.95:
@@ -106,5 +106,5 @@ def duration(seconds: float | int | None) -> str:
 
 
 def count(value: int | None) -> str:
-    """A whole number, thousands set apart by a narrow no-break space: "12 345"."""
+    """An integer with thousands separated by narrow no-break spaces: "12 345"."""
     return "–" if value is None else f"{value:,}".replace(",", "\u202f")

@@ -1,4 +1,4 @@
-"""Maps of embeddings: a page of the project, and a file for chemiscope (https://chemiscope.org)."""
+"""Maps of embeddings: an HTML page, or a file for chemiscope (https://chemiscope.org)."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from eutectic.report import drawing
 from eutectic.report.page import write_page
 
 SIZE, MARGIN = (640.0, 440.0), 14.0
-"""Of a map, in its own units."""
+"""Size and margin of a map, in SVG units."""
 
 MOST_CLASSES = 7
-"""Classes with a colour of their own; all others share the eighth."""
+"""Number of classes with their own colour; all others share the eighth."""
 
 PICTURES = 12
-"""Structures that are drawn, far from each other on the map."""
+"""Number of structures that are drawn, chosen far apart on the map."""
 
 
 @dataclass(frozen=True)
 class Colouring:
-    """What the colour of a point says.
+    """A way to colour the points.
 
     Attributes:
         name: heading.
-        colours: of each point, in CSS.
-        legend: (colour, text).
+        colours: CSS colour of each point.
+        legend: pairs of colour and text.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Colouring:
 
 
 def write_map_page(path: Path, sample: MapSample, *, model: str, source: str) -> None:
-    """Write the map as one HTML file without scripts: points with tooltips, coloured as chosen.
+    """Write the map as one HTML file without scripts: points with tooltips and a choice of colours.
 
     Args:
-        path: of the page.
+        path: the HTML file to write.
         sample: points and moments.
-        model, source: what was embedded with what.
+        model, source: names of the model and of the embedded file.
 
     Raises:
         EutecticError: the file cannot be written.
@@ -78,7 +78,7 @@ def write_map_page(path: Path, sample: MapSample, *, model: str, source: str) ->
         pictures=[(points[i].index, points[i].structure) for i in _spread(principal)],
         facts=[
             ("Embedding", f"{len(sample.moments.mean)} invariant features of the backbone"),
-            ("Points", f"{what}; " + ("one for each atom" if atoms else "the mean over the atoms of a structure")),
+            ("Points", f"{what}; " + ("one per atom" if atoms else "the mean over the atoms of a structure")),
             ("Variance shown", " + ".join(f"{share:.1%}" for share in shares)),
         ],
     )
@@ -90,8 +90,8 @@ def write_chemiscope(path: Path, sample: MapSample, *, model: str, source: str, 
     Args:
         path: `.json` or `.json.gz`.
         sample: points and moments.
-        model, source: what was embedded with what.
-        cutoff: Å, of the environments of atoms.
+        model, source: names of the model and of the embedded file.
+        cutoff: cutoff of the atoms' environments, Å.
 
     Raises:
         EutecticError: the file cannot be written.
@@ -117,11 +117,11 @@ def write_chemiscope(path: Path, sample: MapSample, *, model: str, source: str, 
     }
     if target == "atom":
         properties["element"] = property_of([_element(p) for p in points])
-    once = {p.index: p.structure for p in points}
-    place = {index: i for i, index in enumerate(once)}
+    unique = {p.index: p.structure for p in points}
+    place = {index: i for i, index in enumerate(unique)}
     values: dict[str, Any] = {
         "meta": {"name": f"{source} by {model}", "description": "features of a backbone, written by eutectic"},
-        "structures": [_chemiscope_structure(structure) for structure in once.values()],
+        "structures": [_chemiscope_structure(structure) for structure in unique.values()],
         "properties": properties,
     }
     if target == "atom":
@@ -148,7 +148,7 @@ def _element(point: Point) -> str:
 
 
 class _Map:
-    """Coordinates of points on the page."""
+    """A map, with the coordinates of its points on the page."""
 
     def __init__(self, name: str, coordinates: np.ndarray, axes: Sequence[str]) -> None:
         self.name, self.axes = name, list(axes)
@@ -166,7 +166,7 @@ def _colourings(points: Sequence[Point]) -> list[Colouring]:
         by_class = {"element": [_element(p) for p in points], **by_class}
     else:
         by_class["formula"] = [drawing.formula(p.structure) for p in points]
-    colourings = [_by_class(name, values) for name, values in by_class.items() if _tells(values)]
+    colourings = [_by_class(name, values) for name, values in by_class.items() if _is_informative(values)]
     sizes = np.array([len(p.structure) for p in points], dtype=float)
     if sizes.max() > sizes.min():
         colourings.append(_by_number("number of atoms", sizes))
@@ -175,8 +175,8 @@ def _colourings(points: Sequence[Point]) -> list[Colouring]:
     return colourings
 
 
-def _tells(values: Sequence[str]) -> bool:
-    """Whether there are several classes, and most points are in those that have a colour of their own."""
+def _is_informative(values: Sequence[str]) -> bool:
+    """Whether there are several classes and most points are in those with their own colour."""
     common = Counter(values).most_common(MOST_CLASSES)
     return len(common) > 1 and 2 * sum(n for _, n in common) > len(values)
 
@@ -202,7 +202,7 @@ def _by_number(name: str, values: np.ndarray) -> Colouring:
 
 
 def _spread(coordinates: np.ndarray) -> list[int]:
-    """Points far from each other (farthest-point sampling), the one nearest to the middle first."""
+    """Points far apart (farthest-point sampling), starting with the one nearest to the centre."""
     middle = np.linalg.norm(coordinates - coordinates.mean(axis=0), axis=1)
     chosen = [int(middle.argmin())]
     distance = np.linalg.norm(coordinates - coordinates[chosen[0]], axis=1)
@@ -213,7 +213,7 @@ def _spread(coordinates: np.ndarray) -> list[int]:
 
 
 def write_map(path: Path, sample: MapSample, *, model: str, source: str, cutoff: float) -> None:
-    """Write a map in the format of the file's name: a page (.html), or chemiscope's (.json, .json.gz)."""
+    """Write a map in the format given by the file name: a page (.html) or chemiscope's (.json, .json.gz)."""
     if path.suffix == ".html":
         write_map_page(path, sample, model=model, source=source)
     else:
@@ -221,4 +221,4 @@ def write_map(path: Path, sample: MapSample, *, model: str, source: str, cutoff:
 
 
 FORMATS: Mapping[str, str] = {".html": "a page", ".json": "chemiscope", ".json.gz": "chemiscope, compressed"}
-"""Endings of the files that `write_map` writes."""
+"""Suffix → format of the files that `write_map` writes."""

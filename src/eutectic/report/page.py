@@ -1,4 +1,4 @@
-"""HTML pages from the templates: each one self-contained file without scripts."""
+"""HTML pages from templates; each is one self-contained file without scripts."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def write_page(path: Path, template: str, *, title: str, lead: str, **values: An
     """Fill in a template and write the page.
 
     Args:
-        path: the HTML file to write, whole or not at all.
+        path: the HTML file to write, atomically.
         template: a file in `templates/`.
-        title, lead: heading and first paragraph, not escaped.
-        values: what else the template asks for.
+        title, lead: heading and first paragraph, unescaped.
+        values: the other variables of the template.
 
     Raises:
         EutecticError: the file cannot be written.
@@ -39,13 +39,13 @@ def write_page(path: Path, template: str, *, title: str, lead: str, **values: An
     def svg(figure: figures.Figure, alt: str) -> Markup:
         return figures.svg(figure, f"figure-{next(number)}", alt)
 
-    # The template notes its headings while the body is filled in; the navigation above it lists them.
+    # The template collects its headings while the body is rendered; the navigation above lists them.
     text = ENVIRONMENT.get_template(template).render(title=title, lead=lead, headings=[], svg=svg, **values)
     write_atomically(path, text + "\n")
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as `a.b` → text."""
+    """Flatten nested settings: `a.b` → text."""
     for key, value in values.items():
         name = f"{above}.{key}" if above else str(key)
         if isinstance(value, Mapping) and value:
@@ -57,23 +57,23 @@ def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]
 
 
 def code(text: str) -> Markup:
-    """Text in backticks becomes code."""
+    """Render text in backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))
 
 
 def subscripts(formula: str) -> Markup:
-    """A chemical formula with its numbers below the line."""
+    """A chemical formula with its numbers as subscripts."""
     return Markup(re.sub(r"(\d+)", r"<sub>\1</sub>", escape(formula)))
 
 
 def spread_below(text: str) -> Markup:
-    """A value and its spread ("0.12 ± 0.03"), small; on a phone it goes below the value."""
+    """A value with its spread ("0.12 ± 0.03") in small type; on a phone the spread goes below the value."""
     value, _, spread = text.partition(" ± ")
     return Markup(f"{escape(value)} <small>± {escape(spread)}</small>") if spread else Markup(escape(text))
 
 
 def composition(elements: Mapping[int, int]) -> list[tuple[str, float]]:
-    """Element → share of the atoms, the commonest first; eight elements, then the rest as one."""
+    """Element → fraction of the atoms, most common first; eight elements, then all others together."""
     total = sum(elements.values()) or 1
     ordered = sorted(elements, key=lambda z: -elements[z])
     shares = [(chemical_symbols[z], elements[z] / total) for z in ordered[:8]]
@@ -82,7 +82,7 @@ def composition(elements: Mapping[int, int]) -> list[tuple[str, float]]:
 
 
 def periodic_table(elements: Mapping[int, int]) -> Iterable[dict[str, Any]]:
-    """Squares of a small periodic table: place, and of those present symbol, name, atoms and (logarithmic) opacity."""
+    """Squares of a small periodic table: position, symbol, name, number of atoms and (logarithmic) opacity."""
     most = max(elements.values(), default=1)
     has_f_block = any(_place(z)[0] > 6 for z in elements)
     for z in range(1, MAX_ATOMIC_NUMBER + 1):
@@ -99,7 +99,7 @@ def periodic_table(elements: Mapping[int, int]) -> Iterable[dict[str, Any]]:
 
 
 def _place(z: int) -> tuple[int | float, int]:
-    """Row and column (from 0) of an element; the f-block lies below, as usual."""
+    """Row and column (from 0) of an element; the f-block is below the table, as usual."""
     closed = [0, 2, 10, 18, 36, 54, 86, 118]
     period = next(i for i, last in enumerate(closed[1:]) if z <= last)
     i, length = z - closed[period], closed[period + 1] - closed[period]

@@ -1,6 +1,6 @@
-"""The page of a pre-training run from the files in its folder: running, killed or finished.
+"""The page of a pre-training run, made from the files in its folder; the run may be running, killed or finished.
 
-It reads settings.json, journal.jsonl, validation.json and plan.json; what is not there yet is left out.
+It reads settings.json, journal.jsonl, validation.json and plan.json; missing parts are left out.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ def write_run_page(
     """Write `report.html` into a run's folder.
 
     Args:
-        folder: of a pre-training, in any state.
-        pretraining: the data sets, to be shown too; summarising large ones takes a while.
+        folder: folder of a pre-training run, in any state.
+        pretraining: data sets to show; summarising large ones takes a while.
         environment: versions and hardware.
 
     Returns:
         The page.
 
     Raises:
-        EutecticError: there is no pre-training, its files are damaged, or the page cannot be written.
+        EutecticError: the folder holds no pre-training run, its files are damaged, or the page cannot be written.
     """
     folder = Path(folder)
     settings = _read(folder / "settings.json")
     given = None
     if settings.get("command") != "pretrain":
-        given = f"a run of `eutectic {settings['command']}`" if "command" in settings else "no pre-training is here"
+        given = f"a run of `eutectic {settings['command']}`" if "command" in settings else "no pre-training run here"
     elif not (isinstance(settings.get("sets"), dict) and isinstance(settings.get("train"), dict)):
         given = "a settings.json without `sets` or `train`"
     if given is not None:
         raise EutecticError(
             str(folder),
             given,
-            "the folder of a pre-training (settings.json, journal.jsonl)",
+            "the folder of a pre-training run (settings.json, journal.jsonl)",
             "give the --out of `eutectic pretrain`",
         )
     journal = read_journal(folder)
@@ -80,11 +80,11 @@ class ValidationPanel:
     """One property's validation errors on one data set.
 
     Attributes:
-        name: of the data set.
+        name: name of the data set.
         points: (step, error), at least one.
-        unit: of the errors.
-        baseline: the error of the baseline; None where not known.
-        colour: of the data set.
+        unit: unit of the errors.
+        baseline: error of the baseline; None if unknown.
+        colour: colour of the data set.
         trained_on: whether the model is trained on the set.
     """
 
@@ -103,7 +103,7 @@ def validation_panels(
 
     Args:
         validation: as in `PretrainingSummary`.
-        names: of the sets that are trained on; others are shown after them.
+        names: names of the training sets; other sets are shown after them.
     """
     panels: dict[str, list[ValidationPanel]] = {}
     last: Mapping[str, Mapping[str, Any]] = validation[-1]["by_set"] if validation else {}
@@ -120,7 +120,7 @@ def validation_panels(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON file of a run; empty where it is not there yet."""
+    """A JSON file of a run; empty if it does not exist yet."""
     return read_json(path, fix="copy the run's folder again") if path.exists() else {}
 
 
@@ -171,14 +171,14 @@ def _step_panels(journal: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, li
         values = np.array([e.get(key) for e in journal], dtype=float) / per
         return figures.thinned(journal, values.tolist())
 
-    yield "learning rate", points("learning_rate"), "Of the heads.", False
+    yield "learning rate", points("learning_rate"), "Learning rate of the heads.", False
     yield "gradient norm", points("gradient_norm"), "Before clipping.", True
     if journal and "step_seconds" in journal[-1]:
         seconds = np.maximum(_seconds(journal), 1e-9)
-        yield "structures/s", points("structures", seconds), "Without the time of validation.", False
-        yield "atoms/s", points("atoms", seconds), "Steady even where structures differ in size.", False
+        yield "structures/s", points("structures", seconds), "Excluding validation.", False
+        yield "atoms/s", points("atoms", seconds), "Steady even if structures differ in size.", False
         waiting = points("data_seconds", seconds / 100)
-        yield "waiting for data (%)", waiting, "High values: loading data limits the speed.", False
+        yield "waiting for data (%)", waiting, "High values mean that data loading limits the speed.", False
 
 
 def _mixture(
@@ -201,5 +201,5 @@ def _mixture(
 
 
 def _unit(name: str) -> str:
-    """Of validation errors of a property; empty where it is not known here."""
+    """Unit of a property's validation errors; empty if the property is not defined here."""
     return PROPERTIES[name].display_unit_per_atom if name in PROPERTIES else ""

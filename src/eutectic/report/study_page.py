@@ -1,4 +1,4 @@
-"""Pages of studies: fine-tuning from pre-trained weights and from scratch, with or without the pre-training."""
+"""Pages of studies: fine-tuning from pre-trained weights and from scratch, optionally with the pre-training."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def write_demo_page(
     """Write the page of a study with its pre-training.
 
     Args:
-        path: the HTML file to write, whole or not at all.
-        results: everything measured.
+        path: the HTML file to write, atomically.
+        results: results of the study.
         examples: task name → a few of its structures, drawn beside its results.
 
     Raises:
@@ -49,10 +49,10 @@ def write_comparison_page(
     """Write the page of one task's runs, from either start or both.
 
     Args:
-        path: the HTML file to write, whole or not at all.
-        task: its runs.
+        path: the HTML file to write, atomically.
+        task: the task with its runs.
         settings, times, environment: as in `StudyResults`.
-        examples: a few of its structures, to be drawn.
+        examples: a few of its structures to draw.
 
     Raises:
         EutecticError: the file cannot be written.
@@ -73,8 +73,8 @@ def write_results_page(path: Path, results: StudyResults, examples: Mapping[str,
     """Write the page of a study of one task, with one or several numbers of training structures.
 
     Args:
-        path: the HTML file to write, whole or not at all.
-        results: of the study.
+        path: the HTML file to write, atomically.
+        results: results of the study.
         examples: task name → a few of its structures.
 
     Raises:
@@ -133,12 +133,12 @@ def _write(
 
 
 def _size_words(results: StudyResults) -> str:
-    """How the error falls with the number of training structures, in words; empty without several."""
+    """A sentence on the scaling of the error with the number of training structures; empty if there is only one."""
     if not results.is_learning_curve:
         return ""
     slopes = {start: figures.exponent(results, start) for start in STARTS}
-    said = [f"N^{value:.2f} {_trained(start)}" for start, value in slopes.items() if value is not None]
-    return f"The test error goes like {' and '.join(said)} (fitted lines)." if said else ""
+    fits = [f"N^{value:.2f} {_trained(start)}" for start, value in slopes.items() if value is not None]
+    return f"The test error scales as {' and '.join(fits)} (fitted lines)." if fits else ""
 
 
 def _trained(start: Start) -> str:
@@ -146,7 +146,7 @@ def _trained(start: Start) -> str:
 
 
 def _crossing(task: TaskComparison) -> str:
-    """What the learning curves show, in words."""
+    """A sentence on the learning curves."""
     crossing = task.crossing()
     if crossing is None:
         start = task.starts()[0]
@@ -163,7 +163,7 @@ def _crossing(task: TaskComparison) -> str:
 
 
 def _parity(task: TaskComparison, start: Start) -> Figure:
-    """Of the run with the median test error; both starts on the same axes."""
+    """Parity plot of the run with the median test error; both starts have the same axes."""
     shown = {s: figures.typical(task, s) for s in task.starts()}
     run = shown[start]
     return figures.parity(

@@ -1,4 +1,4 @@
-"""The comparison as a table on the terminal, no wider than 80 columns."""
+"""The comparison as a terminal table, at most 80 columns wide."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eutectic.study.results import StudyResults
 
 
 def comparison_table(results: StudyResults) -> Table:
-    """Both errors ± spread over seeds and folds, improvement and speed-up of every task; the means last."""
+    """Both errors ± spread over seeds and folds, improvement and speed-up of every task; means in the last row."""
     table = Table(title="Test error by start", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("task", overflow="fold", min_width=12)
     for heading in ("from scratch", "pre-trained", "improvement", "speed-up"):

@@ -1,10 +1,11 @@
-"""Results of the benchmark: our errors beside the published ones, and what follows from both by the paper's rules.
+"""Results of the benchmark: our errors next to the published ones, and summaries by the paper's rules.
 
-The improvement of one model over another is 1 − error/error, in percent; over several tasks its unweighted mean. For
-the published columns, Matbench counts with fold_0, the only fold with errors from scratch. The authors (Shoghi et al.,
-ICLR 2024) state 59 % over scratch and 21 % of large over small. They count 34 of 40 tasks on which JMP-L is as good as
-the best model before, or has no predecessor; this is what the table gives with means over the five folds of Matbench
-(33 with fold_0). The authors' formulas are not published: these are the simplest that give their numbers.
+The improvement of one model over another is 1 − error ratio, in percent; for several tasks, the unweighted mean. For
+the published columns, Matbench is represented by fold_0, the only fold with errors from scratch. The authors (Shoghi et
+al., ICLR 2024) state 59 % over scratch, and 21 % for the large over the small model. They count 34 of 40 tasks on which
+JMP-L is at least as good as the best earlier model, or has no predecessor; the table gives the same with means over the
+five folds of Matbench (33 with fold_0). The authors' formulas are not published: these are the simplest that reproduce
+their numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ FILE = "benchmark.json"
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRun:
-    """One fine-tuning of a task.
+    """A fine-tuning of a task.
 
     Attributes:
         start: initial weights.
@@ -36,9 +37,9 @@ class BenchmarkRun:
         seed: of the run.
         error: test error, in the unit of the task.
         trained_on, validated_on, tested_on: numbers of structures.
-        steps: updates of the weights.
-        seconds: of training.
-        folder: of the run, relative to that of the benchmark.
+        steps: number of optimiser steps.
+        seconds: training time.
+        folder: of the run, relative to the folder of the benchmark.
     """
 
     start: Start
@@ -54,19 +55,19 @@ class BenchmarkRun:
 
     @property
     def which(self) -> tuple[str, str, int]:
-        """What tells the runs of a task apart."""
+        """Key of a run of a task."""
         return self.start, self.split, self.seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of one task.
+    """Outcome of one task.
 
     Attributes:
         task: name.
-        runs: that were finished.
-        departures: in what they depart from the published protocol, in words.
-        problem: the four parts of the error that kept the task, or some of its runs, from being done.
+        runs: finished runs.
+        departures: differences from the published protocol, as text.
+        problem: the four parts of the error that prevented the task or some of its runs.
     """
 
     task: str
@@ -79,16 +80,16 @@ class Outcome:
 
         Args:
             start: initial weights.
-            splits: those that must all be there; default: those that are.
+            splits: splits that must all have runs; default: all that have runs.
         """
         by_split: dict[str, list[float]] = {}
         for run in self.runs:
             if run.start == start:
                 by_split.setdefault(run.split, []).append(run.error)
-        wanted = by_split if splits is None else splits
-        if not wanted or any(split not in by_split for split in wanted):
+        required = by_split if splits is None else splits
+        if not required or any(split not in by_split for split in required):
             return None
-        return float(np.mean([np.mean(by_split[split]) for split in wanted]))
+        return float(np.mean([np.mean(by_split[split]) for split in required]))
 
     def spread(self, start: Start) -> float | None:
         """Standard deviation over splits and seeds; None with fewer than two runs."""
@@ -96,7 +97,7 @@ class Outcome:
         return float(np.std(errors, ddof=1)) if len(errors) > 1 else None
 
     def judged(self) -> tuple[float, Columns] | None:
-        """Our error, and the published columns of the same splits; None where there is no such pair."""
+        """Our error, and the published columns for the same splits; None if there is no such pair."""
         task = TASKS[self.task]
         if task.five_folds is None:
             error = self.error("pretrained")
@@ -108,14 +109,14 @@ class Outcome:
         return None
 
     def improvement(self) -> float | None:
-        """Of our pre-trained start over ours from scratch, on the splits that both have, %."""
+        """Improvement of our pre-trained start over ours from scratch, on common splits, %."""
         both = [{run.split for run in self.runs if run.start == start} for start in ("pretrained", "scratch")]
         splits = sorted(both[0] & both[1])
         ours, scratch = (self.error(start, splits) for start in ("pretrained", "scratch"))
         return improvement(ours, scratch)
 
     def merged(self, newer: Outcome) -> Outcome:
-        """With the runs of a later call, which take the place of the same ones here, and of all of another protocol."""
+        """Add the runs of a later call, which replace the same runs here, and all runs with another protocol."""
         if not newer.runs:
             return replace(self, problem=newer.problem)
         older = self.runs if self.departures == newer.departures else ()
@@ -125,11 +126,11 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """The outcomes of all tasks that were asked for.
+    """The outcomes of all requested tasks.
 
     Attributes:
         model: name or folder of the model; "" if nothing was run.
-        outcomes: task → what came of it.
+        outcomes: task → outcome.
         environment: versions and hardware.
     """
 
@@ -153,10 +154,10 @@ class Benchmark:
 
     @classmethod
     def read(cls, folder: Path) -> Benchmark:
-        """From `benchmark.json`.
+        """Read `benchmark.json`.
 
         Raises:
-            EutecticError: there is none, or it is not one.
+            EutecticError: the file is missing or invalid.
         """
         path = Path(folder) / FILE
         expected, fix = f"{FILE} of `eutectic benchmark`", "give its --out folder, or run the tasks again"
@@ -183,7 +184,7 @@ def _with_nan(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def improvement(new: float | None, old: float | None) -> float | None:
-    """1 − new/old in percent; None where one is missing."""
+    """1 − new/old in percent; None if one is missing."""
     return None if new is None or not old else 100 * (1 - new / old)
 
 
@@ -193,28 +194,28 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _by_family(values: Mapping[str, float | None]) -> dict[str, Any]:
-    """Mean of a task's value over all tasks that have it and by family, and their number."""
+    """Mean over all tasks with a value, their number, and means by family."""
     members = {family: [v for name, v in values.items() if TASKS[name].family == family] for family in FAMILIES}
     return {
         "mean": _mean(values.values()),
         "tasks": sum(value is not None for value in values.values()),
-        "by_family": {family: _mean(of) for family, of in members.items()},
+        "by_family": {family: _mean(some) for family, some in members.items()},
     }
 
 
 def published_summary() -> dict[str, Any]:
-    """What follows from the published columns, by the rules above."""
+    """Summary of the published columns, by the rules above."""
 
-    def of(new: str, old: str) -> dict[str, Any]:
+    def gain(new: str, old: str) -> dict[str, Any]:
         return _by_family(
             {name: improvement(getattr(t.published, new), getattr(t.published, old)) for name, t in TASKS.items()}
         )
 
     return {
-        "jmp_l_over_scratch_l": of("jmp_l", "scratch_l"),
-        "jmp_s_over_scratch_s": of("jmp_s", "scratch_s"),
-        "jmp_l_over_jmp_s": of("jmp_l", "jmp_s"),
-        "scratch_l_over_scratch_s": of("scratch_l", "scratch_s"),
+        "jmp_l_over_scratch_l": gain("jmp_l", "scratch_l"),
+        "jmp_s_over_scratch_s": gain("jmp_s", "scratch_s"),
+        "jmp_l_over_jmp_s": gain("jmp_l", "jmp_s"),
+        "scratch_l_over_scratch_s": gain("scratch_l", "scratch_s"),
         "jmp_l_best": {
             "count": sum(_as_good(t.judged.jmp_l, t.judged.best_before) for t in TASKS.values()),
             "count_fold_0": sum(_as_good(t.published.jmp_l, t.published.best_before) for t in TASKS.values()),
@@ -224,21 +225,21 @@ def published_summary() -> dict[str, Any]:
 
 
 def _as_good(error: float, best: float | None) -> bool:
-    """By the paper's rule a tie counts, and so does a task without a predecessor."""
+    """Whether an error is at least as good: a tie counts, and so does a task without a predecessor (paper's rule)."""
     return best is None or error <= best
 
 
 def our_summary(ours: Benchmark, smaller: Benchmark | None = None) -> dict[str, Any]:
-    """What follows from our runs, by the same rules.
+    """Summary of our runs, by the same rules.
 
     Args:
         ours: our results.
-        smaller: results of a smaller model, for the gain of large over small.
+        smaller: results of a smaller model, for the gain of the larger one.
 
     Returns:
-        `over_scratch`, `over_smaller`: mean and means by family, %; `best_before`, `best_known`, `jmp_l`: on how many
-        tasks we are as good, of those that were run to the full protocol (and have such an error, but for
-        `best_before`: without a predecessor a task counts).
+        `over_scratch`, `over_smaller`: mean and means by family, %; `best_before`, `best_known`, `jmp_l`: number of
+        tasks on which we are at least as good, among those run with the full protocol that have such an error (for
+        `best_before`, also those without a predecessor).
     """
     full = [outcome for outcome in ours.outcomes.values() if not outcome.departures and outcome.judged() is not None]
     counts: dict[str, dict[str, int]] = {}
@@ -260,10 +261,10 @@ def our_summary(ours: Benchmark, smaller: Benchmark | None = None) -> dict[str, 
 
 
 def _against(outcome: Outcome, key: str) -> tuple[float, float | None] | None:
-    """Our error and the one to compare it with, on the same splits; None where we have none on these."""
+    """Our error and the error to compare it with, on the same splits; None if we have none there."""
     task = TASKS[outcome.task]
     if key == "best_known" and task.five_folds is not None:
-        # These were read for one fold.
+        # Known for one fold only.
         ours, best = outcome.error("pretrained", FOLDS[:1]), task.best_known
     else:
         pair = outcome.judged()
@@ -275,7 +276,7 @@ def _against(outcome: Outcome, key: str) -> tuple[float, float | None] | None:
 
 
 def rows(ours: Benchmark, names: Sequence[str] = tuple(TASKS)) -> list[dict[str, Any]]:
-    """The table: the published columns of each task, and ours.
+    """Rows of the table: published columns of each task, and ours.
 
     Args:
         ours: our results; may be empty.
@@ -283,7 +284,7 @@ def rows(ours: Benchmark, names: Sequence[str] = tuple(TASKS)) -> list[dict[str,
 
     Returns:
         `BenchmarkTask.to_dict`, and `ours` (mean over splits and seeds), `ours_spread`, `ours_fold_0`, `ours_scratch`,
-        `improvement` (%), `runs`, `departures`, `problem`; None where there is nothing.
+        `improvement` (%), `runs`, `departures`, `problem`; missing values are None.
     """
     table = []
     for name in names:
@@ -308,7 +309,7 @@ def rows(ours: Benchmark, names: Sequence[str] = tuple(TASKS)) -> list[dict[str,
 def table_as_json(
     ours: Benchmark, names: Sequence[str] = tuple(TASKS), smaller: Benchmark | None = None
 ) -> dict[str, Any]:
-    """All of the table as plain JSON: `model`, `tasks`, `published` and `ours` (the two summaries)."""
+    """The complete table as plain JSON: `model`, `tasks`, `published` and `ours` (the two summaries)."""
     return {
         "model": ours.model or None,
         "tasks": null_for_unknown(rows(ours, names)),

@@ -1,8 +1,8 @@
 """The 40 fine-tuning tasks of JMP (Shoghi et al., ICLR 2024, arXiv:2310.16802): data, protocol and published errors.
 
-The errors of JMP, of the same architecture trained from scratch (GemNet-OC, "GN-OC") and of earlier models are those of
-the tables in the README of the authors' code, which are images: single digits may have been misread, but the averages
-stated by the authors come out of them (see `eutectic.study.benchmark`). Test mean absolute errors throughout.
+The errors of JMP, of the same architecture trained from scratch (GemNet-OC, "GN-OC") and of earlier models are from the
+tables in the README of the authors' code, which are images: single digits may have been misread, but the averages
+stated by the authors are reproduced (see `eutectic.study.benchmark`). All are test mean absolute errors.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ FOLDS = tuple(f"fold_{i}" for i in range(5))
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a task is learned in the published runs.
+    """Published settings of a task.
 
     Attributes:
         batch_size: structures per step.
         cutoff: of the graph, Å.
-        neighbours: most neighbours of an atom in the graph.
-        half_precision: mixed with float16 (True) or all of it in float32.
-        forces: as derivatives of the energy ("gradient"), by a head of their own ("direct"); None: no forces.
+        neighbours: maximum number of neighbours of an atom in the graph.
+        half_precision: mixed precision with float16 (True) or float32 (False).
+        forces: derivatives of the energy ("gradient"), or a separate head ("direct"); None: no forces.
         pooling: of atoms to a structure, for scalars.
-        splits: one run for each; Matbench has its five folds, all others the paper's split.
+        splits: one run per split; Matbench has five folds, all others the paper's split.
     """
 
     batch_size: int
@@ -53,7 +53,7 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Published errors of one task, in its unit.
+    """Published errors of a task, in its unit.
 
     Attributes:
         jmp_l, jmp_s: fine-tuned from JMP-L and JMP-S; None if not published.
@@ -74,14 +74,14 @@ class Columns:
 
     @property
     def best_before_by(self) -> str | None:
-        """The models with that error."""
+        """The models with the lowest error."""
         best = self.best_before
         return None if best is None else " and ".join(name for name, e in self.earlier.items() if e == best)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkTask:
-    """One task.
+    """A task of the benchmark.
 
     Attributes:
         name: "qm9:gap", "rmd17:aspirin", …
@@ -89,10 +89,10 @@ class BenchmarkTask:
         property: to learn.
         unit: of all errors.
         protocol: published settings.
-        published: errors on the paper's split; for Matbench on fold_0, the only one with errors from scratch.
-        five_folds: Matbench: means over the five folds.
-        best_known: lowest error that could be read; None where lower ones are claimed that could not be read.
-        source: whose it is and where it was read, or why it is not known.
+        published: errors on the paper's split; for Matbench on fold_0, the only fold with errors from scratch.
+        five_folds: means over the five folds, for Matbench.
+        best_known: lowest known error; None if lower errors are claimed whose values could not be checked.
+        source: model and source of `best_known`, or why it is not known.
     """
 
     name: str
@@ -112,11 +112,11 @@ class BenchmarkTask:
 
     @builtins.property
     def judged(self) -> Columns:
-        """Errors by which the best is counted: means over five folds where they are published."""
+        """Errors used to count the best models: means over five folds if they are published."""
         return self.five_folds or self.published
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; `jmp_l` … `best_before` of Matbench are of fold_0, means over its folds are under `five_folds`."""
+        """Plain JSON; for Matbench, `jmp_l` … `best_before` are for fold_0, and `five_folds` has means over folds."""
         return {
             "name": self.name,
             "family": self.family,
@@ -146,7 +146,7 @@ def _earlier(models: Sequence[str], errors: Sequence[float | None]) -> dict[str,
 
 
 def _published(models: Sequence[str], errors: Sequence[float | None], ours: Sequence[float]) -> Columns:
-    """Of a row of a table: earlier models, GN-OC-S, GN-OC-L, JMP-S, JMP-L."""
+    """Columns from a row of a table: earlier models, GN-OC-S, GN-OC-L, JMP-S, JMP-L."""
     scratch_s, scratch_l, jmp_s, jmp_l = ours
     return Columns(jmp_l=jmp_l, jmp_s=jmp_s, scratch_l=scratch_l, scratch_s=scratch_s, earlier=_earlier(models, errors))
 
@@ -265,7 +265,7 @@ def _spice() -> Iterator[BenchmarkTask]:
 
 
 def _matbench() -> Iterator[BenchmarkTask]:
-    # Of each pair the first is of fold_0, the second the mean of the folds: MODNet, coGN; JMP-S, JMP-L.
+    # In pairs (MODNet, coGN, JMP-S, JMP-L), the first value is for fold_0, the second the mean over folds.
     for task, prop, unit, modnet, cogn, scratch, jmp_s, jmp_l, known, source in (
         (
             *("jdft2d", "exfoliation_energy", "meV/atom", (25.55, 33.20), (22.25, 37.17), (26.19, 25.34)),
@@ -345,13 +345,13 @@ TASKS: dict[str, BenchmarkTask] = {
 
 
 def chosen(names: Sequence[str]) -> list[BenchmarkTask]:
-    """Tasks by name; the name of a family stands for all of it, "all" for all tasks.
+    """Tasks by name; the name of a family selects all its tasks, and "all" all tasks.
 
     Args:
-        names: of tasks or families, in any case; a property's name will do for a task of QM9 ("qm9:dipole_moment").
+        names: of tasks or families, case-insensitive; for QM9 also names of properties ("qm9:dipole_moment").
 
     Returns:
-        In the order of `TASKS`, each once.
+        The tasks in the order of `TASKS`, without duplicates.
 
     Raises:
         EutecticError: no names, or an unknown one.

@@ -1,4 +1,4 @@
-"""The cases of a study: its folds, and its numbers of training structures, on the same test structures."""
+"""The cases of a study: its folds and its numbers of training structures."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Case:
     """One fold and one number of training structures.
 
     Attributes:
-        settings: of its runs, but for start, seed and what is swept.
+        settings: of its runs, except start, seed and swept settings.
         split: the structures.
-        size: training structures, if the study has several sizes.
-        fold: number of the fold, if it has folds.
+        size: number of training structures, if the study has several sizes.
+        fold: number of the fold, if the study has folds.
     """
 
     settings: FinetuneSettings
@@ -32,7 +32,7 @@ class Case:
 
     @property
     def folder(self) -> str:
-        """Part of the name of its runs' folders; empty for the only case."""
+        """Part of the folder names of its runs; empty if there is only one case."""
         words = [f"{self.size}" if self.size else "", f"fold{self.fold}" if self.fold is not None else ""]
         return "-".join(word for word in words if word)
 
@@ -46,22 +46,22 @@ def cases_of(
         base: settings of every run.
         store: the data.
         folds: of a cross-validation; None keeps the split of `base`.
-        sizes: numbers of training structures; each set contains the smaller ones, and all share the test structures.
+        sizes: numbers of training structures; training sets are nested, and all have the same test structures.
 
     Raises:
-        EutecticError: fewer than two folds; sizes that are not positive, or larger than the data; folds beside a file
-            to test on; parts that would not be nested.
+        EutecticError: fewer than two folds; sizes that are not positive, or larger than the data; folds together with
+            a test file; training sets that would not be nested.
     """
     if folds is not None and base.data.test_file is not None:
         raise EutecticError(
             "folds",
             "folds, and a file to test on",
-            "one of them: with folds, each structure is tested",
+            "only one of them: with folds, each structure is tested",
             "leave one out",
         )
     if sizes and base.data.train is not None:
         raise EutecticError(
-            "sizes", f"sizes, and {base.data.train} training structures", "one of them", "leave out --n-train"
+            "sizes", f"sizes, and {base.data.train} training structures", "only one of them", "leave out --n-train"
         )
     if wrong := [size for size in sizes if size < 1]:
         raise EutecticError("sizes", f"{wrong[0]}", "positive numbers of training structures", "correct it")
@@ -69,18 +69,18 @@ def cases_of(
     found = []
     for fold, name in enumerate(names):
         parts: Split | None = None
-        whole = _with(base, split=name)
+        in_fold = _with(base, split=name)
         for size in sorted(set(sizes), reverse=True):
-            # The largest decides how many are left for validation and test; the others take as many.
-            given = {"validation": len(parts.validation), "test": len(parts.test)} if parts is not None else {}
-            settings = _with(whole, train=size, **given)
+            # The largest size determines the numbers of validation and test structures.
+            others = {"validation": len(parts.validation), "test": len(parts.test)} if parts is not None else {}
+            settings = _with(in_fold, train=size, **others)
             smaller = split_of(store, settings)
             if parts is not None:
                 _check_nested(parts, smaller, store)
             parts = smaller
             found.append(Case(settings, smaller, size, None if folds is None else fold))
         if not sizes:
-            found.append(Case(whole, split_of(store, whole), None, None if folds is None else fold))
+            found.append(Case(in_fold, split_of(store, in_fold), None, None if folds is None else fold))
     return sorted(found, key=lambda case: (case.size or 0, case.fold or 0))
 
 
@@ -97,7 +97,8 @@ def _check_nested(larger: Split, smaller: Split, store: Store) -> None:
         return
     raise EutecticError(
         f"sizes, split {larger.name!r} of {store.card.name}",
-        f"{len(larger.train):,} and {len(smaller.train):,} training structures, with different test structures",
-        "sets of which each contains the smaller ones, tested on the same structures",
+        f"training sets of {len(larger.train):,} and {len(smaller.train):,} structures that are not nested, or have "
+        "different test structures",
+        "nested training sets with the same test structures",
         "lower the largest size, or use the split 'random'",
     )

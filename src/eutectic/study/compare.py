@@ -45,25 +45,26 @@ def run_study(
     workers: int | None = None,
     console: Console,
 ) -> StudyResults:
-    """Run all starts, seeds, folds and sizes, after a choice of learning rate and weight decay if several are given.
+    """Run all starts, seeds, folds and sizes; learning rate and weight decay are chosen first if several are given.
 
     Writes `out/runs/TASK/START-SEED/` (each a separate fine-tuning), `out/choices/` (the sweep) and
     `out/results.json`. After an interruption, the same call resumes.
 
     Args:
-        base: settings of every run; the study sets start, seed, split and size, and the swept settings. Runs go in
-            parallel, with one thread each unless `train.threads` is given.
+        base: settings of every run; the study sets start, seed, split and size, and the swept settings. Runs are
+            concurrent, with one thread each unless `train.threads` is given.
         out: folder of the study.
         model: pre-trained model to start from; a start from scratch uses its architecture.
         starts: 'scratch', 'pretrained', or both.
-        seeds: runs of each start, seeds 0, 1, …; default: 3, or 1 with folds.
+        seeds: number of runs per start, with seeds 0, 1, …; default: 3, or 1 with folds.
         folds: of a cross-validation, in which each structure is tested once.
         sizes: numbers of training structures, for a learning curve.
-        learning_rates, weight_decays: if several are given, the best for each start, fold and size are chosen on its
+        learning_rates, weight_decays: if several are given, the best for each start, fold and size are chosen on
             validation data.
-        halving: choose by successive halving on short runs (see `eutectic.study.halving`) instead of whole runs.
+        halving: choose by successive halving on short runs (see `eutectic.study.halving`) instead of full-length runs.
         title: of the report.
         workers: number of processes; default: one per core.
+        console: for messages and progress.
 
     Raises:
         EutecticError: invalid data, model or settings; no test structures.
@@ -73,11 +74,9 @@ def run_study(
         raise EutecticError("data.test", "0 structures", "test structures to compare starts", "leave it out")
     seeds = (3 if folds is None else 1) if seeds is None else seeds
     if seeds < 1:
-        raise EutecticError("seeds", f"{seeds}", "at least one run of each start", "leave it out for three")
+        raise EutecticError("seeds", f"{seeds}", "at least one run per start", "leave it out for three")
     if model is None and "pretrained" in starts:
-        raise EutecticError(
-            "--model", "none", "a pre-trained model", "pass --model eutectic-small, or a model of your own"
-        )
+        raise EutecticError("--model", "none", "a pre-trained model", "pass --model eutectic-small, or your own model")
     if base.train.threads is None:
         base = base.model_copy(update={"train": base.train.model_copy(update={"threads": 1})})
     grid = grid_of(base, learning_rates, weight_decays)
@@ -105,7 +104,7 @@ def run_study(
             )
             swept = {key: swept.get(key, 0) + value for key, value in planned.items()}
         if len(cases) > 1:
-            console.print(f"choosing took {spent(trials):,} steps in all", highlight=False)
+            console.print(f"choosing took {spent(trials):,} steps in total", highlight=False)
     plan = [(case, start, seed) for case in cases for start in starts for seed in range(seeds)]
     results = run_all(
         [
@@ -127,7 +126,7 @@ def run_study(
         heading = f"{title}, {size:,} training structures" if size else title
         task = comparison([r for _, r in of_size], heading, tried, [c.fold for c, _ in of_size])
         tasks.append(replace(task, name=f"{task.name}, {size:,}") if len(set(sizes)) > 1 else task)
-    noted = {key: {s: dict(c) for s, c in one.items()} for key, one in chosen.items()}
+    noted = {key: {s: dict(c) for s, c in by_start.items()} for key, by_start in chosen.items()}
     settings = {**base.model_dump(mode="json"), "chosen": noted[""] if list(noted) == [""] else noted}
     found = StudyResults(
         tasks=tasks,
@@ -143,7 +142,7 @@ def run_study(
 def grid_of(
     base: FinetuneSettings, learning_rates: Sequence[float], weight_decays: Sequence[float]
 ) -> list[dict[str, float]]:
-    """All combinations, in the order given, each once; what is not swept is that of `base`."""
+    """All distinct combinations in the given order; settings that are not swept are those of `base`."""
     return [
         {"learning_rate": rate, "weight_decay": decay}
         for decay in dict.fromkeys(weight_decays or [base.optimiser.weight_decay])
@@ -163,15 +162,21 @@ def choose(
     workers: int | None,
     console: Console,
 ) -> tuple[list[Trial], dict[Start, Choice], dict[str, int]]:
-    """Choose learning rate and weight decay of each start on validation data, and say what that costs.
+    """Choose learning rate and weight decay of each start on validation data, and print the cost.
 
     Args:
         base: settings of the run.
-        n_train: its training structures, by which epochs are steps.
-        halving: by successive halving; else by whole runs.
+        model: pre-trained model.
+        grid: settings to choose from.
+        folder: of the trial runs.
+        n_train: number of training structures, to convert epochs to steps.
+        starts: 'scratch', 'pretrained', or both.
+        halving: by successive halving instead of full-length runs.
+        workers: number of processes; default: one per core.
+        console: for messages and progress.
 
     Returns:
-        The trials; start → choice; and the cost in steps: planned, done, and of whole runs.
+        The trials; start → choice; and the cost in steps: planned, done, and with full-length runs.
     """
     schedule = finetune_schedule(base.train, base.optimiser, n_train)
     steps = NOMINAL if schedule.steps is None else schedule.steps
@@ -187,7 +192,7 @@ def choose(
         values = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in choice.items())
         console.print(f"chosen on validation data, {name}: {values}", highlight=False)
     done = spent({"": trials})
-    console.print(f"{done:,} steps were done to choose", highlight=False)
+    console.print(f"choosing took {done:,} steps", highlight=False)
     full = len(starts) * len(grid) * steps
     return trials, chosen, {"planned_steps": len(starts) * cost(plan), "steps": done, "steps_of_whole_runs": full}
 
@@ -201,16 +206,17 @@ def choose_for_one(
     halving: bool = True,
     console: Console | None,
 ) -> FinetuneSettings:
-    """The settings of one fine-tuning with the best of the given rates, chosen on its validation data.
+    """The settings of a fine-tuning with the best of the given rates, chosen on its validation data.
 
     Args:
         settings: of the run.
-        out: its folder; short runs go into `choices/` in it.
+        out: folder of the run; trial runs are in `choices/` there.
         learning_rates, weight_decays: to choose from.
-        halving: by successive halving; else by whole runs.
+        halving: by successive halving instead of full-length runs.
+        console: for messages and progress; None prints nothing.
 
     Raises:
-        EutecticError: no validation structures; invalid data, model or settings; an effort, which has several lengths.
+        EutecticError: no validation structures; invalid data, model or settings; an effort.
         Interrupted: resumable.
     """
     grid = grid_of(settings, learning_rates, weight_decays)
@@ -218,8 +224,8 @@ def choose_for_one(
         if settings.effort is not None:
             raise EutecticError(
                 "sweep",
-                f"{len(grid)} rates, and effort {settings.effort}",
-                "one of them: an effort is several trainings",
+                f"{len(grid)} settings to choose from, and effort {settings.effort}",
+                "only one of them, since an effort has several trainings",
                 "leave out --effort, or give one learning rate",
             )
         console = console or Console(quiet=True)
@@ -229,8 +235,8 @@ def choose_for_one(
             raise EutecticError(
                 f"split {parts.name!r} of {store.card.name}",
                 "no validation structures",
-                "some, to choose learning rate and weight decay by",
-                "ask for fewer training structures, or give one learning rate",
+                "some, to choose learning rate and weight decay",
+                "use fewer training structures, or give one learning rate",
             )
         start: Start = "scratch" if settings.start == "scratch" else "pretrained"
         named_model = settings.architecture_from if start == "scratch" else settings.start
@@ -252,7 +258,7 @@ def choose_for_one(
 
 
 def _check_parts(parts: Split, store: Store, settings: FinetuneSettings) -> None:
-    """Refuse, before anything is trained, a comparison that the data leave no structures for.
+    """Check before training that there are structures for a comparison.
 
     Raises:
         EutecticError: no validation or no test structures.
@@ -262,8 +268,8 @@ def _check_parts(parts: Split, store: Store, settings: FinetuneSettings) -> None
             raise EutecticError(
                 f"split {parts.name!r} of {store.card.name}",
                 f"no {part} structures are left ({len(parts.train):,} of {len(store):,} structures are for training)",
-                "some validation structures to choose the step by, and some test structures to compare starts",
-                "ask for fewer training structures, or give more data; `eutectic finetune` trains without them",
+                "some validation structures to choose the best step, and some test structures to compare starts",
+                "use fewer training structures, or give more data; `eutectic finetune` trains without them",
             )
 
 
@@ -277,7 +283,7 @@ def sweep(
     workers: int | None,
     console: Console,
 ) -> dict[str, list[Trial]]:
-    """Run every start with every choice, the same for all starts; task → trials with their validation errors."""
+    """Run every start with every choice; returns task → trials with their validation errors."""
     plan = [(base, start, choice) for base in bases for start in starts for choice in choices]
     results = run_all(
         [
@@ -300,7 +306,7 @@ def sweep(
 def best_choices(trials: Sequence[Trial]) -> dict[str, Choice]:
     """Start → the learning rate and weight decay with the lowest validation score, over all properties."""
     chosen: dict[str, Choice] = {}
-    for start in {one.start for one in trials}:
+    for start in {t.start for t in trials}:
         best = min(
             (t for t in trials if t.start == start), key=lambda t: t.validation_error if t.score is None else t.score
         )
@@ -320,12 +326,18 @@ def compare(
     workers: int | None,
     console: Console,
 ) -> list[TaskComparison]:
-    """Run every task from every start with all seeds, in parallel; finished runs are read back.
+    """Run every task from every start with all seeds, concurrently; finished runs are read back.
 
     Args:
         bases: settings and title of each task.
+        model: pre-trained model.
         choices: task → start → optimiser settings chosen for it.
+        folder: of the runs.
+        seeds: of the runs.
+        starts: 'scratch', 'pretrained', or both.
         trials: the sweep that led to the choices, for the results.
+        workers: number of processes; default: one per core.
+        console: for messages and progress.
     """
     plan = [(base, start, seed) for base, _ in bases for start in starts for seed in seeds]
     results = run_all(
@@ -349,7 +361,7 @@ def comparison(
     trials: Sequence[Trial] = (),
     folds: Sequence[int | None] | None = None,
 ) -> TaskComparison:
-    """Collect the runs of one task; `folds` says which fold each was tested on."""
+    """Collect the runs of one task; `folds`: the fold on which each was tested."""
     first = results[0]
     folds = [None] * len(results) if folds is None else folds
     tested = {fold: r.tested_on for fold, r in zip(folds, results, strict=True)}

@@ -1,9 +1,9 @@
-"""Successive halving: learning rate and weight decay chosen by short runs, of which the better half goes on.
+"""Successive halving: learning rate and weight decay chosen with short runs; the better half continues in each round.
 
 Jamieson and Talwalkar, Non-stochastic best arm identification and hyperparameter optimization (2016). Every round
-costs the same: n runs of a length, then the better half of them at about twice the length, until one is left. Each
-run is a whole short training with its own schedule, since a rate is good or bad with its decay. All that is compared
-is the score on validation data.
+costs the same: n runs of one length, then the better half of the settings with about twice the length, until one is
+left. Each run is a complete short training with its own schedule, since the best learning rate depends on the decay.
+Only scores on validation data are compared.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from eutectic.train.finetune_result import FinetuneResult
 from eutectic.train.settings import FinetuneSettings, parse
 
 SHARE = 0.5
-"""What choosing costs for each start, in lengths of one run."""
+"""Cost of the choice for each start, relative to one full run."""
 
 LEAST = 20
-"""Steps below which a run tells nothing about a learning rate."""
+"""Minimum number of steps to judge a learning rate."""
 
 NOMINAL = 500
-"""Length that a run until converged is taken to have, steps."""
+"""Assumed length of a run with `until_converged`, steps."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Round:
     """Runs of one length.
 
     Attributes:
-        candidates: number of runs of each start.
+        candidates: number of runs per start.
         steps: of each run.
     """
 
@@ -46,13 +46,11 @@ class Round:
 
 
 def rounds(candidates: int, steps: int) -> list[Round]:
-    """The rounds for one start.
-
-    One round at full length where halving would not be cheaper than that.
+    """The rounds for one start; a single round at full length if halving would not be cheaper.
 
     Args:
-        candidates: settings to choose from, at least 2.
-        steps: length of a whole run.
+        candidates: number of settings to choose from, at least 2.
+        steps: length of a full run.
     """
     counts = [candidates]
     while counts[-1] > 2:
@@ -63,11 +61,11 @@ def rounds(candidates: int, steps: int) -> list[Round]:
 
 def cost(plan: Sequence[Round]) -> int:
     """Steps of all runs of one start."""
-    return sum(one.candidates * one.steps for one in plan)
+    return sum(r.candidates * r.steps for r in plan)
 
 
 def shortened(settings: FinetuneSettings, steps: int) -> FinetuneSettings:
-    """The same run in a number of steps: warmed up over at most a fifth of them, validated half-way and at the end."""
+    """The same run with fewer steps: warm-up over at most a fifth of them, validations half-way and at the end."""
     values = settings.model_dump(mode="json")
     values["train"] |= {"epochs": None, "time": None, "until_converged": False, "steps": steps}
     values["train"]["evaluate_every"] = max(1, math.ceil(steps / 2))
@@ -86,34 +84,38 @@ def halve(
     workers: int | None,
     console: Console,
 ) -> tuple[list[Trial], dict[Start, Choice]]:
-    """Choose the settings of each start; an interrupted call goes on.
+    """Choose the settings of each start; an interrupted call is resumed.
 
     Args:
-        base: settings of the whole run.
+        base: settings of the full run.
         model: pre-trained model.
         choices: to choose from.
         folder: of the short runs.
-        steps: length of the whole run.
+        steps: length of the full run.
+        starts: 'scratch', 'pretrained', or both.
+        workers: number of processes; default: one per core.
+        console: for messages and progress.
 
     Returns:
-        All trials, and start → the choice that is left.
+        All trials, and start → the chosen settings.
     """
     trials: list[Trial] = []
     left: dict[Start, list[Choice]] = {start: list(choices) for start in starts}
     plan = rounds(len(choices), steps)
-    for number, one in enumerate(plan):
-        # The round of full length is the run that was asked for, with its own validations.
-        short = base if one.steps == steps and base.train.steps == steps else shortened(base, one.steps)
+    for number, this_round in enumerate(plan):
+        # A round at full length uses the full run, with its own validations.
+        length = this_round.steps
+        short = base if length == steps and base.train.steps == steps else shortened(base, length)
         runs = [(start, choice) for start in starts for choice in left[start]]
         results = run_all(
             [
                 (
                     variant(short, start, model, seed=SWEEP_SEED, choice=choice),
-                    folder / base.name / f"{one.steps}-steps" / named(start, choice),
+                    folder / base.name / f"{length}-steps" / named(start, choice),
                 )
                 for start, choice in runs
             ],
-            title=f"choosing rates, {one.steps} steps" if len(plan) > 1 else "choosing rates",
+            title=f"choosing rates, {length} steps" if len(plan) > 1 else "choosing rates",
             workers=workers,
             console=console,
         )
@@ -121,7 +123,7 @@ def halve(
         keep = plan[number + 1].candidates if number + 1 < len(plan) else 1
         for start in starts:
             scored = [(best_score(r), c) for (s, c), r in zip(runs, results, strict=True) if s == start]
-            # Sorting is stable: of equal ones the first given goes on.
+            # Sorting is stable: among equal scores, the first given setting continues.
             left[start] = [choice for _, choice in sorted(scored, key=lambda pair: pair[0])[:keep]]
     return trials, {start: left[start][0] for start in starts}
 
@@ -132,7 +134,7 @@ def named(start: str, choice: Choice) -> str:
 
 
 def best_score(result: FinetuneResult) -> float:
-    """Lowest validation score of a run, over all properties; infinite where there is none."""
+    """Lowest validation score of a run, over all properties; infinite if there is none."""
     return float(np.nanmin([*result.scores, np.inf]))
 
 
@@ -144,17 +146,17 @@ def trial(start: Start, result: FinetuneResult) -> Trial:
 
 
 def in_words(plan: Sequence[Round], starts: int, candidates: int, steps: int) -> str:
-    """What choosing will cost, beforehand."""
-    runs = ", then ".join(f"{starts * one.candidates} of {one.steps} steps" for one in plan)
+    """Planned runs and their cost."""
+    runs = ", then ".join(f"{starts * r.candidates} of {r.steps} steps" for r in plan)
     total, full = starts * cost(plan), starts * candidates * steps
     if total == full:
-        return f"choosing among {candidates} settings: {runs}, {total:,} steps in all"
+        return f"choosing among {candidates} settings: {runs}, {total:,} steps in total"
     return (
-        f"choosing among {candidates} settings by successive halving: {runs}, {total:,} steps in all "
-        f"(each in full: {full:,})"
+        f"choosing among {candidates} settings by successive halving: {runs}, {total:,} steps in total "
+        f"(full-length runs: {full:,})"
     )
 
 
 def spent(trials: Mapping[str, Sequence[Trial]]) -> int:
-    """Steps that were done."""
-    return sum(one.steps or 0 for some in trials.values() for one in some)
+    """Number of steps that were done."""
+    return sum(t.steps or 0 for some in trials.values() for t in some)

@@ -1,9 +1,9 @@
 """The record file of Matbench v0.1, as its package (`matbench` 0.6) writes, reads and validates it.
 
-One JSON object, compressed: for each task and each official fold the prediction of every test structure by its id
-("mb-jdft2d-001"), with MAE, RMSE, MAPE and the largest error; a SHA-256 of the whole. Unpacked, it is what
-`matbench.bench.MatbenchBenchmark.from_file` reads; a submission to https://github.com/materialsproject/matbench
-holds it as `results.json.gz`.
+One compressed JSON object: for each task and official fold, the prediction of every test structure by its id
+("mb-jdft2d-001"), with MAE, RMSE, MAPE and the largest error; and a SHA-256 of the record. Unpacked, it can be read by
+`matbench.bench.MatbenchBenchmark.from_file`; a submission to https://github.com/materialsproject/matbench contains it
+as `results.json.gz`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from eutectic.files import write_atomically
 BENCHMARK = "matbench_v0.1"
 VERSION = "0.6"
 SMALLEST_LABEL = 1e-5
-"""MAPE leaves out smaller labels."""
+"""Smaller labels are left out of MAPE."""
 
 
 def scores(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
@@ -35,11 +35,11 @@ def scores(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
         truth, prediction: (n,), in the unit of the task.
     """
     difference = np.abs(prediction - truth)
-    sized = np.abs(truth) > SMALLEST_LABEL
+    nonzero = np.abs(truth) > SMALLEST_LABEL
     return {
         "mae": float(difference.mean()),
         "rmse": math.sqrt(float(np.square(difference).mean())),
-        "mape": float(np.mean(difference[sized] / np.abs(truth[sized]))) if sized.any() else math.nan,
+        "mape": float(np.mean(difference[nonzero] / np.abs(truth[nonzero]))) if nonzero.any() else math.nan,
         "max_error": float(difference.max()),
     }
 
@@ -51,10 +51,10 @@ def record(
 
     Args:
         predictions: task ("jdft2d") → fold ("fold_0") → id → label and prediction.
-        about: of the algorithm, freely.
+        about: free-form description of the algorithm.
 
     Raises:
-        EutecticError: a fold without predictions, or one that is not finite.
+        EutecticError: a fold without predictions, or with non-finite ones.
     """
     tasks = {}
     for task, folds in predictions.items():
@@ -65,8 +65,8 @@ def record(
             if not len(pairs) or not np.isfinite(pairs).all():
                 raise EutecticError(
                     f"{name}, {fold}",
-                    "no prediction, or one that is not finite",
-                    "one for each test structure",
+                    "no predictions, or non-finite ones",
+                    "a prediction for each test structure",
                     "run the task again, in another folder",
                 )
             results[fold] = {
@@ -81,7 +81,7 @@ def record(
             "dataset_name": name,
             "results": results,
         }
-    whole: dict[str, Any] = {
+    contents: dict[str, Any] = {
         "@module": "matbench.bench",
         "@class": "MatbenchBenchmark",
         "version": VERSION,
@@ -90,11 +90,11 @@ def record(
         "user_metadata": dict(about),
         "datestamp": datetime.now(UTC).strftime("%Y.%m.%d %H:%M.%S"),
     }
-    return {**whole, "hash": digest(whole)}
+    return {**contents, "hash": digest(contents)}
 
 
 def digest(values: Mapping[str, Any]) -> str:
-    """SHA-256 of a record without its hash: of the JSON text with the keys in order."""
+    """SHA-256 of a record without its hash: of the JSON text with sorted keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

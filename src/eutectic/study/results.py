@@ -1,7 +1,7 @@
 """Results of a study: the data behind `results.json`, the report and the table on the terminal.
 
-Everything is plain data that survives a round trip through JSON, and needs no torch. Errors are in the task's physical
-unit; a step is one update of the weights.
+Everything is plain data that can be converted to JSON and back, and needs no torch. Errors are in the physical unit of
+the task; a step is one optimiser step.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Curve:
     """Validation error along one training run.
 
     Attributes:
-        steps: updates of the weights done at each evaluation, ascending; 0 is before the first.
+        steps: number of optimiser steps at each evaluation, ascending; 0 is before the first step.
         seconds: training time at each evaluation.
-        errors: validation error, in the task's physical unit.
+        errors: validation error, in the physical unit of the task.
     """
 
     steps: list[int]
@@ -99,8 +99,8 @@ class Run:
         test_error: in the task's unit, of the weights chosen on validation data.
         truth, prediction: at most 500 test points, in the task's unit, for a parity plot.
         seconds: wall time.
-        test_errors: property → test error, of every property that was learned.
-        fold: which part of the data it was tested on, of a study with folds.
+        test_errors: property → test error, for every learned property.
+        fold: fold on which it was tested, in a study with folds.
     """
 
     start: Start
@@ -117,7 +117,7 @@ class Run:
 
     @property
     def pair(self) -> int | str:
-        """What two runs from different starts have in common: the seed, or fold and seed."""
+        """Key that pairs two runs from different starts: the seed, or fold and seed."""
         return self.seed if self.fold is None else f"fold {self.fold}, seed {self.seed}"
 
     def __post_init__(self) -> None:
@@ -149,9 +149,9 @@ class Trial:
     Attributes:
         start, learning_rate, weight_decay: of the run.
         validation_error: of the task's property, at the best step.
-        score: at the best step: mean over all properties of error / baseline, by which the choice is made; None in
-            results of earlier versions, where it was made by `validation_error`.
-        steps: of the run; None in results of earlier versions, where all trials were whole runs.
+        score: at the best step, mean over all properties of error / baseline, by which the choice is made; None in
+            results of earlier versions, which used `validation_error`.
+        steps: of the run; None in results of earlier versions, where all trials were full-length runs.
     """
 
     start: Start
@@ -179,16 +179,16 @@ class TaskComparison:
     """One property of one data set, learned from scratch, from pre-trained weights, or both.
 
     Attributes:
-        name: of the task on the command line.
+        name: of the task.
         title: heading for reports.
         dataset, property, symbol, unit, level_of_theory: the predicted property and its labels.
         n_train, n_validation, n_test: numbers of structures.
-        steps: budget of every run.
+        steps: length of every run.
         runs: all reported runs, in any order.
         trials: runs of the sweep, if any.
         metric: name of the error measure.
         examples: a few structures of the data, for pictures.
-        units: property → unit of its errors, of every property that was learned.
+        units: property → unit of its errors, for every learned property.
     """
 
     name: str
@@ -232,7 +232,7 @@ class TaskComparison:
         return _spread([r.test_error for r in self.of(start)])
 
     def others(self) -> dict[str, tuple[float | None, float | None]]:
-        """Property, but for that of the task, → mean test error from scratch and from pre-trained weights."""
+        """Each other learned property → mean test error from scratch and from pre-trained weights."""
         names = [name for name in self.units if name != self.property]
         return {name: (self._mean_of(name, "scratch"), self._mean_of(name, "pretrained")) for name in names}
 
@@ -256,18 +256,18 @@ class TaskComparison:
         return _improvement(self.scratch, self.pretrained)
 
     def improvement_by_seed(self) -> dict[int | str, float]:
-        """The same for each seed (and fold) that both starts have; a pair differs only in its initial weights."""
+        """The same for each seed (and fold) of both starts; paired runs differ only in their initial weights."""
         scratch = {r.pair: r.test_error for r in self.of("scratch")}
         pairs = {r.pair: _improvement(scratch.get(r.pair), r.test_error) for r in self.of("pretrained")}
         return {seed: value for seed, value in pairs.items() if value is not None}
 
     @builtins.property
     def improvement_spread(self) -> float | None:
-        """Standard deviation of the paired improvements over seeds (ddof 1), in percent points."""
+        """Standard deviation of the paired improvements over seeds (ddof 1), in percentage points."""
         return _spread(list(self.improvement_by_seed().values()))
 
     def mean_curve(self, start: Start) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and validation error, mean over seeds, at every step that all seeds cover (interpolated)."""
+        """Steps and validation error, mean over seeds, at all steps within the range of every seed (interpolated)."""
         curves = [r.curve for r in self.of(start)]
         first, last = max(c.steps[0] for c in curves), min(c.steps[-1] for c in curves)
         grid = np.array(sorted({s for c in curves for s in c.steps if first <= s <= last}), dtype=float)
@@ -276,8 +276,8 @@ class TaskComparison:
     def crossing(self) -> tuple[Start, float, float] | None:
         """Where the better start reaches the other's final validation error: (start, step, error).
 
-        "Reaches" is the first point at or below, with linear interpolation between evaluations. A curve that begins at
-        or below counts from its first evaluation after step 0, since nothing was measured before.
+        That is the first point at or below this error, with linear interpolation between evaluations. If a curve
+        starts at or below it, the first evaluation after step 0 counts, since nothing was measured before.
         """
         if len(self.starts()) < 2:
             return None
@@ -293,10 +293,10 @@ class TaskComparison:
     def speedup(self) -> float | None:
         """Factor by which pre-training reduces the steps to the final validation error from scratch.
 
-        The budget `steps` divided by the first step at which the seed-mean validation curve of the
-        pre-trained start reaches the final value of the seed-mean curve from scratch (see `crossing`). Where
-        it never does, the first step at which the curve from scratch reaches the pre-trained final value,
-        divided by the budget, which is at most 1. None without both starts, or where a curve ends in NaN.
+        The length `steps` divided by the first step at which the seed-mean validation curve of the pre-trained start
+        reaches the final value of the seed-mean curve from scratch (see `crossing`). If it never does, the first step
+        at which the curve from scratch reaches the final pre-trained value, divided by the length (at most 1). None
+        without both starts, or if a curve ends in NaN.
         """
         crossing = self.crossing()
         if crossing is None:
@@ -305,7 +305,7 @@ class TaskComparison:
         return self.steps / step if start == "pretrained" else step / self.steps
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, values derived from the runs included."""
+        """Plain JSON, including values derived from the runs."""
         return {
             "name": self.name,
             "title": self.title,
@@ -370,7 +370,7 @@ class SetSummary:
         return self.card.name
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON (whose keys are strings)."""
+        """Plain values; JSON turns the keys of `elements` and `sizes` into strings."""
         return asdict(self)
 
     @classmethod
@@ -470,14 +470,14 @@ class StudyResults:
 
     @builtins.property
     def mean_improvement_spread(self) -> float | None:
-        """Standard deviation over seeds (ddof 1) of the mean paired improvement, in percent points."""
+        """Standard deviation over seeds (ddof 1) of the mean paired improvement, in percentage points."""
         by_task = [t.improvement_by_seed() for t in self.tasks if t.improvement_percent is not None]
         shared = set.intersection(*(set(b) for b in by_task)) if by_task else set()
         return _spread([float(np.mean([b[seed] for b in by_task])) for seed in sorted(shared, key=str)])
 
     @builtins.property
     def mean_speedup(self) -> float | None:
-        """Geometric mean of the tasks' speed-ups, which are ratios: 2× and ½× average to 1×."""
+        """Geometric mean of the tasks' speed-ups: 2× and ½× average to 1×."""
         known = [s for s in (t.speedup for t in self.tasks) if s is not None]
         return float(np.exp(np.mean(np.log(known)))) if known else None
 
@@ -493,20 +493,20 @@ class StudyResults:
         return sorted({s for t in self.tasks for s in t.seeds()})
 
     def folds(self) -> list[int]:
-        """Every fold that runs were tested on; empty without folds."""
+        """All folds of the runs; empty without folds."""
         return sorted({r.fold for t in self.tasks for r in t.runs if r.fold is not None})
 
     @builtins.property
     def repeats(self) -> str:
-        """What errors are averaged over, in words: "3 seeds", "5 folds", "5 folds × 3 seeds"; empty for single runs."""
+        """What errors are averaged over: "3 seeds", "5 folds", "5 folds × 3 seeds"; empty for single runs."""
         counts = (("folds", len(self.folds())), ("seeds", len(self.seeds())))
         return " × ".join(f"{n} {noun}" for noun, n in counts if n > 1)
 
     @builtins.property
     def is_learning_curve(self) -> bool:
         """Whether the tasks are one task with several numbers of training structures."""
-        alike = {(t.dataset, t.property) for t in self.tasks}
-        return len(alike) == 1 < len({t.n_train for t in self.tasks})
+        distinct = {(t.dataset, t.property) for t in self.tasks}
+        return len(distinct) == 1 < len({t.n_train for t in self.tasks})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, the contents of `results.json`."""
@@ -547,7 +547,7 @@ class StudyResults:
         """Read a file written by `write`.
 
         Raises:
-            EutecticError: missing, not JSON, or with other contents.
+            EutecticError: the file is missing or invalid.
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))

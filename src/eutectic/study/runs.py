@@ -1,4 +1,4 @@
-"""Independent fine-tuning runs, one process each, as many at a time as there are cores; spread over the GPUs."""
+"""Independent fine-tuning runs, one process each, by default one per core at a time, distributed over the GPUs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from eutectic.train.runtime.stop import StopFlag
 from eutectic.train.settings import FinetuneSettings
 
 _stop = StopFlag()
-"""In a worker process: raised by a signal, for this run and any that the worker was handed already."""
+"""In a worker process: set by a signal, for the current run and runs already queued in the worker."""
 
 
 Result = TypeVar("Result")
 
 
 def gpus() -> list[str]:
-    """The GPUs of this machine that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    """The GPUs that this process may use, by their names in `CUDA_VISIBLE_DEVICES`."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name.strip()] if torch.cuda.is_available() else []
@@ -35,16 +35,16 @@ def gpus() -> list[str]:
 
 
 def _begin(devices: Sequence[str]) -> None:
-    """In a new worker process: take one of several GPUs, before CUDA is used; note signals from here on."""
+    """In a new worker process: choose one of several GPUs before CUDA is used, and catch signals."""
     if len(devices) > 1:
-        # Numbered in the order in which they are started.
+        # Workers are numbered in the order in which they are started.
         (number, *_) = multiprocessing.current_process()._identity
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
-    # A signal is noted, never fatal: the run at hand stops at its next step and saves.
+    # Signals are not fatal: the current run stops after its next step and saves.
     _stop.listen()
 
 
-def _one(settings: FinetuneSettings, folder: Path) -> FinetuneResult:
+def _run(settings: FinetuneSettings, folder: Path) -> FinetuneResult:
     done = 0
 
     def step_done(step: int) -> None:
@@ -59,7 +59,7 @@ def _one(settings: FinetuneSettings, folder: Path) -> FinetuneResult:
 
 def _attempt(settings: FinetuneSettings, folder: Path) -> FinetuneResult | EutecticError:
     try:
-        return _one(settings, folder)
+        return _run(settings, folder)
     except EutecticError as error:
         return error
 
@@ -67,40 +67,40 @@ def _attempt(settings: FinetuneSettings, folder: Path) -> FinetuneResult | Eutec
 def run_all(
     runs: Sequence[tuple[FinetuneSettings, Path]], *, title: str, workers: int | None = None, console: Console
 ) -> list[FinetuneResult]:
-    """All results, in order. Finished runs are read back; an interrupted call goes on where it stopped.
+    """All results, in order. Finished runs are read back; an interrupted call is resumed.
 
     Args:
-        runs: settings and folder of each.
+        runs: settings and folder of each run.
         title: of the progress bar.
-        workers: processes; one for each core if not given.
-        console: where to show progress.
+        workers: number of processes; default: one per core.
+        console: for progress.
 
     Raises:
         Interrupted: Ctrl-C; each run is resumable.
         EutecticError: one run failed; the others save and stop, and finished ones are kept.
     """
-    return _side_by_side(_one, runs, title, workers, console)
+    return _concurrently(_run, runs, title, workers, console)
 
 
 def try_all(
     runs: Sequence[tuple[FinetuneSettings, Path]], *, title: str, workers: int | None = None, console: Console
 ) -> list[FinetuneResult | EutecticError]:
-    """As `run_all`, but a run that fails does not stop the others: its error takes the place of its result.
+    """Like `run_all`, but a failed run does not stop the others: its error replaces its result.
 
     Raises:
         Interrupted: Ctrl-C; each run is resumable.
     """
-    return _side_by_side(_attempt, runs, title, workers, console)
+    return _concurrently(_attempt, runs, title, workers, console)
 
 
-def _side_by_side(
+def _concurrently(
     function: Callable[[FinetuneSettings, Path], Result],
     runs: Sequence[tuple[FinetuneSettings, Path]],
     title: str,
     workers: int | None,
     console: Console,
 ) -> list[Result]:
-    # Long runs first: the last to finish is then a short one.
+    # Long runs first, so that few cores are idle at the end.
     lengths = [settings.train.steps for settings, _ in runs]
     order = sorted(range(len(runs)), key=lambda i: -(lengths[i] or 0))
     finished = 0
@@ -127,7 +127,7 @@ def _side_by_side(
                 [runs[i] for i in order],
                 cores() if workers is None else workers,
                 where=title,
-                kept="finished runs are kept, and the others resume",
+                kept="finished runs are kept, and the others can be resumed",
                 start=functools.partial(_begin, gpus()),
                 progress=bar.advance,
                 finished=run_done,

@@ -1,4 +1,4 @@
-"""The runs of a study: the same settings with another start, seed, optimiser, number of structures or fold."""
+"""Settings of the runs of a study, which differ in start, seed and optimiser settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from eutectic.train.settings import FinetuneSettings, parse
 
 SWEEP_SEED = 1000
-"""Seed for choosing learning rates, which no reported run uses."""
+"""Seed of the runs that choose learning rates; not used for reported runs."""
 
 Choice = Mapping[str, float]
 """Optimiser settings chosen for a start: `learning_rate`, and `weight_decay` if swept."""
@@ -20,7 +20,7 @@ def variant(base: FinetuneSettings, start: str, model: Path | None, *, seed: int
     Args:
         base: all other settings.
         start: 'pretrained' or 'scratch'.
-        model: the pre-trained model, whose architecture a start from scratch uses too.
+        model: the pre-trained model; a start from scratch uses its architecture.
         seed: of the run.
         choice: optimiser settings, chosen for this start on validation data.
     """

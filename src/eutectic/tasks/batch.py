@@ -1,4 +1,4 @@
-"""Batches: a graph for the model, and labels for the loss."""
+"""Batches: a graph for the model and labels for the loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Sample:
 
     Attributes:
         task: index of its task.
-        graph: built with that task's settings.
+        graph: graph built with the task's settings.
         labels: property → normalised value; missing labels are left out.
     """
 
@@ -38,7 +38,7 @@ class Batch:
         graph: input of the model.
         parts: slice of each task of the model, in the model's order.
         labels: task → property → values in normalised units, NaN where missing.
-        n_structures: on this process; the loss is divided by the number over all processes.
+        n_structures: number on this process; the loss is divided by the total over all processes.
     """
 
     graph: Graph
@@ -61,19 +61,19 @@ def make_batch(items: Sequence[Sample], tasks: Sequence[Task], dtype: torch.dtyp
     Args:
         items: in any order; at least one.
         tasks: all tasks of the model.
-        dtype: of geometry and labels.
+        dtype: dtype of geometry and labels.
     """
     ordered = sorted(items, key=lambda item: item.task)
     graph = collate([item.graph for item in ordered], dtype)
     parts, labels = [], {}
     s = a = e = 0
     for index, task in enumerate(tasks):
-        of_task = [item for item in ordered if item.task == index]
-        n_atoms = sum(len(item.graph.structure) for item in of_task)
-        n_edges = sum(len(item.graph.main) for item in of_task)
-        parts.append(TaskSlice(task.name, (s, s + len(of_task)), (a, a + n_atoms), (e, e + n_edges)))
-        s, a, e = s + len(of_task), a + n_atoms, e + n_edges
-        labels[task.name] = {name: _column(of_task, name, dtype) for name in task.targets}
+        task_items = [item for item in ordered if item.task == index]
+        n_atoms = sum(len(item.graph.structure) for item in task_items)
+        n_edges = sum(len(item.graph.main) for item in task_items)
+        parts.append(TaskSlice(task.name, (s, s + len(task_items)), (a, a + n_atoms), (e, e + n_edges)))
+        s, a, e = s + len(task_items), a + n_atoms, e + n_edges
+        labels[task.name] = {name: _column(task_items, name, dtype) for name in task.targets}
     return Batch(graph, tuple(parts), labels, len(items))
 
 
@@ -88,8 +88,9 @@ def labelled_structures(batch: Batch, tasks: Sequence[Task]) -> list[dict[str, i
         for name in task.targets:
             truth = batch.labels[task.name][name]
             # NaN marks a missing label: either all values of a structure are NaN, or none is.
-            one_each = truth if PROPERTIES[name].level == "structure" else truth[first_atoms]
-            missing = torch.isnan(one_each).flatten(1).any(1) if one_each.ndim > 1 else torch.isnan(one_each)
+            per_structure = truth if PROPERTIES[name].level == "structure" else truth[first_atoms]
+            nan = torch.isnan(per_structure)
+            missing = nan.flatten(1).any(1) if nan.ndim > 1 else nan
             by_property[name] = int((~missing).sum())
         counts.append(by_property)
     return counts
@@ -97,15 +98,15 @@ def labelled_structures(batch: Batch, tasks: Sequence[Task]) -> list[dict[str, i
 
 def _column(items: Sequence[Sample], name: str, dtype: torch.dtype) -> Tensor:
     prop = PROPERTIES[name]
-    one = prop.shape(0)[1:] if prop.level == "atom" else prop.shape(0)
-    values = [np.zeros((0, *one))]
+    shape = prop.shape(0)[1:] if prop.level == "atom" else prop.shape(0)
+    values = [np.zeros((0, *shape))]
     known = [np.zeros(0, dtype=bool)]
     for item in items:
         labelled = name in item.labels
         value = item.labels[name] if labelled else np.full(prop.shape(len(item.graph.structure)), np.nan)
-        values.append(value.reshape(-1, *one))
+        values.append(value.reshape(-1, *shape))
         known.append(np.full(len(values[-1]), labelled))
     column = np.concatenate(values)
-    # NaN marks a missing label; a label that is itself NaN becomes infinite, so that it is not taken for missing.
-    column[np.isnan(column) & np.concatenate(known).reshape(-1, *[1] * len(one))] = np.inf
+    # NaN marks a missing label; a label that is itself NaN becomes infinite, so that it does not count as missing.
+    column[np.isnan(column) & np.concatenate(known).reshape(-1, *[1] * len(shape))] = np.inf
     return torch.from_numpy(column).to(dtype)

@@ -19,11 +19,11 @@ def fit_task(
 ) -> Task:
     """Fit every target's normaliser on the training split, and count classes.
 
-    Extensive scalars are reduced by a least-squares reference per element and no mean, so that the model stays
-    extensive; intensive and per-atom scalars by their mean; vectors and tensors are divided by the RMS of a component;
-    classes are unchanged. Where forces are the gradient of the energy head both share one scale, σ_F · 1 Å for the
-    energy, so that the identity F = −∂E/∂r holds in model units too; a stress that is a derivative, σ = (∂E/∂ε)/V,
-    shares it as well.
+    From extensive scalars, a least-squares reference per element is subtracted but no mean, so that the model stays
+    extensive; from intensive and per-atom scalars, their mean. Vectors and tensors are only divided by the RMS of a
+    component; classes are unchanged. If forces are the gradient of the energy head, both share one scale, σ_F · 1 Å for
+    the energy, so that F = −∂E/∂r holds in model units too; a stress that is a derivative, σ = (∂E/∂ε)/V, also shares
+    it.
 
     Raises:
         EutecticError: targets that do not fit their properties (see `check_targets`); a target without labels in the
@@ -57,17 +57,17 @@ def fit_task(
         mean = 0.0 if references is not None or prop.rank > 0 else scale.mean
         strained = head.entry.derivative == "strain"
         if "positions" in derivatives and (property == "energy" or strained):
-            spread = fit_scale(store, train, "forces").std
+            std = fit_scale(store, train, "forces").std
         elif strained:
-            spread = fit_scale(store, train, "energy", fit_references(store, train, "energy")).std
+            std = fit_scale(store, train, "energy", fit_references(store, train, "energy")).std
         else:
-            spread = scale.std
+            std = scale.std
         # A constant label is not scaled.
-        fitted[property] = Target(settings, Normaliser(references, mean, spread if spread > 1e-12 else 1.0), weight)
+        fitted[property] = Target(settings, Normaliser(references, mean, std if std > 1e-12 else 1.0), weight)
     return Task(name=name, level_of_theory=store.card.level_of_theory, targets=fitted, graph=graph)
 
 
-def _count_classes(task: str, store: Store, train: np.ndarray, name: str, stated: int | None) -> int:
+def _count_classes(task: str, store: Store, train: np.ndarray, name: str, n_classes: int | None) -> int:
     """Number of classes: one more than the largest training label, and at least 2."""
     largest = 1
     for batch in store.take(train, name):
@@ -81,11 +81,11 @@ def _count_classes(task: str, store: Store, train: np.ndarray, name: str, stated
                 "number the classes from 0 when the data are prepared",
             )
         largest = max(largest, int(labels.max(initial=0)))
-    if stated is not None and largest >= stated:
+    if n_classes is not None and largest >= n_classes:
         raise EutecticError(
             f"task {task!r}, {name}",
-            f"n_classes {stated}, and a training label {largest}",
+            f"n_classes {n_classes}, and a training label {largest}",
             f"at least {largest + 1}",
-            "leave out `n_classes`: it is counted from the labels",
+            "omit `n_classes`: it is counted from the labels",
         )
-    return stated or largest + 1
+    return n_classes or largest + 1

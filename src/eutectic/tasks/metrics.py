@@ -49,8 +49,8 @@ class ErrorSum:
         squared, signed: Σ (prediction − label)², Σ (prediction − label).
         baseline: Σ |label − baseline|; the baseline is references and mean alone, or zero forces.
         count, structures: number of components, and of structures.
-        learned, sought: prediction and label without references and mean, per atom if extensive: what the head gives,
-            and what it should give.
+        learned, sought: prediction and label without references and mean, per atom if extensive: the head's output and
+            its target.
         truth, prediction: all values, kept only on request.
         metric: name of `mae`.
     """
@@ -81,7 +81,7 @@ class ErrorSum:
 
         Args:
             truth, prediction, baseline: of the same shape, in the property's unit.
-            nothing: prediction of a head that gives zero, where that is not the baseline.
+            nothing: prediction of a head whose output is zero, if that is not the baseline.
             size: number of atoms by which `learned` and `sought` are divided.
             keep: keep truth and prediction.
         """
@@ -121,12 +121,12 @@ class ErrorSum:
 
 @dataclass
 class ClassErrorSum(ErrorSum):
-    """Running sums for a property whose values are classes: the error of a structure is 1 where the likeliest class is
+    """Running sums for a property whose values are classes: the error of a structure is 1 if the most likely class is
     wrong, and `mae` is the error rate.
 
     Attributes:
         baseline: number of structures outside the largest class.
-        truth, prediction: class, and probability of class 1 where there are two, else the likeliest class; always kept.
+        truth, prediction: class, and probability of class 1 of two, else the most likely class; always kept.
         sizes: class → number of structures.
     """
 
@@ -149,7 +149,7 @@ class ClassErrorSum(ErrorSum):
 
     @property
     def accuracy(self) -> float:
-        """Fraction of structures whose likeliest class is right."""
+        """Fraction of structures whose most likely class is correct."""
         return 1 - self.mae
 
     @property
@@ -165,7 +165,7 @@ def roc_auc(positive: np.ndarray, score: np.ndarray) -> float:
 
     Args:
         positive: (n,) bool, with both values present.
-        score: (n,) higher where positive is likelier.
+        score: (n,) higher if a positive is more likely.
     """
     n, m = int(positive.sum()), int((~positive).sum())
     return float((rankdata(score)[positive].sum() - n * (n + 1) / 2) / (n * m))

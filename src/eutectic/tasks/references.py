@@ -1,7 +1,7 @@
-"""Per-element references and scales, fitted to training labels before training.
+"""Per-element references and scales, fitted to the training labels before training.
 
-Everything is float64, since rounding a total energy to float32 exceeds the error of models, and streamed, since a data
-set need not fit in memory.
+All sums are in float64, since rounding a total energy to float32 exceeds the error of models; data are streamed, since
+a data set may not fit in memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from eutectic.data.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """One value per element; their sum over atoms is the part of a property that depends on composition alone.
+    """One value per element; their sum over atoms is the part of a property that depends on composition only.
 
     Attributes:
         property: name of the fitted property ("energy", "u0", …).
@@ -33,7 +33,7 @@ class References:
     values: Mapping[int, float]
 
     def table(self) -> Float[np.ndarray, " 119"]:
-        """Values by atomic number; NaN where an element was absent from training."""
+        """Values by atomic number; NaN for elements absent from training."""
         table = np.full(MAX_ATOMIC_NUMBER + 1, np.nan)
         table[list(self.values)] = list(self.values.values())
         return table
@@ -48,11 +48,11 @@ class References:
         return float(self._of_compositions(counts[None])[0])
 
     def of_atoms(self, numbers: Int[np.ndarray, " atoms"]) -> Float[np.ndarray, " atoms"]:
-        """Of each atom, in the property's unit; 0 for an element that was absent from training."""
+        """Reference of each atom, in the property's unit; 0 for an element absent from training."""
         return np.asarray(self._filled[numbers])
 
     def subtract(self, numbers: Int[np.ndarray, " atoms"], value: float) -> float:
-        """A structure's value less the sum over its atoms.
+        """A structure's value minus the sum over its atoms.
 
         Raises:
             EutecticError: an element that was absent from training.
@@ -60,11 +60,11 @@ class References:
         return float(value) - self.of(numbers)
 
     def unseen(self) -> tuple[str, ...]:
-        """Symbols of the elements, H to Og, that have no reference."""
+        """Symbols of the elements, H to Og, without a reference."""
         return tuple(chemical_symbols[z] for z in range(1, MAX_ATOMIC_NUMBER + 1) if z not in self.values)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON, elements by symbol."""
+        """Plain JSON, with elements by symbol."""
         return {
             "property": self.property,
             "values": {chemical_symbols[z]: v for z, v in self.values.items()},
@@ -123,11 +123,11 @@ class Scale:
 
 
 def fit_references(store: Store, indices: Int[np.ndarray, " n"], property: str = "energy") -> References:
-    """Least squares, without an intercept, of a property on the numbers of atoms of each element.
+    """Least-squares fit, without intercept, of a property to the number of atoms of each element.
 
-    As for the linear references of JMP and OC20. Where the training structures do not determine every element (one
-    molecule only determines the sum), the solution of least norm is taken; sums over structures of the same
-    composition are exact all the same.
+    These are the linear references of JMP and OC20. If the training structures do not determine every element (a single
+    molecule determines only the sum), the minimum-norm solution is taken; sums over structures of the same composition
+    are still exact.
 
     Args:
         store: data set with the labels.
@@ -135,7 +135,7 @@ def fit_references(store: Store, indices: Int[np.ndarray, " n"], property: str =
         property: an extensive property of structures.
 
     Raises:
-        EutecticError: the property is not extensive, or no row has it.
+        EutecticError: the property is not extensive, or no row has its label.
     """
     prop = _known(store, property)
     if not prop.extensive or prop.level != "structure" or prop.rank > 0:
@@ -148,11 +148,11 @@ def fit_references(store: Store, indices: Int[np.ndarray, " n"], property: str =
     normal, right = np.zeros((MAX_ATOMIC_NUMBER + 1, MAX_ATOMIC_NUMBER + 1)), np.zeros(MAX_ATOMIC_NUMBER + 1)
     for counts, values in _with_compositions(store, indices, property):
         present = np.flatnonzero(counts.any(axis=0))
-        some = counts[:, present]
-        # Sums of products of integers: exact in float64 up to 2^53. The matrices are small, and einsum
-        # starts no threads for them (on a busy machine threads were forty times slower).
-        normal[np.ix_(present, present)] += np.einsum("ni,nj->ij", some, some)
-        right[present] += np.einsum("ni,n->i", some, values)
+        present_counts = counts[:, present]
+        # Sums of products of integers are exact in float64 up to 2^53. einsum starts no threads for these small
+        # matrices (on a busy machine, threads were forty times slower).
+        normal[np.ix_(present, present)] += np.einsum("ni,nj->ij", present_counts, present_counts)
+        right[present] += np.einsum("ni,n->i", present_counts, values)
     solution = least_squares(normal, right)
     if not solution:
         raise _no_label(store, property)
@@ -160,16 +160,16 @@ def fit_references(store: Store, indices: Int[np.ndarray, " n"], property: str =
 
 
 def least_squares(normal: Float[np.ndarray, "119 119"], right: Float[np.ndarray, " 119"]) -> dict[int, float]:
-    """Atomic number → value, of least norm, for the elements that occur.
+    """Minimum-norm solution of the normal equations: atomic number → value, for the elements that occur.
 
     Args:
-        normal: products of the numbers of atoms of each two elements, summed over structures.
-        right: products of the numbers of atoms with the values to fit.
+        normal: products of the numbers of atoms of each pair of elements, summed over structures.
+        right: products of the numbers of atoms and the values to fit, summed over structures.
     """
     seen = np.flatnonzero(normal.diagonal())
     if not len(seen):
         return {}
-    # Columns scaled to unit length, so that a rare element is not taken for a null direction.
+    # Columns are scaled to unit length, so that a rare element does not count as a null direction.
     length = np.sqrt(normal[seen, seen])
     eigenvalues, vectors = np.linalg.eigh(normal[np.ix_(seen, seen)] / np.outer(length, length))
     known = eigenvalues > 1e-10 * eigenvalues[-1]
@@ -186,8 +186,8 @@ def fit_scale(
     Args:
         store: data set with the labels.
         indices: (n,) training rows; rows without the label are skipped.
-        property: for vectors and tensors the result is the root mean square of components, with mean 0.
-        references: subtracted first.
+        property: for vectors and tensors, the result is the root mean square of components, with mean 0.
+        references: subtracted before fitting.
 
     Raises:
         EutecticError: no row has the label; an element without a reference.
@@ -207,12 +207,12 @@ def fit_scale(
     if not count:
         raise _no_label(store, property)
     std = math.sqrt(squares / count)
-    # Labels that are equal up to rounding have no scale.
+    # Labels that are equal up to rounding are not scaled.
     return Scale(mean=mean, std=std if std > 1e-12 * max(1.0, abs(mean)) else 1.0)
 
 
 def mean_atoms(store: Store, indices: Int[np.ndarray, " n"]) -> float:
-    """Mean number of atoms of some structures."""
+    """Mean number of atoms per structure."""
     atoms = structures = 0
     for batch in store.take(indices, "n_atoms"):
         atoms += int(batch.column("n_atoms").to_numpy().sum(dtype=np.int64))
@@ -237,7 +237,7 @@ def _residuals(
 def _with_compositions(
     store: Store, indices: np.ndarray, name: str
 ) -> Iterator[tuple[Float[np.ndarray, "n 119"], Float[np.ndarray, " n"]]]:
-    """Number of atoms of each element, and the label, of the rows that have the label."""
+    """Number of atoms of each element, and the label, for the rows that have the label."""
     for batch in store.take(indices, "numbers", name):
         rows = batch.filter(batch.column(name).is_valid())
         numbers = rows.column("numbers")

@@ -14,14 +14,14 @@ from eutectic.tasks.task import TargetSettings
 
 
 def check_targets(targets: Mapping[str, TargetSettings]) -> dict[str, TargetSettings]:
-    """Targets with their settings resolved: default head, pooling and loss depend on the property.
+    """Validate targets and resolve their settings: default head, pooling and loss depend on the property.
 
     Args:
         targets: property → settings.
 
     Raises:
-        EutecticError: an unknown property, a head or loss that does not fit its property, forces or stress as
-            derivatives of an energy that is not learned.
+        EutecticError: an unknown property; a head or loss that does not fit its property; forces or stress as
+            derivatives without an energy target.
     """
     resolved: dict[str, TargetSettings] = {}
     for name, target in targets.items():
@@ -45,23 +45,25 @@ Targets = Annotated[dict[str, TargetSettings], AfterValidator(check_targets)]
 
 
 def targets_for(targets: Mapping[str, TargetSettings], backbone: Backbone) -> dict[str, TargetSettings]:
-    """Targets with heads that the backbone has features for.
+    """Replace heads whose input features the backbone lacks.
 
-    Where it has no edge features, heads that take directions from edges are replaced by those of the same properties
-    that take them from the atoms' vectors; and the other way round, where it has no vectors.
+    Without edge features, heads that take directions from edges are replaced by heads for the same properties that take
+    them from the atoms' vectors; without vectors, the other way round.
 
     Args:
         targets: property → settings, resolved.
-        backbone: of the model.
+        backbone: backbone of the model.
     """
     if bool(backbone.edge_width) == bool(backbone.vector_width):
         return dict(targets)
-    instead = FROM_VECTORS if backbone.vector_width else {vectors: edges for edges, vectors in FROM_VECTORS.items()}
-    found = {}
+    replacements = (
+        FROM_VECTORS if backbone.vector_width else {vectors: edges for edges, vectors in FROM_VECTORS.items()}
+    )
+    replaced = {}
     for name, target in targets.items():
-        kind = instead.get(str(target.head.kind), target.head.kind)
-        found[name] = target.model_copy(update={"head": target.head.model_copy(update={"kind": kind})})
-    return found
+        kind = replacements.get(str(target.head.kind), target.head.kind)
+        replaced[name] = target.model_copy(update={"head": target.head.model_copy(update={"kind": kind})})
+    return replaced
 
 
 def _check_loss(name: str, target: TargetSettings) -> None:
@@ -71,5 +73,5 @@ def _check_loss(name: str, target: TargetSettings) -> None:
             f"target {name!r}",
             f"loss {target.loss!r} for {'classes' if classes else 'values that are not classes'}",
             "cross_entropy" if classes else "mae, mse or huber",
-            "leave out `loss`: the default depends on the property",
+            "omit `loss`: the default depends on the property",
         )

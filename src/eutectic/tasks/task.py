@@ -31,12 +31,12 @@ class TargetSettings(BaseModel):
     )
     loss: Loss | None = Field(
         default=None,
-        description="mae, mse or huber of normalised values (see tasks/loss.py), or cross_entropy, the only one for "
-        "classes. Default: mae; for classes cross_entropy",
+        description="mae, mse or huber of normalised values (see tasks/loss.py); cross_entropy for classes only. "
+        "Default: mae; for classes cross_entropy",
     )
 
     def resolve(self, prop: Property) -> TargetSettings:
-        """These settings with all defaults filled in, except a number of classes."""
+        """These settings with all defaults filled in, except the number of classes."""
         head = resolve(self.head, prop)
         loss: Loss = self.loss or ("cross_entropy" if head.entry.categorical else "mae")
         return self.model_copy(update={"head": head, "loss": loss})
@@ -44,10 +44,10 @@ class TargetSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Normaliser:
-    """label → (label − Σ references − mean) / scale, in float64 until the last step.
+    """Maps a label to (label − Σ references − mean) / scale, in float64.
 
     Attributes:
-        references: per-element energies, or None for a property without any.
+        references: per-element references, or None for a property without them.
         mean, scale: shift and divisor, in the property's unit.
     """
 
@@ -56,17 +56,17 @@ class Normaliser:
     scale: float
 
     def normalise(self, value: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """A label in model units."""
+        """Convert a label to model units."""
         reference = self.references.of(numbers) if self.references is not None else 0.0
         return np.asarray((np.asarray(value, dtype=np.float64) - reference - self.mean) / self.scale)
 
     def denormalise(self, value: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """A prediction in the property's unit."""
+        """Convert a prediction to the property's unit."""
         reference = self.references.of(numbers) if self.references is not None else 0.0
         return np.asarray(np.asarray(value, dtype=np.float64) * self.scale + self.mean + reference)
 
     def of_atoms(self, values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Parts of the atoms (n_atoms,) in a predicted sum, in the property's unit; `denormalise` of their sum."""
+        """Per-atom contributions (n_atoms,) in the property's unit; they sum to `denormalise` of the summed input."""
         reference = self.references.of_atoms(numbers) if self.references is not None else 0.0
         return np.asarray(np.asarray(values, dtype=np.float64) * self.scale + self.mean / len(numbers) + reference)
 
@@ -88,7 +88,7 @@ class Normaliser:
 
 @dataclass(frozen=True)
 class Target:
-    """A property with everything needed to learn it."""
+    """A property to learn, with its settings, normaliser and loss weight."""
 
     settings: TargetSettings
     normaliser: Normaliser
@@ -111,7 +111,7 @@ class Task:
     """A data set's targets and graph settings.
 
     Attributes:
-        name: also that of its heads.
+        name: name of the task and of its heads.
         level_of_theory: level of theory of the labels.
         targets: property name → target; its settings are resolved.
         graph: graph settings of this task's structures.
@@ -128,7 +128,7 @@ class Task:
 
     @property
     def heads(self) -> dict[str, HeadSettings]:
-        """Property → head, as `MultitaskModel` takes them."""
+        """Property → head, in the form that `MultitaskModel` expects."""
         return {name: target.settings.head for name, target in self.targets.items()}
 
     @property
@@ -144,7 +144,7 @@ class Task:
         """The labels of this task's targets, in model units; missing labels are left out.
 
         Raises:
-            EutecticError: an element that was absent when the references were fitted.
+            EutecticError: an element without a reference.
         """
         numbers = labelled.structure.numbers
         try:
@@ -176,10 +176,10 @@ class Task:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> Task:
-        """The inverse of `to_dict`; defines the properties that are not built in.
+        """The inverse of `to_dict`; defines properties that are not built in.
 
         Raises:
-            EutecticError: a target's unit or definition differs from that in this process.
+            EutecticError: a target's unit or definition differs from the one in this process.
         """
         targets: Mapping[str, Mapping[str, object]] = values["targets"]  # type: ignore[assignment]
         for name, target in targets.items():
@@ -200,7 +200,7 @@ class Task:
 
 
 def _check_property(where: str, name: str, target: Mapping[str, Any]) -> None:
-    """Reject a target that was learned in another unit or with another definition than in this process."""
+    """Reject a target that was learned with another unit or definition than in this process."""
     if "property" in target:
         define(Property.from_dict(target["property"], where), where)
     if name not in PROPERTIES:

@@ -158,7 +158,7 @@ def _check(name: str, tolerance: str | None, meaning: str, **options: Any) -> Ca
 
 @_check("contract", "symmetry", "directions are not the main edges' unit vectors, source to target")
 def check_contract(backbone: nn.Module, graph_settings: GraphSettings, structures: Structures) -> Deviation:
-    """`Features` have the declared widths, one row per atom and per main edge, and the directions of the edges."""
+    """`Features` have the declared widths, one row per atom and per main edge, and the edges' directions."""
     graph = graph_of(list(structures.values()), graph_settings, backbone)
     with torch.no_grad():
         features: Features = backbone(graph)
@@ -564,8 +564,8 @@ def check_state_dict(make: Callable[[], nn.Module], graph_settings: GraphSetting
     second.load_state_dict(torch.load(file, weights_only=True), strict=True)
     graph = graph_of(list(structures.values()), graph_settings, first)
     with torch.no_grad():
-        one, two = (observe(in_float64(b), graph) for b in (first, second))
-    return Deviation(*worst_deviation(one, two, atom_rows(structures)))
+        expected, observed = (observe(in_float64(b), graph) for b in (first, second))
+    return Deviation(*worst_deviation(expected, observed, atom_rows(structures)))
 
 
 # --- all of them ----------------------------------------------------------------------------------
@@ -595,8 +595,8 @@ def check_backbone(
         make: builds the backbone; called several times, with different random seeds.
         graph_settings: settings of the backbone's graphs; use `symmetry="union"`, since the published rule is not
             invariant.
-        skip: names of checks to omit ("inversion" for a chiral model; "rotation" too for one that is not invariant by
-            construction, but has learned to be so).
+        skip: names of checks to omit ("inversion" for a chiral model; also "rotation" for a model that learned its
+            invariance instead of having it by construction).
         tolerances: see `Tolerances`.
 
     Raises:
@@ -628,7 +628,7 @@ def parametrize_backbone_checks(
     skip: Sequence[str] = (),
     tolerances: Tolerances = DEFAULT_TOLERANCES,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A pytest decorator: one item per check, with the argument `check`, a function without arguments.
+    """A pytest decorator that makes one item per check, with the argument `check`, a function without arguments.
 
         @parametrize_backbone_checks(lambda: MyBackbone(width=32), GraphSettings(cutoff=5.0))
         def test_my_backbone(check):

@@ -25,7 +25,7 @@ class Observed:
     Attributes:
         atoms: (n_atoms, atom_width) invariant features.
         edges: (n_atoms, edge_width) sum of the features of each atom's incoming edges.
-        vectors: (n_atoms, 3) Σ f_e · direction over incoming edges, f_e a fixed random combination of edge features.
+        vectors: (n_atoms, 3) Σ f_e · direction over incoming edges; f_e is a fixed random combination of edge features.
     """
 
     atoms: Tensor
@@ -42,7 +42,7 @@ class Observed:
 
     @classmethod
     def concatenate(cls, several: Sequence[Observed]) -> Observed:
-        """Concatenate the rows of several."""
+        """Concatenate the rows of several observations."""
         return cls(**{part: torch.cat([o.parts()[part] for o in several]) for part in ("atoms", "edges", "vectors")})
 
 
@@ -81,7 +81,7 @@ def gradient(value: Tensor, of: Tensor, *, retain: bool = False, create: bool = 
 
 
 def graph_of(structures: Sequence[Structure], settings: GraphSettings, backbone: nn.Module) -> Graph:
-    """A float64 batch of structures, with the edge lists that the backbone says it reads, as in training."""
+    """A float64 batch of structures, with the edge lists that the backbone declares, as in training."""
     lists = getattr(backbone, "edge_lists", LISTS)
     return collate([build_graph(s, settings, lists=lists) for s in structures], torch.float64)
 

@@ -34,7 +34,7 @@ def rotated(structure: Structure, rotation: np.ndarray) -> Structure:
 
 
 def molecule(name: str) -> Structure:
-    """A molecule of ASE's G2 collection."""
+    """A molecule from ASE's G2 collection."""
     return Structure.from_ase(ase_molecule(name))
 
 

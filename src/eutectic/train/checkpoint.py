@@ -51,10 +51,10 @@ def load_checkpoint(path: Path, steps: int | None = None) -> dict[str, Any] | No
 
     Args:
         path: the file.
-        steps: of the run, if the checkpoint must be of one of its steps.
+        steps: length of the run, if the checkpoint must belong to one of its steps.
 
     Raises:
-        EutecticError: every checkpoint is damaged, of no step of the run, or holds objects other than tensors and
+        EutecticError: every checkpoint is damaged, has an impossible step, or contains objects other than tensors and
             plain values.
     """
     damaged: EutecticError | None = None
@@ -83,22 +83,22 @@ def _read(path: Path, steps: int | None) -> dict[str, Any]:
             raise ValueError(f"{damaged} does not match its checksum")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
-            raise ValueError(f"it holds a {type(state).__name__}")
+            raise ValueError(f"it contains a {type(state).__name__}")
         step = state.get("step")
         if steps is not None and (type(step) is not int or not 0 <= step <= steps):
-            raise ValueError(f"its step is {str(step)[:40]!r}, of a run of {steps}")
-    except Exception as error:  # torch raises many kinds for a damaged or hostile file
+            raise ValueError(f"its step is {str(step)[:40]!r}, in a run of {steps} steps")
+    except Exception as error:  # torch raises many kinds of errors for a damaged or malicious file
         raise not_a_checkpoint(path, str(error)[:200]) from error
     return state
 
 
 def not_a_checkpoint(path: Path, why: str) -> EutecticError:
-    """The error of a file that is not a checkpoint of this run."""
+    """The error for a file that is not a checkpoint of this run."""
     return EutecticError(
         str(path),
         f"not a readable checkpoint ({why})",
         "a checkpoint written by eutectic for this run",
-        f"delete it to resume from {previous(path).name} if there is one, or else from the beginning",
+        f"delete it to resume from {previous(path).name} if it exists, or from the beginning",
     )
 
 
@@ -109,7 +109,7 @@ def remove_checkpoints(path: Path) -> None:
 
 
 def full_state(value: Any, *, keep: bool = True) -> Any:
-    """A state with full tensors on the CPU. Every process calls this, since sharded tensors are gathered.
+    """A state with full tensors on the CPU. Every process must call this, since sharded tensors are gathered.
 
     Args:
         value: tensors in dicts and lists.
@@ -150,5 +150,5 @@ def local_shard(like: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """This process's shard of a full tensor, sharded like `like`."""
     if not isinstance(like, DTensor):
         return value
-    # Every process has read the file, so nothing is sent.
+    # Every process has read the file, so no communication is needed.
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -1,8 +1,8 @@
-"""Companions of a fine-tuning: what its model learns at the same time, with heads of its own.
+"""Companions of a fine-tuning: tasks that its model learns at the same time, with separate heads.
 
-A companion is another data set (one's own, or one of pre-training, so that the model does not forget it), or the
-start's own predictions on the training structures, where there is no other data. The latter is learning without
-forgetting (Li and Hoiem, IEEE TPAMI 2018, doi:10.1109/TPAMI.2017.2773081), on atoms.
+A companion is another data set (for example one of pre-training, so that the model does not forget it), or the
+predictions of the starting model on the training structures, if there is no other data. The latter is learning without
+forgetting (Li and Hoiem, IEEE TPAMI 2018, doi:10.1109/TPAMI.2017.2773081), for atomistic models.
 """
 
 from __future__ import annotations
@@ -36,21 +36,22 @@ from eutectic.train.settings import CompanionSettings, default_targets
 PREDICTED_AT_ONCE = 32
 
 VALIDATED = 64
-"""Validation structures of a companion by default: its errors are shown at every validation of the run."""
+"""Default number of validation structures of a companion, which is validated whenever the run is."""
 
 
 @dataclass(frozen=True)
 class Companion:
-    """One companion, read.
+    """A companion with its data.
 
     Attributes:
-        settings: of it.
-        task: in the model, named as in the settings.
-        kept: the heads that it keeps of the start.
-        store: whose structures it learns from; with the start's predictions, the store of the run.
-        parts: its rows; of the validation rows, those on which it is validated.
-        judged: its errors count when the best step is chosen.
-        memory: of `train` and of `validation`: position → sample with the predictions of the start; None: labels.
+        settings: of the companion.
+        task: its task in the model, named as in the settings.
+        kept: heads kept from the starting model.
+        store: its structures; with predictions of the starting model, the store of the run.
+        parts: its split; validation rows are limited to those used.
+        judged: whether its errors count in the choice of the best step.
+        memory: for training and for validation: position → sample with predictions of the starting model; None if the
+            labels of the store are learned.
     """
 
     settings: CompanionSettings
@@ -63,19 +64,19 @@ class Companion:
 
     @property
     def in_words(self) -> str:
-        """What is learned of what, for a person."""
+        """Description of the companion."""
         what = f"{self.task.name}: {', '.join(self.task.targets)} of {len(self.parts.train):,} structures"
-        of = "as the start predicts them" if self.memory is not None else f"({self.store.card.level_of_theory})"
+        labels = "as predicted by the start" if self.memory is not None else f"({self.store.card.level_of_theory})"
         heads = f"heads of {self.kept.task} kept" if self.kept.task is not None else "new heads"
-        how = f"{self.settings.ratio:g} for each structure of the data" if self.settings.ratio else "only watched"
-        return f"{what} {of}, {heads}, {how}"
+        how = f"{self.settings.ratio:g} per structure of the data" if self.settings.ratio else "only validated"
+        return f"{what} {labels}, {heads}, {how}"
 
     @property
     def has_new_heads(self) -> bool:
         return self.kept.task is None
 
     def learned_rows(self) -> LearnedRows | None:
-        """Which structures of its own a model has learned from, for those who test it later; None if there are none."""
+        """Record of its own structures that the model learns from, for later tests; None if there are none."""
         if self.memory is not None or not self.settings.ratio:
             return None
         return LearnedRows.of(
@@ -89,7 +90,7 @@ class Companion:
         )
 
     def training(self, index: int, edge_lists: tuple[str, ...]) -> TaskDataset:
-        """What is learned, as data of the task at a place in the model."""
+        """The training data, for the task with this index in the model."""
         return self._data(index, self.parts.train, edge_lists, 0)
 
     def validating(self, index: int, edge_lists: tuple[str, ...]) -> TaskDataset:
@@ -114,22 +115,22 @@ def read_companions(
 
     Args:
         settings: name → companion.
-        start: the pre-trained model, if there is one.
+        start: the pre-trained model, if any.
         backbone: of the run.
-        graph: of the run, for companions whose heads are new.
-        store, rows: the data of the run, and its rows for training and for validation.
-        properties: that the run learns.
-        where: the start, for errors.
+        graph: of the run, for companions with new heads.
+        store, rows: data of the run, and its rows for training and validation.
+        properties: learned by the run.
+        where: name of the starting model, for errors.
 
     Raises:
-        EutecticError: no such data or task; data without labels to learn; predictions of a model that there is not.
+        EutecticError: unknown data or task; data without labels; predictions without a pre-trained model.
     """
     found = []
-    for name, one in settings.items():
-        if one.store is None:
-            found.append(_of_predictions(name, one, start, store, rows, backbone.edge_lists, where))
+    for name, chosen in settings.items():
+        if chosen.store is None:
+            found.append(_of_predictions(name, chosen, start, store, rows, backbone.edge_lists, where))
         else:
-            found.append(_of_data(name, one, start, backbone, graph, properties, where))
+            found.append(_of_data(name, chosen, start, backbone, graph, properties, where))
     return tuple(found)
 
 
@@ -146,7 +147,7 @@ def _of_data(
     store = open_data(settings.store)
     theirs = None if start is None else _task_for(settings, start, name, store, where)
     targets = settings.targets or _default_targets(name, store, theirs, properties)
-    # Kept heads are used as they were trained: with the graph of their task.
+    # Kept heads need the graph with which they were trained.
     graph = graph if theirs is None else theirs.graph
     parts = split(
         store,
@@ -168,12 +169,12 @@ def _of_data(
 
 
 def _some(rows: np.ndarray, number: int) -> np.ndarray:
-    """At most so many rows, evenly chosen."""
+    """At most `number` evenly spaced rows."""
     return rows[np.linspace(0, len(rows) - 1, min(number, len(rows))).astype(int)]
 
 
 def _task_for(settings: CompanionSettings, start: TrainedModel, name: str, store: Store, where: str) -> Task | None:
-    """The start's task whose heads fit this data: the one that is named, or that learned from this data set."""
+    """The task of the starting model whose heads fit: named in the settings, or trained on this data set."""
     if settings.head_from is None:
         return None
     if settings.head_from != AUTO:
@@ -183,7 +184,7 @@ def _task_for(settings: CompanionSettings, start: TrainedModel, name: str, store
 
 
 def _default_targets(name: str, store: Store, theirs: Task | None, properties: Sequence[str]) -> dict[str, Any]:
-    """Those of the task whose heads are kept; else the properties of the run that the data have, with usual heads."""
+    """Targets of the task whose heads are kept; otherwise properties of the run with labels, with default heads."""
     counts = store.label_counts()
     if theirs is not None:
         known = {n: target.settings for n, target in theirs.targets.items() if counts.get(n)}
@@ -193,10 +194,10 @@ def _default_targets(name: str, store: Store, theirs: Task | None, properties: S
     if not names:
         raise EutecticError(
             f"companions.{name}",
-            f"no label of {', '.join(properties)}, energy or forces; its labels: "
+            f"no labels of {', '.join(properties)}, energy or forces; its labels: "
             f"{', '.join(n for n, count in counts.items() if count) or 'none'}",
             "labels to learn from",
-            f"name what to learn of it: --together-with {name}=PROPERTY,…",
+            f"name the properties to learn: --together-with {name}=PROPERTY,…",
         )
     return default_targets(names, conservative={"energy", "forces"} <= set(names))
 
@@ -213,8 +214,8 @@ def _of_predictions(
     if start is None:
         raise EutecticError(
             f"companions.{name}",
-            "predictions of the start, and a training from scratch",
-            "a pre-trained model, which predicts",
+            "predictions of the starting model, in a training from scratch",
+            "a pre-trained model",
             "start from a model (--model), or leave it out",
         )
     wanted = name if settings.head_from in (None, AUTO) else settings.head_from
@@ -235,7 +236,7 @@ def _of_predictions(
 def _predicted(
     model: MultitaskModel, theirs: Task, task: Task, store: Store, rows: np.ndarray, edge_lists: tuple[str, ...]
 ) -> dict[int, Sample]:
-    """Samples with what the heads give, which needs no scaling: the task has the start's references and scales."""
+    """Samples labelled with the outputs of the heads, already normalised: the task keeps references and scales."""
     unlabelled = replace(theirs, targets={})
     data = TaskDataset(0, unlabelled, store, rows, edge_lists=edge_lists)
     samples: dict[int, Sample] = {}
@@ -258,11 +259,11 @@ def _predicted(
 
 @dataclass
 class CompanionErrors:
-    """Errors of the companions along a run, as they are quoted.
+    """Errors of the companions along a run, in display units.
 
     Attributes:
         before, after, baselines: companion → property → validation error before the first step, at the step that was
-            kept, and of references and mean alone.
+            kept, and of the mean predictor.
         test: companion → property → test error.
     """
 
@@ -272,11 +273,11 @@ class CompanionErrors:
     test: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, found: Mapping[str, Judgement], *, first: bool, kept: bool) -> None:
-        """Those of one validation, which may be the first, or of the step that is kept so far."""
-        errors = {name: dict(one.errors) for name, one in found.items()}
+        """Add a validation; `first` and `kept`: whether it is the first one, and the best so far."""
+        errors = {name: dict(judgement.errors) for name, judgement in found.items()}
         if first:
             self.before = errors
-            self.baselines = {name: dict(one.baselines) for name, one in found.items()}
+            self.baselines = {name: dict(judgement.baselines) for name, judgement in found.items()}
         if first or kept:
             self.after = errors
 
@@ -306,21 +307,21 @@ class CompanionErrors:
 def judge_companions(
     fabric: lf.Fabric, model: MultitaskModel, tasks: Sequence[Task], data: Mapping[str, Sequence[Sample]]
 ) -> dict[str, Judgement]:
-    """Validate them.
+    """Validate the companions.
 
     Args:
         fabric: launched; every process calls this.
-        model: that has them.
+        model: with the heads of the companions.
         tasks: of the model.
-        data: companion → its share of the validation structures on this process.
+        data: companion → this process's share of its validation structures.
     """
-    items = [item for of_one in data.values() for item in of_one]
+    items = [item for samples in data.values() for item in samples]
     found = evaluate(model, tasks, items, device=fabric.device)
     return {name: judge(fabric, found[name], {}) for name in data}
 
 
 def joint_score(main: float, others: Iterable[float]) -> float:
-    """The mean of the scores of all data sets that are judged."""
+    """Mean of the scores of the data and of the judged companions."""
     scores = [main, *others]
     return sum(scores) / len(scores)
 
@@ -328,11 +329,12 @@ def joint_score(main: float, others: Iterable[float]) -> float:
 def errors_of_new_heads(
     model: MultitaskModel, companions: Sequence[Companion], edge_lists: tuple[str, ...], device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Companion → property → test error, as it is quoted, of companions whose heads are new."""
+    """Companion → property → test error in the display unit, for companions with new heads."""
     found = {}
-    for one in companions:
-        if len(one.parts.test) and one.has_new_heads:
-            items = TaskDataset(0, one.task, one.store, one.parts.test, edge_lists=edge_lists).items()
-            errors = evaluate(model, [one.task], items, device=device)[one.task.name]
-            found[one.task.name] = {name: shown(name, e.mae)[0] for name, e in errors.items() if e.count}
+    for companion in companions:
+        task, rows = companion.task, companion.parts.test
+        if len(rows) and companion.has_new_heads:
+            items = TaskDataset(0, task, companion.store, rows, edge_lists=edge_lists).items()
+            errors = evaluate(model, [task], items, device=device)[task.name]
+            found[task.name] = {name: shown(name, e.mae)[0] for name, e in errors.items() if e.count}
     return found

@@ -1,9 +1,9 @@
 """The cost of a batch: measured on real batches on this device, or counted without running the model.
 
-A step's time and memory are each modelled as constant + a·atoms + e·edges + t·triplets + q·quadruplets with
-non-negative coefficients, fitted to real steps. The numbers of edges, triplets and quadruplets of a structure are
-predicted from its number of atoms, for each data set separately (`SizeModel`), since a store has a column for the
-number of atoms but no graphs.
+Time and memory of a step are each modelled as constant + a·atoms + e·edges + t·triplets + q·quadruplets with
+non-negative coefficients fitted to real steps. Since a store contains numbers of atoms but no graphs, the numbers of
+edges, triplets and quadruplets of a structure are predicted from its number of atoms, for each data set separately
+(`SizeModel`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SAMPLED = 48
 """Number of structures of a set whose graphs are built to fit its `SizeModel`."""
 
 PATIENCE = 4.0
-"""Seconds after which a calibration tries no larger batch."""
+"""Seconds after which a calibration does not try larger batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,12 @@ class CostModel:
 
     @property
     def coefficients(self) -> Coefficients:
-        """The coefficients for cutting batches, rounded to two digits so that they can be written and read exactly."""
+        """Coefficients for cutting batches, rounded to two digits so that they can be written and read exactly."""
         values = {k: float(f"{v:.2g}") for k, v in asdict(self).items() if k != "constant"}
         return Coefficients(**values) if any(values.values()) else Coefficients(atom=1.0)
 
     def of(self, counts: np.ndarray) -> np.ndarray:
-        """(…, 4) atoms, edges, triplets, quadruplets of steps → (…,) their cost."""
+        """(…, 4) atoms, edges, triplets, quadruplets of steps → (…,) cost."""
         return np.asarray(self.constant + counts @ np.array([self.atom, self.edge, self.triplet, self.quadruplet]))
 
 
@@ -68,7 +68,7 @@ def fit_cost(counts: Float[np.ndarray, "n 4"], measured: Float[np.ndarray, " n"]
 
     Args:
         counts: atoms, edges, triplets, quadruplets of each step.
-        measured: its cost, positive.
+        measured: cost of each step, positive.
     """
     table = np.column_stack([np.ones(len(counts)), counts]) / measured[:, None]
     # Columns differ by orders of magnitude.
@@ -82,8 +82,8 @@ def fit_cost(counts: Float[np.ndarray, "n 4"], measured: Float[np.ndarray, " n"]
 class SizeModel:
     """Number of atoms → edges, triplets, quadruplets, for the structures of one data set.
 
-    With n atoms and k neighbours kept, there are at most n·min(n − 1, k) edges in a molecule. Each count is fitted as
-    a sum of n, n·d and n·d², d = min(n − 1, k), with coefficients that are not negative.
+    A molecule with n atoms and at most k neighbours has at most n·min(n − 1, k) edges. Each count is fitted as a
+    non-negative combination of n, n·d and n·d² with d = min(n − 1, k).
 
     Attributes:
         neighbours: k of the main graph.
@@ -112,13 +112,13 @@ class SizeModel:
 
 
 def spread_rows(rows: TaskDataset, count: int) -> np.ndarray:
-    """Positions of `count` structures, evenly spread over the sizes of a set."""
+    """Positions of `count` structures, evenly spaced in the order of size."""
     order = np.argsort(rows.sizes(), kind="stable")
     return order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(int))]
 
 
 def size_model(rows: TaskDataset, count: int = SAMPLED) -> SizeModel:
-    """Fit a `SizeModel` to a few structures of one set, always the same ones, with edge dropout as in training."""
+    """Fit a `SizeModel` to a few structures of a set, always the same ones, with edge dropout as in training."""
     counts = [_training_sample(rows, int(i)).graph.counts for i in spread_rows(rows, count)]
     return SizeModel.fit(counts, rows.task.graph.max_neighbours)
 
@@ -197,8 +197,8 @@ def calibrate(
     Args:
         model: on any device; moved to `device`, without gradients.
         tasks: all tasks of the model.
-        trials: batches, smallest first, built lazily (see `trials_of`). The first that does not fit into memory is the
-            last one tried.
+        trials: batches, smallest first, built lazily (see `trials_of`). Stops at the first that does not fit into
+            memory.
         patience: seconds after which no larger batch is tried.
     """
     device = torch.device(device)
@@ -256,8 +256,10 @@ def calibrate(
 
 
 def trials_of(source: BatchSampler, processes: int = 1) -> Iterator[list[Sample]]:
-    """Trial batches: an eighth and a quarter of a process's share of a batch (64 structures at most) from each set,
-    then a half and all of it from the mixture.
+    """Trial batches for a calibration.
+
+    An eighth and a quarter of a process's share of a batch (at most 64 structures) from each set, then a half and all
+    of it from the mixture.
 
     Args:
         source: the batches.
@@ -284,7 +286,7 @@ def _seconds(work: Callable[[], None], device: torch.device) -> float:
 
 
 def _memory(work: Callable[[], None], device: torch.device) -> int:
-    """Peak bytes of a step besides the weights: from the allocator on a GPU, from all tensors created on a CPU."""
+    """Peak bytes of a step without the weights: from the allocator on a GPU, from all created tensors on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -301,7 +303,7 @@ class PeakBytes(TorchDispatchMode):
     """Counts the bytes of the tensors created while it is active, like an allocator, on any device.
 
     Attributes:
-        most: peak of the bytes alive. Workspace inside a kernel is not counted.
+        most: peak of the allocated bytes, without workspace inside kernels.
     """
 
     def __init__(self) -> None:
@@ -337,7 +339,7 @@ class Work:
     """Operations and memory of a step.
 
     Attributes:
-        flops: floating-point operations of the matmuls of forward and backward pass; a multiply-add counts as two.
+        flops: floating-point operations of the matmuls in forward and backward pass; a multiply-add counts as two.
         bytes: peak memory of intermediate results, at 32 bits.
         parameters: number of parameters of the model.
     """
@@ -350,7 +352,7 @@ class Work:
 def count_work(
     choice: BackboneChoice, tasks: Sequence[Task], items: Sequence[Sample], *, checkpointing: bool = False
 ) -> Work:
-    """Count the work of a training step of a model of any size, without its weights and without running it.
+    """Count the work of a training step of a model of any size, without allocating weights or running it.
 
     Weights, positions and everything computed from them are on the meta device: shapes without values. Indices and
     masks are real, since shapes depend on them (docs/decisions/0007-counting-work-without-doing-it.md).
@@ -368,11 +370,11 @@ def count_work(
         model = MultitaskModel(backbone, {task.name: task.heads for task in tasks}).train()
     if checkpointing:
         checkpoint_activations(model)
-    with PeakBytes() as peak, _ToMeta(), _MatmulFlops() as products:
+    with PeakBytes() as peak, _ToMeta(), _MatmulFlops() as matmuls:
         predictions = model(graph, batch.parts)
         torch.stack([value.sum() for by_name in predictions.values() for value in by_name.values()]).sum().backward()
     return Work(
-        flops=products.flops,
+        flops=matmuls.flops,
         bytes=peak.most,
         parameters=sum(p.numel() for p in cast(nn.Module, model).parameters()),
     )
@@ -381,7 +383,7 @@ def count_work(
 class _MatmulFlops(TorchDispatchMode):
     """Counts the floating-point operations of matmuls.
 
-    (As PyTorch's `FlopCounterMode`, which keeps tensors alive that checkpointed blocks have freed.)
+    PyTorch's `FlopCounterMode` would keep tensors alive that checkpointed blocks have freed.
     """
 
     def __init__(self) -> None:
@@ -411,6 +413,6 @@ class _ToMeta(TorchDispatchMode):
     def _shape(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_meta:
             return tensor
-        # Outside the modes, so that an existing tensor is not counted as a new one.
+        # Outside the dispatch modes, so that an existing tensor is not counted as a new one.
         with _disable_current_modes():
             return tensor.to("meta")

@@ -1,13 +1,13 @@
-"""An effort ladder: trainings of ever more of a model, each from the one before, for as long as that pays.
+"""An effort ladder: trainings of more and more of a model, each from the one before, as long as the error improves.
 
-1. **ridge**: linear heads on the backbone's frozen features, in closed form (`ridge.py`): seconds.
-2. **heads**: new heads by gradient descent, the backbone frozen.
-3. **lora**: low-rank changes of the backbone's weights beside the heads of the second rung.
-4. **all**: all weights, from the best of the second and third.
+1. **ridge**: linear heads on the backbone's frozen features, in closed form (`ridge.py`), in seconds.
+2. **heads**: new heads by gradient descent, with a frozen backbone.
+3. **lora**: low-rank updates of the backbone's weights, together with the heads of the second rung.
+4. **all**: all weights, from the better of the second and third.
 
-Heads that fit a backbone before it is changed keep what it knows (Kumar et al., "Fine-tuning can distort pretrained
-features and underperform out-of-distribution", ICLR 2022, arXiv:2202.10054). Each rung is a run in a folder of its own,
-which resumes as any other; the one with the lowest validation score gives the model.
+Training the heads before the backbone avoids distorting its features (Kumar et al., "Fine-tuning can distort pretrained
+features and underperform out-of-distribution", ICLR 2022, arXiv:2202.10054). Each rung is a separate run in its own
+folder, resumable like any other; the model of the rung with the lowest validation score is kept.
 """
 
 from __future__ import annotations
@@ -46,33 +46,33 @@ from eutectic.train.runtime.launch import launched_outside, make_fabric, share_t
 from eutectic.train.settings import Effort, FinetuneSettings, duration
 
 SECONDS: dict[Effort, float | None] = {"seconds": 60.0, "minutes": 600.0, "hour": 3600.0, "full": None}
-"""Seconds of training in all, validations included; None trains each rung until it has converged."""
+"""Total training time in seconds, validations included; None trains each rung until it has converged."""
 
 NAMES = ("ridge", "heads", "lora", "all")
 
 SHARES = {"heads": 0.05, "lora": 0.15, "all": 0.8}
-"""Part of the time for each rung but the first, which takes seconds."""
+"""Fraction of the time for each rung except the first, which takes seconds."""
 
 RANK = 16
-"""Of the low-rank changes."""
+"""Rank of the low-rank updates."""
 
 PAYS = 0.02
-"""A rung pays if it lowers the best validation score so far by more than this, relatively."""
+"""Minimum relative decrease of the best validation score for which the ladder goes on."""
 
 
 @dataclass
 class Rung:
-    """One training of the ladder.
+    """A training of the ladder.
 
     Attributes:
         name: ridge, heads, lora or all.
-        trained: what of the model was trained, in words.
-        errors: property → validation error in its unit, of the best step.
-        score: the mean over properties of error / error of the mean predictor, by which rungs are compared.
-        seconds: of training, validations included.
-        steps: done.
+        trained: trained parts of the model, as text.
+        errors: property → validation error at the best step, in its unit.
+        score: mean over properties of error / error of the mean predictor, by which rungs are compared.
+        seconds: training time, validations included.
+        steps: number of steps done.
         outcome: chosen, not chosen, skipped, or not tried.
-        why: of an outcome, in words.
+        why: reason for the outcome.
     """
 
     name: str
@@ -86,26 +86,26 @@ class Rung:
 
 
 def climb(settings: FinetuneSettings, folder: Path, *, console: Console | None = None) -> FinetuneResult:
-    """Climb the ladder, or go on with it, or return at once the result of one that is finished.
+    """Run or resume the trainings of an effort; the result of a finished one is returned at once.
 
-    A folder that holds the ladder of a lower effort goes on from there.
+    The ladder of a lower effort in the folder is continued.
 
     Args:
         settings: of the run, with an effort.
-        folder: for `model`, `result.json`, and a folder of each rung under `rungs`.
-        console: where to report; silent without.
+        folder: for `model`, `result.json`, and a folder per rung under `rungs`.
+        console: for messages; None prints nothing.
 
     Raises:
-        EutecticError: data, model or settings that cannot be used; no validation structures.
+        EutecticError: invalid data, model or settings; no validation structures.
         Interrupted: stopped by a signal; resumable.
     """
     assert settings.effort is not None
     if launched_outside():
         raise EutecticError(
             "effort",
-            f"{settings.effort}, in processes that torchrun or srun has started",
-            "one process, which starts others (train.processes)",
-            "start it without them, or give a length in place of the effort",
+            f"{settings.effort}, in processes started by torchrun or srun",
+            "one process, which starts the others (train.processes)",
+            "start it without torchrun or srun, or give a length instead of the effort",
         )
     folder = Path(folder)
     with claimed(folder):
@@ -116,21 +116,21 @@ def climb(settings: FinetuneSettings, folder: Path, *, console: Console | None =
 
 
 def _raise_effort(settings: FinetuneSettings, folder: Path) -> None:
-    """Make the ladder in a folder one of this, higher, effort.
+    """Turn the ladder of a lower effort in a folder into one of this effort.
 
     Raises:
-        EutecticError: it is a lower one.
+        EutecticError: the ladder in the folder has a higher effort.
     """
     efforts, before = list(SECONDS), stored_settings(folder).get("effort")
     if before in efforts and efforts.index(before) > efforts.index(str(settings.effort)):  # type: ignore[arg-type]
         raise EutecticError(
             f"{folder}, effort {settings.effort}",
-            f"a run of effort {before}",
-            "the same effort, to return its result, or a greater one, to go on",
-            "ask for more, or choose another --out",
+            f"a run with effort {before}",
+            "the same effort to return its result, or a higher one to continue",
+            "choose a higher effort or another --out",
         )
     (folder / "result.json").unlink(missing_ok=True)
-    # They start from rungs that will be trained for longer.
+    # These rungs start from others, which will be trained for longer.
     for name in ("lora", "all"):
         shutil.rmtree(_place(folder, name), ignore_errors=True)
     lengthen(folder, settings, "finetune")
@@ -142,9 +142,9 @@ def _climb(
     if not len(prepared.split.validation):
         raise EutecticError(
             f"effort, split {prepared.split.name!r} of {prepared.store.card.name}",
-            "no validation structures, by which trainings are compared",
+            "no validation structures, which are needed to compare trainings",
             "some validation structures",
-            "ask for fewer training structures, or give steps, epochs or a time in place of the effort",
+            "use fewer training structures, or give steps, epochs or a time instead of the effort",
         )
     rungs = [Rung(name) for name in NAMES]
     results: dict[str, FinetuneResult] = {}
@@ -201,16 +201,15 @@ def _why_skipped(name: str, effort: Effort, prepared: Prepared) -> str:
         backbone = prepared.start.module.backbone
         matrices = sum(layer.get_parameter("weight").numel() for layer in weight_matrices(backbone))
         if matrices < 0.5 * sum(p.numel() for p in cast(nn.Module, backbone).parameters()):
-            return "most of the backbone's weights are not in matrices that low-rank changes can be added to"
+            return "most of the backbone's weights are not in matrices with low-rank updates"
     return ""
 
 
 def _why_stopped(results: Mapping[str, FinetuneResult]) -> str:
-    """Why no further rung is tried; empty where one is.
+    """Why no further rung is tried; empty if the ladder goes on.
 
-    That new heads are no better than a ridge regression says nothing of what a change of the backbone brings: only
-    a rung that has changed it can end the ladder, and only where its error no longer fell: one that had too little time
-    says nothing either.
+    Only a rung that has changed the backbone (lora) and whose error no longer fell can end the ladder: heads that do
+    not improve on the ridge regression, or a training that was too short, do not show what more training would give.
     """
     if "lora" not in results or results["lora"].still_falling is not False:
         return ""
@@ -219,7 +218,7 @@ def _why_stopped(results: Mapping[str, FinetuneResult]) -> str:
     if scores["lora"] < before * (1 - PAYS):
         return ""
     fell = 1 - scores["lora"] / before
-    return f"the rung before lowered the best score by {max(0.0, fell):.1%}, less than {PAYS:.0%}"
+    return f"the previous rung lowered the best score by {max(0.0, fell):.1%}, less than {PAYS:.0%}"
 
 
 def _train(
@@ -231,7 +230,7 @@ def _train(
     prepared: Prepared,
     console: Console | None,
 ) -> FinetuneResult:
-    """The result of one rung, trained, resumed or read."""
+    """Train or resume a rung, or read its result."""
     place = _place(folder, name)
     if name == "ridge":
         return fit_rung_in_closed_form(settings, place)
@@ -239,7 +238,7 @@ def _train(
     seconds = SECONDS[effort]
     share = 1.0 if effort == "seconds" else SHARES[name]
     length = {"until_converged": True} if seconds is None else {"time": seconds * share}
-    # The interval of validations is that of another length.
+    # The interval between validations belongs to the previous length.
     none = dict.fromkeys(("steps", "epochs", "time", "evaluate_every"))
     values["train"] |= {**none, "until_converged": False, **length}
     if name == "heads":
@@ -259,7 +258,7 @@ def _train(
 
 
 def fit_rung_in_closed_form(settings: FinetuneSettings, place: Path) -> FinetuneResult:
-    """Fit linear heads to a run's data, and save the model and its result as those of a run without steps.
+    """Fit linear heads to a run's data, and save model and result like those of a run without steps.
 
     Args:
         settings: of the run; its start, data and properties are used.
@@ -322,7 +321,7 @@ def _finish(
     results: Mapping[str, FinetuneResult],
     rungs: Sequence[Rung],
 ) -> FinetuneResult:
-    """Copy the best rung's model, and write its result with the table of all."""
+    """Copy the model of the best rung, and write its result with the table of all rungs."""
     place = _place(folder, chosen)
     with replacing(folder / "model", folder=True) as half:
         shutil.copytree(place / "model", half, dirs_exist_ok=True)

@@ -18,25 +18,25 @@ from eutectic.tasks.metrics import ClassErrorSum, ErrorSum, shown
 from eutectic.train.batches.sampler import TaskDataset
 
 AT_ONCE = 256
-"""Structures of a store that are read together."""
+"""Number of structures read from a store at a time."""
 
 KEPT_VALUES = 500
-"""Structures of a store whose values are kept for a plot."""
+"""Number of structures of a store whose values are kept for a plot."""
 
 
 @runtime_checkable
 class LastFeatures(Protocol):
-    """Takes the features of final layers, and the errors that go with them, along an evaluation.
+    """Collects last-layer features and the corresponding errors during an evaluation.
 
     Attributes:
-        names: properties of which they are wanted, each with a head that has them.
+        names: properties to collect, whose heads must have last-layer features.
     """
 
     @property
     def names(self) -> Sequence[str]: ...
 
     def add(self, name: str, error: float, features: np.ndarray) -> None:
-        """Add prediction − label of a structure, in the property's unit, and features (width,)."""
+        """Add prediction − label of a structure, in the unit of the property, and its features (width,)."""
 
 
 Errors = dict[str, dict[str, ErrorSum]]
@@ -67,12 +67,12 @@ def evaluate(
         items: in any order.
         keep: keep truth and prediction of every value.
         per_atom: divide extensive properties by the number of atoms before comparing.
-        conservative: forces and stress as derivatives of the energy, for tasks with heads of their own for them.
-        baseline: with the references and means of the baseline, where those of the only task are fitted to what kept
-            heads leave; by default the task's own.
+        conservative: compute forces and stress as derivatives of the energy, even if tasks have heads for them.
+        baseline: task with the references and means of the mean predictor, if those of the only task in `tasks` are
+            fitted to the residuals of kept heads; default: the task itself.
         progress: called with the number of structures done so far.
         seen: called with task, property, item and the absolute errors of its values.
-        last_features: given those of every structure.
+        last_features: collects the last-layer features of all structures.
         into: errors to add to.
 
     Returns:
@@ -82,16 +82,16 @@ def evaluate(
     training, dtype = model.training, next(model.parameters()).dtype
     model.eval()
     try:
-        # Similar sizes together, so that no batch is much larger than the others.
+        # Batches of similar sizes, so that none is much larger than the others.
         ordered = sorted(items, key=lambda item: len(item.graph.structure))
         for first in range(0, len(ordered), batch_size):
             chunk = sorted(ordered[first : first + batch_size], key=lambda item: item.task)
             batch = make_batch(chunk, tasks, dtype).to(device)
             with torch.no_grad():
-                asked: dict[str, Any] = {"conservative": True} if conservative else {}
+                options: dict[str, Any] = {"conservative": True} if conservative else {}
                 if last_features is not None:
-                    asked["last_features"] = last_features.names
-                predictions = model(batch.graph, batch.parts, **asked)
+                    options["last_features"] = last_features.names
+                predictions = model(batch.graph, batch.parts, **options)
             for index, task in enumerate(tasks):
                 of_task = [item for item in chunk if item.task == index]
                 if of_task:
@@ -114,7 +114,7 @@ def evaluate(
 
 
 def no_errors(tasks: Sequence[Task]) -> Errors:
-    """Sums of nothing yet."""
+    """Empty error sums."""
     return {
         task.name: {name: ClassErrorSum() if t.categorical else ErrorSum() for name, t in task.targets.items()}
         for task in tasks
@@ -137,18 +137,19 @@ def evaluate_store(
     """Errors on rows of a store, read and predicted a few at a time; runs on the device of the model.
 
     Args:
-        model: that has the task; its mode is restored afterwards.
+        model: with the task; its mode is restored afterwards.
         task: whose targets are compared.
         store, rows: the structures.
-        batch_size, conservative, baseline, seen, last_features: as for `evaluate`.
+        batch_size, conservative, baseline, seen, last_features: as in `evaluate`.
         progress: called with the number of structures done since the last call.
 
     Returns:
-        Property → errors, with a part of the values kept, evenly chosen; and why structures could not be predicted.
+        Property → errors, with values kept for evenly spaced structures; and errors of structures that could not be
+        predicted.
     """
     errors, refused = no_errors([task]), list[EutecticError]()
     lists, device = model.backbone.edge_lists, next(model.parameters()).device
-    # The structures whose values are kept, for a plot.
+    # Structures whose values are kept for a plot.
     keep = set(np.linspace(0, max(len(rows) - 1, 0), min(KEPT_VALUES, len(rows))).astype(int).tolist())
     for first in range(0, len(rows), AT_ONCE):
         some = rows[first : first + AT_ONCE]
@@ -156,7 +157,7 @@ def evaluate_store(
         items: list[Sample | None] = []
         try:
             items += data.items()
-        except EutecticError:  # of which structure, is found one by one
+        except EutecticError:  # read one by one to find the structures that fail
             for i in range(len(some)):
                 try:
                     items.append(data.item(i))
@@ -236,7 +237,7 @@ def _compare(
 
 
 def _compared(name: str, structure: Structure) -> Any:
-    """Index of the values that are compared: all, but forces only of free atoms (OC20's convention)."""
+    """Index of the compared values: all, but forces only on free atoms (OC20's convention)."""
     return ~structure.fixed if name == "forces" else ...
 
 
@@ -247,7 +248,7 @@ class Breakdown:
         names: task and property of each row of the sums.
 
     Attributes:
-        sizes: (n_names, 20, 2) sum and count of structures of 2^i to 2^(i+1) − 1 atoms.
+        sizes: (n_names, 20, 2) sum and count for structures with 2^i to 2^(i+1) − 1 atoms.
         elements: (n_names, 119, 2) sum and count by atomic number.
     """
 

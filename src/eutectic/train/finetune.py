@@ -1,4 +1,4 @@
-"""Fine-tuning: one model for one data set, from a pre-trained backbone or from scratch, tested on its test split."""
+"""Fine-tuning: one model on one data set, from a pre-trained backbone or from scratch, tested on its test split."""
 
 from __future__ import annotations
 
@@ -71,20 +71,20 @@ from eutectic.train.uncertainty import calibrated
 PARITY_POINTS = 500
 
 RIDGE_FITTED_TO = 256
-"""Training structures of the ridge regression that a run begins with."""
+"""Training structures of the ridge regression at the start of a run."""
 
 PROBES = 32
-"""Training structures on which a dead head is looked for where there are no validation structures."""
+"""Training structures used to detect dead heads if there are no validation structures."""
 
 MOST_DEATHS = 3
-"""How often a run goes back after a head has died."""
+"""How often a run restarts from earlier weights after a head has died."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data, the task and the start of a run, read once and handed to every process.
+    """Data, task and starting model of a run, read once and passed to every process.
 
-    `baseline` is the task with references and means fitted to the labels alone: the mean predictor.
+    `baseline` is the task with references and means fitted to the labels only: the mean predictor.
     """
 
     store: Store
@@ -101,8 +101,8 @@ class Prepared:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """Of the model: that of the run first."""
-        return (self.task, *(one.task for one in self.companions))
+        """Tasks of the model; the run's own task is the first."""
+        return (self.task, *(companion.task for companion in self.companions))
 
 
 def finetune(
@@ -114,24 +114,24 @@ def finetune(
     on_step: Callable[[int], None] = lambda step: None,
     stop: StopFlag | None = None,
 ) -> FinetuneResult:
-    """Run, or resume, or return at once the result of a run that is finished.
+    """Run or resume a fine-tuning; the result of a finished one is returned at once.
 
     Args:
         settings: of the run.
-        folder: for `model`, `result.json`, the journal and checkpoints; None keeps nothing, in one process.
-        console: where to report what is read, kept and reset, and the progress; silent without.
-        alone: one process, whatever the settings and the surroundings say; one of many runs beside each other.
+        folder: for `model`, `result.json`, the journal and checkpoints; None writes nothing (one process only).
+        console: for messages and progress; None prints nothing.
+        alone: use one process whatever settings and environment say, as for one of many concurrent runs.
         on_step: called with the number of steps done.
-        stop: a flag that is listening for signals already, if there is one.
+        stop: a flag that is already listening for signals, if any.
 
     Raises:
-        EutecticError: data, model or settings that cannot be used.
+        EutecticError: invalid data, model or settings.
         Interrupted: stopped by a signal; resumable if there is a folder.
     """
     if folder is None and not alone and (settings.train.processes > 1 or launched_outside()):
         raise EutecticError(
             "fine-tuning",
-            "several processes, and no folder for the result",
+            "several processes without a folder for the result",
             "a folder, or one process",
             "give a folder, or set train.processes to 1",
         )
@@ -139,7 +139,7 @@ def finetune(
         raise EutecticError(
             "effort",
             f"{settings.effort}, for a single training",
-            "one of several trainings with a length each (`eutectic finetune` and `eutectic.finetune` climb them)",
+            "settings with a length (`eutectic finetune` and `eutectic.finetune` run the trainings of an effort)",
             "leave it out, and give steps, epochs or a time",
         )
     folder = None if folder is None else Path(folder)
@@ -179,7 +179,7 @@ def run_prepared(
     on_step: Callable[[int], None] = lambda step: None,
     stop: StopFlag | None = None,
 ) -> FinetuneResult:
-    """Train, or go on with, a run that has begun (see `finetune` for the arguments)."""
+    """Train or resume a run for which `begin_run` was called (see `finetune` for the arguments)."""
     results: list[FinetuneResult] = []
     if alone:
         fabric = make_fabric(settings.train, alone=True)
@@ -188,7 +188,7 @@ def run_prepared(
             fabric, stop or StopFlag(), settings, folder, prepared, console is None, on_step, results, console, alone
         )
     elif settings.train.processes == 1:
-        # Here and now: what is not picklable need not travel.
+        # In this process, so the arguments need not be picklable.
         work = functools.partial(
             _worker,
             settings=settings,
@@ -218,7 +218,7 @@ def begin_run(
     alone: bool = False,
     command: str = "finetune",
 ) -> Prepared | None:
-    """Claim the folder and read what the run needs; None where the run is finished already."""
+    """Claim the folder and read data and model; None if the run is already finished."""
     if folder is None:
         return prepare_run(settings, console)
     lengthened = claim_folder(folder, settings, command, may_lengthen=not alone and command == "finetune")
@@ -227,15 +227,15 @@ def begin_run(
     content = {f"data {settings.data.store}": store.content_hash()}
     if (test := _open_test(settings, None)) is not None:
         content[f"test {settings.data.test_file}"] = test.content_hash()
-    for name, one in settings.companions.items():
-        if one.store is not None:
-            content[f"companion {name}"] = open_data(one.store).content_hash()
+    for name, companion in settings.companions.items():
+        if companion.store is not None:
+            content[f"companion {name}"] = open_data(companion.store).content_hash()
     if (model := _model_named(settings)) is not None:
         content[f"model {model}"] = model_hash(model)
     claim_content(folder, content)
     if finished:
         if console is not None:
-            console.print(f"{folder} holds this run, finished; nothing to do.", highlight=False)
+            console.print(f"the run in {folder} is finished; nothing to do.", highlight=False)
         return None
     prepared = prepare_run(settings, console, store)
     if lengthened:
@@ -244,16 +244,16 @@ def begin_run(
 
 
 def _lengthen(settings: FinetuneSettings, folder: Path, prepared: Prepared, console: Console | None) -> None:
-    """Make an unfinished run of a run of the same settings, finished or not, that is to become longer.
+    """Turn a shorter run with otherwise the same settings into an unfinished run of the new length.
 
     Raises:
-        EutecticError: it has done as many steps already; it is finished, and its checkpoint is gone.
+        EutecticError: the run is already as long; it is finished, and its checkpoint is missing.
     """
     state, result = load_checkpoint(folder / "checkpoint.pt"), folder / "result.json"
     if state is None and result.exists():
         raise EutecticError(
             str(folder),
-            "a finished run without its checkpoint, which a longer run would go on from",
+            "a finished run without its checkpoint, from which a longer run would continue",
             "a folder with checkpoint.pt",
             f"start a new run from its model: --model {folder / 'model'} --head-from {settings.name} --out OTHER",
         )
@@ -263,14 +263,14 @@ def _lengthen(settings: FinetuneSettings, folder: Path, prepared: Prepared, cons
     if done and schedule.finished(done):
         raise EutecticError(
             f"{folder}, {settings.train.length}",
-            f"a run that has done {done:,} steps in {duration(schedule.elapsed)} already",
-            "a greater length, to go on, or the same one, to return its result",
-            "ask for more, or choose another --out",
+            f"a run that has already done {done:,} steps in {duration(schedule.elapsed)}",
+            "a greater length to continue the run, or the same length to return its result",
+            "increase the length, or choose another --out",
         )
     result.unlink(missing_ok=True)
     lengthen(folder, settings, "finetune")
     if console is not None:
-        console.print(f"going on from step {done:,}: {settings.train.length} in all", highlight=False)
+        console.print(f"continuing from step {done:,}: {settings.train.length} in total", highlight=False)
 
 
 def _schedule(settings: FinetuneSettings, prepared: Prepared) -> Schedule:
@@ -282,7 +282,7 @@ def _schedule(settings: FinetuneSettings, prepared: Prepared) -> Schedule:
 
 
 def open_run_data(settings: FinetuneSettings, console: Console | None, path: str | None = None) -> Store:
-    """The data, or another file that is read like them."""
+    """Open the data, or another file with the same reading options."""
     data = settings.data
     return open_data(
         data.store if path is None else path,
@@ -297,7 +297,7 @@ def open_run_data(settings: FinetuneSettings, console: Console | None, path: str
 
 
 def _open_test(settings: FinetuneSettings, console: Console | None) -> Store | None:
-    """The store or file to test on, if there is one: a file is read like that of the data."""
+    """Open the store or file to test on, if any; a file is read with the same options as the data."""
     path = settings.data.test_file
     if path is None:
         return None
@@ -305,25 +305,25 @@ def _open_test(settings: FinetuneSettings, console: Console | None) -> Store | N
 
 
 def _check_test(settings: FinetuneSettings, test: Store, store: Store, parts: Split, console: Console | None) -> None:
-    """Refuse a test without labels; say which test structures are among those that are learned from.
+    """Check that the test structures have labels; warn if some of them are also training or validation structures.
 
     Raises:
-        EutecticError: the test structures have no label of the properties that are learned.
+        EutecticError: the test structures have no labels of the learned properties.
     """
     counts = test.label_counts()
     has = ", ".join(name for name, n in counts.items() if n) or "none"
     if not any(counts.get(name) for name in settings.targets):
         raise EutecticError(
             f"data.test_file {settings.data.test_file}",
-            f"no label of {', '.join(settings.targets)}; its labels: {has}",
-            "labels under the same names and in the same units as in the data",
-            "give a file written like the data, or prepare it as a store of its own",
+            f"no labels of {', '.join(settings.targets)}; its labels: {has}",
+            "labels with the same names and units as in the data",
+            "give a file in the format of the data, or prepare it as a store",
         )
     if console is None:
         return
 
-    def geometry(row: int, of: Store) -> bytes:
-        structure = of[row].structure
+    def geometry(row: int, opened: Store) -> bytes:
+        structure = opened[row].structure
         return structure.numbers.tobytes() + np.round(structure.positions, 3).tobytes()
 
     learned = {geometry(int(row), store) for row in (*parts.train, *parts.validation)}
@@ -331,21 +331,21 @@ def _check_test(settings: FinetuneSettings, test: Store, store: Store, parts: Sp
     console.print(f"test: {len(test):,} structures of {settings.data.test_file}", highlight=False)
     if same:
         console.print(
-            f"[yellow]{same:,} of them are among the training or validation structures too:[/] errors are too low",
+            f"[yellow]{same:,} of them are also training or validation structures:[/] errors are too low",
             highlight=False,
         )
 
 
 def prepare_run(settings: FinetuneSettings, console: Console | None = None, store: Store | None = None) -> Prepared:
-    """Read the data and the start of a run, fit references and scales, and report all of it.
+    """Read the data and the starting model of a run, and fit references and scales.
 
     Args:
         settings: of the run.
-        console: where to report; silent without.
-        store: the data, if open already.
+        console: for messages; None prints nothing.
+        store: the data, if already open.
 
     Raises:
-        EutecticError: data, model or settings that cannot be used.
+        EutecticError: invalid data, model or settings.
     """
     backbone, graph, start = _backbone_of(settings)
     store = open_run_data(settings, console) if store is None else store
@@ -363,7 +363,7 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
         tuple(settings.targets),
         settings.start,
     )
-    for data in (store, *(one.store for one in companions)):
+    for data in (store, *(companion.store for companion in companions)):
         backbone.of_backbone().check_elements(data.composition(), data.card.name)
     trained = _trained_parts(settings, module)
     kept = KeptHeads()
@@ -381,9 +381,9 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
     )
     if start is not None:
         _check_unseen(settings.start, start, store, parts, console)
-        for one in companions:
-            if one.has_new_heads:
-                _check_unseen(settings.start, start, one.store, one.parts, console)
+        for companion in companions:
+            if companion.has_new_heads:
+                _check_unseen(settings.start, start, companion.store, companion.parts, console)
     if console is not None:
         _announce(console, settings, prepared)
     if test is not None:
@@ -392,7 +392,7 @@ def prepare_run(settings: FinetuneSettings, console: Console | None = None, stor
 
 
 def _trained_parts(settings: FinetuneSettings, module: Backbone) -> TrainedParts:
-    """What is trained, and at which rates, checked before anything is computed."""
+    """Trained parts, checked together with their learning rates before anything is computed."""
     optimiser = settings.optimiser
     if not (settings.freeze or settings.lora or optimiser.part_rates or optimiser.layer_decay < 1):
         return TrainedParts()
@@ -401,43 +401,43 @@ def _trained_parts(settings: FinetuneSettings, module: Backbone) -> TrainedParts
 
 
 def _check_new_heads(settings: FinetuneSettings, task: Task, kept: KeptHeads, companions: Sequence[Companion]) -> None:
-    """
+    """Check that frozen heads are not new.
+
     Raises:
         EutecticError: the heads are frozen, and some of them are new.
     """
     new = [name for name in task.targets if name not in kept.properties and not task.heads[name].entry.derivative]
-    new += [f"all of {one.task.name}" for one in companions if one.has_new_heads]
+    new += [f"all of {companion.task.name}" for companion in companions if companion.has_new_heads]
     if HEADS in settings.freeze and new:
         raise EutecticError(
             "freeze",
-            f"heads, of which that of {' and '.join(new)} is new and gives random numbers",
-            "frozen heads that are kept of the model (`head_from`)",
+            f"heads, but new heads ({' and '.join(new)}) give random numbers",
+            "frozen heads that are kept from the model (`head_from`)",
             "do not freeze heads, or name the task whose heads are kept: --head-from TASK",
         )
 
 
 def _check_unseen(name: str, start: TrainedModel, store: Store, parts: Split, console: Console | None) -> None:
-    """Refuse to test a model on structures that it was trained on; warn where validation has some.
+    """Check that the starting model was not trained on test structures; warn about validation structures.
 
     Raises:
-        EutecticError: test structures that the start has learned from.
+        EutecticError: it was trained on test structures.
     """
     seen = seen_rows(start.provenance, store)
     if seen is None:
-        # The log has said that it is not known.
-        return
+        return  # unknown, which the log already says
     tested, validated = (np.intersect1d(rows, seen).size for rows in (parts.test, parts.validation))
     if tested:
         raise EutecticError(
             f"start {name}, split {parts.name!r} of {store.card.name}",
             f"{tested:,} of {len(parts.test):,} test structures that this model was trained on",
             "test structures that it has never seen",
-            "use the split that the model was trained with (its test part was left alone), data.test 0, or new data",
+            "use the split that the model was trained with (its test part was not used), data.test 0, or new data",
         )
     if validated and console is not None:
         console.print(
-            f"[yellow]{validated:,} of {len(parts.validation):,} validation structures[/] were in the training of "
-            f"{name}: validation errors are too low",
+            f"[yellow]{validated:,} of {len(parts.validation):,} validation structures[/] were used to train {name}: "
+            "validation errors are too low",
             highlight=False,
         )
 
@@ -445,7 +445,7 @@ def _check_unseen(name: str, start: TrainedModel, store: Store, parts: Split, co
 def _outside(
     fabric: lf.Fabric, stop: StopFlag, settings: FinetuneSettings, folder: Path, console: Console | None
 ) -> None:
-    """One process of a run whose processes torchrun or srun has started."""
+    """One process of a run started by torchrun or srun."""
     prepared = once(fabric, functools.partial(begin_run, settings, folder, console))
     if prepared is not None:
         _worker(fabric, stop, settings, folder, prepared, console is None)
@@ -490,11 +490,11 @@ def _worker(
 
     validation = TaskDataset(0, task, store, parts.validation, edge_lists=edge_lists).items()
     validation = validation[fabric.global_rank :: fabric.world_size]
-    # Without validation structures, a few of the training structures still show a head that has died.
+    # Without validation structures, a few training structures serve to detect a dead head.
     probes = [] if len(parts.validation) else [datasets[0].item(i) for i in range(min(PROBES, len(parts.train)))]
-    beside = {
-        one.task.name: one.validating(k, edge_lists).items()[fabric.global_rank :: fabric.world_size]
-        for k, one in enumerate(companions, start=1)
+    companion_items = {
+        companion.task.name: companion.validating(k, edge_lists).items()[fabric.global_rank :: fabric.world_size]
+        for k, companion in enumerate(companions, start=1)
     }
     others = CompanionErrors()
     schedule = _schedule(settings, prepared)
@@ -507,8 +507,8 @@ def _worker(
             evaluate(averaged, tasks, validation, device=fabric.device, baseline=prepared.baseline)[task.name],
             settings.score_weights,
         )
-        of_others = judge_companions(fabric, averaged, tasks, beside) if beside else {}
-        judged = [one.task.name for one in companions if one.judged]
+        of_others = judge_companions(fabric, averaged, tasks, companion_items) if companion_items else {}
+        judged = [companion.task.name for companion in companions if companion.judged]
         if judged:
             dead = tuple(f"{name} of {other}" for other in judged for name in of_others[other].dead)
             score = joint_score(found.score, [of_others[other].score for other in judged])
@@ -516,7 +516,7 @@ def _worker(
         dead = found.dead
         if probes:
             dead = judge(fabric, evaluate(averaged, tasks, probes, device=fabric.device)[task.name], {}).dead
-        # Without validation structures no step is known to be better than the last one.
+        # Without validation structures, the last step is kept.
         improved = not dead if probes else curve.improves(found)
         if improved:
             best.update(step=step, weights={k: v.detach().cpu().clone() for k, v in averaged.state_dict().items()})
@@ -528,13 +528,13 @@ def _worker(
             curve.deaths += 1
             _check_deaths(settings, curve.deaths, dead, step)
             curve.notes.append(
-                f"step {step}: the head of {' and '.join(dead)} had died (one value for all structures); gone back to "
-                f"the weights of step {best['step']}, with half the learning rate"
+                f"step {step}: the head of {' and '.join(dead)} had died (same output for all structures); restarted "
+                f"from the weights of step {best['step']} with half the learning rate"
             )
             display.say(curve.notes[-1], style="yellow")
             restart = best["weights"]
         elif dead:
-            display.say(f"the head of {' and '.join(dead)} gives one value for all structures", style="yellow")
+            display.say(f"the head of {' and '.join(dead)} gives the same output for all structures", style="yellow")
         return Verdict(
             score=found.score if len(parts.validation) and not dead else None,
             errors={"errors": null_for_unknown(found.errors), "score": null_for_unknown(found.score)}
@@ -549,7 +549,7 @@ def _worker(
     def restore(state: dict[str, Any]) -> None:
         curve.restore(state["curve"])
         best.update(state["best"])
-        if "companions" in state:  # a run that an earlier version began has none
+        if "companions" in state:  # not in runs begun by earlier versions
             others.restore(state["companions"])
 
     with FinetuneDisplay(
@@ -592,28 +592,28 @@ def _worker(
     if results is not None:
         results.append(result)
     if folder is not None:
-        # A study of many runs has no use for uncertainties.
+        # Runs of a study do not need uncertainties.
         save_run(settings, prepared, final, result, folder, uncertain=settings.uncertainty and not alone)
         if alone:
             remove_checkpoints(folder / "checkpoint.pt")
         else:
-            # The last one stays: a longer run goes on from it.
+            # Keep the last checkpoint, from which a longer run can continue.
             previous(folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def _learned_together(prepared: Prepared, edge_lists: tuple[str, ...]) -> tuple[list[TaskDataset], dict[str, float]]:
-    """The data sets that batches are drawn from, and for each its structures per structure of the run's own data."""
+    """The data sets of the batches, and their numbers of structures per structure of the run's own data."""
     task, rows = prepared.task, prepared.split.train
     datasets, shares = [TaskDataset(0, task, prepared.store, rows, keep=True, edge_lists=edge_lists)], {task.name: 1.0}
-    for index, one in enumerate(prepared.companions, start=1):
-        if one.settings.ratio:
-            datasets.append(one.training(index, edge_lists))
-            shares[one.task.name] = one.settings.ratio
+    for index, companion in enumerate(prepared.companions, start=1):
+        if companion.settings.ratio:
+            datasets.append(companion.training(index, edge_lists))
+            shares[companion.task.name] = companion.settings.ratio
     return datasets, shares
 
 
 def _last_stage(settings: FinetuneSettings, tasks: Sequence[Task]) -> list[Task] | None:
-    """The tasks with the weights that they have in the energy stage, if there is one."""
+    """The tasks with their loss weights in the energy stage, if there is one."""
     if not settings.energy_stage:
         return None
     task, *companions = tasks
@@ -623,14 +623,15 @@ def _last_stage(settings: FinetuneSettings, tasks: Sequence[Task]) -> list[Task]
 
 
 def _check_deaths(settings: FinetuneSettings, deaths: int, dead: Sequence[str], step: int) -> None:
-    """
+    """Stop a run whose heads die repeatedly.
+
     Raises:
-        EutecticError: heads die again and again.
+        EutecticError: more than `MOST_DEATHS` times.
     """
     if deaths > MOST_DEATHS:
         raise EutecticError(
             f"step {step}, head of {' and '.join(dead)}",
-            f"one value for all structures, for the {deaths}th time, at ever lower rates",
+            f"the same output for all structures, for the {deaths}th time, despite lower and lower learning rates",
             "predictions that differ between structures",
             f"lower --learning-rate ({settings.optimiser.learning_rate:g}); check the labels (`eutectic data check`)",
         )
@@ -650,7 +651,7 @@ def _learned(settings: FinetuneSettings, store: Store, parts: Split) -> LearnedR
 
 
 def split_of(store: Store, settings: FinetuneSettings) -> Split:
-    """The split a run asks for."""
+    """The split of a run's data."""
     data = settings.data
     return split(
         store,
@@ -664,14 +665,14 @@ def split_of(store: Store, settings: FinetuneSettings) -> Split:
 
 
 def _model_named(settings: FinetuneSettings) -> str | None:
-    """The model started from, or whose architecture is taken, if there is one."""
+    """The model that is fine-tuned, or whose architecture is used, if any."""
     return settings.architecture_from if settings.start == "scratch" else settings.start
 
 
 def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSettings, TrainedModel | None]:
-    """Backbone and graph come from the model started from, or whose architecture is taken.
+    """Backbone and graph settings, and the model that is fine-tuned, if any.
 
-    Derivatives of the energy get a graph without jumps, unless one is stated.
+    Where forces or stress are derivatives of the energy, the graph becomes smooth unless graph settings are given.
     """
     folder, keep = _model_named(settings), settings.keep_blocks
     if folder is None:
@@ -680,8 +681,8 @@ def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSetti
     if settings.backbone is not None:
         raise EutecticError(
             "backbone",
-            "settings of its own beside a model to start from",
-            "one or the other",
+            "backbone settings together with a model to start from",
+            "only one of the two",
             "drop `backbone`; it is read from the model",
         )
     model = load_model(folder)
@@ -696,7 +697,7 @@ def _backbone_of(settings: FinetuneSettings) -> tuple[BackboneChoice, GraphSetti
 
 
 def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) -> None:
-    """Before anything runs: what was read, how it is split, what is kept of the model and what starts fresh."""
+    """Before training, print the data, the split, and which parts of the model are kept or new."""
     store, parts, task = prepared.store, prepared.split, prepared.task
     counts = store.label_counts()
     console.print(
@@ -715,18 +716,18 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
             console.print(f"[yellow]no {part} structures:[/] {missing[part]}", highlight=False)
     if settings.energy_stage:
         console.print(
-            f"in the last {settings.energy_stage:.0%} of the run the energy weighs "
-            f"{settings.energy_stage_factor:g} times as much",
+            f"in the last {settings.energy_stage:.0%} of the run, the weight of the energy is multiplied by "
+            f"{settings.energy_stage_factor:g}",
             highlight=False,
         )
     if settings.graph is None and prepared.graph.smooth_cap:
         console.print(
-            f"graph: {prepared.graph.max_neighbours} neighbours, of which the last fade out over "
-            f"{prepared.graph.smooth_cap:g} Å, so that conservative forces have no jumps",
+            f"graph: {prepared.graph.max_neighbours} neighbours; the farthest fade out over "
+            f"{prepared.graph.smooth_cap:g} Å, so that conservative forces are continuous",
             highlight=False,
         )
-    for one in prepared.companions:
-        console.print(f"together with: {one.in_words}", highlight=False)
+    for companion in prepared.companions:
+        console.print(f"together with: {companion.in_words}", highlight=False)
     start = prepared.start
     if start is None:
         like = f" with the architecture of {settings.architecture_from}" if settings.architecture_from else ""
@@ -734,7 +735,7 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
         return
     kept = prepared.kept
     if settings.keep_blocks is not None:
-        console.print(f"kept: the first {settings.keep_blocks} of its blocks", highlight=False)
+        console.print(f"kept: the first {settings.keep_blocks} blocks", highlight=False)
     trained_on = cast(Mapping[str, Any], start.provenance.get("pretrained_on", {}))
     finetuned_on = start.provenance.get("finetuned_on")
     parameters = sum(p.numel() for p in cast(nn.Module, start.module.backbone).parameters())
@@ -756,13 +757,12 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
         )
     elif settings.head_from not in (None, AUTO):
         console.print(
-            f"[yellow]no head of task {settings.head_from} fits:[/] none for the same property and of the same kind "
-            "and size",
+            f"[yellow]no head of task {settings.head_from} fits:[/] none has the same property, kind and size",
             highlight=False,
         )
-    for name, found in kept.rejected.items():
+    for name, ratio in kept.rejected.items():
         console.print(
-            f"not kept: heads of task {name}, of the same level of theory: errors {found:.2f} times those of the mean "
+            f"not kept: heads of task {name}, of the same level of theory: errors {ratio:.2f} times those of the mean "
             "predictor",
             highlight=False,
         )
@@ -773,20 +773,20 @@ def _announce(console: Console, settings: FinetuneSettings, prepared: Prepared) 
     derived = [name for name in task.targets if task.heads[name].entry.derivative]
     if derived:
         console.print(f"conservative: {', '.join(derived)} as derivatives of the energy", highlight=False)
-    used = {kept.task, *(one.kept.task for one in prepared.companions)}
-    dropped = [one.name for one in start.tasks if one.name not in used]
+    used = {kept.task, *(companion.kept.task for companion in prepared.companions)}
+    dropped = [donor.name for donor in start.tasks if donor.name not in used]
     if dropped:
         console.print(f"dropped: heads of {', '.join(dropped)}", highlight=False)
-    left = "; references to what the kept heads leave of it" if kept.task is not None else ""
+    left = " (references to the residuals of the kept heads)" if kept.task is not None else ""
     console.print(f"fitted to the training split: references and scales{left}", highlight=False)
     seen = elements_seen(start)
     unseen = [chemical_symbols[z] for z in store.composition() if seen and z not in seen]
     if unseen:
-        console.print(f"[yellow]elements the backbone never saw:[/] {', '.join(unseen)}", highlight=False)
+        console.print(f"[yellow]elements not in the pre-training data:[/] {', '.join(unseen)}", highlight=False)
 
 
 def _announce_ridge(console: Console, prepared: Prepared) -> None:
-    """What the backbone's features are worth before any training, by a ridge regression on a part of the data."""
+    """Print the errors of a ridge regression on the backbone's features, fitted to a part of the data."""
     parts, task = prepared.split, prepared.baseline
     names = [name for name in task.targets if name not in why_not(task)]
     if prepared.start is None or not names or not len(parts.validation):
@@ -820,22 +820,22 @@ def _model(settings: FinetuneSettings, prepared: Prepared, sampler: BatchSampler
         return initial_model(prepared.backbone.name, prepared.backbone.settings, prepared.tasks, sampler, seed)
     torch.manual_seed(seed)
     kept = prepared.kept
-    others = [(one.task, one.kept.task, one.kept.properties) for one in prepared.companions]
+    others = [(other.task, other.kept.task, other.kept.properties) for other in prepared.companions]
     model = started_model(start, task, kept.task, kept.properties, others)
-    for one in prepared.companions:
-        # Without a gradient, weight decay would shrink it.
-        model.heads[one.task.name].requires_grad_(bool(one.settings.ratio))
+    for companion in prepared.companions:
+        # Weight decay would shrink heads that get no gradient.
+        model.heads[companion.task.name].requires_grad_(bool(companion.settings.ratio))
     return model.train()
 
 
 def _rates(settings: FinetuneSettings, prepared: Prepared) -> FinetuneOptimiserSettings:
-    """The optimiser, gentle at first where heads are kept."""
+    """Optimiser settings, with a slower warm-up if heads are kept."""
     if prepared.kept.task is None:
         return settings.optimiser
     if settings.train.time is not None and not settings.train.until_converged:
-        return settings.optimiser  # warmed up by the clock, see `_schedule`
+        return settings.optimiser  # the warm-up is timed, see `_schedule`
     steps = finetune_schedule(settings.train, settings.optimiser, len(prepared.split.train)).steps
-    # The warm-up is counted in steps; a run of unknown length has that of 1,000.
+    # A run of unknown length is warmed up like one of 1,000 steps.
     return settings.optimiser.gentle(1000 if steps is None else steps)
 
 
@@ -850,16 +850,16 @@ def run_result(
     model: MultitaskModel,
     device: torch.device,
 ) -> FinetuneResult:
-    """The result of a run, tested on its test structures.
+    """Test the model of a run, and collect the result.
 
     Args:
         settings, prepared: of the run.
-        curve: its validation errors.
-        best_step: whose weights `model` has.
-        trained: time and number of its steps.
-        drawn: structures, in all its steps.
-        reason: why it ended, where that was not known beforehand.
-        model: that is kept.
+        curve: validation errors.
+        best_step: step of the weights of `model`.
+        trained: training time and number of steps.
+        drawn: number of structures drawn in all steps.
+        reason: why the run ended, if that was not fixed beforehand.
+        model: the model that is kept.
         device: to test on.
     """
     store, parts, task = prepared.store, prepared.split, prepared.task
@@ -929,7 +929,7 @@ def run_result(
 
 
 def _points(name: str, error: ErrorSum) -> list[list[float]]:
-    """[truth, prediction] at up to 500 values, evenly chosen, in the unit in which errors are quoted."""
+    """[truth, prediction] of up to 500 evenly spaced values, in the display unit."""
     factor, _ = shown(name, 1.0)
     truth, prediction = np.concatenate(error.truth), np.concatenate(error.prediction)
     some = np.linspace(0, len(truth) - 1, min(PARITY_POINTS, len(truth))).astype(int)
@@ -937,7 +937,7 @@ def _points(name: str, error: ErrorSum) -> list[list[float]]:
 
 
 def _uncertainties(settings: FinetuneSettings, prepared: Prepared, model: MultitaskModel) -> Uncertainties:
-    """Of the scalar properties, from the training and the validation structures."""
+    """Uncertainties of the scalar properties, from the training and validation structures."""
     parts, store = prepared.split, prepared.store
     found = calibrated(
         model, prepared.task, (store, parts.train), (store, parts.validation), batch_size=settings.train.batch_size
@@ -954,7 +954,7 @@ def save_run(
     *,
     uncertain: bool,
 ) -> None:
-    """Write model and result, with which a run is finished."""
+    """Write model and result, which finishes a run."""
     store, start = prepared.store, prepared.start
     provenance: dict[str, Any] = {
         "eutectic": eutectic.__version__,
@@ -969,11 +969,11 @@ def save_run(
         "elements": sorted(store.composition()),
         "learned_rows": [
             _learned(settings, store, prepared.split).to_dict(),
-            *(rows.to_dict() for one in prepared.companions if (rows := one.learned_rows()) is not None),
+            *(rows.to_dict() for other in prepared.companions if (rows := other.learned_rows()) is not None),
         ],
     }
     if prepared.companions:
-        provenance["together_with"] = [one.in_words for one in prepared.companions if one.settings.ratio]
+        provenance["together_with"] = [other.in_words for other in prepared.companions if other.settings.ratio]
     if start is not None:
         provenance["pretrained"] = dict(start.provenance)
     described = TrainedModel(

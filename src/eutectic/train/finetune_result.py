@@ -1,4 +1,4 @@
-"""The result of a fine-tuning: what is in `result.json`, and what Python gets."""
+"""The result of a fine-tuning, also written to `result.json`."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from eutectic.train.judging import FELL
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class FinetuneResult:
-    """The outcome of one run; errors are mean absolute errors in the unit of their property.
+    """Result of a fine-tuning; errors are mean absolute errors in the unit of their property.
 
     Attributes:
         name: of the task in the model.
         start: 'pretrained' or 'scratch'.
-        model: name or folder of the model that was started from, or whose architecture was taken.
-        property, unit: the first property shown (forces if they are learned), and the unit of its errors.
+        model: name or folder of the starting model, or of the model whose architecture was used.
+        property, unit: the main property (forces if they are learned), and the unit of its errors.
         dataset, level_of_theory: of the labels.
         batch_size, learning_rate, weight_decay, seed: as in the settings.
-        total_steps: done.
+        total_steps: number of steps done.
         steps, seconds, errors: the validation curve of `property`.
-        curves: property → its validation error at each of `steps`.
-        scores: at each of `steps`, by which the best step is chosen: mean over properties of error / baseline.
-        best_step: whose weights were kept and tested.
-        validation_baselines: property → validation error of the references and mean alone.
-        test_error, baseline_error: of `property` on the test split, and of the references and mean alone there; None
+        curves: property → validation error at each of `steps`.
+        scores: score at each of `steps`, which selects the best step: mean over properties of error / baseline.
+        best_step: step whose weights were kept and tested.
+        validation_baselines: property → validation error of the mean predictor.
+        test_error, baseline_error: of `property` on the test split, for the model and the mean predictor; None
             without test structures.
         test_errors, test_baselines: the same for every property.
         units: property → unit of its errors.
-        metrics: property → what its errors are.
-        roc_auc: property of two classes → area under the ROC curve on the test split.
+        metrics: property → name of its error measure.
+        roc_auc: property with two classes → area under the ROC curve on the test split.
         truth, prediction: up to 500 test values of `property`, in `unit`.
         parity: property → [truth, prediction], the same for every property.
         trained_on, validated_on, tested_on: numbers of structures.
         wall_seconds: of training.
         examples: up to six varied structures of the data, as `eutectic.data.examples.structure_to_dict` writes them.
         score_weights: property → its weight in `scores`.
-        length: that was asked for, in words.
-        epochs: how often each training structure was drawn.
-        fell: by how much, relatively, the best score fell in the last part of the run; None if unknown.
-        converged: the run ended because its score no longer fell.
-        notes: what happened along the run, in words.
-        trained: what of the model was trained, in words.
-        companions: what was learned at the same time, by name: before, after, baselines and test, each property →
-            error, and `unit`, as `eutectic.train.companions.CompanionErrors` describes them.
-        rungs: with an effort, the trainings that were tried, as `eutectic.train.effort.Rung` describes them.
+        length: requested length, as text.
+        epochs: how often each training structure was drawn on average.
+        fell: relative decrease of the best score in the last part of the run; None if unknown.
+        converged: whether the run ended because its score no longer fell.
+        notes: messages about the run.
+        trained: trained parts of the model, as text.
+        companions: companion → `before`, `after`, `baselines` and `test` (each property → error, see
+            `eutectic.train.companions.CompanionErrors`), `units`, and others.
+        rungs: with an effort, the trainings that were tried (see `eutectic.train.effort.Rung`).
     """
 
     name: str
@@ -105,7 +105,7 @@ class FinetuneResult:
         return None if self.fell is None else self.fell > FELL and not self.converged
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON: what is unknown is null."""
+        """Plain JSON; unknown values are null."""
         return cast("dict[str, Any]", null_for_unknown(asdict(self))) | {"still_falling": self.still_falling}
 
     def __repr__(self) -> str:
@@ -135,10 +135,10 @@ def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_result(folder: Path) -> FinetuneResult:
-    """The result of a finished run.
+    """Read the result of a finished run.
 
     Raises:
-        EutecticError: there is none, or it is not one of this version.
+        EutecticError: there is none, or it is from an incompatible version.
     """
     path = Path(folder) / "result.json"
     expected = "the result of a fine-tuning by this version"

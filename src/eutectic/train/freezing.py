@@ -1,4 +1,4 @@
-"""What of a model is trained: all of it, all but some frozen parts, or low-rank changes of its weights."""
+"""Trained parts of a model: all of it, all but some frozen parts, or low-rank updates (LoRA) of its weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from eutectic.train.settings import FinetuneSettings
 
 @dataclass(frozen=True)
 class TrainedParts:
-    """What is trained.
+    """The trained parts.
 
     Attributes:
-        frozen: parts of the backbone, and `heads`, that are not.
-        rank: of the low-rank changes that are trained in place of the backbone's weights; None trains these.
+        frozen: parts that are not trained: parts of the backbone, and `heads`.
+        rank: of low-rank updates that are trained instead of the backbone's weights; None trains the weights.
     """
 
     frozen: tuple[str, ...] = ()
@@ -30,10 +30,10 @@ class TrainedParts:
 
     @classmethod
     def of(cls, settings: FinetuneSettings, backbone: Backbone) -> TrainedParts:
-        """As the settings say.
+        """Trained parts according to the settings.
 
         Raises:
-            EutecticError: unknown parts; nothing is left to train; nothing that low-rank changes could be added to.
+            EutecticError: unknown parts; nothing left to train; no weight matrices for low-rank updates.
         """
         chosen = cls(parts_named(backbone, settings.freeze, "freeze"), settings.lora)
         names = [name for name, _ in cast(nn.Module, backbone).named_parameters()]
@@ -51,14 +51,14 @@ class TrainedParts:
             raise EutecticError(
                 "lora",
                 f"rank {chosen.rank}, for a {type(backbone).__name__}"
-                + (f" of which {', '.join(settings.freeze)} is frozen" if settings.freeze else ""),
-                "a backbone with weight matrices that are not frozen, which low-rank changes are added to",
+                + (f" with {', '.join(settings.freeze)} frozen" if settings.freeze else ""),
+                "a backbone with weight matrices that are not frozen, for low-rank updates",
                 "freeze less" if settings.freeze else "leave it out, or freeze parts instead",
             )
         return chosen
 
     def apply(self, model: MultitaskModel) -> None:
-        """Freeze parts of a new model, in place, and add low-rank changes, which begin as zero."""
+        """Freeze parts of a new model, in place, and add low-rank updates, initially zero."""
         backbone = cast(nn.Module, model.backbone)
         if self.rank is not None:
             add_low_rank(backbone, self.rank, lambda name: part_of(model.backbone, name) not in self.frozen)
@@ -71,26 +71,26 @@ class TrainedParts:
             model.frozen_features = FrozenFeatures()
 
     def in_words(self, model: MultitaskModel) -> str:
-        """What is trained of a model to which this was applied."""
+        """Describe the trained parts of a model to which this was applied."""
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        whole = sum(p.numel() for p in model.parameters())
+        total = sum(p.numel() for p in model.parameters())
         heads = "heads frozen" if HEADS in self.frozen else "heads"
         parts = {part_of(model.backbone, name) for name, _ in cast(nn.Module, model.backbone).named_parameters()}
         frozen = [part for part in self.frozen if part in parts]
         if self.rank is not None:
             n = sum(name.endswith(".weight.original") for name, _ in cast(nn.Module, model.backbone).named_parameters())
-            what = f"low-rank changes (rank {self.rank}) of {n} weight matrices of the backbone"
+            what = f"low-rank updates (rank {self.rank}) of {n} weight matrices of the backbone"
         elif len(frozen) == len(parts):
-            return f"heads only ({trained:,} of {whole:,} parameters)"
+            return f"heads only ({trained:,} of {total:,} parameters)"
         else:
             what = "backbone"
         if frozen:
             what += f" without {', '.join(frozen)}"
-        return f"{what}, {heads} ({trained:,} of {whole:,} parameters)"
+        return f"{what}, {heads} ({trained:,} of {total:,} parameters)"
 
 
 def as_ordinary(model: MultitaskModel) -> MultitaskModel:
-    """The model as it is saved, in place: low-rank changes made part of its weights, nothing frozen or remembered."""
+    """Turn a trained model into an ordinary one, in place: low-rank updates merged, nothing frozen or cached."""
     model.frozen_features = None
     merge_low_rank(cast(nn.Module, model.backbone))
     model.requires_grad_(True)

@@ -35,9 +35,9 @@ class GradientSum:
     """Accumulates the gradient of a step in the parameters' `grad`.
 
     A batch that does not fit into memory is halved repeatedly until its parts fit. The sum of the parts' gradients is
-    that of the batch, since the loss is a sum over structures divided by the number of all of them. Each process can
-    halve independently, since gradients are summed over processes only after the last pass. Where they are summed
-    while they are computed (`overlap`; always with FSDP), halving is not possible, and the run stops.
+    that of the batch, since the loss is a sum over structures divided by their total number. Each process can halve
+    independently, since gradients are summed over processes only after the last pass. If they are reduced during the
+    backward pass (`overlap`; always with FSDP), halving is not possible, and the run stops.
 
     Args:
         fabric, model: `model` as set up by `fabric`.
@@ -94,10 +94,10 @@ class GradientSum:
         return failed
 
     def _try(self, pieces: Sequence[tuple[int, Batch | list[Sample]]], structures: int) -> RankStatistics | int:
-        """The statistics, or the index of the piece that did not fit (not an exception, whose traceback would keep the
-        memory alive).
+        """The statistics, or the index of the piece that did not fit.
 
-        Does not wait for the device, except for an out-of-memory error.
+        An index instead of an exception, whose traceback would keep the memory alive. Does not wait for the device,
+        except for an out-of-memory error.
         """
         device = self.fabric.device
         losses = torch.zeros(len(self.tasks), device=device, dtype=self.dtype)

@@ -1,4 +1,4 @@
-"""How good a fine-tuning is: errors by property along the run, one score of them all, and heads that have died."""
+"""Validation of a fine-tuning: errors by property along the run, their combined score, and dead heads."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from eutectic.tasks.metrics import ErrorSum, Spread, shown
 from eutectic.train.loop import total
 
 DEAD = 1e-5
-"""A head has died if its predictions spread less than this, relative to the labels: rounding is about 1e-7, and a head
-that has learned nothing yet is far above."""
+"""A head is dead if the spread of its predictions is below this, relative to that of the labels: rounding gives about
+1e-7, and an untrained head is far above."""
 
 LEAST_VALUES = 3
-"""Number of values from which a spread is looked at."""
+"""Minimum number of values for a test for dead heads."""
 
 LAST = 0.2
-"""Part of a run, at its end, in which the error must still fall for the run to be called unfinished."""
+"""Final fraction of a run in which the validation error may still be falling."""
 
 FELL = 0.02
-"""Relative fall of the best validation score in that part from which the error is called still falling."""
+"""Relative decrease of the best validation score in this fraction above which the error is still falling."""
 
 RULE = f"the best validation score fell by more than {FELL:.0%} in the last {LAST:.0%} of the steps"
 
@@ -35,10 +35,10 @@ class Judgement:
     """The errors of one validation.
 
     Attributes:
-        errors, baselines: property → mean absolute error (or error rate) of the model, and of references and mean
-            alone, in the units in which they are quoted; NaN without labels.
-        dead: properties whose head gives one value for all structures.
-        score: weighted mean over properties of error / baseline; 1 is the mean predictor, NaN is unknown.
+        errors, baselines: property → mean absolute error (or error rate) of the model and of the mean predictor, in
+            display units; NaN without labels.
+        dead: properties whose head gives the same output for all structures.
+        score: weighted mean over properties of error / baseline; 1: mean predictor, NaN: unknown.
     """
 
     errors: dict[str, float]
@@ -53,7 +53,7 @@ def judge(fabric: lf.Fabric, found: Mapping[str, ErrorSum], weights: Mapping[str
     Args:
         fabric: launched.
         found: property → errors on this process's share of the structures.
-        weights: property → weight in the score; 1 where it is missing.
+        weights: property → weight in the score; default: 1.
     """
     rows = [
         [e.absolute, e.baseline, float(e.count), *asdict(e.learned).values(), *asdict(e.sought).values()]
@@ -75,7 +75,7 @@ def _is_constant(learned: Spread, sought: Spread) -> bool:
 
 
 def score(errors: Mapping[str, float], baselines: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """Σ w · error / baseline / Σ w over the properties whose baseline is not 0; NaN if there is none."""
+    """Σ w · error / baseline / Σ w over properties with a non-zero baseline; NaN if there are no errors."""
     relative = [
         (weights.get(name, 1.0), error / baselines[name])
         for name, error in errors.items()
@@ -83,21 +83,21 @@ def score(errors: Mapping[str, float], baselines: Mapping[str, float], weights: 
     ]
     if relative:
         return sum(w * r for w, r in relative) / sum(w for w, _ in relative)
-    # Labels that are all equal have no baseline to compare with.
+    # If all labels are equal, baselines are zero: use the mean error.
     known = [error for error in errors.values() if math.isfinite(error)]
     return sum(known) / len(known) if known else math.nan
 
 
 @dataclass
 class Curve:
-    """Validation errors along a run, in the units in which they are quoted.
+    """Validation errors along a run, in display units.
 
     Attributes:
         steps, seconds: of each validation.
-        errors: property → error at each.
-        scores: at each.
-        baselines: property → error of references and mean alone.
-        notes: what happened along the run, in words.
+        errors: property → error at each validation.
+        scores: at each validation.
+        baselines: property → error of the mean predictor.
+        notes: messages about the run.
         deaths: how often a head has died.
     """
 
@@ -110,13 +110,13 @@ class Curve:
     deaths: int = 0
 
     def improves(self, found: Judgement) -> bool:
-        """Whether a score is below all others; not a number never is, nor one with a dead head, except as the first."""
+        """Whether a score is the lowest so far; False for NaN and with dead heads, True for the first validation."""
         return not self.steps or (not found.dead and bool(found.score < np.nanmin([*self.scores, np.inf])))
 
     def add(self, step: int, elapsed: float, found: Judgement) -> None:
         self.steps.append(step)
         self.seconds.append(round(elapsed, 3))
-        # A step whose weights are not kept must not look like the best one.
+        # NaN, so that a step with a dead head is never the best.
         self.scores.append(math.nan if found.dead else found.score)
         for name, error in found.errors.items():
             self.errors[name].append(error)
@@ -124,7 +124,7 @@ class Curve:
 
     @property
     def fell(self) -> float | None:
-        """By how much, relatively, the best score fell in the last part of the run (see `RULE`); None if unknown."""
+        """Relative decrease of the best score in the last part of the run (see `RULE`); None if unknown."""
         if len(self.steps) < 3:
             return None
         early = [s for step, s in zip(self.steps, self.scores, strict=True) if step <= (1 - LAST) * self.steps[-1]]
@@ -137,5 +137,5 @@ class Curve:
     def restore(self, text: str) -> None:
         values = json.loads(text)
         if values.keys() != self.__dict__.keys():
-            raise ValueError(f"a curve of {', '.join(values)}")
+            raise ValueError(f"a curve with {', '.join(values)}")
         self.__dict__.update(values)

@@ -1,4 +1,4 @@
-"""Heads of a pre-trained model that a fine-tuning keeps: which fit, and how good they are before any training."""
+"""Heads of a pre-trained model that a fine-tuning keeps: which of them fit, and their errors before training."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from eutectic.train.evaluation import evaluate
 from eutectic.train.judging import score
 
 TRIED_ON, FITTED_TO, BATCH = 32, 64, 8
-"""Structures on which heads are tried, those to which references are fitted (or four for each element), and those of a
+"""Numbers of structures on which heads are tried, to which references are fitted (at least four per element), and per
 batch."""
 
 AUTO = "auto"
-"""In place of a task's name: look for one."""
+"""Instead of a task name: choose the best task."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class KeptHeads:
     """The heads that are kept.
 
     Attributes:
-        task: of the start; None if all heads are new.
-        learned: the task to learn, with references and means fitted to what the kept heads leave.
-        properties: whose heads are kept.
-        errors, baselines: property → error of the start on some structures of this data, before training, and that of
-            references and mean alone, in the units in which they are quoted.
-        rejected: task → its score (see `judging.score`), where it was no better than the mean predictor.
+        task: task of the starting model; None if all heads are new.
+        learned: the task to learn, with references and means fitted to the residuals of the kept heads.
+        properties: properties with kept heads.
+        errors, baselines: property → error of the starting model and of the mean predictor on a few structures, before
+            training, in display units.
+        rejected: task → its score (see `judging.score`), if it was no better than the mean predictor.
     """
 
     task: str | None = None
@@ -60,19 +60,19 @@ def choose_heads(
     weights: Mapping[str, float],
     where: str,
 ) -> KeptHeads:
-    """The heads to keep.
+    """Choose the heads to keep.
 
     Args:
-        start: the pre-trained model, if there is one.
-        task: that will be learned, with fitted references and scales.
-        wanted: a task of the start, "auto", or None for new heads.
-        training, validation: structures of the task; the heads are tried on a few of the validation structures, or
-            of the training structures where there are none.
+        start: the pre-trained model, if any.
+        task: the task to learn, with fitted references and scales.
+        wanted: a task of the starting model, "auto", or None for new heads.
+        training, validation: structures of the task; heads are tried on a few validation structures, or training
+            structures if there are none.
         weights: property → weight in the score.
-        where: the start, for errors.
+        where: name of the starting model, for errors.
 
     Raises:
-        EutecticError: the start has no such task.
+        EutecticError: the starting model has no such task.
     """
     if start is None or wanted is None:
         return KeptHeads()
@@ -101,10 +101,10 @@ def choose_heads(
 
 
 def _refitted(start: TrainedModel, theirs: Task, task: Task, names: Sequence[str], items: Sequence[Sample]) -> Task:
-    """The task with references (or means) such that kept heads of scalars are right on average.
+    """The task with references (or means) for which kept heads of scalars are unbiased.
 
-    References fitted to the labels alone would leave each head's own offset, which is another one. What the heads
-    leave is fitted with the least change; elements that these structures do not have keep their references.
+    A kept head has its own offset, so references fitted to the labels alone would be wrong. The residuals are fitted
+    with the smallest change of the references; those of elements that do not occur are kept.
     """
     model, targets = started_model(start, task, theirs.name, names).eval(), dict(task.targets)
     scalars = [n for n in names if not (PROPERTIES[n].rank or PROPERTIES[n].level == "atom" or targets[n].categorical)]
@@ -135,7 +135,7 @@ def _refitted(start: TrainedModel, theirs: Task, task: Task, names: Sequence[str
 
 
 def fitting(start: TrainedModel, theirs: Task, task: Task) -> tuple[str, ...]:
-    """The properties of a task that a task of the start predicts with the same kind of head."""
+    """The properties of a task that a task of the starting model predicts with the same kind of head."""
     heads = cast(nn.ModuleDict, start.module.heads[theirs.name])
     return tuple(name for name in task.targets if name in heads and theirs.heads.get(name) == task.heads[name])
 
@@ -147,19 +147,19 @@ def started_model(
     properties: Sequence[str],
     others: Sequence[tuple[Task, str | None, Sequence[str]]] = (),
 ) -> MultitaskModel:
-    """The start's backbone with heads for a task: new ones, but for those that are kept.
+    """The backbone of the starting model with heads for a task, new or kept.
 
-    A kept head gives the same in physical units (but for references), although this data's scale is another.
+    Kept heads are rescaled to the scale of this data: their output in physical units is unchanged, up to references.
 
     Args:
         start: the pre-trained model.
         task: to learn.
-        kept: task of the start whose heads are kept; None for new heads.
-        properties: whose heads are kept.
-        others: further tasks, each with the task and the properties that are kept for it.
+        kept: task of the starting model whose heads are kept; None for new heads.
+        properties: properties with kept heads.
+        others: further tasks, each with the task and the properties whose heads are kept for it.
     """
     every = [(task, kept, properties), *others]
-    # Weights that were handed to several processes lie in memory that these share: each trains a copy.
+    # Weights passed to several processes are in shared memory: each process trains a copy.
     model = MultitaskModel(copy.deepcopy(start.module.backbone), {task.name: task.heads for task, _, _ in every})
     for mine, donor, names in every:
         if donor is not None:
@@ -181,11 +181,11 @@ def _keep_heads(
 def _errors(
     start: TrainedModel, theirs: Task, learned: Task, task: Task, names: Sequence[str], data: TaskDataset
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Errors of the start with refitted references, and of the references and means of the labels alone."""
+    """Errors of the starting model with refitted references, and of the mean predictor."""
     model = started_model(start, task, theirs.name, names).eval()
     items = replace(data, task=learned, rows=data.rows[:TRIED_ON], kept={}).items()
     found = evaluate(model, [learned], items, batch_size=BATCH, baseline=task)[task.name]
-    # Derivatives of a kept energy are as old as the energy.
+    # Derivatives of a kept energy are kept, too.
     derived = {name for name, head in task.heads.items() if head.entry.derivative and "energy" in names}
     known = {name: e for name, e in found.items() if e.count and (name in names or name in derived)}
     return (

@@ -1,8 +1,8 @@
 """The training loop of pre-training and fine-tuning.
 
-No step waits for a GPU. Whether loss and gradient are finite is decided on the device, where optimiser and EMA skip
+No step waits for a GPU. The check for finite loss and gradient runs on the device, where optimiser and EMA skip
 non-finite steps. Step statistics are copied back asynchronously and read after the next gradient has been computed but
-before it is applied: weights, optimiser and EMA still belong to the step of the statistics, so that checkpoints,
+before it is applied: weights, optimiser and EMA still belong to the step of the statistics, so checkpoints,
 validations and saved non-finite steps are exact.
 """
 
@@ -59,7 +59,7 @@ DTYPES = {"64-true": torch.float64}
 
 @dataclass
 class Trained:
-    """The result of training: EMA and raw weights, the journal, the training time in seconds, and the steps done."""
+    """Result of training: EMA and raw weights, the journal, training time in seconds, and number of steps."""
 
     averaged: MultitaskModel
     raw: dict[str, torch.Tensor]
@@ -70,12 +70,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a validation says.
+    """Outcome of a validation.
 
     Attributes:
-        score: by which the schedule decides, the lower the better; None if unknown.
+        score: for the schedule, lower is better; None if unknown.
         errors: for the journal.
-        restart: weights to go on from, at half the rates; None goes on as before.
+        restart: weights to restart from, at half the learning rate; None continues as before.
     """
 
     score: float | None = None
@@ -105,20 +105,23 @@ def train(
     describe: Callable[[MultitaskModel], TrainedModel] | None = None,
     stop: StopFlag | None = None,
 ) -> Trained:
-    """Train for as long as the schedule says, resuming from `folder` if it holds a checkpoint.
+    """Train until the schedule ends, resuming from `folder` if it holds a checkpoint.
 
     Args:
         fabric: launched; every process calls this.
         model: initialised identically in every process, scale factors fitted.
-        source: the batches; a step takes `settings.accumulate` of them.
+        tasks: all tasks of the model.
+        source: the batches; a step uses `settings.accumulate` of them.
+        settings: batch size, precision, strategy, …
+        optimiser_settings: of the optimiser, the EMA and gradient clipping.
         schedule: length, learning rates and validations.
-        last_stage: the tasks with the weights that they have in the schedule's last stage; None changes nothing.
+        last_stage: the tasks with their loss weights in the schedule's last stage; None changes nothing.
         folder: for `checkpoint.pt` and `journal.jsonl`; None writes nothing and cannot be resumed.
-        validate: called at the start, when the schedule says, and at the end.
+        validate: called at the start, when the schedule is due, and at the end.
         extra_state, restore_extra: write and read the caller's own state in the checkpoint.
         on_step: called in the first process with each journal entry.
         describe: converts the model to one that can be saved; if None, non-finite steps are not saved for replay.
-        stop: a flag that is listening already, to catch signals before the first step.
+        stop: a flag that is already listening, to catch signals before the first step.
 
     Raises:
         Interrupted: stopped by a signal; the checkpoint includes the last step.
@@ -129,7 +132,7 @@ def train(
     dtype = DTYPES.get(settings.precision, torch.float32)
     check_shares(source, world)
 
-    # The model on its device, its EMA, the optimiser
+    # Set up the model, its EMA and the optimiser
     model = model.to(device, dtype)
     _prepare_process(model, tasks, settings, device, world)
     ema = EMA(model, optimiser_settings.ema_decay)  # a copy, before the model is compiled or sharded
@@ -144,7 +147,7 @@ def train(
     overlap, split = settings.strategy == "fsdp" or settings.out_of_memory == "stop", settings.out_of_memory == "split"
     gradient = GradientSum(fabric, wrapped, tasks, source, dtype, overlap=overlap, split=split)
 
-    # The state to resume from, and the remaining batches
+    # Restore the state, and set up the remaining batches
     run = RunState(fabric, model, ema, optimiser, scaler, folder, schedule, extra_state, restore_extra)
     run.restore()
     accumulate, structures, seconds = settings.accumulate, settings.accumulate * source.batch_size, run.seconds
@@ -161,9 +164,9 @@ def train(
         if run.step == 0:
             validate(ema.refresh(), 0, 0.0)
         for step in itertools.count(run.step):
-            finished = schedule.finished(step)  # only the statistics of the last step are left
+            finished = schedule.finished(step)  # only the statistics of the last step are pending
 
-            # The gradient: forward and backward passes, summed over processes
+            # Compute the gradient: forward and backward passes, summed over processes
             if not finished:
                 began, batches.waited = time.monotonic(), 0.0
                 rate = schedule.rate(step)
@@ -172,7 +175,7 @@ def train(
                 rank_statistics = gradient.compute(batches.take(accumulate), structures)
                 step_seconds = time.monotonic() - began
 
-            # Meanwhile: the statistics of the previous step, and actions that depend on them
+            # Meanwhile, read the statistics of the previous step and act on them
             if pending is not None:
                 statistics = pending.read()
                 entry = pending.journal_entry(
@@ -182,8 +185,8 @@ def train(
                 schedule.passed(statistics.elapsed)
                 if first:
                     on_step(entry)
-                # a non-finite step, which was skipped (a gradient scaler overflows while it searches for its scale,
-                # which is harmless unless the scale falls below 1)
+                # count and save a non-finite step, which was skipped; overflows while the gradient scaler searches for
+                # its scale are harmless unless the scale falls below 1
                 overflow = scaler is not None and math.isfinite(statistics.loss) and statistics.scale >= 1
                 if not statistics.finite and not overflow:
                     run.nonfinite_steps += 1
@@ -213,17 +216,17 @@ def train(
                         _restart(verdict.restart, model, ema, optimiser)
                         schedule.factor /= 2
                 run.journal.add(entry)
-                # save, and stop if there was a signal
+                # save, and stop after a signal
                 if statistics.stop_requests > 0 or statistics.checkpoint_due > 0:
                     run.save()
                 if statistics.stop_requests > 0:
-                    of = "" if schedule.steps is None else f" of {schedule.steps}"
+                    total_steps = "" if schedule.steps is None else f" of {schedule.steps}"
                     where = "" if folder is None else f"; the same command resumes at step {run.step} in {folder}"
-                    raise Interrupted(f"stopped after step {run.step}{of}{where}")
+                    raise Interrupted(f"stopped after step {run.step}{total_steps}{where}")
             if finished:
                 break
 
-            # The update: scaled, clipped, and skipped on the device where loss or gradient is not finite
+            # Update: unscale and clip the gradient; the device skips steps with a non-finite loss or gradient
             seconds += step_seconds
             began = time.monotonic()
             set_learning_rate(optimiser, rate)
@@ -265,9 +268,9 @@ def train(
 def _restart(
     weights: Mapping[str, torch.Tensor], model: MultitaskModel, ema: EMA, optimiser: torch.optim.Optimizer
 ) -> None:
-    """Go on from other weights, without the moments of the old ones.
+    """Restart from other weights, with new optimiser moments.
 
-    The gradient at hand, which was computed with the old weights, becomes zero: the next step changes nothing.
+    The current gradient was computed with the old weights; it is set to zero, so the next step changes nothing.
     """
     load_weights(model, dict(weights))
     ema.load_state_dict({"updates": ema.updates.clone()} | {f"module.{k}": v for k, v in weights.items()})
@@ -280,7 +283,7 @@ def _restart(
 def _prepare_process(
     model: MultitaskModel, tasks: Sequence[Task], settings: LoopSettings, device: torch.device, world: int
 ) -> None:
-    """Apply settings of process and model that change how a step is computed, but not its result."""
+    """Apply settings that change how a step is computed, but not its result."""
     if device.type == "cpu":
         keep_freed_memory()
         if settings.precision == "32-true":

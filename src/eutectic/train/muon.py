@@ -1,9 +1,9 @@
-"""Muon: steps of matrices with all their singular values made equal, beside AdamW for everything else.
+"""Muon: orthogonalised updates for matrices, and AdamW for everything else.
 
 Jordan et al. 2024, kellerjordan.github.io/posts/muon: the momentum of a matrix is replaced by the nearest matrix with
-orthonormal rows or columns, by five Newton-Schulz iterations. Liu et al. 2025 (arXiv 2502.16982): times
-0.2 √max(rows, columns), after which its entries are as large as those of a step of AdamW, whose learning rate and
-weight decay are then right here too.
+orthonormal rows or columns, with five Newton-Schulz iterations. Liu et al. 2025 (arXiv 2502.16982): the update is
+multiplied by 0.2 √max(rows, columns), which makes its entries as large as those of AdamW, so that AdamW's learning rate
+and weight decay can be used.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch.distributed.tensor import DTensor
 from eutectic.atoms import EutecticError
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of x → a x + b x³ + c x⁵, whose fifth iterate takes every singular value in (0, 1] to between 0.7 and 1.2."""
+"""Coefficients of x → a x + b x³ + c x⁵; five iterations map singular values in (0, 1] to between 0.7 and 1.2."""
 
 ITERATIONS = 5
 MOMENTUM = 0.95
 LEAST = 8
-"""Rows and columns from which a matrix is orthogonalised: the last layer of a head, one row, is a vector."""
+"""Minimum rows and columns for orthogonalisation; the last layer of a head, with one row, is treated as a vector."""
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal rows (or columns, if those are fewer), roughly.
+    """Approximately the nearest matrix with orthonormal rows (or columns, if there are fewer of them).
 
     Args:
         matrix: (rows, columns).
@@ -46,11 +46,11 @@ class Muon(torch.optim.Optimizer):
     """Muon for matrices, AdamW for embeddings, biases, vectors and last layers.
 
     Args:
-        groups: of parameters, as of other optimisers; with `matrices` whether Muon is used.
-        lr, betas, weight_decay: as of AdamW.
+        groups: parameter groups as for other optimisers; `matrices` says whether Muon is used.
+        lr, betas, weight_decay: as for AdamW.
 
     Raises:
-        EutecticError: sharded parameters, of which no process has a whole matrix.
+        EutecticError: sharded parameters.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Muon(torch.optim.Optimizer):
                 if isinstance(parameter, DTensor):
                     raise EutecticError(
                         "optimiser.name",
-                        "muon, with parameters shared out over devices",
-                        "whole matrices in every process",
+                        "muon, with parameters sharded over devices",
+                        "full matrices in every process",
                         "use adamw, or a strategy without sharding",
                     )
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
@@ -99,5 +99,5 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon takes a parameter: a table of embeddings is a list of vectors, not a matrix."""
+    """Whether Muon is used for a parameter; embedding tables are lists of vectors, not matrices."""
     return parameter.ndim == 2 and min(parameter.shape) >= LEAST and "embedding" not in name

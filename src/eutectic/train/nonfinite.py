@@ -1,7 +1,7 @@
 """Save training steps with a non-finite loss or gradient, and replay them.
 
 `FOLDER/nonfinite-steps/step-000123/` holds `model/` (the weights before the step, a model folder like any other),
-`structures.safetensors` (the step's structures and labels, in the library's units) and `step.json` (their draws, and
+`structures.safetensors` (structures and labels of the step, in the library's units) and `step.json` (their draws, and
 all settings).
 """
 
@@ -34,7 +34,7 @@ from eutectic.train.settings import LoopSettings, OptimiserSettings
 log = logging.getLogger(__name__)
 
 OUTLIER = 10.0
-"""Labels further from zero than this, in units of their scale, are reported."""
+"""Normalised labels larger than this in absolute value are reported."""
 
 ARRAYS = ("numbers", "positions", "cell", "pbc", "tags", "fixed")
 
@@ -48,7 +48,7 @@ def save_nonfinite_step(
     settings: LoopSettings,
     optimiser_settings: OptimiserSettings,
 ) -> None:
-    """Save a step for `replay`. On a full disk the record is lost, not the run.
+    """Save a step for `replay`. If the disk is full, the step is not saved, and the run continues.
 
     Args:
         folder: the run's.
@@ -94,7 +94,7 @@ def save_nonfinite_step(
             "step %s had a non-finite loss or gradient; replay it with `eutectic replay %s`", entry["step"], place
         )
     except (OSError, SafetensorError, EutecticError) as error:
-        log.warning("step %s had a non-finite loss or gradient, and could not be saved: %s", entry["step"], error)
+        log.warning("step %s had a non-finite loss or gradient, but could not be saved: %s", entry["step"], error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class ReplayedStructure:
         task, id: identify the structure.
         formula, n_atoms: its composition and size.
         loss: as in training; can be NaN or infinite.
-        gradient_norm: of this structure's loss alone.
+        gradient_norm: norm of the gradient of this structure's loss.
         problems: non-finite labels, outliers, and other problems.
     """
 
@@ -162,7 +162,7 @@ def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, 
     fabric = make_fabric(settings, alone=True)
     dtype = torch.float64 if settings.precision == "64-true" else torch.float32
     module = model.module.to(fabric.device, dtype).train()
-    # Loaded again in the run's precision, since `load_model` loads single precision.
+    # Load again in the run's precision, since `load_model` loads in single precision.
     module.load_state_dict(load_weights(folder / "model" / "model.safetensors"))
     wrapped = fabric.setup_module(module)
 
@@ -179,7 +179,7 @@ def replay(folder: Path, *, progress: Callable[[int, int], None] = lambda done, 
     summed = {name: torch.zeros_like(p) for name, p in parameters.items()}
     replayed: list[ReplayedStructure] = []
     n = len(structures)
-    # Where batches are cut by cost, the gradient is divided by the mean number of structures of a step.
+    # With batches cut by cost, the gradient is divided by the mean number of structures per step.
     divided_by = description.get("divided_by", n)
     for done, (labelled, record) in enumerate(zip(structures, description["structures"], strict=True), 1):
         module.zero_grad(set_to_none=True)
@@ -239,7 +239,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[LabelledStructure]]:
             str(folder),
             f"not a saved step ({type(error).__name__}: {error})",
             "a folder nonfinite-steps/step-… of a run",
-            "choose one in the nonfinite-steps folder of the run",
+            "choose a folder in nonfinite-steps of the run",
         ) from error
     return description, structures
 

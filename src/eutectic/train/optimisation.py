@@ -25,7 +25,7 @@ def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
 
     Args:
         step: 0 … steps − 1.
-        steps: length of the whole run.
+        steps: length of the run.
     """
     warm = min(settings.warmup_steps, steps)
     if step < warm:
@@ -39,7 +39,7 @@ def learning_rate(settings: OptimiserSettings, step: int, steps: int) -> float:
 
 
 def warm_up(settings: OptimiserSettings, step: int, warm: int | None = None) -> float:
-    """Learning rate of a step relative to the peak, by the warm-up alone; over `warm` steps if that is given."""
+    """Warm-up factor of the learning rate at a step; `warm` replaces `settings.warmup_steps`."""
     warm = settings.warmup_steps if warm is None else warm
     if step >= warm:
         return 1.0
@@ -50,26 +50,26 @@ def relative_rates(backbone: Backbone, settings: OptimiserSettings) -> dict[str,
     """Part of a backbone → its learning rate, relative to that of the heads.
 
     Raises:
-        EutecticError: a part, or a decay from block to block, of a backbone that does not have them.
+        EutecticError: unknown parts; layer decay for a backbone without blocks.
     """
     rates = dict.fromkeys([*backbone.parts, REST], settings.backbone_lr_scale)
     if settings.layer_decay < 1:
         if BLOCKS not in part_names(backbone):
             raise EutecticError(
                 "optimiser.layer_decay",
-                f"{settings.layer_decay:g}, for the backbone {type(backbone).__name__}, which names no blocks",
+                f"{settings.layer_decay:g}, for the backbone {type(backbone).__name__}, which has no named blocks",
                 "a backbone with blocks (`Backbone.parts`)",
                 "leave it out, or set optimiser.backbone_lr_scale",
             )
         rates = {part: rate * settings.layer_decay ** depth(backbone, part) for part, rate in rates.items()}
-    # One by one, so that a later name refines an earlier one: {blocks: 0.5, block_0: 0.3}.
+    # One by one, so that later names override earlier ones: {blocks: 0.5, block_0: 0.3}.
     factors: dict[str, float] = {}
     for name, factor in settings.part_rates.items():
         factors |= dict.fromkeys(parts_named(backbone, [name], "optimiser.part_rates"), factor)
     if HEADS in factors:
         raise EutecticError(
             "optimiser.part_rates",
-            "a rate of the heads, to which all others are relative",
+            "a learning rate for the heads, to which all others are relative",
             f"parts of the backbone: {', '.join(name for name in part_names(backbone) if name != HEADS)}",
             "set optimiser.learning_rate",
         )
@@ -77,12 +77,12 @@ def relative_rates(backbone: Backbone, settings: OptimiserSettings) -> dict[str,
 
 
 def make_optimiser(model: MultitaskModel, settings: OptimiserSettings) -> torch.optim.Optimizer:
-    """Fused AdamW over all parameters, or Muon; `set_learning_rate` sets the learning rates of the heads and of the
-    backbone's parts.
+    """Fused AdamW over all parameters, or Muon; `set_learning_rate` sets the learning rates of all parts.
 
     To use another optimiser, change only this function. It needs parameter groups with the key "relative", and a
-    `state_dict` of tensors and plain values. One that supports `found_inf`, like torch's fused optimisers, skips a
-    non-finite step on the device; with any other the loop waits for the device once per step (`apply_gradient`).
+    `state_dict` of tensors and plain values. An optimiser with support for `found_inf`, like torch's fused optimisers,
+    skips non-finite steps on the device; with any other, the loop waits for the device once per step
+    (`apply_gradient`).
     """
     rates = relative_rates(model.backbone, settings)
     muon = settings.name == "muon"
@@ -109,16 +109,16 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 
 
 def apply_gradient(optimiser: _FabricOptimizer, finite: Tensor, scaler: torch.amp.GradScaler | None) -> None:
-    """Update the parameters where loss and gradient are finite, and clear the gradient.
+    """Update the parameters if loss and gradient are finite, and clear the gradient.
 
     Args:
         optimiser: as set up by Fabric.
         finite: () 1 or 0, on the device.
-        scaler: the precision's, if any; it checks for non-finite gradients itself.
+        scaler: gradient scaler, if any; it checks for non-finite gradients itself.
     """
     inner: Any = optimiser.optimizer
     if scaler is None and getattr(inner, "_step_supports_amp_scaling", False):
-        # The flags of a gradient scaler: a fused step does not change parameters and moments where found_inf is 1.
+        # As a gradient scaler does: a fused step does not change parameters and moments if found_inf is 1.
         inner.found_inf, inner.grad_scale = 1.0 - finite, None
         optimiser.step()
     elif scaler is not None or bool(finite):
@@ -127,7 +127,7 @@ def apply_gradient(optimiser: _FabricOptimizer, finite: Tensor, scaler: torch.am
 
 
 def shared_gradients(model: MultitaskModel) -> list[tuple[nn.Parameter, int]]:
-    """The parameters shared by all blocks, and their numbers of uses, by which JMP divides their gradients.
+    """The parameters shared by several blocks, and their numbers of uses, by which JMP divides their gradients.
 
     Raises:
         EutecticError: a backbone without shared parameters.
@@ -164,7 +164,7 @@ class EMA:
         self._weights: list[Tensor] = []
 
     def follow(self, model: MultitaskModel) -> None:
-        """Average the weights of this model from now on: the same model, set up for training (compiled, sharded)."""
+        """Average the weights of this model, which is the same model set up for training (compiled, sharded)."""
         self._weights = list(model.parameters())
         if any(isinstance(p, DTensor) for p in self._weights):
             self._means = [p.detach().clone() for p in self._weights]
@@ -176,7 +176,7 @@ class EMA:
         Args:
             finite: () 1, or 0 for a step that the optimiser skipped, which leaves the EMA unchanged.
         """
-        # The first step sets the average.
+        # The first update copies the weights.
         share = torch.where(self.updates == 0, 1.0, 1.0 - self.decay) * finite
         means = [_local(m) for m in self._means]
         difference = torch._foreach_sub([_local(w) for w in self._weights], means)
@@ -186,7 +186,7 @@ class EMA:
 
     @torch.no_grad()
     def refresh(self) -> MultitaskModel:
-        """`module` with the EMA weights. Every process calls this, since sharded tensors are gathered."""
+        """`module` with the EMA weights. Every process must call this, since sharded tensors are gathered."""
         for parameter, mean in zip(self.module.parameters(), self._means, strict=True):
             if isinstance(mean, DTensor):
                 parameter.copy_(mean.full_tensor())

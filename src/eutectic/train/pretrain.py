@@ -1,4 +1,4 @@
-"""Joint pre-training: read data, fit references, plan, train, save."""
+"""Joint pre-training: read data, fit references and scales, plan, train, save."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class PretrainResult:
 
 @dataclass(frozen=True)
 class _Set:
-    """A data set that is trained on (with a record of its rows) or only validated on. Its test rows are not used."""
+    """A data set used for training (with a record of its rows) or only for validation. Its test rows are not used."""
 
     index: int
     task: Task
@@ -93,7 +93,7 @@ class _Set:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The parts of a run that every process needs. With `start`, tasks of the model can be without a data set."""
+    """What every process of a run needs. With `start`, some tasks of the model may have no data set."""
 
     tasks: tuple[Task, ...]
     sets: tuple[_Set, ...]
@@ -122,7 +122,7 @@ class RunPlan(Protocol):
 
 @runtime_checkable
 class Planner(Protocol):
-    """Estimates time and memory of a run from measured batches, like `eutectic.plan.plan_run`."""
+    """Estimates time and memory of a run from measured batches, like `eutectic.plan.plan.plan_run`."""
 
     def __call__(
         self,
@@ -146,15 +146,15 @@ def pretrain(
     page: Page | None = None,
     planner: Planner | None = None,
 ) -> PretrainResult:
-    """Run or resume a pre-training; a finished one is returned at once.
+    """Run or resume a pre-training; the result of a finished one is returned at once.
 
     Args:
         settings: of the run.
-        folder: created if absent. An unfinished run with the same settings in it is resumed.
+        folder: created if it does not exist. An unfinished run with the same settings in it is resumed.
         console: for progress; None prints nothing.
-        page: called with `folder` after each validation (less often if it took more than 2 % of the run's time). A
-            module-level function, since it is pickled.
-        planner: estimates time and memory before the first step; a module-level function, too.
+        page: called with `folder` after each validation, less often if it would take more than 2 % of the run's time.
+            A module-level function, since it is pickled.
+        planner: estimates time and memory before the first step; also a module-level function.
 
     Raises:
         EutecticError: the folder is used for something else; invalid data or settings.
@@ -162,7 +162,7 @@ def pretrain(
     """
     folder = Path(folder)
     if launched_outside():
-        # Every process gets here; the first one prepares, within the run.
+        # All processes come here; the first one prepares the run after the launch.
         outside = functools.partial(
             _outside, settings=settings, folder=folder, console=console, page=page, planner=planner
         )
@@ -207,7 +207,7 @@ def _begin(settings: PretrainSettings, folder: Path, console: Console | None) ->
 
 
 def _contents(settings: PretrainSettings) -> dict[str, str]:
-    """What a run is computed from → hash of it."""
+    """Inputs of a run → their hashes."""
     contents, known = {}, []
     if settings.start is not None:
         contents[f"model {settings.start}"] = model_hash(settings.start)
@@ -226,7 +226,7 @@ def _prepare(settings: PretrainSettings) -> _Prepared:
         if "backbone" in settings.model_fields_set and backbone.for_graphs([start.graph]) != given:
             raise EutecticError(
                 "backbone",
-                f"settings that are not those of {settings.start}",
+                f"settings that differ from those of {settings.start}",
                 "the backbone of the model in `start`",
                 "drop `backbone`: it is read from the model",
             )
@@ -330,33 +330,33 @@ def _announce(console: Console, settings: PretrainSettings, prepared: _Prepared)
     ):
         table.add_column(heading, justify="left" if heading in ("set", "level of theory") else "right")
     drawn = settings.train.steps * settings.train.accumulate * settings.train.batch_size
-    for one in prepared.sets:
-        task, structures = one.task, len(one.split.train)
-        if one.learned:
+    for data in prepared.sets:
+        task, structures = data.task, len(data.split.train)
+        if data.learned:
             structures = source.mixture.sizes[task.name]
             share = source.mixture.places[task.name] / source.mixture.length
         scale = {k: t.normaliser.scale for k, t in task.targets.items()}
         table.add_row(
             task.name,
             task.level_of_theory.partition(" (")[0],
-            f"{structures:,}" if one.learned else "–",
-            f"{len(one.split.validation):,}",
-            f"{len(one.split.test):,}",
-            f"{drawn * share / structures:.1f}" if one.learned else "validation only",
+            f"{structures:,}" if data.learned else "–",
+            f"{len(data.split.validation):,}",
+            f"{len(data.split.test):,}",
+            f"{drawn * share / structures:.1f}" if data.learned else "validation only",
             f"{scale['energy']:.2f} eV" if "energy" in scale else "–",
             f"{scale['forces']:.2f} eV/Å" if "forces" in scale else "–",
         )
     console.print(table)
     if settings.start is not None:
         console.print(
-            f"started from {settings.start}: keeps its backbone, heads, references and scales; "
+            f"started from {settings.start}: backbone, heads, references and scales are kept; "
             f"new heads, references and scales for {', '.join(prepared.new_tasks) or 'no data set'}",
             highlight=False,
         )
 
 
 def without_weights(backbone: BackboneChoice) -> Backbone:
-    """The backbone of a training from scratch, to ask for its features and parts."""
+    """A backbone without weights, to inspect its features and parts."""
     with torch.device("meta"):
         return build_backbone(backbone.name, backbone.settings)[0]
 
@@ -364,7 +364,7 @@ def without_weights(backbone: BackboneChoice) -> Backbone:
 def initial_model(
     name: str, backbone_settings: Mapping[str, Any], tasks: tuple[Task, ...], source: BatchSampler, seed: int
 ) -> MultitaskModel:
-    """A new model, the same in every process: seeded, with scale factors fitted on the first batch."""
+    """A new model, identical in every process: seeded, with scale factors fitted to the first batch."""
     torch.manual_seed(seed)
     backbone, _ = build_backbone(name, backbone_settings, [task.graph for task in tasks])
     model = MultitaskModel(backbone, {task.name: task.heads for task in tasks})
@@ -375,15 +375,15 @@ def initial_model(
 def model_started_from(
     start: Path, backbone: BackboneChoice, tasks: Sequence[Task], learned: Sequence[str], seed: int
 ) -> MultitaskModel:
-    """The model in `start` with new heads for new tasks, the same in every process.
+    """The model in `start` with new heads for new tasks, identical in every process.
 
-    Heads of tasks that are not trained on are frozen: without a gradient, weight decay would shrink them.
+    Heads of tasks that are not trained are frozen, since weight decay would shrink heads that get no gradient.
 
     Args:
         start: a model folder.
         backbone: the model's, with its settings in training (see `BackboneSettings.in_training`).
         tasks: those of the model first, then the new ones.
-        learned: names of the tasks that are trained on.
+        learned: names of the tasks that are trained.
         seed: of the new heads.
     """
     old = load_model(start)
@@ -406,7 +406,7 @@ def _outside(
     page: Page | None,
     planner: Planner | None,
 ) -> None:
-    """One process of a run whose processes were started by torchrun or srun."""
+    """One process of a run started by torchrun or srun."""
     prepared = once(fabric, functools.partial(_begin, settings, folder, console))
     if prepared is not None:
         _worker(fabric, stop, settings, folder, prepared, console is None, page, planner)
@@ -497,7 +497,7 @@ def _worker(
 
 
 class _Reporting:
-    """Calls `page` as often as possible within 2 % of the time."""
+    """Calls `page` as often as possible within 2 % of the run's time."""
 
     SHARE = 0.02
 
@@ -510,7 +510,7 @@ class _Reporting:
             try:
                 self.page(self.folder)
             except EutecticError as error:
-                log.warning("the report could not be renewed: %s", error)  # the run matters more than its page
+                log.warning("the report could not be updated: %s", error)  # must not stop the run
             duration = time.monotonic() - began
             self._not_before = began + duration / self.SHARE
 
@@ -525,14 +525,14 @@ def _costed(
     quiet: bool,
     planner: Planner | None,
 ) -> BatchSampler:
-    """The batches of the run, cut by cost if the settings say so; also shows the plan of the run.
+    """The batches of the run, cut by cost if `batching` says so; also shows the plan of the run.
 
     Measurements are saved in the run's folder, so that a resumed run has the same batches.
     """
     batching = settings.batching
     measured = batching.by == "cost" and batching.coefficients is None
     calibration = None
-    # Every process takes the same branch, whether or not it shows anything.
+    # Every process must take the same branch.
     if fabric.broadcast(measured or (planner is not None and not quiet)):
         with Console(quiet=quiet).status("measuring the cost of batches"):
             calibration = measure_costs(fabric, settings.train, source, model, prepared.tasks, folder)
@@ -625,7 +625,7 @@ def _finish(
             "validation": validation,
         },
     )
-    write_card(folder / "model")  # after the summary, which has the errors
+    write_card(folder / "model")  # reads the errors in the summary
 
 
 def _write_json(path: Path, values: Mapping[str, Any] | list[dict[str, Any]]) -> None:

@@ -1,15 +1,15 @@
 """Ridge regression on frozen features: the weights of linear heads in closed form.
 
-A head without hidden layers is linear in its weights w: ŷ = D w, with one row of D for each labelled number (a
-structure's, an atom's, or a component's), from the backbone's features: summed over atoms for a sum, averaged for a
-mean. With the columns C of what is fitted beside it and not penalised (numbers of atoms of each element where the
-property has references per element, a constant where it has a mean), the minimum of
+A head without hidden layers is linear in its weights w: ŷ = D w. D has one row per label value (of a structure, an
+atom, or a component) and contains the backbone's features, summed or averaged over atoms like the property. With the
+columns C of unpenalised parameters (numbers of atoms of each element for a property with references per element, a
+constant for a property with a mean), the minimum of
 
     ‖y − D w − C c‖² + λ ‖w‖²
 
-is found from DᵀD, CᵀD, CᵀC and their products with y, which are summed up batch by batch in float64, so that the
-training structures need not fit into memory. λ is the one of `PENALTIES` (relative to the mean eigenvalue) with the
-lowest error on validation structures. Hoerl and Kennard, Technometrics 1970, 12, 55.
+is found from DᵀD, CᵀD, CᵀC, Dᵀy and Cᵀy, which are accumulated batch by batch in float64, so that the training
+structures need not fit into memory. λ is the value in `PENALTIES` (relative to the mean eigenvalue) with the lowest
+error on validation structures. Hoerl and Kennard, Technometrics 1970, 12, 55.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ PENALTIES = tuple(10.0 ** (k / 2) for k in range(-20, 3))
 """λ, relative to the mean eigenvalue of the penalised part."""
 
 MOST_VALIDATED = 500
-"""Validation structures by which λ is chosen."""
+"""Maximum number of validation structures for the choice of λ."""
 
 BATCH = 16
 
 
 def why_not(task: Task) -> dict[str, str]:
-    """Properties whose heads are not linear in their weights, or linear in what is not computed → why."""
+    """Properties whose heads cannot be fitted in closed form → reason."""
     reasons = {}
     for name, head in task.heads.items():
         if head.entry.derivative:
@@ -56,7 +56,7 @@ def why_not(task: Task) -> dict[str, str]:
 
 
 def with_linear_heads(task: Task, properties: Sequence[str]) -> Task:
-    """The task with these properties alone, and heads without hidden layers."""
+    """The task with only these properties, and heads without hidden layers."""
     targets = {}
     for name in properties:
         target = task.targets[name]
@@ -67,7 +67,7 @@ def with_linear_heads(task: Task, properties: Sequence[str]) -> Task:
 
 @dataclass
 class Sums:
-    """Products of the columns [C D] and y, over rows; all float64.
+    """Products of the columns [C D] and y, summed over rows; all float64.
 
     Attributes:
         free: number of columns C that are not penalised.
@@ -81,7 +81,7 @@ class Sums:
 
     @classmethod
     def of(cls, free: int, width: int) -> Sums:
-        """Of no rows yet."""
+        """Empty sums."""
         return cls(free, np.zeros((free + width, free + width)), np.zeros(free + width))
 
     def add(self, columns: Float[np.ndarray, "rows columns"], y: Float[np.ndarray, " rows"]) -> None:
@@ -92,7 +92,7 @@ class Sums:
         """[c w] for each penalty, relative to the mean eigenvalue of the penalised part."""
         f = self.free
         inverse = np.linalg.pinv(self.gram[:f, :f], rcond=1e-10, hermitian=True)
-        # What the free columns cannot explain, which is all that w is fitted to.
+        # Eliminate the free columns: w is fitted to the residual.
         part = self.gram[f:, f:] - self.gram[f:, :f] @ inverse @ self.gram[:f, f:]
         along = self.along[f:] - self.gram[f:, :f] @ inverse @ self.along[:f]
         values, vectors = np.linalg.eigh((part + part.T) / 2)
@@ -112,7 +112,7 @@ class Ridge:
 
     Attributes:
         model: the backbone with these heads, in evaluation mode.
-        task: with references and means that go with them.
+        task: with the corresponding references and means.
         penalties: property → λ, relative to the mean eigenvalue.
     """
 
@@ -124,13 +124,13 @@ class Ridge:
 def fit_ridge(
     backbone: Backbone, task: Task, training: TaskDataset, validation: TaskDataset, device: torch.device | str = "cpu"
 ) -> Ridge:
-    """Fit linear heads for every property of a task, none of which `why_not` names.
+    """Fit linear heads for every property of a task; `why_not` must name none of them.
 
     Args:
         backbone: whose features are used; copied.
         task: with heads without hidden layers (`with_linear_heads`), and fitted references and scales.
-        training: structures that the heads are fitted to.
-        validation: structures by which λ is chosen; at least one.
+        training: structures to which the heads are fitted.
+        validation: structures for the choice of λ; at least one.
         device: to compute features on.
     """
     model = MultitaskModel(copy.deepcopy(backbone), {task.name: task.heads})
@@ -149,7 +149,7 @@ def fit_ridge(
             errors[name] += np.abs(columns @ solutions[name].T - y[:, None]).sum(0)
     penalties, targets = {}, dict(task.targets)
     for name, found in solutions.items():
-        # Of equal errors (without validation labels) the largest penalty.
+        # For equal errors (no validation labels), the largest penalty.
         best = len(PENALTIES) - 1 - int(np.argmin(errors[name][::-1]))
         penalties[name] = PENALTIES[best]
         free = _n_free(task, name)
@@ -183,7 +183,7 @@ def _head(model: MultitaskModel, task: str, name: str) -> Head:
 
 
 def _design(head: Head, features: TaskFeatures) -> Float[Tensor, "rows weights"]:
-    """What a head predicts as a function of its weights, of which it is linear: one column for each, float64."""
+    """Predictions of a linear head for unit vectors as weights: one column per weight, float64."""
     names, shapes = zip(*((name, p.shape) for name, p in head.named_parameters()), strict=True)
     sizes = [shape.numel() for shape in shapes]
 

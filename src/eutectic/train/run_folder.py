@@ -1,4 +1,4 @@
-"""The folder of a run: claimed by one run, and recognised when the same run is given again."""
+"""The folder of a run: claimed by one run, and checked when the run is resumed."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ LOCK = ".lock"
 CHOICES = "choices"
 """Folder of the short runs that choose learning rate and weight decay."""
 CONTENT = "content"
-"""In `settings.json`: what lay under the names of the data and the model when the run began, as hashes."""
+"""Key in `settings.json` of the hashes of data and model at the start of the run."""
 
 LENGTH = ("steps", "epochs", "time", "until_converged", "patience", "evaluate_every")
-"""Settings of the length of a fine-tuning."""
+"""Settings that may differ when a fine-tuning is lengthened."""
 
 NOT_SETTINGS = ("command", "version", CONTENT)
 
 
 def claim_folder(folder: Path, settings: Settings, command: str, *, may_lengthen: bool = False) -> bool:
-    """Make the run's folder, or check that it holds this very run.
+    """Create the run's folder, or check that it holds this run.
 
-    A folder in which nothing was computed yet (a run that was refused, say for its data) may be claimed anew.
+    A folder in which nothing was computed yet (for example because the data were invalid) can be claimed again.
 
     Args:
         folder, settings, command: of the run.
-        may_lengthen: accept a run that differs in its length only.
+        may_lengthen: accept a run that differs only in its length.
 
     Returns:
-        Whether it holds this run with another length; `lengthen` then makes it this run.
+        Whether the folder holds this run with another length; `lengthen` then changes its settings.
 
     Raises:
-        EutecticError: the folder exists and is not this run's.
+        EutecticError: the folder exists and belongs to something else.
     """
     folder = Path(folder)
     path = folder / SETTINGS
@@ -75,7 +75,7 @@ def claim_folder(folder: Path, settings: Settings, command: str, *, may_lengthen
 
 
 def lengthen(folder: Path, settings: Settings, command: str) -> None:
-    """Write the settings of a longer run into the folder of a shorter one."""
+    """Write the settings of a longer run to the folder of a shorter one."""
     noted = stored_settings(folder).get(CONTENT)
     content = {} if noted is None else {CONTENT: noted}
     _write(Path(folder) / SETTINGS, _described(settings, command) | content)
@@ -86,38 +86,38 @@ def _described(settings: Settings, command: str) -> dict[str, Any]:
 
 
 def _without_length(essence: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a run (see `_essence`), but for how long it is and when it is validated."""
+    """The settings that decide the results of a run (see `_essence`), without its length."""
     train = essence.get("train")
     rest = {k: v for k, v in train.items() if k not in LENGTH} if isinstance(train, Mapping) else train
-    # An effort is a length too, in place of that in `train`.
+    # An effort replaces the length in `train`.
     return {**essence, "train": rest, "effort": essence.get("effort") is not None}
 
 
 def claim_content(folder: Path, content: Mapping[str, str]) -> None:
-    """Note what a run is computed from, or check that it is still the same.
+    """Record the hashes of a run's inputs, or check that they are unchanged.
 
     Args:
         folder: claimed with `claim_folder`.
-        content: what it is, in words → hash of it.
+        content: description of an input → its hash.
 
     Raises:
-        EutecticError: the run in the folder was computed from something else.
+        EutecticError: the run in the folder used other inputs.
     """
     stored = stored_settings(folder)
     noted = stored.get(CONTENT)
     if not isinstance(noted, dict):
         if _begun(folder):
             log.warning(
-                "%s: begun by an earlier version, which did not note the contents of data and model; they are taken "
-                "to be unchanged",
+                "%s: begun by an earlier version, which did not record hashes of data and model; they are assumed to "
+                "be unchanged",
                 folder,
             )
     elif noted != dict(content) and _begun(folder):
         changed = [what for what in {**noted, **content} if noted.get(what) != content.get(what)]
         raise EutecticError(
             str(folder),
-            f"holds a run on other contents, under the same names: {', '.join(changed)} changed since it began",
-            "the same contents, to resume it or to return its result, or a folder that does not exist",
+            f"holds a run on other contents under the same names: {', '.join(changed)} changed since it began",
+            "unchanged contents, to resume the run or return its result, or a folder that does not exist",
             "choose another --out, or delete the folder",
         )
     if noted != dict(content):
@@ -125,10 +125,10 @@ def claim_content(folder: Path, content: Mapping[str, str]) -> None:
 
 
 def model_hash(name_or_path: str | Path) -> str:
-    """Of the weights and the description in a model folder.
+    """Hash of the weights and the description in a model folder.
 
     Raises:
-        EutecticError: no such model, or one that cannot be read.
+        EutecticError: unknown or unreadable model.
     """
     folder = model_folder(name_or_path)
     try:
@@ -143,12 +143,12 @@ def model_hash(name_or_path: str | Path) -> str:
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    # One process writes here, so that a killed one leaves a file of a known name.
+    # A sole writer, so that a killed process leaves a temporary file with a known name.
     write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False), sole_writer=True)
 
 
 def claimed(folder: Path | None) -> AbstractContextManager[None]:
-    """Keep other runs out of a folder for as long as the block runs.
+    """Lock a folder against other runs within a `with` block.
 
     Raises:
         EutecticError: another process is training there.
@@ -159,36 +159,36 @@ def claimed(folder: Path | None) -> AbstractContextManager[None]:
 
 
 def _begun(folder: Path) -> bool:
-    """Whether a folder holds more than the claim to it, and the short runs by which its rates are chosen before it."""
+    """Whether a folder holds more than the files of a claim and the short runs that choose learning rates."""
     claim = (SETTINGS, LOCK, f".{SETTINGS}.writing", CHOICES)
     return any(file.name not in claim for file in folder.iterdir()) if folder.exists() else False
 
 
 def stored_settings(folder: Path) -> dict[str, Any]:
-    """What a run's folder says of it: `command`, `version`, the settings, and the hashes of what it was given.
+    """Read a run's `settings.json`: `command`, `version`, the settings, and the hashes of its inputs.
 
     Raises:
-        EutecticError: not the folder of a run, or its settings.json is damaged.
+        EutecticError: not the folder of a run, or settings.json is damaged.
     """
     path = Path(folder) / SETTINGS
     fix = "give the folder that was --out of `eutectic pretrain`, `finetune` or `compare`"
     if path.exists():
-        fix = "put back a copy of this file; without one, delete the folder or choose another --out, and run again"
+        fix = "restore this file from a copy; or delete the folder or choose another --out, and run again"
     return read_json(path, expected="the settings.json of a run", fix=fix)
 
 
 def without_notes(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings alone, of what `stored_settings` returns."""
+    """Only the settings in the result of `stored_settings`."""
     return {k: v for k, v in stored.items() if k not in NOT_SETTINGS}
 
 
 def _essence(stored: Mapping[str, Any], kind: type[Settings]) -> dict[str, Any]:
-    """The settings of a run that decide what it computes; those it was stored without have their defaults."""
+    """The settings that decide the results of a run; missing ones have their defaults."""
     values = without_notes(stored)
-    # What cannot be read as settings is another kind of run, or another version's: it is compared as it stands.
+    # Settings of another kind of run, or of another version, may be invalid: they are compared unchanged.
     with suppress(ValidationError, EutecticError):
         values = kind.model_validate(values).model_dump(mode="json")
-    # How a run is spread over a machine, and where it is logged, does not change what it computes.
+    # Use of the hardware, and logging, do not change the results.
     ignored = {"processes", "threads", "checkpoint_every", "accelerator", "strategy", "workers", "compile"}
     ignored |= {"activation_checkpointing", "out_of_memory", "keep_nonfinite_steps", "max_nonfinite_steps"}
     train = values.get("train")

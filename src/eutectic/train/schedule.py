@@ -1,7 +1,7 @@
-"""How long a run lasts, its learning rates, and when it is validated.
+"""Length of a run, its learning rates, and the steps at which it is validated.
 
-A run has a number of steps, a time, or goes on until it has converged. Every process of a run holds a schedule and
-tells it the same values (the first process's clock, the validation score over all processes), so that all decide alike.
+A run lasts a number of steps, a time, or until it has converged. Every process of a run has a schedule and passes it
+the same values (the first process's clock, the validation score over all processes), so that all schedules agree.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from eutectic.train.settings import KEPT_HEAD_FIRST_RATE, FinetuneTrainSettings,
 
 
 class Schedule:
-    """Base class: the number of steps is not known beforehand, and the rate is constant after the warm-up.
+    """Base class: unknown number of steps, and constant learning rate after the warm-up.
 
     Args:
         settings: peak learning rate, warm-up and decay.
         every: steps between validations.
 
     Attributes:
-        steps: of the whole run; None if not known.
-        factor: of every rate; lowered after a head has died.
+        steps: of the run; None if unknown.
+        factor: multiplies all learning rates; lowered after a head has died.
         elapsed: seconds of the run so far, validations included.
-        reason: why the run ended, in words, where that was not known beforehand.
+        reason: why the run ended, as text, if that was not fixed beforehand.
         timed: whether `progress` is in seconds.
-        last_stage: part of the run, at its end, with other weights in the loss.
+        last_stage: final fraction of the run with other loss weights.
     """
 
     timed = False
@@ -38,7 +38,7 @@ class Schedule:
         self.factor, self.elapsed, self.reason = 1.0, 0.0, ""
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step, 0 for the first."""
+        """Learning rate of a step; the first step is 0."""
         return self.factor * self.settings.learning_rate * warm_up(self.settings, step)
 
     def finished(self, step: int) -> bool:
@@ -50,14 +50,14 @@ class Schedule:
         return self.every is not None and step % self.every == 0
 
     def passed(self, elapsed: float) -> None:
-        """A step was done; `elapsed` is the time of the run so far, s."""
+        """Called after a step; `elapsed`: time of the run so far, s."""
         self.elapsed = elapsed
 
     def validated(self, score: float | None) -> None:
-        """A validation was done; its score is the lower the better, None if unknown."""
+        """Called after a validation; a lower score is better, None is unknown."""
 
     def progress(self, step: int) -> tuple[float, float] | None:
-        """Part done and whole, in steps or seconds; None if the end is not known."""
+        """Progress and total, in steps or seconds; None if the total is unknown."""
         return None
 
     def in_last_stage(self, step: int) -> bool:
@@ -70,13 +70,13 @@ class Schedule:
         return {"factor": self.factor, "elapsed": self.elapsed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Values of `state_dict`, perhaps of another kind of schedule: a run can be lengthened by another measure."""
+        """Load a `state_dict`, possibly of another kind of schedule, since a lengthened run may have another one."""
         self.factor = float(state.get("factor", 1.0))
         self.elapsed = float(state.get("elapsed", 0.0))
 
 
 class StepSchedule(Schedule):
-    """A number of steps: linear warm-up, then cosine decay."""
+    """Fixed number of steps: linear warm-up, then cosine decay."""
 
     def __init__(self, settings: OptimiserSettings, steps: int, every: int) -> None:
         super().__init__(settings, every)
@@ -96,15 +96,15 @@ class StepSchedule(Schedule):
 
 
 class ClockSchedule(Schedule):
-    """A time: warm-up, then cosine decay by the clock. The step that is begun last ends after it.
+    """Fixed time: warm-up, then cosine decay by the clock. The last step begins before the end of the time.
 
     Args:
-        settings: as for `Schedule`.
-        seconds: of training, validations included.
+        settings: see `Schedule`.
+        seconds: training time, validations included.
         every: steps between validations; None validates about ten times.
 
     Attributes:
-        gentle: part of the time in which rates rise from a hundredth, for heads that are kept.
+        gentle: fraction of the time over which learning rates rise from a hundredth, for kept heads.
     """
 
     VALIDATIONS = 10
@@ -146,16 +146,16 @@ class ClockSchedule(Schedule):
 
 
 class PlateauSchedule(Schedule):
-    """Until it has converged: warm-up, then a constant rate that falls whenever the validation score has not.
+    """Until converged: warm-up, then a constant learning rate that is lowered when the validation score stops falling.
 
-    The rate falls by `FALL` when `patience` validations in a row have not lowered the best score by `LEAST`; where it
-    has fallen `FALLS` times, the run ends instead.
+    The rate is multiplied by `FALL` when `patience` validations in a row have not lowered the best score by `LEAST`;
+    after `FALLS` times, the run ends instead.
 
     Args:
-        settings: as for `Schedule`.
+        settings: see `Schedule`.
         every: steps between validations.
-        patience: validations.
-        steps, seconds: most of the run.
+        patience: number of validations.
+        steps, seconds: maximum length of the run.
     """
 
     FALL, FALLS, LEAST = 0.3, 3, 0.01
@@ -194,8 +194,8 @@ class PlateauSchedule(Schedule):
             self.converged = self.falls > self.FALLS
             if self.converged:
                 self.reason = (
-                    f"converged: no validation error lower by {self.LEAST:.0%} in {self.patience} validations, "
-                    f"at rates down to {self.FALL**self.FALLS:.1%} of the first"
+                    f"converged: validation error not lowered by {self.LEAST:.0%} in {self.patience} validations, at "
+                    f"learning rates down to {self.FALL**self.FALLS:.1%} of the first"
                 )
 
     def progress(self, step: int) -> tuple[float, float] | None:
@@ -213,14 +213,14 @@ class PlateauSchedule(Schedule):
         super().load_state_dict(state)
         self.best, self.waited = float(state.get("best", math.inf)), int(state.get("waited", 0))
         self.falls = int(state.get("falls", 0))
-        # A longer run than one that had converged waits anew, with more patience, at the lowest rate.
+        # A converged run that is given more patience continues at the lowest rate.
         if self.falls > self.FALLS and self.patience > int(state.get("patience", self.patience)):
             self.falls = self.FALLS
         self.converged = self.falls > self.FALLS
 
 
 def steps_of_epochs(epochs: float, structures: int, settings: FinetuneTrainSettings) -> int:
-    """Steps in which as many structures are drawn as `epochs` times those of the training split."""
+    """Number of steps in `epochs` epochs of a training split with `structures` structures."""
     return max(1, math.ceil(epochs * structures / (min(settings.batch_size, structures) * settings.accumulate)))
 
 
@@ -229,17 +229,17 @@ def finetune_schedule(train: FinetuneTrainSettings, optimiser: OptimiserSettings
 
     Args:
         train: length and intervals.
-        optimiser: rates.
-        structures: of the training split.
+        optimiser: learning rates.
+        structures: number of training structures.
     """
     steps = train.steps if train.epochs is None else steps_of_epochs(train.epochs, structures, train)
     if train.until_converged:
-        # About once an epoch; a score of a few dozen structures is too rough to look at it after every few steps.
+        # About once per epoch; with few structures, the score is too noisy to validate every few steps.
         every = min(max(steps_of_epochs(1.0, structures, train), 25), 500)
         return PlateauSchedule(
             optimiser, train.evaluate_every or every, train.patience, steps=steps, seconds=train.time
         )
     if train.time is not None:
         return ClockSchedule(optimiser, train.time, train.evaluate_every)
-    assert steps is not None, "one of them is given"
+    assert steps is not None, "steps, epochs or time is given"
     return StepSchedule(optimiser, steps, train.evaluate_every or max(1, steps // 10))

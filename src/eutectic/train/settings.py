@@ -32,8 +32,8 @@ class Defining(Settings):
 
     define: tuple[str, ...] = Field(
         default=(),
-        description="new properties, each as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; those of stores and "
-        "models need no definition here",
+        description="new properties, each as NAME=UNIT[,atom][,vector|tensor|class][,extensive]; properties defined "
+        "by a store or model need no definition here",
     )
 
     @model_validator(mode="before")
@@ -48,7 +48,7 @@ class Defining(Settings):
 
 
 class BackboneChoice(Settings):
-    """A backbone and its settings, validated at once; missing ones get their defaults."""
+    """A backbone and its settings, validated together; missing settings get their defaults."""
 
     name: str = Field(default="gemnet_oc", description="backbone: gemnet_oc, gotennet, painn, or a registered one")
     settings: dict[str, Any] = Field(
@@ -69,7 +69,7 @@ class BackboneChoice(Settings):
 
     @classmethod
     def _checked(cls, name: str, given: dict[str, Any]) -> dict[str, Any]:
-        """All settings of that backbone."""
+        """All settings of a backbone."""
         kind = backbone_entry(name).settings
         unknown = given.keys() - kind.model_fields.keys()
         for other, entry in BACKBONES.items():
@@ -87,11 +87,11 @@ class BackboneChoice(Settings):
         return backbone_entry(self.name).settings.model_validate(self.settings)
 
     def for_graphs(self, graphs: Iterable[GraphSettings]) -> BackboneChoice:
-        """A copy that takes the cutoff of the graphs if it has none; see `BackboneSettings.for_graphs`."""
+        """A copy with the cutoff of the graphs if it has none; see `BackboneSettings.for_graphs`."""
         return self._with(self.of_backbone().for_graphs(graphs))
 
     def with_blocks(self, keep: int) -> BackboneChoice:
-        """A copy with the first blocks only."""
+        """A copy with only the first blocks."""
         return self._with(fewer_blocks(self.of_backbone(), keep, "keep_blocks"))
 
     def in_training(self, edge_dropout: float) -> BackboneChoice:
@@ -106,10 +106,10 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 def parse_duration(value: Any) -> Any:
-    """Seconds from "90s", "30m", "1.5h", "1h30m"; a number is returned as it is.
+    """Parse "90s", "30m", "1.5h" or "1h30m" to seconds; numbers are returned unchanged.
 
     Raises:
-        ValueError: text of another form.
+        ValueError: text in another format.
     """
     if not isinstance(value, str):
         return value
@@ -124,7 +124,7 @@ def parse_duration(value: Any) -> Any:
 
 
 def duration(seconds: float) -> str:
-    """A time in words, as `parse_duration` reads it: 45s, 30m, 1h30m."""
+    """Format a time as `parse_duration` reads it: 45s, 30m, 1h30m."""
     if seconds < 60:
         return f"{seconds:.3g}s"
     minutes, rest = divmod(round(seconds), 60)
@@ -137,8 +137,8 @@ class OptimiserSettings(Settings):
 
     name: Literal["adamw", "muon"] = Field(
         default="adamw",
-        description="adamw, or muon: steps of matrices with equal singular values (Jordan et al. 2024, scaled as by "
-        "Liu et al. 2025), and AdamW for all else",
+        description="adamw, or muon: orthogonalised updates for matrices (Jordan et al. 2024, scaled as in Liu et al. "
+        "2025), and AdamW for other parameters",
     )
     learning_rate: float = Field(default=3e-4, gt=0, description="peak learning rate")
     backbone_lr_scale: float = Field(
@@ -148,13 +148,13 @@ class OptimiserSettings(Settings):
         default=1.0,
         gt=0,
         le=1,
-        description="learning rate of each block relative to that of the block after it, down to the embedding; the "
-        "last block's is relative to that of the heads",
+        description="learning rate of each block relative to the next block, from the embedding to the last block, "
+        "which is relative to the heads",
     )
     part_rates: dict[str, Annotated[float, Field(gt=0, le=100)]] = Field(
         default_factory=dict,
-        description="learning rates of parts of the backbone, relative to that of the heads: part (as for `freeze`) → "
-        "factor, multiplied with those of `backbone_lr_scale` and `layer_decay`",
+        description="learning rates of parts of the backbone, relative to that of the heads: part (as in `freeze`) → "
+        "factor, multiplied by those of `backbone_lr_scale` and `layer_decay`",
     )
     betas: tuple[Decay, Decay] = Field(default=(0.9, 0.95), description="AdamW's β₁ and β₂")
     weight_decay: float = Field(default=0.1, ge=0, description="AdamW's weight decay, on all parameters")
@@ -165,75 +165,75 @@ class OptimiserSettings(Settings):
     final_lr_ratio: float = Field(
         default=0.1, ge=0, le=1, description="learning rate at the end of the cosine decay, relative to the peak"
     )
-    clip_norm: float = Field(default=1.0, gt=0, description="gradient clipping: largest global norm")
+    clip_norm: float = Field(default=1.0, gt=0, description="gradient clipping: maximum global norm")
     ema_decay: float = Field(
         default=0.99, ge=0, lt=1, description="decay of the exponential moving average (EMA) of the weights"
     )
     scale_shared_gradients: bool = Field(
         default=False,
-        description="divide the gradient of parameters shared by all blocks by the number of uses, as in JMP "
+        description="divide the gradient of parameters shared by several blocks by the number of uses, as in JMP "
         "(GemNet-OC only)",
     )
 
 
 class LoopSettings(Settings):
-    """Batch size and use of the hardware: all that a training is, but for its length."""
+    """Batch size and use of the hardware."""
 
     batch_size: int = Field(default=32, ge=1, description="structures per batch, over all processes")
     checkpoint_every: float = Field(default=60.0, ge=0, description="seconds between checkpoints for resuming")
     seed: int = Field(default=0, ge=0, lt=2**63, description="random seed")
     processes: int = Field(
-        default=1, ge=1, description="training processes on this machine; on a CPU two processes beat two threads"
+        default=1, ge=1, description="training processes on this machine; on a CPU, faster than as many threads"
     )
     threads: int | None = Field(
         default=None,
         ge=1,
-        description="CPU threads per process; default: OMP_NUM_THREADS, else the cores divided by the processes",
+        description="CPU threads per process; default: OMP_NUM_THREADS if set, otherwise cores / processes",
     )
     accelerator: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="device to train on; auto: a GPU if there is one"
+        default="auto", description="device to train on; auto: a GPU if available"
     )
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = Field(
         default="32-true", description="single or double precision, or mixed precision with bfloat16 or float16"
     )
     max_nonfinite_steps: int = Field(
-        default=20, ge=0, description="stop the run after more steps than this with a non-finite loss or gradient"
+        default=20, ge=0, description="stop the run after more than this many steps with a non-finite loss or gradient"
     )
     keep_nonfinite_steps: int = Field(
-        default=3, ge=0, description="how many of them to save in the run's folder for `eutectic replay`"
+        default=3, ge=0, description="number of such steps to save in the run's folder for `eutectic replay`"
     )
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         default="auto",
-        description="with several processes: replicate the model in each (ddp; also auto) or shard it over them (fsdp)",
+        description="with several processes: replicate the model (ddp; also auto) or shard it (fsdp)",
     )
     accumulate: int = Field(
-        default=1, ge=1, description="batches per optimiser step (gradient accumulation); equals one larger batch"
+        default=1, ge=1, description="batches per optimiser step (gradient accumulation), equivalent to a larger batch"
     )
     activation_checkpointing: bool = Field(
         default=False,
-        description="recompute activations inside blocks in the backward pass: less memory, a third slower",
+        description="recompute the activations of blocks in the backward pass: less memory, a third slower",
     )
     compile: bool = Field(
         default=False,
-        description="use torch.compile (takes a minute or more; gains little on a CPU; direct forces only); parts that "
+        description="use torch.compile (takes a minute or more; little gain on a CPU; direct forces only); parts that "
         "cannot be compiled run uncompiled",
     )
     out_of_memory: Literal["split", "stop"] = Field(
         default="split",
-        description="split: halve a batch that does not fit into memory until it does, with the same gradient. stop: "
-        "end the run; gradients are then sent while they are computed, which saves a little time with several "
-        "processes (fsdp always does so)",
+        description="split: halve a batch that does not fit into memory until it does (same gradient). stop: end the "
+        "run; gradients are then reduced during the backward pass, which saves a little time with several processes "
+        "(fsdp always does so)",
     )
     workers: int | None = Field(
         default=None,
         ge=0,
-        description="background processes per training process that prepare batches; 0: none. Default: one of low "
-        "priority on a CPU, up to eight with a GPU, none where less than 1 GiB of shared memory is free",
+        description="background processes per training process that prepare batches; 0: none. Default: one with low "
+        "priority on a CPU, up to eight with a GPU, none if less than 1 GiB of shared memory is free",
     )
 
 
 class TrainSettings(LoopSettings):
-    """Length of the training, batch size, and use of the hardware."""
+    """Length of a pre-training, batch size, and use of the hardware."""
 
     steps: int = Field(default=1000, ge=1, description="optimiser steps")
     evaluate_every: int = Field(default=200, ge=1, description="steps between validations")
@@ -255,7 +255,7 @@ class Coefficients(Settings):
 
 
 class BatchingSettings(Settings):
-    """How structures are grouped into batches (docs/decisions/0006-batches-by-cost.md)."""
+    """Grouping of structures into batches (docs/decisions/0006-batches-by-cost.md)."""
 
     by: Literal["count", "cost"] = Field(
         default="count",
@@ -267,9 +267,9 @@ class BatchingSettings(Settings):
     edges: int | None = Field(
         default=None,
         ge=1,
-        description="with cost: mean number of edges per batch; with `atoms` too, the tighter of the two applies",
+        description="with cost: mean number of edges per batch; if `atoms` is also given, the stricter one applies",
     )
-    window: int = Field(default=16, ge=1, description="with cost: number of batches cut from the sequence together")
+    window: int = Field(default=16, ge=1, description="with cost: number of consecutive batches cut together")
     coefficients: Coefficients | None = Field(
         default=None, description="with cost: cost model of a structure; default: measured when the run first starts"
     )
@@ -277,12 +277,12 @@ class BatchingSettings(Settings):
     @model_validator(mode="after")
     def _together(self) -> BatchingSettings:
         if self.by == "count" and (self.atoms or self.edges or self.coefficients):
-            raise ValueError("atoms, edges and coefficients are for by: cost; set `by: cost` or drop them")
+            raise ValueError("atoms, edges and coefficients require `by: cost`; set it, or drop them")
         return self
 
 
 class SetSettings(Defining):
-    """One data set of a pre-training."""
+    """A data set of a pre-training."""
 
     store: str = Field(description="name of an embedded data set, or path of a store")
     targets: Targets = Field(
@@ -295,9 +295,11 @@ class SetSettings(Defining):
     )
     split: str | None = Field(default=None, description="name of the split; default: the data set's")
     validation: int = Field(default=200, ge=1, description="number of validation structures")
-    cap: int | None = Field(default=None, ge=1, description="largest number of structures to use, always the same ones")
+    cap: int | None = Field(
+        default=None, ge=1, description="maximum number of training structures; always the same ones"
+    )
     max_share: float | None = Field(
-        default=None, gt=0, le=1, description="largest fraction of the training structures drawn from this data set"
+        default=None, gt=0, le=1, description="maximum fraction of the drawn structures from this data set"
     )
 
     @model_validator(mode="before")
@@ -313,35 +315,31 @@ class PretrainSettings(Defining):
 
     sets: dict[str, SetSettings] = Field(min_length=1, description="data sets to train on: name → settings")
     backbone: BackboneChoice = Field(default_factory=BackboneChoice, description="backbone and its settings")
-    graph: GraphSettings = Field(
-        default=GraphSettings(), description="graph settings of the data sets that have none of their own"
-    )
+    graph: GraphSettings = Field(default=GraphSettings(), description="graph settings of data sets without their own")
     temperature: float = Field(
         default=2.0, gt=0, description="T of temperature sampling: data set i is drawn with p_i ∝ n_i^(1/T)"
     )
     weights: dict[str, float] | None = Field(
-        default=None, description="sampling weights instead of the temperature: data set → relative share"
+        default=None, description="sampling weights instead of the temperature: data set → relative weight"
     )
     edge_dropout: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="fraction of edges dropped at random from each structure each time (JMP: 0.1); GemNet-OC "
-        "rescales its outputs accordingly",
+        description="fraction of edges dropped at random whenever a structure is drawn (JMP: 0.1); GemNet-OC rescales "
+        "its outputs accordingly",
     )
-    batching: BatchingSettings = Field(
-        default=BatchingSettings(), description="how structures are grouped into batches"
-    )
+    batching: BatchingSettings = Field(default=BatchingSettings(), description="grouping of structures into batches")
     optimiser: OptimiserSettings = Field(default=OptimiserSettings(), description="optimiser and its schedule")
     train: TrainSettings = Field(default=TrainSettings(), description="length of the training, and use of the hardware")
     start: str | None = Field(
         default=None,
-        description="folder of a trained model to add data sets to; keeps its backbone, graphs, heads and references. "
-        "A new data set may have its own graph settings",
+        description="folder of a trained model to add data sets to; its backbone, graphs, heads and references are "
+        "kept. A new data set may have its own graph settings",
     )
     watch: dict[str, SetSettings] = Field(
         default_factory=dict,
-        description="data sets of `start` to validate on without training; default: those of its run",
+        description="data sets of `start` to validate on without training; default: the data sets of its run",
     )
     loggers: tuple[str, ...] | None = Field(
         default=None, description="csv, tensorboard, wandb; default: csv, and tensorboard if it is installed"
@@ -349,7 +347,7 @@ class PretrainSettings(Defining):
 
     @model_validator(mode="after")
     def _within_graphs(self) -> PretrainSettings:
-        # With `start`, backbone and graph are the model's.
+        # With `start`, backbone and graph are those of the model.
         if self.start is None:
             self.backbone.for_graphs(self.graphs)
         return self
@@ -367,26 +365,24 @@ class DataSettings(Defining):
     split: str | None = Field(default=None, description="name of the split; default: the data set's")
     split_seed: int = Field(default=0, description="seed of the splits `group` and `random`")
     train: int | None = Field(
-        default=None, ge=1, description="number of training structures; default: all of the split's"
+        default=None, ge=1, description="number of training structures; default: all in the split"
     )
     validation: int | None = Field(
         default=None, ge=1, description="number of validation structures; default: a tenth of the data"
     )
     test: int | None = Field(
-        default=None, ge=0, description="number of test structures, 0 for no test; default: a tenth of the data"
+        default=None, ge=0, description="number of test structures; 0: no test; default: a tenth of the data"
     )
-    keys: dict[str, str] = Field(default_factory=dict, description="for a file: property → key of its entry")
+    keys: dict[str, str] = Field(default_factory=dict, description="for a file: property → its key in the file")
     units: dict[str, str] = Field(default_factory=dict, description="for a file: property → its unit in the file")
     elements: str | None = Field(
-        default=None, description="for a file of types or labels: their elements, e.g. Cu,Au or OW=O,HW=H"
+        default=None, description="for a file with atom types or labels: their elements, e.g. Cu,Au or OW=O,HW=H"
     )
     level_of_theory: str = Field(default="not stated", description="for a file: level of theory of its labels")
-    skip_unconverged: bool = Field(
-        default=False, description="for a file: leave out calculations that did not converge"
-    )
+    skip_unconverged: bool = Field(default=False, description="for a file: skip calculations that did not converge")
     test_file: str | None = Field(
         default=None,
-        description="store or file to test on, read like the data; nothing of the data is then set aside for a test",
+        description="store or file to test on, read like the data; no test split is then taken from the data",
     )
 
     @model_validator(mode="before")
@@ -394,46 +390,46 @@ class DataSettings(Defining):
     def _one_test(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and values.get("test_file") is not None:
             if values.get("test"):
-                raise ValueError("test and test_file are both given; with a file to test on, leave test out")
+                raise ValueError("test and test_file are both given; drop test")
             return {**values, "test": 0}
         return values
 
 
 class CompanionSettings(Defining):
-    """What a fine-tuning learns at the same time, with heads of its own: other data, or the start's own predictions."""
+    """A companion task of a fine-tuning with separate heads: other data, or predictions of the starting model."""
 
     store: str | None = Field(
         default=None,
-        description="name of a data set, path of a store, or a file that ASE reads; null: the training "
-        "structures, with what the start predicts for them",
+        description="name of a data set, path of a store, or a file that ASE reads; null: the training structures, "
+        "labelled with the predictions of the starting model",
     )
     targets: Targets | None = Field(
         default=None,
         min_length=1,
-        description="properties to learn: property → head, loss and weight; default: those of the start's task whose "
-        "heads are kept, else those of the run of which there are labels",
+        description="properties to learn: property → head, loss and weight; default: those of the task whose heads "
+        "are kept, otherwise the properties of the run with labels in this data",
     )
     head_from: str | None = Field(
         default="auto",
-        description="task of the start whose heads are kept; auto: that of the companion's name or data set; null: new "
-        "heads",
+        description="task of the starting model whose heads are kept; auto: the task with the name of the companion or "
+        "its data set; null: new heads",
     )
     ratio: float = Field(
         default=1.0,
         ge=0,
         le=1000,
-        description="its structures in a batch for each structure of the data; 0: never learned, only validated, which "
-        "shows what is forgotten",
+        description="companion structures per structure of the data in a batch; 0: only validated, to monitor "
+        "forgetting",
     )
     judged: bool | None = Field(
         default=None,
-        description="whether its error counts, as much as that of the data, when the best step is chosen; default: "
-        "where its heads are new",
+        description="whether its error counts, as much as that of the data, in the choice of the best step; default: "
+        "only if its heads are new",
     )
     split: str | None = Field(default=None, description="name of the split; default: the data set's")
     train: int | None = Field(default=None, ge=1, description="number of training structures; default: all")
     validation: int | None = Field(
-        default=None, ge=1, description="number of validation structures; default: at most 64 of those of the split"
+        default=None, ge=1, description="number of validation structures; default: at most 64 from the split"
     )
 
     @model_validator(mode="before")
@@ -448,16 +444,16 @@ class CompanionSettings(Defining):
 
 
 KEPT_HEAD_FIRST_RATE = 0.01
-"""First learning rate where heads are kept, relative to the peak."""
+"""Initial learning rate of the warm-up for kept heads, relative to the peak."""
 
 
 class FinetuneOptimiserSettings(OptimiserSettings):
-    """AdamW for runs of a few hundred steps: a short EMA, which does not lag behind (see docs/log.md)."""
+    """AdamW for runs of a few hundred steps, with a short EMA that does not lag behind (see docs/log.md)."""
 
     learning_rate: float = Field(default=2e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay, on all parameters")
     warmup_steps: int = Field(default=20, ge=0, description="steps of linear warm-up")
-    clip_norm: float = Field(default=5.0, gt=0, description="gradient clipping: largest global norm")
+    clip_norm: float = Field(default=5.0, gt=0, description="gradient clipping: maximum global norm")
     ema_decay: float = Field(
         default=0.9, ge=0, lt=1, description="decay of the exponential moving average (EMA) of the weights"
     )
@@ -465,12 +461,12 @@ class FinetuneOptimiserSettings(OptimiserSettings):
         default=0.1,
         ge=0,
         lt=1,
-        description="where heads are kept, which large first steps would throw off: warm up over at least this part of "
-        "the run, from a hundredth of the peak; 0: as without",
+        description="if heads are kept, which large first steps would spoil: fraction of the run over which the "
+        "learning rate is at least warmed up, from a hundredth of the peak; 0: usual warm-up",
     )
 
     def gentle(self, steps: int) -> FinetuneOptimiserSettings:
-        """These settings with the warm-up for kept heads, of a run of that many steps."""
+        """These settings with the warm-up for kept heads, for a run of `steps` steps."""
         if not self.kept_head_warmup:
             return self
         warm = max(self.warmup_steps, round(self.kept_head_warmup * steps))
@@ -486,34 +482,34 @@ Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
 class FinetuneTrainSettings(LoopSettings):
     """Length of a fine-tuning, batch size, and use of the hardware.
 
-    The length is one of `steps`, `epochs`, `time` and `until_converged`; with the last, `epochs` or `time` is the most.
+    The length is given by one of `steps`, `epochs`, `time` and `until_converged`; `until_converged` can be limited by
+    `epochs` or `time`.
     """
 
     steps: int | None = Field(
-        default=None, ge=1, description="length in optimiser steps; default: 500 where no other length is given"
+        default=None, ge=1, description="length in optimiser steps; default: 500 if no other length is given"
     )
     epochs: float | None = Field(
         default=None, gt=0, le=1e9, description="length in epochs: how often each training structure is drawn"
     )
     time: Duration | None = Field(
         default=None,
-        description="length in seconds, or as 90s, 30m, 1h30m: of training with its validations, not of reading data "
-        "and testing",
+        description="length in seconds, or as 90s, 30m, 1h30m; includes validations, but not reading data and testing",
     )
     until_converged: bool = Field(
         default=False,
-        description="train at a constant rate, which falls when the validation error stops falling, and stop when "
-        "that no longer helps",
+        description="train at a constant learning rate, lower it when the validation error stops falling, and stop "
+        "when that no longer helps",
     )
     patience: int = Field(
-        default=5, ge=1, description="until converged: validations without a lower error before the rate falls"
+        default=5, ge=1, description="with until_converged: validations without improvement before the rate is lowered"
     )
     batch_size: int = Field(default=16, ge=1, description="structures per batch, over all processes")
     evaluate_every: int | None = Field(
         default=None,
         ge=1,
-        description="steps between validations; default: a tenth of the run, or one epoch (25 to 500 steps) until "
-        "converged",
+        description="steps between validations; default: a tenth of the run; with until_converged, one epoch (25 to "
+        "500 steps)",
     )
 
     @model_validator(mode="before")
@@ -536,7 +532,7 @@ class FinetuneTrainSettings(LoopSettings):
 
     @property
     def length(self) -> str:
-        """The length in words."""
+        """The length as text."""
         words = [f"{self.steps:,} steps"] if self.steps is not None else []
         words += [f"{self.epochs:g} epochs"] if self.epochs is not None else []
         words += [duration(self.time)] if self.time is not None else []
@@ -549,7 +545,7 @@ Effort = Literal["seconds", "minutes", "hour", "full"]
 
 
 class FinetuneSettings(Defining):
-    """One fine-tuning. These are the only defaults, for the command line and for Python alike."""
+    """A fine-tuning. The command line and Python share these defaults."""
 
     data: DataSettings = Field(description="data set, split, and how to read a file")
     targets: Targets = Field(
@@ -558,69 +554,66 @@ class FinetuneSettings(Defining):
     )
     start: str = Field(default="eutectic-small", description="name or folder of a pre-trained model, or 'scratch'")
     architecture_from: str | None = Field(
-        default=None, description="from scratch: a model whose backbone and graph settings are used"
+        default=None, description="from scratch: model whose backbone and graph settings are used"
     )
     backbone: BackboneChoice | None = Field(
         default=None, description="from scratch, without `architecture_from`: backbone and its settings"
     )
     graph: GraphSettings | None = Field(
         default=None,
-        description="graph settings; default: those of the start, and where forces are derivatives of the energy, at "
-        "least 12 neighbours with a smooth cap",
+        description="graph settings; default: those of the starting model, with at least 12 neighbours and a smooth "
+        "cap where forces are derivatives of the energy",
     )
     head_from: str | None = Field(
         default="auto",
         description="task of the pre-trained model whose heads are reused, so that a run starts from its predictions; "
-        "auto: one of the same level of theory whose errors are below the mean predictor's; null: new heads",
+        "auto: a task with the same level of theory that beats the mean predictor; null: new heads",
     )
     companions: dict[str, CompanionSettings] = Field(
         default_factory=dict,
-        description="what is learned at the same time: name of its task → other data, or the start's own predictions, "
-        "so that the model does not forget; batches grow by their structures",
+        description="companion tasks learned at the same time: task name → other data, or predictions of the starting "
+        "model, so that it does not forget; their structures are added to the batches",
     )
     score_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict,
-        description="weight of each property in the score by which the best step is chosen, the mean of error / error "
-        "of the mean predictor on validation data; default: 1 each",
+        description="weight of each property in the score that selects the best step: the mean over properties of "
+        "validation error / error of the mean predictor; default: 1 each",
     )
     freeze: tuple[str, ...] = Field(
         default=(),
-        description="parts of the model that are not trained: embedding, basis, block_0, blocks, readout, … of the "
-        "backbone (which there are, an unknown name tells), backbone, or heads",
+        description="parts of the model that are not trained: backbone, heads, or parts of the backbone: embedding, "
+        "basis, block_0, blocks, readout, … (an unknown name lists them)",
     )
     keep_blocks: int | None = Field(
         default=None,
         ge=1,
-        description="leave out all blocks of the backbone but this many, the first; default: keep all",
+        description="keep only the first blocks of the backbone, this many; default: all",
     )
     lora: int | None = Field(
         default=None,
         ge=1,
         le=10_000,
-        description="train low-rank changes (LoRA) of this rank in place of the backbone's weights, which they are "
-        "added to at the end",
+        description="train low-rank updates (LoRA) of this rank instead of the backbone's weights; merged at the end",
     )
     energy_stage: float = Field(
-        default=0.0, ge=0, lt=1, description="last part of the run in which the energy weighs more; 0: none"
+        default=0.0, ge=0, lt=1, description="final fraction of the run with a larger weight of the energy; 0: none"
     )
     energy_stage_factor: float = Field(
-        default=10.0, gt=0, description="by how much the weight of the energy is multiplied in that part"
+        default=10.0, gt=0, description="factor by which the weight of the energy is multiplied in this stage"
     )
     effort: Effort | None = Field(
         default=None,
-        description="climb a ladder of trainings, each longer and of more of the model, while that pays, for about a "
-        "minute (seconds), ten (minutes), an hour (hour), or until each has converged (full), in place of the length "
-        "in `train`; see docs/how-to/fine-tune.md",
+        description="instead of a length in `train`: a ladder of trainings, each longer and of more of the model, as "
+        "long as the error improves, for about a minute (seconds), ten minutes (minutes), an hour (hour), or until "
+        "each has converged (full); see docs/how-to/fine-tune.md",
     )
-    name: str = Field(default="", description="name of the task in the model; default: that of the data")
+    name: str = Field(default="", description="name of the task in the model; default: name of the data")
     uncertainty: bool = Field(
         default=True,
-        description="at the end, calibrate uncertainties of scalar properties on the validation structures, which is a "
+        description="at the end, calibrate uncertainties of scalar properties on the validation structures, with a "
         "pass over at most 2,000 training structures",
     )
-    batching: BatchingSettings = Field(
-        default=BatchingSettings(), description="how structures are grouped into batches"
-    )
+    batching: BatchingSettings = Field(default=BatchingSettings(), description="grouping of structures into batches")
     optimiser: FinetuneOptimiserSettings = Field(
         default=FinetuneOptimiserSettings(), description="optimiser and its schedule"
     )
@@ -677,36 +670,32 @@ class FinetuneSettings(Defining):
         if self.energy_stage:
             if "energy" not in self.targets or len(self.targets) == 1:
                 raise ValueError(
-                    f"energy_stage raises the weight of the energy beside other properties; learned: "
+                    f"energy_stage raises the weight of the energy relative to other properties; learned: "
                     f"{', '.join(self.targets)}"
                 )
             if self.train.until_converged or self.effort == "full":
-                raise ValueError(
-                    "energy_stage is a part of a length that is known beforehand; give steps, epochs or time"
-                )
+                raise ValueError("energy_stage needs a length that is fixed beforehand; give steps, epochs or time")
         return self
 
     @model_validator(mode="after")
     def _names_of_companions(self) -> FinetuneSettings:
         if self.name in self.companions:
-            raise ValueError(
-                f"companions.{self.name} has the name of the run's own task; give one of them another (name)"
-            )
+            raise ValueError(f"companions.{self.name} has the name of the run's own task; rename one of them")
         if self.companions and self.effort is not None:
-            raise ValueError("effort trains on one data set; leave out the companions, or give a length")
+            raise ValueError("effort does not support companions; leave them out, or give a length instead")
         return self
 
     @model_validator(mode="after")
     def _trains_something(self) -> FinetuneSettings:
         from_scratch = self.start == "scratch"
         if self.lora is not None and from_scratch:
-            raise ValueError("lora adapts a trained backbone, and this run starts from scratch; leave it out")
+            raise ValueError("lora adapts a trained backbone, but this run starts from scratch; leave it out")
         if self.effort is not None:
             given = [name for name, value in (("freeze", self.freeze), ("lora", self.lora)) if value]
             if given:
                 raise ValueError(f"effort decides what is trained; leave out {' and '.join(given)}")
             if from_scratch:
-                raise ValueError("effort begins with a trained backbone's features, and this run starts from scratch")
+                raise ValueError("effort requires a trained backbone, but this run starts from scratch")
         return self
 
     @model_validator(mode="after")
@@ -717,12 +706,12 @@ class FinetuneSettings(Defining):
 
 
 def task_name(store: str) -> str:
-    """The name of a task from that of its data: the stem of a path, with only characters that a module name allows."""
+    """Name of a task from the name or path of its data: its stem, with only characters allowed in a module name."""
     return re.sub(r"\W+", "_", Path(store).stem if Path(store).is_file() else Path(store).name) or "finetuned"
 
 
 CONSERVATIVE_FORCE_WEIGHT = 10.0
-"""Weight of conservative forces in the loss, beside 1 for the energy; with 1, both errors are larger (docs/log.md)."""
+"""Loss weight of conservative forces (energy: 1); with 1, both errors are larger (docs/log.md)."""
 
 
 def default_targets(properties: Sequence[str], *, conservative: bool = False) -> dict[str, TargetSettings]:
@@ -730,7 +719,7 @@ def default_targets(properties: Sequence[str], *, conservative: bool = False) ->
 
     Args:
         properties: names.
-        conservative: predict forces as derivatives of the energy, which then becomes a target too, of less weight.
+        conservative: predict forces as derivatives of the energy, which becomes a target too, with a smaller weight.
     """
     names = list(dict.fromkeys(properties))
     conservative = conservative and "forces" in names
@@ -749,14 +738,13 @@ T = TypeVar("T", bound=BaseModel)
 def define_of_store(targets: Any, store: Any) -> None:
     """Register the property definitions of a store if a target is not defined yet."""
     if isinstance(targets, Iterable) and any(name not in PROPERTIES for name in targets):
-        # Targets that are still undefined are rejected when the targets are checked; a store that cannot be opened,
-        # when it is used.
+        # Targets that are still undefined, and a store that cannot be opened, are reported later.
         with suppress(EutecticError):
             open_store(str(store))
 
 
 def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Validate settings, turning pydantic's report into one error a user can act on.
+    """Validate settings; pydantic's report becomes an `EutecticError`.
 
     Raises:
         EutecticError: unknown keys (with the nearest known name), wrong types, values out of range.
@@ -774,7 +762,7 @@ def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:
                 problems.append(f"unknown setting {path!r}")
                 fixes.append(did_you_mean(str(item["loc"][-1]), known, f"known here: {', '.join(known)}"))
             else:
-                # A rule about several settings has no single value to show.
+                # A check of several settings together has no single value to show.
                 several = item["type"] in ("missing", "value_error") and isinstance(item.get("input"), Mapping)
                 given = "" if several or item["type"] == "missing" else f" (given {item.get('input')!r})"
                 message = item["msg"].removeprefix("Value error, ")
@@ -788,7 +776,7 @@ def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`values` updated by `changes`, section by section."""
+    """`values` updated with `changes`, section by section."""
     result = dict(values)
     for key, change in changes.items():
         if isinstance(change, dict) and isinstance(result.get(key), dict):
@@ -799,14 +787,14 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keys_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Names of the settings at a place in a tree of settings."""
+    """Names of the settings at a path in nested settings."""
     node: Any = kind
     for step in path:
         if isinstance(node, type) and issubclass(node, BaseModel):
             field = node.model_fields.get(str(step))
             node = field.annotation if field else None
         else:
-            # A dict of settings or an optional one: the last or first of its type arguments.
+            # A dict of settings, or optional settings: the last or first type argument.
             inner = [a for a in getattr(node, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
             node = inner[-1] if inner else None
         options = [a for a in getattr(node, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]

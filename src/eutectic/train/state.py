@@ -1,4 +1,4 @@
-"""The state of a run: everything it resumes from."""
+"""The state of a run, from which it resumes."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from eutectic.train.runtime.journal import Journal
 from eutectic.train.schedule import Schedule
 
 MOST_STEPS = 2**40
-"""More than any run has."""
+"""More steps than any run has."""
 
 
 class RunState:
-    """Everything a run resumes from: weights, EMA, optimiser, gradient scaler, journal, counters, and the caller's own.
+    """The state of a run: weights, EMA, optimiser, gradient scaler, journal, counters, and the caller's own state.
 
-    Every process has one, and all call its methods together; the first process writes.
+    Every process has one, and all processes call its methods together; the first process writes.
 
     Args:
         fabric: launched.
         model: as trained, possibly sharded.
         ema: of `model`.
         optimiser: without Fabric's wrapper.
-        scaler: the precision's gradient scaler, if any.
+        scaler: gradient scaler, if any.
         folder: for `checkpoint.pt` and `journal.jsonl`; None writes nothing.
-        schedule: of the whole run.
+        schedule: of the run.
         extra_state, restore_extra: write and read the caller's own state in the checkpoint.
 
     Attributes:
         step: the last step in the journal.
         seconds: training time up to that step, without validations.
-        nonfinite_steps: so far.
+        nonfinite_steps: their number so far.
         saved_at: monotonic time of the last checkpoint, or of the start.
     """
 
@@ -74,7 +74,7 @@ class RunState:
 
     @property
     def elapsed(self) -> float:
-        """Time of the run so far, validations and what was done before it resumed included, s."""
+        """Time of the run so far, including validations and the time before it was resumed, s."""
         return time.monotonic() - self.begun_at
 
     def restore(self) -> None:
@@ -96,10 +96,10 @@ class RunState:
             if self.scaler is not None:
                 self.scaler.load_state_dict(state["scaler"])
             self.seconds, self.nonfinite_steps = float(state["seconds"]), int(state["nonfinite_steps"])
-            self.schedule.load_state_dict(state.get("schedule", {}))  # none in those of earlier versions
+            self.schedule.load_state_dict(state.get("schedule", {}))  # not in checkpoints of earlier versions
             self.begun_at = time.monotonic() - self.schedule.elapsed
             self.restore_extra(state["extra"])
-        # Entries that are missing, or of other shapes and types.
+        # Missing entries, or entries with other shapes and types.
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise not_a_checkpoint(path, f"{type(error).__name__}: {str(error)[:200]}") from error
         self.step = state["step"]
@@ -133,7 +133,7 @@ class RunState:
         self.saved_at = time.monotonic()
 
     def plain_model(self) -> MultitaskModel | None:
-        """In the first process a copy of the model with its current weights, neither compiled nor sharded."""
+        """In the first process, a copy of the model with its current weights, neither compiled nor sharded."""
         weights = full_state(self.model.state_dict(), keep=self.first)
         if not self.first:
             return None

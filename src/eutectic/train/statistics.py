@@ -23,7 +23,7 @@ def targets_of(tasks: Sequence[Task]) -> list[tuple[int, str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class RankStatistics:
-    """One process's share of a step.
+    """Statistics of one process's share of a step.
 
     Attributes:
         losses: (n_tasks,) sum of the structures' losses; on the device.
@@ -45,14 +45,14 @@ class RankStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class StepStatistics:
-    """A step over all processes. The fields are in the order of the vector.
+    """Statistics of a step over all processes. The fields are in the order of the vector.
 
     Attributes:
         losses, target_losses, structures, labelled, atoms, edges, passes: as in `RankStatistics`.
         data_seconds: time spent waiting for batches, summed over processes.
         stop_requests: number of processes that have received a signal.
         checkpoint_due: 1 if a checkpoint is due.
-        elapsed: time of the run so far by the clock of the first process, s.
+        elapsed: time of the run so far on the clock of the first process, s.
         gradient_norm: before clipping.
         scale: of the gradient scaler; 1 without.
     """
@@ -80,11 +80,11 @@ class StepStatistics:
         checkpoint_due: bool,
         elapsed: float = 0.0,
     ) -> Tensor:
-        """One process's contribution to the sum: all fields but `gradient_norm` and `scale`, which all processes share.
+        """One process's contribution: all fields except `gradient_norm` and `scale`, which are equal in all processes.
 
         Args:
             rank, data_seconds: of this process.
-            stop_requested: it has received a signal.
+            stop_requested: this process has received a signal.
             checkpoint_due, elapsed: given by the first process only.
 
         Returns:
@@ -136,13 +136,13 @@ class StepStatistics:
 
     @property
     def finite(self) -> bool:
-        """Whether loss and gradient are finite, so that the optimiser did the step."""
+        """Whether loss and gradient are finite, so that the optimiser did not skip the step."""
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 @dataclass(frozen=True)
 class PendingStatistics:
-    """Statistics of a step while they are copied from the device.
+    """Statistics of a step that are being copied from the device.
 
     Attributes:
         step: number of steps up to and including this one.
@@ -151,7 +151,7 @@ class PendingStatistics:
         learning_rate: of the heads.
         tasks: of the model.
         values: on the CPU; valid only after `arrived`.
-        arrived: end of the copy; None where nothing is copied.
+        arrived: end of the copy; None if nothing is copied.
     """
 
     step: int
@@ -171,7 +171,7 @@ class PendingStatistics:
         Args:
             values: the summed vector of `StepStatistics.pack`.
             gradient_norm: ()
-            scaler: its scale is that of the next step.
+            scaler: gradient scaler; its current scale is that of the next step.
             known: the other attributes.
         """
         scale = gradient_norm.new_ones(()) if scaler is None else cast(Tensor, scaler._get_scale_async())

@@ -1,7 +1,7 @@
-"""Uncertainties of a trained model: fitted to its training structures, calibrated on structures held out.
+"""Uncertainties of a trained model: fitted to its training structures, calibrated on held-out structures.
 
-See `eutectic.checkpoints.uncertainty` for the formula. Training structures give Σ f fᵀ; structures that the model did
-not learn from, with their errors, give α and ς.
+See `eutectic.checkpoints.uncertainty` for the formula. Training structures give Σ f fᵀ; held-out structures and their
+errors give α and ς.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from eutectic.tasks import Task
 from eutectic.train.evaluation import evaluate_store
 
 MOST = 2000
-"""Training structures that are passed over, evenly chosen; of more, Σ f fᵀ is scaled up."""
+"""Maximum number of training structures in Σ f fᵀ; if there are more, evenly spaced ones are used, and it is scaled."""
 
 FEWEST = 10
-"""Structures held out, of which fewer are no calibration."""
+"""Minimum number of held-out structures."""
 
 RIDGES = np.logspace(-10, 1, 56)
-"""ς² that are tried, in units of the mean eigenvalue of Σ f fᵀ."""
+"""Values of ς² that are tried, in units of the mean eigenvalue of Σ f fᵀ."""
 
 
 class Collected:
-    """Features of final layers with the errors, see `evaluation.LastFeatures`."""
+    """Last-layer features and errors; see `evaluation.LastFeatures`."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
@@ -49,7 +49,7 @@ class Collected:
 
 
 def with_last_features(module: MultitaskModel, task: Task) -> list[str]:
-    """Properties of a task that can have an uncertainty: scalars of the structure, but for maxima over atoms."""
+    """Properties of a task that can have an uncertainty: scalars of the structure, except maxima over atoms."""
     return [name for name in task.targets if module.has_last_features(task.name, name)]
 
 
@@ -65,13 +65,13 @@ def calibrated(
 
     Args:
         module: trained, on its device.
-        task: of it.
-        training, held_out: store and rows that the model learned from, and others at the same level of theory.
+        task: of the model.
+        training, held_out: store and rows of training structures, and of others at the same level of theory.
         batch_size: structures per batch.
 
     Returns:
-        Property → uncertainty; without those for which fewer than `FEWEST` structures are held out, or whose errors
-        or features all vanish.
+        Property → uncertainty, except for properties with fewer than `FEWEST` held-out structures, or whose errors or
+        features are all zero.
     """
     names = with_last_features(module, task)
     if not names:
@@ -86,25 +86,25 @@ def calibrated(
     for name in names:
         features, _ = learned.of(name)
         others, errors = tested.of(name)
-        if len(features) and len(errors) >= FEWEST and (made := fit(features, others, errors, len(rows) / len(some))):
-            found[name] = made
+        if len(features) and len(errors) >= FEWEST and (fitted := fit(features, others, errors, len(rows) / len(some))):
+            found[name] = fitted
     return found
 
 
 def fit(features: np.ndarray, held_out: np.ndarray, errors: np.ndarray, weight: float = 1.0) -> Uncertainty | None:
-    """The uncertainty under which the errors of structures held out are most likely.
+    """Maximum likelihood fit of an uncertainty to the errors on held-out structures.
 
-    For each ς, the likelihood Π N(error; 0, σ²) has its maximum at α² = mean(error² / fᵀ C⁻¹ f); of these, the ς with
-    the largest is taken.
+    For each ς, the likelihood Π N(error; 0, σ²) has its maximum at α² = mean(error² / fᵀ C⁻¹ f); the ς with the largest
+    maximum is used.
 
     Args:
-        features: (n, width) of training structures.
-        held_out: (m, width) of others.
-        errors: (m,) prediction − label of these, in the unit of the property.
+        features: (n, width) features of training structures.
+        held_out: (m, width) features of held-out structures.
+        errors: (m,) prediction − label of held-out structures, in the unit of the property.
         weight: of each training structure.
 
     Returns:
-        None where all features or all errors are zero or some are not finite: nothing can be learned from them.
+        None if all features or all errors are zero, or some are not finite.
     """
     if not all(np.isfinite(values).all() for values in (features, held_out, errors)) or not errors.any():
         return None
@@ -116,26 +116,27 @@ def fit(features: np.ndarray, held_out: np.ndarray, errors: np.ndarray, weight: 
     best = (np.inf, 0.0, 0.0)
     for ridge in RIDGES * eigenvalues.mean():
         variance = along @ (1 / (eigenvalues + ridge))
-        # A structure whose features vanish is predicted the same by any weights.
+        # Structures with zero features have zero variance.
         variance = variance.clip(min=1e-12 * variance.max() + 1e-300)
         alpha2 = float(np.mean(errors**2 / variance))
         minus_log_likelihood = 0.5 * (float(np.log(variance).mean()) + np.log(alpha2))
         best = min(best, (minus_log_likelihood, ridge, alpha2))
     _, ridge, alpha2 = best
     factor = np.sqrt(alpha2 / (eigenvalues + ridge))[:, None] * vectors.T
-    made = Uncertainty(torch.from_numpy(factor))
+    fitted = Uncertainty(torch.from_numpy(factor))
     facts = {
         "trained_on": round(weight * len(features)),
         "calibrated_on": len(errors),
         "alpha": float(np.sqrt(alpha2)),
         "ridge": float(ridge),
-        "typical": float(np.median(made.of(held_out))),
+        "typical": float(np.median(fitted.of(held_out))),
     }
-    return replace(made, facts=facts)
+    return replace(fitted, facts=facts)
 
 
 def check_calibrated(found: dict[str, Uncertainty], module: MultitaskModel, task: Task, where: str) -> None:
-    """
+    """Check that there are uncertainties.
+
     Raises:
         EutecticError: no property has an uncertainty.
     """
@@ -148,11 +149,11 @@ def check_calibrated(found: dict[str, Uncertainty], module: MultitaskModel, task
             where,
             f"heads {heads}",
             "a head for a scalar of the structure, such as the energy, summed or averaged over atoms",
-            "fine-tune with such a property too: -p energy",
+            "also fine-tune to such a property: -p energy",
         )
     raise EutecticError(
         where,
-        f"too few labels of {', '.join(names)}, or errors of zero",
-        f"labelled structures to learn from, and at least {FEWEST} held out",
+        f"too few labels of {', '.join(names)}, or only zero errors",
+        f"labelled training structures, and at least {FEWEST} held-out structures",
         "give more data",
     )

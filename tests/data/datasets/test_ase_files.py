@@ -238,7 +238,7 @@ def test_classes(tmp_path: Path) -> None:
     assert [float(r.labels["phase"]) for r in ase_files.read(file, {"phase": "mine"})] == [1, 0, 2, 3, 1, 1]
     (row,) = ase_files.read(write(tmp_path / "mine.xyz", *own(True)), {"phase": "mine"})
     assert float(row.labels["phase"]) == 1
-    for value, message in (("fcc", "number the classes"), (0.5, "whole numbers 0, 1"), (-1, "whole numbers 0, 1")):
+    for value, message in (("fcc", "number the classes"), (0.5, "integers 0, 1"), (-1, "integers 0, 1")):
         with pytest.raises(EutecticError, match=message):
             list(ase_files.read(write(tmp_path / "bad.xyz", *own(value)), {"phase": "mine"}))
 

@@ -151,7 +151,7 @@ def test_refusals(file: Path) -> None:
         read(file)
     for rows in ([[crystal()]], [[crystal(), 1.0, 2.0]], [3]):
         write(file, rows)  # type: ignore[arg-type]
-        with pytest.raises(EutecticError, match="a row that has not 2 entries"):
+        with pytest.raises(EutecticError, match="a row that does not have 2 entries"):
             read(file)
     write(file, [[crystal(), "60"]])
     with pytest.raises(EutecticError, match="exfoliation_en '60'; expected a number"):

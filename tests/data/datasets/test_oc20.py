@@ -167,7 +167,7 @@ def test_references_that_cannot_be_used(tmp_path: Path) -> None:
     for content, why in (
         (pickle.dumps({"random1": -1.0}), "no reference energy of system 77"),
         (pickle.dumps({"random77": float("nan")}), "no reference energy of system 77"),
-        (pickle.dumps([1]), "no dictionary"),
+        (pickle.dumps([1]), "not a dictionary"),
         (pickle.dumps({"random77": Hostile()}), "imports 'builtins.eval'"),
         (pickle.dumps({"random77": -1.0})[:-4], "cannot be read"),
     ):

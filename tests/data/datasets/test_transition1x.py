@@ -96,7 +96,7 @@ def test_without_a_split(path: Path, tmp_path: Path) -> None:
     assert transition1x.published_splits(path, "transition1x") == {}
     store = Store(catalogue.prepare("transition1x", path, tmp_path / "store", workers=1))
     assert store.card.default_split == "group"
-    assert "No official splits beside it." in store.card.notes
+    assert "No official splits beside the file." in store.card.notes
     assert {row.group for row in store} > {row.group for row in (store[int(i)] for i in divide(store).test)}
 
 

@@ -43,7 +43,7 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(
         package.load("anything")
     assert error.value.given == "not installed"
     assert f"pip install 'eutectic[{package.extra}]'" in error.value.fix
-    assert "environment of its own" in error.value.fix
+    assert "separate environment" in error.value.fix
 
 
 @pytest.mark.parametrize(("version", "fits"), [("0.12.9", False), ("0.13", True), ("0.13.7", True), ("0.14.0", False)])
@@ -52,7 +52,7 @@ def test_versions_that_were_not_tested_are_refused(version: str, fits: bool, mon
     if fits:
         assert sevennet.PACKAGE.version() == version
     else:
-        with pytest.raises(EutecticError, match=f"version {version}, which was not tested; expected version 0.13"):
+        with pytest.raises(EutecticError, match=f"version {version}, which is untested; expected version 0.13"):
             sevennet.PACKAGE.version()
 
 
@@ -60,11 +60,11 @@ def test_an_e3nn_of_the_other_package_is_refused(monkeypatch: pytest.MonkeyPatch
     both = {"sevenn": "0.13.0", "mace_torch": "0.3.16"}
     installed(monkeypatch, e3nn="0.6.0", **both)
     assert sevennet.PACKAGE.version() == "0.13.0"
-    with pytest.raises(EutecticError, match=r"e3nn 0\.6\.0 beside it; expected e3nn version 0\.4\.4"):
+    with pytest.raises(EutecticError, match=r"e3nn 0\.6\.0; expected e3nn version 0\.4\.4"):
         mace.PACKAGE.version()
     installed(monkeypatch, e3nn="0.4.4", **both)
     assert mace.PACKAGE.version() == "0.3.16"
-    with pytest.raises(EutecticError, match=r"e3nn 0\.4\.4 beside it; expected e3nn version 0\.5"):
+    with pytest.raises(EutecticError, match=r"e3nn 0\.4\.4; expected e3nn version 0\.5"):
         sevennet.PACKAGE.version()
 
 
@@ -122,7 +122,7 @@ def test_settings_know_their_elements_and_cutoff() -> None:
     assert settings.edge_lists == ("main",)
     assert settings.known_cutoff == 5.0
     settings.check_elements([1, 6, 6], "here")
-    with pytest.raises(EutecticError, match="here: element O, Au, which the backbone does not know; expected only"):
+    with pytest.raises(EutecticError, match="here: element O, Au, which the backbone does not support; expected only"):
         settings.check_elements([8, 79, 6], "here")
     with pytest.raises(ValidationError, match="elements"):
         MACESettings(config={}, elements=(), cutoff=5.0)

@@ -246,7 +246,7 @@ def test_a_file_of_the_training_is_no_model(tmp_path: Path) -> None:
     torch.save({"model": {}, "optimizer": {}, "epoch": 3}, tmp_path / "some.pt")
     with pytest.raises(EutecticError, match="not a MACE") as error:
         load(f"mace:{tmp_path / 'some.pt'}")
-    assert "not a checkpoint" in error.value.fix
+    assert "not a training checkpoint" in error.value.fix
 
 
 def test_parts_and_low_rank_changes() -> None:

@@ -249,7 +249,7 @@ def test_an_element_it_does_not_know(model: Model) -> None:
         model.predict(atoms)
     backbone = model.trained.module.backbone
     graph = graph_of([Structure.from_ase(atoms)], GRAPH, backbone).to("cpu", torch.float32)
-    with pytest.raises(EutecticError, match="Orb: element Rf, which the backbone does not know"):
+    with pytest.raises(EutecticError, match="Orb: element Rf, which the backbone does not support"):
         backbone(graph)
 
 
@@ -324,13 +324,13 @@ def test_weights_are_downloaded_by_the_package(path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", ["orb:orb-v3-conservative-inf-omol", "orb:orb-v2"])
 def test_published_models_that_are_not_supported(name: str) -> None:
-    with pytest.raises(EutecticError, match="no Orb v3 that orb-models publishes for structures without charge"):
+    with pytest.raises(EutecticError, match="nor an Orb v3 published by orb-models for structures without charge"):
         load(name)
 
 
 def test_a_file_whose_name_tells_no_cap_needs_one(home: Path) -> None:
     torch.save(built().state_dict(), home / "mine.ckpt")
-    with pytest.raises(EutecticError, match=r"do not tell how many neighbours the model takes.*add @inf"):
+    with pytest.raises(EutecticError, match=r"do not determine the model's cap on neighbours.*add @inf"):
         load(f"orb:{home / 'mine.ckpt'}")
     with pytest.raises(EutecticError, match="'30' neighbours"):
         load(f"orb:{home / 'mine.ckpt'}@30")
@@ -353,7 +353,7 @@ def test_elements_are_those_with_a_reference_energy_of_their_own() -> None:
         (lambda state: state.pop("model._encoder._edge_fn.mlp.NN-1.bias"), "lacks model._encoder._edge_fn.mlp.NN-1"),
         (
             lambda state: state.update({"heads.energy.mlp.NN-1.weight": torch.zeros(1, 3)}),
-            "another shape of heads.energy.mlp.NN-1.weight",
+            "a different shape of heads.energy.mlp.NN-1.weight",
         ),
     ],
 )
@@ -374,5 +374,5 @@ def test_weights_without_confidence_are_enough(model: Model, tmp_path: Path) -> 
 
 def test_the_whole_module_is_no_state_dict(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 3), tmp_path / "module.ckpt")
-    with pytest.raises(EutecticError, match="there is no dictionary; expected a state dict of an Orb v3"):
+    with pytest.raises(EutecticError, match="contains no dictionary; expected a state dict of an Orb v3"):
         load(f"orb:{tmp_path / 'module.ckpt'}")

@@ -195,14 +195,14 @@ def test_an_element_it_does_not_know(model: Model) -> None:
         model.predict(atoms)
     backbone = model.trained.module.backbone
     graph = graph_of([Structure.from_ase(atoms)], GRAPH, backbone).to("cpu", torch.float32)
-    with pytest.raises(EutecticError, match="SevenNet: element Rn, which the backbone does not know"):
+    with pytest.raises(EutecticError, match="SevenNet: element Rn, which the backbone does not support"):
         backbone(graph)
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("sevennet:7net-mf-0", "several modalities, and none of them named; expected one of R2SCAN, PBE"),
+        ("sevennet:7net-mf-0", "several modalities, and none given; expected one of R2SCAN, PBE"),
         ("sevennet:7net-mf-0@PBE0", "modality 'PBE0'"),
         ("sevennet:7net-0@PBE", "expected no modality"),
     ],

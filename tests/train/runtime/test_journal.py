@@ -46,7 +46,7 @@ def test_a_run_that_begins_again_begins_its_journal_again(tmp_path: Path, caplog
             journal.add({"step": step})
         journal.flush()
     assert [entry["step"] for entry in read_journal(tmp_path)] == [1, 2, 3]
-    assert caplog.text.count("no checkpoint, so the run begins again (its journal had reached step 3)") == 1
+    assert caplog.text.count("no checkpoint, so the run starts again (its journal had reached step 3)") == 1
 
 
 @pytest.mark.parametrize(

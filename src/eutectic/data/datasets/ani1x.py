@@ -176,7 +176,7 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
         "<formula>-<position>" for ANI-1x, "<file>/<group>-<position>" for the others.
 
     Raises:
-        EutecticError: not HDF5, truncated, arrays of other shapes, or an element that is none.
+        EutecticError: not HDF5, truncated, arrays of other shapes, or an invalid element.
     """
     layout = _LAYOUTS[_known(name)]
     with hdf5.opened(piece.path, layout.file, _FIX) as file:

@@ -52,11 +52,11 @@ class LabelsFound:
         skipped: files of a folder without structures.
         of_file: structures in each file, in order; None for a file that could not be read to its end.
         table: labels of files in a table beside them.
-        units: property, "positions" or "cell" → units that the files state.
+        units: property, "positions" or "cell" → units stated in the files.
         conditions: charge, spin, level of theory, …: entry → its values, if there are several.
         contradictions: ids of structures whose stress and virial contradict each other.
-        contradiction: the first of these, in words.
-        unconverged: structures whose calculation did not converge → reason; left out if so chosen.
+        contradiction: description of the first of these.
+        unconverged: structures whose calculation did not converge → reason; whether they are left out is an option.
     """
 
     structures: int
@@ -79,7 +79,7 @@ class LabelsFound:
         return [(name, key, n, PROPERTIES[name].unit) for name, keys in self.counts.items() for key, n in keys.items()]
 
     def check_consistent(self, source: Path) -> None:
-        """Refuse stresses and virials that contradict each other, of which the user has chosen neither.
+        """Refuse stresses and virials that contradict each other if the user has chosen neither.
 
         Raises:
             EutecticError: there are such structures.
@@ -128,7 +128,7 @@ def scan(
     for file in files:
         about = _about(file)
         number: int | None = 0
-        for item in _every(file, _root(files), elements, skip_bad, table):
+        for item in _scan_items(file, _root(files), elements, skip_bad, table):
             if item is None or number is None:
                 number = None
                 break
@@ -141,14 +141,14 @@ def scan(
             if not seen.wants(name, info, about):
                 continue
             try:
-                said = about.units_of(info)
-                to_angstrom(atoms, units, said, where)
-                used = own_labels.find(atoms, info, keys, units, said, where)
+                file_units = about.units_of(info)
+                to_angstrom(atoms, units, file_units, where)
+                used = own_labels.find(atoms, info, keys, units, file_units, where)
                 group = _group(name, atoms, info, group_key, len(files) > 1, where)
                 if skip_bad:
                     labels = {label: found.value for label, found in used.items()}
                     LabelledStructure(structure=_structure(atoms), labels=labels, id=name, group=group).check(where)
-                seen.add(name, where, atoms, info, used, said)
+                seen.add(name, where, atoms, info, used, file_units)
             except EutecticError:
                 if not skip_bad:
                     raise
@@ -172,7 +172,7 @@ def scan(
         skipped=tuple(skipped),
         of_file=of_file,
         table=table,
-        units={name: tuple(said) for name, said in seen.said.items()},
+        units={name: tuple(file_units) for name, file_units in seen.file_units.items()},
         conditions=seen.conditions.differing(),
         contradictions=tuple(seen.contradictions),
         contradiction=seen.contradiction,
@@ -182,7 +182,7 @@ def scan(
 
 @dataclass(frozen=True, kw_only=True)
 class _About:
-    """What a file says of all its structures: units in its metadata, convergence of its steps."""
+    """What a file says about all its structures: units in its metadata, convergence of its steps."""
 
     units: stated_units.Stated
     convergence: convergence.Convergence
@@ -193,10 +193,10 @@ class _About:
     def unconverged(self, name: str, info: Mapping[str, Any]) -> str:
         """Why a structure's calculation did not converge, or empty."""
         reason = self.convergence.unconverged.get(int(name.rpartition("#")[2]), "")
-        return reason or ("an entry of it says so" if convergence.of_entries(info) else "")
+        return reason or ("one of its entries says so" if convergence.of_entries(info) else "")
 
     def unfinished(self, file: Path, first: int, count: int | None) -> EutecticError | None:
-        """An error in the place of the structure that is cut off; None if the file is complete, or for other ranges."""
+        """Error in place of the truncated structure; None if the file is complete, or for other ranges."""
         at = self.convergence.steps
         if not self.convergence.unfinished or first > at or (count is not None and first + count <= at):
             return None
@@ -222,19 +222,19 @@ def _read_about(file: Path, size: int, time: int) -> _About:
 
 @dataclass(eq=False, kw_only=True)
 class _Seen:
-    """What else is met in a scan, see `LabelsFound`."""
+    """What else a scan finds, see `LabelsFound`."""
 
     keys: Mapping[str, str]
     units: Mapping[str, str]
     skip_unconverged: bool
-    said: dict[str, dict[str, None]] = field(default_factory=dict)
+    file_units: dict[str, dict[str, None]] = field(default_factory=dict)
     conditions: conditions.Met = field(default_factory=conditions.Met)
     contradictions: list[str] = field(default_factory=list)
     contradiction: str = ""
     unconverged: dict[str, str] = field(default_factory=dict)
 
     def wants(self, name: str, info: Mapping[str, Any], about: _About) -> bool:
-        """Whether the structure is used: it converged, or such are not left out."""
+        """Whether the structure is used: it converged, or unconverged ones are not left out."""
         if reason := about.unconverged(name, info):
             self.unconverged[name] = reason
         return not (reason and self.skip_unconverged)
@@ -246,18 +246,18 @@ class _Seen:
         atoms: Atoms,
         info: Mapping[str, Any],
         used: Mapping[str, own_labels.Label],
-        said: stated_units.Stated,
+        file_units: stated_units.Stated,
     ) -> None:
         """Add a structure that is used."""
         for label, found in used.items():
-            if found.said:
-                self.said.setdefault(label, {})[found.said] = None
+            if found.stated_unit:
+                self.file_units.setdefault(label, {})[found.stated_unit] = None
         for what in own_files.GEOMETRY_UNITS:
-            if (unit := stated_units.specific(what, what, said)) is not None:
-                self.said.setdefault(what, {})[unit] = None
+            if (unit := stated_units.specific(what, what, file_units)) is not None:
+                self.file_units.setdefault(what, {})[unit] = None
         taken = {found.entry for found in used.values()}
         self.conditions.add((str(key), value) for key, value in info.items() if key not in taken)
-        words = own_labels.contradiction(atoms, info, self.keys, self.units, said, where)
+        words = own_labels.contradiction(atoms, info, self.keys, self.units, file_units, where)
         if words is not None:
             self.contradiction = self.contradiction or words
             self.contradictions.append(name)
@@ -366,7 +366,7 @@ def card(
         citation: reference to cite.
         skip_unconverged: whether structures that did not converge were left out.
     """
-    # The largest group goes to training: with one trajectory and a few isolated atoms nothing is left for the test.
+    # The largest group goes to training: with one trajectory and a few isolated atoms, nothing is left for the test.
     few = found.groups < 3 or found.structures - found.largest_group < 2 * TEST_SHARE * found.structures
     notes = own_files.notes(found.counts, units or {}, found.units, assumed=True)
     if found.skipped:
@@ -380,7 +380,9 @@ def card(
         first = ": ".join(next(iter(found.unconverged.items())))
         notes.append(convergence.note(len(found.unconverged), first, left_out=skip_unconverged))
     if few:
-        notes.append("Nearly all is one group: the split is random, with structures of one trajectory on both sides.")
+        notes.append(
+            "Nearly all structures are in one group: the split is random, with frames of one trajectory on both sides."
+        )
     return Card(
         name=Path(source).stem or "ase",
         title=f"Structures from {Path(source).name}",
@@ -485,25 +487,25 @@ def _rows(
         name, where, atoms, info = item
         if skip_unconverged and about.unconverged(name, info):
             continue
-        said = about.units_of(info)
-        to_angstrom(atoms, units, said, where)
-        used = own_labels.find(atoms, info, keys, units, said, where)
+        file_units = about.units_of(info)
+        to_angstrom(atoms, units, file_units, where)
+        used = own_labels.find(atoms, info, keys, units, file_units, where)
         labels = {label: found.value for label, found in used.items()}
         group = _group(name, atoms, info, group_key, several_files, where)
         yield where, LabelledStructure(structure=_structure(atoms), labels=labels, id=name, group=group)
 
 
-def to_angstrom(atoms: Atoms, given: Mapping[str, str], said: stated_units.Stated, where: str) -> None:
+def to_angstrom(atoms: Atoms, given: Mapping[str, str], file_units: stated_units.Stated, where: str) -> None:
     """Convert positions and cell from the unit given, or else stated in the file.
 
     Args:
         atoms: to change.
         given: "positions" and "cell" → unit; that of the cell is by default that of the positions.
-        said: units that the file states.
+        file_units: units stated in the file.
         where: the structure, in errors.
     """
-    of_positions = stated_units.unit_of("positions", "positions", given, said, where=where)
-    of_cell = stated_units.unit_of("cell", "cell", given, said, where=where) or of_positions
+    of_positions = stated_units.unit_of("positions", "positions", given, file_units, where=where)
+    of_cell = stated_units.unit_of("cell", "cell", given, file_units, where=where) or of_positions
     if of_cell is not None:
         atoms.set_cell(atoms.cell.array * own_files.length("cell", of_cell))
     if of_positions is not None:
@@ -515,7 +517,7 @@ def structures(
 ) -> Iterator[tuple[str, Atoms, Structure] | EutecticError]:
     """Location, contents as ASE reads them, and structure of every entry from `first` on; no labels, unchecked.
 
-    An entry that cannot be read is an error in its place, where the reading goes on after it.
+    An unreadable entry gives an error in its place if reading can continue after it.
 
     Args:
         source: a file.
@@ -557,7 +559,7 @@ def _no_labels(source: Path, ignored: Mapping[str, int], entries: Mapping[str, N
     others = sorted(set(ignored)) or [name for name in entries if name not in ("tags", "initial_magmoms")][:30]
     example = next((name for name in others if "energy" in name.lower() or name in ("E", "e")), "my_energy")
     if seen.skip_unconverged and seen.unconverged:
-        given = f"no label in a structure that converged: {len(seen.unconverged)} did not"
+        given = f"no label in a converged structure: {len(seen.unconverged)} did not converge"
     elif others:
         given = f"no label under the usual names; there are {', '.join(others)}"
     else:
@@ -600,7 +602,7 @@ def _files(source: Path) -> tuple[list[Path], list[str], id_prop.Labels]:
         raise EutecticError(str(source), "nothing is here", "a file or folder of structures", "check the path")
     table = id_prop.read(source)
     if table:
-        # The tables say what belongs to the data.
+        # The tables define which files belong to the data.
         tables = id_prop.tables(source)
         beside = () if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
         return list(table), [p.name for p in beside if p not in table and p not in tables], table
@@ -646,7 +648,7 @@ def _all_atoms(
     first: int = 0,
     count: int | None = None,
 ) -> Iterator[_Item | EutecticError]:
-    """The structures of a file, or an error in the place of one."""
+    """The structures of a file, each replaced by an error if it cannot be read."""
     index = first
     for found in structure_files.structures(file, first, count, elements):
         if isinstance(found, EutecticError):
@@ -675,10 +677,10 @@ def _all_atoms(
         raise EutecticError(str(file), "no structures", "at least one", "write it again, or remove it")
 
 
-def _every(
+def _scan_items(
     file: Path, root: Path, elements: Elements | None, skip_bad: bool, table: id_prop.Labels
 ) -> Iterator[_Item | EutecticError | None]:
-    """As `_all_atoms`; raises the errors, or with `skip_bad` goes on after them, as a preparation does.
+    """As `_all_atoms`; raises the errors, or with `skip_bad` continues after them, as a preparation does.
 
     Yields None where the rest of a file is given up.
     """

@@ -303,5 +303,5 @@ def _rows(path: Path, name: str) -> Iterator[tuple[Any, Any]]:
                         f"name the task that is in the file, or fetch the file of {name}",
                     )
                 if not isinstance(item, list) or len(item) != len(columns):
-                    raise ValueError(f"a row that has not {len(columns)} entries")
+                    raise ValueError(f"a row that does not have {len(columns)} entries")
                 yield item[columns.index("structure")], item[columns.index(task.column)]

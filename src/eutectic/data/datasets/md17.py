@@ -63,7 +63,7 @@ def card(name: str) -> Card:
     return Card(
         name=name,
         title=f"MD17, {molecule}: "
-        + ("coupled cluster along molecular dynamics" if coupled else "molecular dynamics at 500 K"),
+        + ("coupled-cluster labels along molecular dynamics" if coupled else "molecular dynamics at 500 K"),
         domain="molecules",
         properties=("energy", "forces"),
         level_of_theory=COUPLED_CLUSTER[molecule][2] if coupled else "PBE+vdW-TS",

@@ -346,7 +346,7 @@ def _reference_file(path: Path, _changed: int) -> Mapping[str, object]:
     if path.suffix == ".pkl":
         found = unpickle(path.read_bytes(), str(path))
         if not isinstance(found, dict):
-            raise EutecticError(str(path), "no dictionary", "random<system> → energy", "fetch oc20_ref.pkl again")
+            raise EutecticError(str(path), "not a dictionary", "random<system> → energy", "fetch oc20_ref.pkl again")
         return found
     try:
         return dict(line.strip().split(",")[:2] for line in path.read_text().splitlines() if line.strip())

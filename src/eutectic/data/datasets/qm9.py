@@ -172,7 +172,7 @@ def pieces(source: Path, name: str) -> list[Piece]:
             if pattern == "dsgdb9nsd_*.xyz":
                 return [Piece(path=source, count=len(found))]
             return [Piece(path=path) for path in found]
-    raise _nothing(source)
+    raise _not_found(source)
 
 
 def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
@@ -263,10 +263,10 @@ def _texts(source: Path, first: int, end: int | None) -> Iterator[tuple[str, str
             if found > first:
                 yield Path(member).name, content.read().decode()
     if not found:
-        raise _nothing(source)
+        raise _not_found(source)
 
 
-def _nothing(source: Path) -> EutecticError:
+def _not_found(source: Path) -> EutecticError:
     return EutecticError(
         str(source),
         "no dsgdb9nsd_*.xyz here" if source.exists() else "nothing is here",

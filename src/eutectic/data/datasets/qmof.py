@@ -38,7 +38,7 @@ CARD = Card(
     source="doi:10.6084/m9.figshare.13147324",
     notes=(
         "A group is a family of CSD refcodes (the first six letters), or a chemical formula if there is no refcode.",
-        "JMP used version 14: the split 'paper' is JMP's only in the order of its qmof_structure_data.json.",
+        "JMP used version 14: the split 'paper' is JMP's only for the structure order of its qmof_structure_data.json.",
     ),
 )
 

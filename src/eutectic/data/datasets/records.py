@@ -77,7 +77,7 @@ class Choices:
         defined: custom properties defined for these files.
         pbc: periodic directions, if not in the files.
         group_key: field that names the group of a structure.
-        skip_unconverged: leave out records that say that their calculation did not converge (`converged`: false).
+        skip_unconverged: leave out records whose calculation did not converge (`converged`: false).
     """
 
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class Choices:
         return stresses.places(("stress",), self.keys, self.units, virials=("virial", "virials"))
 
     def uses(self, record: Record) -> bool:
-        """Whether the record is used: it converged, or such are not left out."""
+        """Whether the record is used: it converged, or unconverged ones are not left out."""
         return not (self.skip_unconverged and convergence.of_entries(record.fields))
 
 
@@ -131,7 +131,7 @@ class Found:
         counts: property → field → number of structures.
         groups: number of groups.
         largest_group: structures in the largest group.
-        units: property, "positions" or "cell" → units that the files state.
+        units: property, "positions" or "cell" → units stated in the files.
         conditions: charge, spin, level of theory, …: field → its values, if there are several.
         unconverged: records whose calculation did not converge.
     """
@@ -164,7 +164,7 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
     of_file: dict[Path, int] = {}
     cells, unordered, unconverged = False, "", 0
     met = conditions.Met()
-    said: dict[str, dict[str, None]] = {}
+    file_units: dict[str, dict[str, None]] = {}
     silent: set[str] = set()
     for path in paths:
         n, complete, before = 0, False, ""
@@ -197,8 +197,8 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
                     for name, key in found.items():
                         counts.setdefault(name, Counter())[key] += 1
                     for name, key in taken.items():
-                        if (unit := stated_units.specific(name, key, record.said, record.fields)) is not None:
-                            said.setdefault("stress" if name == "virial" else name, {})[unit] = None
+                        if (unit := stated_units.specific(name, key, record.file_units, record.fields)) is not None:
+                            file_units.setdefault("stress" if name == "virial" else name, {})[unit] = None
                     met.add((name, value) for name, value in record.fields.items() if name not in found.values())
                     groups[group] += 1
                 complete = True
@@ -219,7 +219,7 @@ def scan(source: Path, choices: Choices, *, skip_bad: bool = False) -> Found:
         counts={name: dict(counts[name]) for name in PROPERTIES if name in counts},
         groups=len(groups),
         largest_group=max(groups.values(), default=0),
-        units={name: tuple(stated) for name, stated in said.items()},
+        units={name: tuple(stated) for name, stated in file_units.items()},
         conditions=met.differing(),
         unconverged=unconverged,
     )
@@ -256,7 +256,7 @@ class RecordFiles:
         if found.unconverged:
             notes.append(convergence.note(found.unconverged, left_out=self.choices.skip_unconverged))
         if few:
-            notes.append("Nearly all is one group: the split is random, with structures of one group on both sides.")
+            notes.append("Nearly all structures are in one group: the split is random, so the group is on both sides.")
         return Card(
             name=self.source.stem or "records",
             title=f"Structures from {self.source.name}",
@@ -330,23 +330,23 @@ class Record:
 
     def key(self, *names: str) -> str | None:
         """The first of these with a value."""
-        # An empty cell of a table is no value.
-        return next((name for name in names if not _is_nothing(self.value(name))), None)
+        # An empty cell of a table is not a value.
+        return next((name for name in names if not _is_missing(self.value(name))), None)
 
     @property
-    def said(self) -> stated_units.Stated:
-        """The units that its fields state."""
+    def file_units(self) -> stated_units.Stated:
+        """Units stated in its fields."""
         return stated_units.stated(self.fields)
 
     def names(self) -> list[str]:
-        """Names of all fields; those of nested fields are joined with a point."""
+        """Names of all fields; those of nested fields are joined with a dot."""
         found: list[str] = []
         ahead: list[tuple[str, Any, int]] = [(name, value, 0) for name, value in self.fields.items()]
         while ahead and len(found) < MOST_NAMES:
             name, value, depth = ahead.pop(0)
             if isinstance(value, Mapping) and depth < 3 and not _is_crystal(value):
                 ahead += [(f"{name}.{inner}", entry, depth + 1) for inner, entry in value.items()]
-            elif not _is_nothing(value):
+            elif not _is_missing(value):
                 found.append(name)
         return found
 
@@ -367,7 +367,7 @@ class Record:
             raise EutecticError(where, f"{str(value)[:60]!r}", "numbers", "name another field with --key") from error
 
 
-def _is_nothing(value: object) -> bool:
+def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
@@ -470,9 +470,9 @@ def _periodic(record: Record, key: str) -> np.ndarray:
 
 
 def _unit(record: Record, choices: Choices, name: str, key: str) -> str | None:
-    """Unit of a field: as the user gives it, else as the file states it; None if nobody does."""
+    """Unit of a field: as given by the user, else as stated in the file; None if neither gives one."""
     given = stresses.unit_of_virial(choices.units) if name == "virial" else choices.units
-    return stated_units.unit_of(name, key, given, record.said, record.fields, f"{record.where}, {key}")
+    return stated_units.unit_of(name, key, given, record.file_units, record.fields, f"{record.where}, {key}")
 
 
 def _found(record: Record, choices: Choices) -> dict[str, str]:
@@ -562,7 +562,7 @@ def _classes(record: Record, key: str) -> np.ndarray | None:
 def _group(record: Record, choices: Choices, several_files: bool) -> str:
     if choices.group_key is not None:
         value = record.value(choices.group_key)
-        if _is_nothing(value):
+        if _is_missing(value):
             raise EutecticError(
                 record.where,
                 f"no field {choices.group_key!r}",
@@ -613,7 +613,7 @@ def _check_stated(
     Args:
         source: the files.
         choices: the user's options.
-        silent: properties, "virial", "positions", "cell" of which neither the user nor a file gives the unit.
+        silent: properties, "virial", "positions", "cell" whose unit neither the user nor a file gives.
         names: fields.
         cells: whether there are cells of unknown periodicity.
         unordered: field of a stress of six numbers in unknown order.
@@ -688,7 +688,7 @@ def _of_json(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _of_csv(path: Path) -> Iterator[Mapping[str, Any] | EutecticError]:
-    """Lines, or an error in the place of one, after which others can be read."""
+    """Lines; an unreadable one is replaced by an error, and reading continues after it."""
     with (
         unpacked(path) as content,
         io.TextIOWrapper(cast(IO[bytes], content), encoding="utf-8-sig", newline="") as stream,
@@ -699,9 +699,9 @@ def _of_csv(path: Path) -> Iterator[Mapping[str, Any] | EutecticError]:
             for row in reader:
                 if None in row or None in row.values():
                     held = sum(value is not None for value in row.values()) + len(row.get(None) or [0]) - 1
-                    of = len(reader.fieldnames or ())
+                    expected = len(reader.fieldnames or ())
                     yield EutecticError(
-                        f"{path}, line {reader.line_num}", f"{held} of {of} columns", f"{of}", _INCOMPLETE
+                        f"{path}, line {reader.line_num}", f"{held} of {expected} columns", f"{expected}", _INCOMPLETE
                     )
                 else:
                     yield row
@@ -723,7 +723,7 @@ def _of_npz(path: Path, choices: Choices, first: int, count: int | None) -> Iter
         shapes = {name: shape for name, (dtype, shape, _) in heads.items() if dtype.kind in "biufUS"}
         key = {what: next((n for n in choices.names(what) if n in shapes), "") for what in GEOMETRY}
         positions, numbers, sizes = (key[what] for what in ("positions", "numbers", "n_atoms"))
-        meant = {name.partition(":")[0] for what in (*PROPERTIES, *GEOMETRY) for name in choices.names(what)}
+        requested = {name.partition(":")[0] for what in (*PROPERTIES, *GEOMETRY) for name in choices.names(what)}
         shape = shapes.get(positions, ())
         flat = len(shape) == 2
         if not positions or not numbers or len(shape) not in (2, 3) or shape[-1] != 3 or (flat and not sizes):
@@ -738,24 +738,24 @@ def _of_npz(path: Path, choices: Choices, first: int, count: int | None) -> Iter
         stop = n if count is None else min(n, first + count)
         columns: dict[str, Iterator[Any]] = {}
         if flat:
-            of_each = np.concatenate([*blocks(bundle, sizes, 0, n), np.zeros(0)]).reshape(-1).astype(np.int64)
-            if len(of_each) != n or (of_each < 0).any() or of_each.sum() != shape[0]:
+            atom_counts = np.concatenate([*blocks(bundle, sizes, 0, n), np.zeros(0)]).reshape(-1).astype(np.int64)
+            if len(atom_counts) != n or (atom_counts < 0).any() or atom_counts.sum() != shape[0]:
                 raise EutecticError(
-                    f"{path}, {sizes}", f"{of_each.sum()} atoms", f"{shape[0]}, as in {positions}", _INCOMPLETE
+                    f"{path}, {sizes}", f"{atom_counts.sum()} atoms", f"{shape[0]}, as in {positions}", _INCOMPLETE
                 )
-            start, counts = int(of_each[:first].sum()), of_each[first:stop].tolist()
-        # One cell, and its periodicity, may be that of all structures.
-        once = ((key["cell"], (3, 3)), (key["pbc"], (3,)), (key["pbc"], ()))
-        of_all = [name for name, one in once if n != 3 and shapes.get(name) == one]
-        strange = [
+            start, counts = int(atom_counts[:first].sum()), atom_counts[first:stop].tolist()
+        # All structures may share one cell and its periodicity.
+        shareable = ((key["cell"], (3, 3)), (key["pbc"], (3,)), (key["pbc"], ()))
+        common = [name for name, shape_of_one in shareable if n != 3 and shapes.get(name) == shape_of_one]
+        mismatched = [
             f"{name} {held}"
             for name, held in shapes.items()
-            if name in meant - {numbers, *of_all} and held[:1] not in ((n,), shape[:1])
+            if name in requested - {numbers, *common} and held[:1] not in ((n,), shape[:1])
         ]
-        if strange:
+        if mismatched:
             raise EutecticError(
                 str(path),
-                f"{', '.join(strange)} for {n} structures",
+                f"{', '.join(mismatched)} for {n} structures",
                 f"one row for each of the {n} structures" + (f" or {shape[0]} atoms" if flat else ""),
                 "write the file again; --key NAME= leaves a property out",
             )
@@ -764,8 +764,8 @@ def _of_npz(path: Path, choices: Choices, first: int, count: int | None) -> Iter
                 columns[name] = cut(blocks(bundle, name, start, shape[0]), counts)
             elif held[:1] == (n,) and not (name == numbers and len(held) == 1):
                 columns[name] = itertools.chain.from_iterable(blocks(bundle, name, first, stop))
-        shared: dict[str, Any] = {name: npz_arrays.array(bundle, name) for name in {numbers, *of_all} - columns.keys()}
-        # A text of the whole file may state a unit: e_unit, r_unit.
+        shared: dict[str, Any] = {name: npz_arrays.array(bundle, name) for name in {numbers, *common} - columns.keys()}
+        # A single text for the file may state a unit: e_unit, r_unit.
         texts = [name for name, (dtype, held, _) in heads.items() if dtype.kind in "SU" and not held]
         shared |= {name: str(npz_arrays.array(bundle, name)[()]) for name in texts}
         for i in range(first, stop):

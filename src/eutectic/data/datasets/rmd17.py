@@ -147,8 +147,8 @@ def published_splits(source: Path, name: str) -> dict[str, dict[str, np.ndarray]
         source: as for `pieces`.
 
     Returns:
-        "official_01" … "official_05" (those that are there) → "train" and "test" → positions in the order of
-        all pieces, in the published order. Empty for a lone npz.
+        "official_01" … "official_05" (those present) → "train" and "test" → positions in the order of all pieces, in
+        the published order. Empty for a single npz.
 
     Raises:
         EutecticError: as `pieces`; a split of another data set.
@@ -214,13 +214,13 @@ def _files(source: Path, molecule: str) -> list[Path]:
                     str(source.parent),
                     f"no {name} beside {source.name}",
                     "both files of the pair",
-                    "fetch the other one, or give a whole rmd17_<molecule>.npz",
+                    "fetch the other one, or give a complete rmd17_<molecule>.npz",
                 )
         return [source.parent / name for name in names]
-    raise _nothing(source, molecule)
+    raise _not_found(source, molecule)
 
 
-def _nothing(source: Path, molecule: str) -> EutecticError:
+def _not_found(source: Path, molecule: str) -> EutecticError:
     train, test = _pair(molecule)
     return EutecticError(
         str(source),
@@ -247,7 +247,7 @@ def _decompressed(archive: Path, molecule: str, _changed: int) -> tuple[bytes, l
             else:
                 listed.append((*_part_and_number(name), handle.read().decode()))
     if not content:
-        raise _nothing(archive, molecule)
+        raise _not_found(archive, molecule)
     return content, listed
 
 

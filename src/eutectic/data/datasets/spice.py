@@ -43,7 +43,7 @@ CARD = Card(
     source="doi:10.5281/zenodo.10975225 (SPICE-2.0.1.hdf5), or any SPICE-1 or SPICE-2 file",
     notes=(
         "Energies are total energies (dft_total_energy, float64 in the files; positions, gradients, dipoles and "
-        "charges are float32 there). They span 10⁵ eV: in float32 they would be 6.6 meV coarse.",
+        "charges are float32 there). They span 10⁵ eV: in float32 their resolution would be 6.6 meV.",
         "The files hold gradients; forces are their negative.",
         "A group is a molecule. JMP split by conformation: structures of one molecule were on both sides.",
         "charge is the sum of the formal charges in the SMILES; charges are MBIS charges, absent where MBIS did not "
@@ -125,7 +125,7 @@ def subset_slug(text: str) -> str:
 def formal_charge(smiles: str) -> int:
     """Sum of the formal charges in a SMILES, e: `[N+:9]` 1, `[O-]` −1, `[Ca+2:1]` and `[Ca++]` 2.
 
-    Source: OpenSMILES 1.0, "charge" (only atoms in brackets have one; the map number after ":" is none).
+    Source: OpenSMILES 1.0, "charge" (only atoms in brackets have one; the map number after ":" is not a charge).
     """
     total = 0
     for atom in re.findall(r"\[([^\]]*)\]", smiles):
@@ -173,7 +173,7 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
         "<molecule>-<position>", groups "<molecule>", as the file names it.
 
     Raises:
-        EutecticError: not HDF5, truncated, arrays of other shapes, a unit that is not known.
+        EutecticError: not HDF5, truncated, arrays of other shapes, an unknown unit.
     """
     subset = _subset_of(name)
     with hdf5.opened(piece.path, _EXPECTED, _fix(piece.path)) as file:

@@ -40,7 +40,7 @@ CARD = Card(
         "Energies are total energies.",
         "A group is a reaction.",
         "All structures of every path are read. The separate groups with the reactant, transition state and product of "
-        "each reaction are not (as in JMP): those that are on the path would count twice.",
+        "each reaction are not (as in JMP): structures that are on the path would count twice.",
     ),
 )
 
@@ -50,7 +50,7 @@ HORM = Card(
     domain="reactions",
     properties=("energy", "forces"),
     level_of_theory="ωB97X/6-31G(d)",
-    licence="not stated (the code beside it: GPL-3.0)",
+    licence="not stated (the accompanying code: GPL-3.0)",
     citation="Cui et al., arXiv:2505.12447 (2025)",
     source="github.com/deepprinciple/HORM",
     notes=(
@@ -98,10 +98,10 @@ def files(name: str) -> tuple[File, ...]:
 
 
 def pieces(source: Path, name: str) -> list[Piece]:
-    """Ranges of structures, by formula and reaction; of HORM in the order of the files.
+    """Ranges of structures, by formula and reaction; for HORM, in the order of the files.
 
     Raises:
-        EutecticError: no such source; not HDF5 (HORM: LMDB), cut short, or of another data set.
+        EutecticError: no such source; not HDF5 (HORM: LMDB), truncated, or of another data set.
     """
     _known(name)
     if name == "horm":
@@ -116,11 +116,11 @@ def read(piece: Piece, name: str) -> Iterator[LabelledStructure]:
     """The structures of a piece.
 
     Yields:
-        energy in eV, forces in eV/Å; ids are "<formula>-<reaction>-<position>", groups "<formula>-<reaction>". Of
-        HORM "<file>-<position>" and the formula.
+        energy in eV, forces in eV/Å; ids are "<formula>-<reaction>-<position>", groups "<formula>-<reaction>"; for
+        HORM, "<file>-<position>" and the formula.
 
     Raises:
-        EutecticError: not HDF5 (HORM: LMDB), cut short, or arrays of other shapes.
+        EutecticError: not HDF5 (HORM: LMDB), truncated, or arrays of other shapes.
     """
     _known(name)
     if name == "horm":

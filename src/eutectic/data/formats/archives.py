@@ -29,8 +29,8 @@ ALWAYS_UNPACKED = 1 << 25
 """Bytes; a small file may unpack to any multiple of its size up to this."""
 
 READ_AHEAD = 1 << 28
-"""Bytes; where unpacking at most this shows that a size is implausible, it is found before the first structure is used,
-not after hours of predictions."""
+"""Bytes; if unpacking at most this much can show that a size is implausible, it is unpacked before the first structure
+is used, so that the error does not come after hours of predictions."""
 
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -107,7 +107,7 @@ class _Unpacked(io.RawIOBase):
 
 @contextlib.contextmanager
 def unpacked(path: Path) -> Iterator[Bytes]:
-    """Open a file that may be compressed by gzip, bzip2 or xz, as its first bytes say, as seekable bytes.
+    """Open a file as seekable bytes; its first bytes show whether it is compressed by gzip, bzip2 or xz.
 
     Raises:
         EutecticError: a small file that unpacks to an implausible size (`check_ratio`), or a large one while reading.

@@ -28,7 +28,7 @@ ENTRIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Convergence:
-    """What an output says of its calculation.
+    """What an output says about its calculation.
 
     Attributes:
         unconverged: number of each step whose self-consistent cycle did not converge → reason.
@@ -49,7 +49,7 @@ def of_file(path: Path, form: str) -> Convergence:
 
     Args:
         path: the file, which may be compressed (.gz).
-        form: ASE's name of its format. Known are vasp-xml, vasp-out and espresso-out.
+        form: ASE's name of its format; vasp-xml, vasp-out and espresso-out are supported.
     """
     read = {"vasp-xml": _vasprun, "vasp-out": _outcar, "espresso-out": _espresso}.get(form)
     if read is None:
@@ -70,7 +70,7 @@ def of_entries(entries: Mapping[str, object]) -> bool:
 
 
 def note(number: int, first: str = "", *, left_out: bool) -> str:
-    """For the card of a data set: structures that did not converge.
+    """Note for the card of a data set: structures that did not converge.
 
     Args:
         number: how many.
@@ -119,7 +119,7 @@ def _outcar(lines: Iterable[str]) -> Convergence:
         elif "EDIFF is reached" in line:
             failed, cycles = "", -1
         elif "FREE ENERGIE OF THE ION-ELECTRON SYSTEM" in line:
-            # VASP 5 does not say it in words.
+            # VASP 5 prints no message about it.
             if not failed and most and cycles >= most:
                 failed = f"its electrons reached NELM = {most} cycles"
             if failed:
@@ -142,7 +142,7 @@ _RESULTS = (
     "End of band structure calculation",
     "End of self-consistent calculation",
 )
-"""Lines of Quantum ESPRESSO by which ASE takes a configuration for calculated."""
+"""Lines of Quantum ESPRESSO's output by which ASE recognises a calculated configuration."""
 
 
 def _espresso(lines: Iterable[str]) -> Convergence:

@@ -20,7 +20,7 @@ MASS_TOLERANCE = 0.1
 """u; input files round masses. Cobalt and nickel differ by 0.24."""
 
 _NATURAL = np.array([*range(1, 84), 90, 91, 92, 94], dtype=np.int64)
-"""Elements that masses may mean: polonium, for one, has the mass of bismuth."""
+"""Elements that are inferred from masses; polonium, for example, has the mass of bismuth."""
 
 
 def parse(text: str | None) -> dict[str, str]:
@@ -48,7 +48,7 @@ def parse(text: str | None) -> dict[str, str]:
 
 
 def assigned(labels: Sequence[str], elements: Elements, where: str, kind: str = "types") -> np.ndarray:
-    """Atomic numbers (n_atoms,) of labels, of which each is in `elements` or, but for types, an element's symbol.
+    """Atomic numbers (n_atoms,) of labels, each of which is in `elements` or, except for types, an element's symbol.
 
     Args:
         labels: of every atom.
@@ -74,7 +74,7 @@ def assigned(labels: Sequence[str], elements: Elements, where: str, kind: str = 
         raise EutecticError(
             where,
             f"{kind} without elements: {shown}",
-            "the element of every atom: a number or name is not one, and is not guessed",
+            "the element of every atom, which is not guessed from a number or name",
             f"state them: {in_order}--elements {example}",
         )
     return np.array([table[label] for label in labels], dtype=np.int64)
@@ -99,7 +99,7 @@ def of_masses(masses: np.ndarray) -> np.ndarray | None:
 
 
 def unused(where: str) -> EutecticError:
-    """The error for elements that are stated for a file that names its own."""
+    """Error for elements that are stated for a file that names its own."""
     return EutecticError(
         "--elements",
         f"used with {where}, which names the elements itself",

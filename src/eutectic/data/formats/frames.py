@@ -1,7 +1,7 @@
-"""Divide text files of many structures into frames, so that nothing in a file is dropped without a word.
+"""Divide text files of many structures into frames, so that nothing in a file is dropped silently.
 
 ASE's readers stop at an empty line between two frames, at the first line that does not begin a frame, or at the last
-whole frame; and they trust the counts in a file. Here every line belongs to a frame. One that is not whole keeps its
+complete frame; and they trust the counts in a file. Here every line belongs to a frame. An incomplete one keeps its
 place as a frame with a problem, so that frames can be counted, skipped and read in ranges.
 """
 
@@ -33,7 +33,7 @@ class Frame:
 
 
 class _Lines:
-    """Lines of a file, with one that can be put back."""
+    """Lines of a file; the last one read can be put back."""
 
     def __init__(self, text: io.TextIOBase) -> None:
         self._text = text
@@ -91,7 +91,7 @@ def xyz(text: io.TextIOBase) -> Iterator[Frame]:
             after = lines.next()
         lines.back(after)
         if after.strip() and not _is_whole(after):
-            # Which of the atoms are meant, and whether the labels fit them, is unknown.
+            # It is unknown which atoms are meant and whether the labels belong to them.
             problem = problem or f"line {lines.number + 1}: {_shown(after)} after the {n} atoms stated in line {begin}"
             _skip(lines, _is_whole)
         yield Frame(begin, "" if problem else "".join(kept), problem)
@@ -104,7 +104,7 @@ def _is_whole(line: str) -> bool:
 def lammps_dump(text: io.TextIOBase) -> Iterator[Frame]:
     """Frames of a LAMMPS text dump: from one `ITEM: TIMESTEP` (or `ITEM: UNITS`, which may precede it) to the next.
 
-    A frame repeats the units, which a dump states once.
+    Every frame repeats the units, which a dump states only once.
     """
     lines = _Lines(text)
     units: list[str] = []
@@ -186,7 +186,7 @@ def xdatcar(text: io.TextIOBase) -> Iterator[Frame]:
 def pdb(text: io.TextIOBase) -> Iterator[Frame]:
     """Frames of a PDB file: the atoms up to a line END or ENDMDL, or to the end of the file.
 
-    The cell (CRYST1) and the transformation (ORIGXn), which stand above the first model, are those of all.
+    The cell (CRYST1) and the transformation (ORIGXn) above the first model apply to all models.
     """
     lines = _Lines(text)
     shared: dict[str, str] = {}
@@ -227,7 +227,7 @@ def sdf(text: io.TextIOBase) -> Iterator[Frame]:
 
 
 def poscar(text: io.TextIOBase) -> Iterator[Frame]:
-    """The one structure of a POSCAR; what may follow it is only numbers: velocities, a predictor-corrector step."""
+    """The one structure of a POSCAR; only numbers may follow it: velocities, a predictor-corrector step."""
     lines = _Lines(text)
     head = [lines.next() for _ in range(6)]
     if not head[5].strip():
@@ -256,7 +256,7 @@ def poscar(text: io.TextIOBase) -> Iterator[Frame]:
 
 
 def _counts(line: str) -> list[int]:
-    """Numbers of atoms up to a comment; empty if there are others."""
+    """Numbers of atoms before a comment; empty if other words are among them."""
     words = line.partition("!")[0].split()
     return [int(word) for word in words] if all(map(str.isdecimal, words)) else []
 

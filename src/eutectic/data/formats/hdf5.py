@@ -89,7 +89,7 @@ def names(group: h5py.Group) -> list[str]:
     held = list(group)
     # h5py returns bytes for a name that it cannot decode.
     if not all(isinstance(name, str) for name in held):
-        raise EutecticError(place(group), "a name that is no text", "names in UTF-8", "fetch the file again")
+        raise EutecticError(place(group), "a name that is not text", "names in UTF-8", "fetch the file again")
     return sorted(held)
 
 

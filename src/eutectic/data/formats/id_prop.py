@@ -36,7 +36,7 @@ def read(source: Path) -> Labels:
     """Labels of all files that the tables of a source name; empty if there are none.
 
     Raises:
-        EutecticError: a file that is not there, or named twice; a line with other columns.
+        EutecticError: a file that is missing or named twice; a line with a different number of columns.
     """
     found: dict[Path, dict[str, float | str]] = {}
     for table in tables(source):

@@ -116,7 +116,7 @@ def _read_head(handle: Bytes, held: int) -> tuple[np.dtype, tuple[int, ...], boo
     shape, fortran, dtype = read(handle)
     if dtype.hasobject:
         raise ValueError("an array of Python objects, which would have to be unpickled")
-    # Memory would be taken for what is declared.
+    # Memory for the declared size would be allocated.
     if math.prod(shape) * dtype.itemsize > held or min(shape, default=0) < 0:
-        raise ValueError(f"an array of shape {shape} is declared, in {held:,} bytes")
+        raise ValueError(f"an array of shape {shape} is declared in {held:,} bytes")
     return dtype, shape, fortran

@@ -475,7 +475,7 @@ def _not_opened(where: str, name: object) -> EutecticError:
         where,
         f"a pickle that imports {str(name)[:80]!r}",
         "numbers, texts, NumPy arrays, torch tensors, PyTorch Geometric's Data and crystals of pymatgen",
-        "nothing of it was run; take the file from its publisher, or write its records as dictionaries of arrays",
+        "none of it was run; take the file from its publisher, or write its records as dictionaries of arrays",
     )
 
 

@@ -1,8 +1,8 @@
-"""Read structures with ASE, without its silence and its guesses.
+"""Read structures with ASE, without silent losses and guesses.
 
-ASE is given one frame of a file at a time where it would drop the rest of a file without a word (`frames`), and
-elements and labels that it makes up are refused or taken away: LAMMPS types as hydrogen, helium, …, energies of zero
-beside the forces of a dump, atom names as elements, the larger part of a mixed site.
+Where ASE would silently drop the rest of a file, it is given one frame at a time (`frames`). Elements and labels that
+it makes up are refused or removed: LAMMPS types as hydrogen, helium, …, energies of zero beside the forces of a dump,
+atom names as elements, the larger part of a mixed site.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def structures(
     try:
         if name in FRAMED:
             split, parse = FRAMED[name]
-            # A byte-order mark is no text.
+            # A byte-order mark is not part of the text.
             with unpacked(file) as handle, io.TextIOWrapper(cast(IO[bytes], handle), encoding="utf-8-sig") as text:
                 for frame in islice(split(text), first, stop):
                     yield _parsed(file, index, name, frame, parse, stated)
@@ -157,7 +157,7 @@ def _xyz(text: str, stated: Elements, where: str, file: Path) -> tuple[Atoms, En
     if "species" in names:
         column = starts[names.index("species")]
         labels = [row.split(None, column + 1)[column] for row in rows[: int(head)]]
-        # X is ASE's atom of no element, which the check of the structure refuses.
+        # X is ASE's symbol for an unknown element, which the check of the structure refuses.
         if stated or not all(label.capitalize() in {*elements.SYMBOLS, "X"} for label in set(labels)):
             known = {label: label.capitalize() for label in labels if label.capitalize() in elements.SYMBOLS}
             if stated and not set(labels) & set(stated):
@@ -191,8 +191,8 @@ def _with(row: str, column: int, symbol: str) -> str:
 
 def _check_logical(words: set[str]) -> None:
     # ASE reads other words as False.
-    if strange := words - {"T", "F", "True", "False"}:
-        raise ValueError(f"{min(strange)!r} in a column of T or F")
+    if unexpected := words - {"T", "F", "True", "False"}:
+        raise ValueError(f"{min(unexpected)!r} in a column of T or F")
 
 
 def _lammps_dump(text: str, stated: Elements, where: str, file: Path) -> tuple[Atoms, Entries]:
@@ -233,7 +233,7 @@ def _set_elements(atoms: Atoms, types: list[str], stated: Elements, masses: np.n
 
 
 def _without_energy(atoms: Atoms) -> Atoms:
-    """A dump has no energy of the whole: ASE puts a zero beside the forces."""
+    """A dump has no total energy: ASE adds a zero beside the forces."""
     if atoms.calc is not None:
         atoms.calc.results.pop("energy", None)
     return atoms
@@ -323,7 +323,7 @@ FRAMED: Mapping[str, tuple[Callable[[Any], Iterator[frames.Frame]], _Parser]] = 
     "sdf": (frames.sdf, _sdf),
     "mol": (frames.sdf, _sdf),
 }
-"""Formats of text that are divided into frames here: how, and how ASE reads one."""
+"""Text formats that are divided into frames here → functions that divide a file, and read one frame with ASE."""
 
 
 # --- formats that ASE reads as a whole ----------------------------------------------------------------
@@ -369,14 +369,14 @@ def _cif(file: Path) -> Iterator[tuple[Atoms, Entries]]:
         warnings.simplefilter("ignore")
         found: Any = read_cif(io.BytesIO(content), index=slice(None))
     blocks = re.split(rb"^data_", content, flags=re.MULTILINE | re.IGNORECASE)[1:]
-    meant = sum(b"_cell_length_a" in block.lower() for block in blocks)
+    expected = sum(b"_cell_length_a" in block.lower() for block in blocks)
     for number, atoms in enumerate(found):
         cif.check_full(atoms, f"{file}, structure {number}")
         yield atoms, atoms.info
-    if len(found) < meant:
+    if len(found) < expected:
         raise EutecticError(
             f"{file}, structure {len(found)}",
-            f"{meant} data blocks with a cell, of which {len(found)} have atoms that ASE reads",
+            f"{expected} data blocks with a cell, of which {len(found)} have atoms that ASE reads",
             "atoms in each of them",
             "repair or remove the incomplete block",
         )
@@ -391,7 +391,7 @@ def _check_one_trajectory(file: Path) -> None:
                 str(file),
                 f"a second trajectory at byte {at:,}, which ASE does not read",
                 "one trajectory in a file",
-                "keep them in files of their own in one folder, or join them with ASE (`ase convert`)",
+                "put each in its own file in one folder, or join them with ASE (`ase convert`)",
             )
 
 

@@ -1,4 +1,4 @@
-"""Backbones of other packages, each in one file that is the only one to know its package.
+"""Backbones of other packages; each file is the only one that depends on its package.
 
-A package is imported when a model needs it, and not before. `eutectic.checkpoints.foreign` reads their weights.
+A package is imported only when a model needs it. `eutectic.checkpoints.foreign` reads their weights.
 """

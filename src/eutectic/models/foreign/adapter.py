@@ -1,4 +1,4 @@
-"""What the backbones of other packages have in common."""
+"""Common parts of the backbones of other packages."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from eutectic.models.components import perceptron, polynomial_envelope
 
 
 class ForeignSettings(BackboneSettings):
-    """Architecture of a model of another package. It is read from the package's own files, not written by hand."""
+    """Architecture of a model of another package, read from the package's files and not written by hand."""
 
     cutoff_setting = "cutoff"
 
-    config: dict[str, Any] = Field(description="architecture, in the package's own words")
-    elements: tuple[int, ...] = Field(min_length=1, description="atomic numbers that the model knows, in its order")
-    cutoff: float = Field(gt=0, le=LONGEST_CUTOFF, description="distance at which messages vanish, Å")
+    config: dict[str, Any] = Field(description="architecture, in the package's own terms")
+    elements: tuple[int, ...] = Field(min_length=1, description="atomic numbers of the model's elements, in its order")
+    cutoff: float = Field(gt=0, le=LONGEST_CUTOFF, description="cutoff of the model, Å")
     edge_width: int = Field(
         default=64,
         ge=0,
         le=MAX_WIDTH,
-        description="features per edge, which the package has not and which start from random weights; 0 for none",
+        description="features per edge, which the package lacks and which start from random weights; 0 for none",
     )
 
     @property
@@ -48,11 +48,11 @@ class Neighbours:
     """The main edges within the cutoff.
 
     Attributes:
-        kept: (n_edges,) their indices among all main edges; None where these are all.
+        kept: (n_edges,) their indices among all main edges; None if all are kept.
         source, target: (n_edges,) atoms.
         distance: (n_edges,) Å.
         direction: (n_edges, 3) unit vectors source → target.
-        weight: (n_edges, 1) of a smooth cap; None for a hard cap.
+        weight: (n_edges, 1) edge envelope of a smooth cap; None for a hard cap.
         directions: (n_main_edges, 3), see `Features`.
     """
 
@@ -66,12 +66,12 @@ class Neighbours:
 
 
 class ForeignBackbone(Backbone):
-    """Base class: types of atoms, edges within the cutoff, and features of edges.
+    """Base class: atom types, edges within the cutoff, and edge features.
 
-    The edge features are ours: a perceptron of both atoms' features and the package's radial functions, with random
-    weights until they are trained. Heads for vectors, tensors and direct forces need them.
+    Edge features are added here: a perceptron of both atoms' features and the package's radial functions, with random
+    weights until trained. Heads for vectors, tensors and direct forces need them.
 
-    Nothing is compiled: the packages generate code of their own.
+    Nothing is compiled, since the packages generate their own code.
     """
 
     settings: ForeignSettings
@@ -85,7 +85,7 @@ class ForeignBackbone(Backbone):
         self.atom_width, self.edge_width, self.vector_width = atom_width, settings.edge_width, vector_width
         types = torch.full((MAX_ATOMIC_NUMBER + 1,), -1, device="cpu")
         types[list(settings.elements)] = torch.arange(len(settings.elements), device="cpu")
-        self.register_buffer("types", types, persistent=False)  # by atomic number; −1 where it knows none
+        self.register_buffer("types", types, persistent=False)  # by atomic number; −1 for unknown elements
         if settings.edge_width:
             self.edge_features = perceptron(2 * atom_width + radial_width, atom_width, settings.edge_width)
 
@@ -95,14 +95,14 @@ class ForeignBackbone(Backbone):
 
     @property
     def parts(self) -> Mapping[str, Sequence[str]]:
-        """Our edge features are the readout; what is the package's own is a subclass's to name."""
+        """The added edge features are the readout; subclasses add the parts of the package."""
         return {"readout": ["edge_features."]} if self.edge_width else {}
 
     def types_of(self, numbers: Int[Tensor, atoms]) -> Int[Tensor, atoms]:
-        """Place of each atom's element in the order of the model.
+        """Index of each atom's element in the order of the model.
 
         Raises:
-            EutecticError: an element that the model does not know.
+            EutecticError: an element that the model does not support.
         """
         types = self.types[numbers]
         if bool((types < 0).any()):
@@ -110,7 +110,7 @@ class ForeignBackbone(Backbone):
         return types
 
     def neighbours(self, graph: Graph) -> Neighbours:
-        """The main edges within the cutoff: the package's functions are not zero beyond it."""
+        """The main edges within the cutoff, since the package's functions are not zero beyond it."""
         edges: Edges = graph.main
         source, target = edges.source, edges.target
         distance, direction = graph.vectors(edges)
@@ -141,7 +141,7 @@ class ForeignBackbone(Backbone):
         radial: Float[Tensor, "near radial"],
         vectors: Float[Tensor, "atoms 3 vector_width"] | None,
     ) -> Features:
-        """Features of atoms as given, and those of edges."""
+        """The given atom features, with edge features added."""
         if not self.edge_width:
             return Features(atoms=atoms, edges=None, directions=near.directions, vectors=vectors)
         envelope = polynomial_envelope(near.distance[:, None] / self.cutoff, exponent=5)
@@ -156,7 +156,7 @@ class ForeignBackbone(Backbone):
 
 @contextlib.contextmanager
 def built_for_real() -> Iterator[None]:
-    """Build on the CPU in single precision, whatever the surroundings say: e3nn computes constants while it builds."""
+    """Build modules on the CPU in single precision in any context, since e3nn computes constants while building."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -168,7 +168,7 @@ def built_for_real() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EnergyReadout:
-    """An energy of the package as E = Σ_atoms (scale · weight · features + reference of the element).
+    """An energy of the package, written as E = Σ_atoms (scale · weight · features + reference of the element).
 
     Attributes:
         weight: (atom_width,) float64.

@@ -1,10 +1,10 @@
-"""MACE, of the package `mace-torch`, as a backbone.
+"""MACE, from the package `mace-torch`, as a backbone.
 
 Batatia, Kovács, Simm, Ortner and Csányi, "MACE: Higher Order Equivariant Message Passing Neural Networks for Fast and
 Accurate Force Fields", NeurIPS 2022 (arXiv:2206.07697).
 
 The backbone ends before the last linear layer of each readout, which together become a linear head
-(`energy_readout`). Nothing here is needed, or imported, unless such a model is asked for.
+(`energy_readout`). The package is imported only when such a model is used.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ INTERACTIONS = (
     "RealAgnosticResidualNonLinearInteractionBlock",
 )
 READOUTS = ("LinearReadoutBlock", "NonLinearReadoutBlock", "NonLinearBiasReadoutBlock")
-"""Classes of the package that a configuration can name; any other name is refused."""
+"""Classes of the package that a configuration may name; all others are refused."""
 
 
 class MACESettings(ForeignSettings):
@@ -49,14 +49,14 @@ class MACESettings(ForeignSettings):
 class MACE(ForeignBackbone):
     """The backbone.
 
-    `Features.atoms` are the scalars of all layers, the hidden layers of the nonlinear readouts, and the energy of the
-    pair repulsion where there is one; `vectors` are the polar vectors of all layers.
+    `Features.atoms` are the scalars of all layers, the hidden layers of the nonlinear readouts, and the pair repulsion
+    energy if the model has one; `vectors` are the polar vectors of all layers.
     """
 
     settings: MACESettings
 
     def __init__(self, settings: MACESettings, model: Any = None) -> None:
-        """Build it with random weights, or around the package's own model, which is taken apart."""
+        """Build it with random weights, or from the package's own model, which is taken apart."""
         if model is None:
             with built_for_real():
                 model = package_model(settings.config, settings)
@@ -65,8 +65,8 @@ class MACE(ForeignBackbone):
         repulsive = hasattr(model, "pair_repulsion_fn")
         super().__init__(
             settings,
-            atom_width=sum(_width(one, 0, 1) for one in irreps) + sum(hidden) + repulsive,
-            vector_width=sum(_width(one, 1, -1) for one in irreps),
+            atom_width=sum(_width(layer, 0, 1) for layer in irreps) + sum(hidden) + repulsive,
+            vector_width=sum(_width(layer, 1, -1) for layer in irreps),
             radial_width=int(model.radial_embedding.out_dim),
         )
         self.irreps = irreps
@@ -75,10 +75,10 @@ class MACE(ForeignBackbone):
         self.spherical_harmonics = model.spherical_harmonics
         self.radial_embedding = model.radial_embedding
         self.interactions, self.products = model.interactions, model.products
-        # Readouts read the layers in this order; a single one reads the last.
+        # Readouts take the layers in this order; a single readout takes the last.
         readouts = dict(enumerate(model.readouts, start=len(irreps) - len(hidden)))
         for readout in readouts.values():
-            # Becomes the head.
+            # The last linear layer becomes the head.
             readout._modules.pop("linear_2", None)
         self.readouts = nn.ModuleDict(
             {str(place): readout for place, readout in readouts.items() if _hidden_width(readout)}
@@ -129,7 +129,7 @@ def _width(irreps: Any, degree: int, parity: int) -> int:
 
 
 def _scalars(x: Tensor, irreps: Any) -> Tensor:
-    """(atoms, width) of all scalars that do not change under inversion."""
+    """(atoms, width) all scalars that are even under inversion."""
     parts = zip(irreps.slices(), irreps, strict=True)
     return torch.cat([x[:, place] for place, (_, ir) in parts if (ir.l, ir.p) == (0, 1)], dim=-1)
 
@@ -147,24 +147,24 @@ def _hidden_width(readout: nn.Module) -> int:
 
 
 def _hidden(readout: nn.Module, x: Tensor) -> Tensor:
-    """(atoms, width) the last hidden layer of a nonlinear readout, of all the package's heads together.
+    """(atoms, width) the last hidden layer of a nonlinear readout, for all of the package's heads.
 
-    The package masks the other heads' part before the next layer. With several heads and a second hidden layer
-    (refused when such a file is read) the parts would mix.
+    The package masks the parts of other heads before the next layer. With several heads and a second hidden layer, the
+    parts would mix; such files are refused.
     """
     x = readout.non_linearity(readout.linear_1(x))  # type: ignore[operator]
     return readout.non_linearity(readout.linear_mid(x)) if hasattr(readout, "linear_mid") else x  # type: ignore[operator]
 
 
 def package_model(config: Mapping[str, Any], settings: MACESettings) -> Any:
-    """The package's model of a configuration in plain JSON."""
+    """Build the package's model from a configuration in plain JSON."""
     modules, o3 = PACKAGE.load("modules")[0], _e3nn()
     values = {
         **copy.deepcopy(dict(config)),
         "r_max": settings.cutoff,
         "atomic_numbers": list(settings.elements),
         "num_elements": len(settings.elements),
-        # Parts behind the backbone, with any values.
+        # Parts after the backbone; their values do not matter.
         "atomic_energies": torch.zeros(len(config["heads"]), len(settings.elements)).numpy(),
         "atomic_inter_scale": [1.0] * len(config["heads"]),
         "atomic_inter_shift": [0.0] * len(config["heads"]),
@@ -190,15 +190,15 @@ def energy_readout(
     """The energy of one of the package's heads as a linear function of the backbone's features.
 
     Args:
-        model: the package's, with its weights.
-        settings: of the backbone.
-        head: its place among the heads.
+        model: the package's model, with its weights.
+        settings: settings of the backbone.
+        head: index of the head.
         atomic_energies: (n_elements,) eV, in the order of the model.
-        scale, shift: eV, of the interaction energy of an atom.
+        scale, shift: scale and shift of the interaction energy of an atom, eV.
     """
     irreps = [product.linear.irreps_out for product in model.products]
     first = len(irreps) - len(model.readouts)
-    by_layer = [torch.zeros(_width(one, 0, 1), dtype=torch.float64) for one in irreps]
+    by_layer = [torch.zeros(_width(layer, 0, 1), dtype=torch.float64) for layer in irreps]
     by_hidden, constant = [], 0.0
     with torch.no_grad():
         for place, readout in enumerate(model.readouts, start=first):
@@ -206,12 +206,12 @@ def energy_readout(
             width = _hidden_width(readout)
             n_inputs = width or irreps[place].dim
             inputs = torch.cat([torch.zeros(1, n_inputs), torch.eye(n_inputs)]).double()
-            # By its values, so that no normalisation of the package need be known.
+            # The weights are found by evaluating the layer, independent of the package's normalisation.
             values = (readout.linear_2 if width else readout.linear)(inputs)[:, head]
             constant += float(values[0])
             weight = values[1:] - values[0]
             if width:
-                # Hidden features lie head by head.
+                # Hidden features are ordered by head.
                 own = torch.arange(width) // (width // len(settings.config["heads"])) == head
                 by_hidden.append(torch.where(own, weight, 0.0))
             else:

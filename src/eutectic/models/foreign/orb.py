@@ -1,22 +1,23 @@
-"""Orb v3, of the package `orb-models`, as a backbone.
+"""Orb v3, from the package `orb-models`, as a backbone.
 
 Rhodes et al., "Orb-v3: atomistic simulation at scale", 2025 (arXiv:2504.06231). The network is a Graph Network
 Simulator with attention (Neumann et al. 2024, arXiv:2410.22570).
 
-Three properties of the package's energy, E = N (σ f(mean over atoms of h) + μ) + Σ_atoms reference + repulsion:
+The package's energy, E = N (σ f(mean over atoms of h) + μ) + Σ_atoms reference + repulsion, has three special
+properties:
 
-- It is not invariant under rotation: the network takes spherical harmonics as plain numbers and has learned, not been
-  built, to give about the same energy for every orientation. Of the checks of `eutectic.testing`, `rotation` and
-  `inversion` do not apply.
-- f is a nonlinear function of a mean over all atoms of the structure, so that energies of molecules far apart do not
-  add (the check `separation` does not apply), and all atoms have the same part in f.
-- Repulsion is that of Ziegler, Biersack and Littmark (1985) between atoms closer than their covalent radii. In all
-  published conservative models of v3 its mean over atoms, not its sum, is added to the energy of the structure, so
-  that it depends on the size of the supercell (nor does the check `supercell` apply); later versions of the package
-  call this an error, and keep it for the weights that were trained with it.
+- It is not invariant under rotation by construction: the network takes spherical harmonics as plain numbers and has
+  only learned to give about the same energy for every orientation. The checks `rotation` and `inversion` of
+  `eutectic.testing` do not apply.
+- f is a nonlinear function of a mean over all atoms of the structure, so that the energies of distant molecules are
+  not additive (the check `separation` does not apply), and all atoms contribute equally to f.
+- The repulsion is that of Ziegler, Biersack and Littmark (1985) between atoms closer than their covalent radii. In all
+  published conservative models of v3, its mean over atoms, not its sum, is added to the energy of the structure, so
+  that it depends on the size of the supercell (the check `supercell` does not apply); later versions of the package
+  call this an error and keep it only for weights that were trained with it.
 
-The backbone ends before the last linear layer of the energy, which becomes a linear head (`energy_readout`). Nothing
-here is needed, or imported, unless such a model is asked for.
+The backbone ends before the last linear layer of the energy, which becomes a linear head (`energy_readout`). The
+package is imported only when such a model is used.
 """
 
 from __future__ import annotations
@@ -52,30 +53,30 @@ CUTOFF = 6.0
 """Å; a constant in the package."""
 
 N_ELEMENTS = 118
-"""Length of the package's tables of elements, whose index is the atomic number: it knows none from 118 on."""
+"""Length of the package's element tables, indexed by atomic number; elements from 118 on are not supported."""
 
 
 class OrbSettings(ForeignSettings):
     """An Orb v3."""
 
-    direct: bool = Field(default=False, description="trained with heads for forces and stress in place of gradients")
-    max_neighbours: int = Field(ge=1, description="nearest neighbours with which an atom begins an edge")
-    repulsion: Literal["mean", "sum"] = Field(description="how the repulsion of atoms is added to the energy")
+    direct: bool = Field(default=False, description="trained with heads for forces and stress instead of gradients")
+    max_neighbours: int = Field(ge=1, description="cap on the edges that start at an atom, nearest first")
+    repulsion: Literal["mean", "sum"] = Field(description="how the repulsion of the atoms is added to the energy")
 
 
 class Orb(ForeignBackbone):
     """The backbone; not invariant under rotation (see the module).
 
-    `Features.atoms` are the atom's features after the last block; the last hidden layer of the energy, which is that of
-    the whole structure and so the same for all its atoms; and the atom's part of the repulsion. There are no vectors.
+    `Features.atoms` are the atom's features after the last block; the last hidden layer of the energy, which belongs to
+    the structure and is the same for all its atoms; and the atom's part of the repulsion. There are no vectors.
 
-    Features of edges are ours, from those of both atoms and the package's own of the edge.
+    Edge features are added here, from the features of both atoms and the package's features of the edge.
     """
 
     settings: OrbSettings
 
     def __init__(self, settings: OrbSettings, model: Any = None) -> None:
-        """Build it with random weights, or around the package's own model, which is taken apart."""
+        """Build it with random weights, or from the package's own model, which is taken apart."""
         if model is None:
             with built_for_real():
                 model = package_model(settings.config, settings)
@@ -83,7 +84,7 @@ class Orb(ForeignBackbone):
         width = int(settings.config["latent_dim"])
         super().__init__(settings, atom_width=width + last.in_features + 1, vector_width=0, radial_width=width)
         self.network = model.model
-        # Behind the features; for the noise of its pre-training.
+        # Not needed: it predicts the noise in the package's pre-training.
         self.network._decoder = nn.Identity()
         self.of_structure = hidden
         self.pair_repulsion = model.pair_repulsion_fn
@@ -96,7 +97,7 @@ class Orb(ForeignBackbone):
         return {"embedding": ["network.atom_emb.", "network._encoder."], **blocks, "readout": readout}
 
     def neighbours(self, graph: Graph) -> Neighbours:
-        """The main edges within the cutoff, and of those that begin at an atom the shortest `max_neighbours`.
+        """The main edges within the cutoff, at most the `max_neighbours` shortest ones from each source atom.
 
         Which of several neighbours at the same distance is beyond the cap is arbitrary, here and in the package.
         """
@@ -118,11 +119,11 @@ class Orb(ForeignBackbone):
         self.types_of(graph.numbers)  # refuses unknown elements
         near = self.neighbours(graph)
         with full_precision(graph.positions.device):
-            # What the package's functions read of a batch.
+            # The attributes of a batch that the package's functions use.
             batch = SimpleNamespace(
                 senders=near.source,
                 receivers=near.target,
-                n_node=torch.ones_like(graph.numbers),  # for the repulsion of each atom, not of structures
+                n_node=torch.ones_like(graph.numbers),  # gives the repulsion per atom, not per structure
                 node_features={
                     "atomic_numbers": graph.numbers,
                     "atomic_numbers_embedding": nn.functional.one_hot(graph.numbers, N_ELEMENTS),
@@ -145,7 +146,7 @@ class Orb(ForeignBackbone):
 
 
 def _shortest(source: Int[Tensor, edges], distance: Float[Tensor, edges], cap: int) -> Int[Tensor, kept] | None:
-    """Indices of the shortest edges of each source, in their order; None if these are all."""
+    """Indices of the `cap` shortest edges of each source, in order; None if these are all edges."""
     degree = torch.bincount(source)
     if not len(source) or int(degree.max()) <= cap:
         return None
@@ -158,14 +159,14 @@ def _shortest(source: Int[Tensor, edges], distance: Float[Tensor, edges], cap: i
 
 
 def _split(mlp: nn.Module) -> tuple[nn.Sequential, nn.Linear]:
-    """The hidden layers of a perceptron of the package, and its last linear layer."""
+    """The hidden layers and the last linear layer of one of the package's perceptrons."""
     *hidden, last, _ = mlp.children()
     assert isinstance(last, nn.Linear)
     return nn.Sequential(*hidden), last
 
 
 def package_model(config: Mapping[str, Any], settings: OrbSettings) -> Any:
-    """The package's model of a configuration: arguments of its functions that build an Orb v3."""
+    """Build the package's model; `config` holds arguments of its functions that build an Orb v3."""
     (pretrained,) = PACKAGE.load("forcefield.pretrained")
     build = pretrained.orb_v3_direct_architecture if settings.direct else pretrained.orb_v3_conservative_architecture
     return build(**config, device="cpu")
@@ -175,17 +176,17 @@ def energy_readout(model: Any, settings: OrbSettings) -> EnergyReadout:
     """The energy as a linear function of the backbone's features.
 
     Args:
-        model: the package's, with its weights, before a backbone is built around it.
-        settings: of the backbone.
+        model: the package's model, with its weights, before a backbone is built from it.
+        settings: settings of the backbone.
     """
     head = copy.deepcopy(model.heads["energy"]).double()
     _, last = _split(head.mlp)
     scale = float(head.normalizer.bn.running_var.sqrt())
     constant = float(head.normalizer.bn.running_mean) + scale * float(last.bias.detach())
-    of_elements = head.reference.linear.weight.detach().flatten()
-    of_atoms = torch.zeros(settings.config["latent_dim"], dtype=torch.float64)
+    element_energies = head.reference.linear.weight.detach().flatten()
+    atom_weights = torch.zeros(settings.config["latent_dim"], dtype=torch.float64)
     return EnergyReadout(
-        weight=torch.cat([of_atoms, last.weight.detach()[0], torch.tensor([1 / scale], dtype=torch.float64)]),
+        weight=torch.cat([atom_weights, last.weight.detach()[0], torch.tensor([1 / scale], dtype=torch.float64)]),
         scale=scale,
-        references={z: float(of_elements[z]) + constant for z in settings.elements},
+        references={z: float(element_energies[z]) + constant for z in settings.elements},
     )

@@ -1,4 +1,4 @@
-"""Import of an optional package, of a version that was tested."""
+"""Import an optional package, if its version was tested."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from eutectic.atoms import EutecticError
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package that an extra of eutectic installs.
+    """An optional package, installed by one of eutectic's extras.
 
     Attributes:
         distribution, module: its names on PyPI and in Python.
-        extra: of eutectic.
-        versions: (lowest, first too new), the range in which this adapter was tested and that the extra installs.
-        needs: other distribution → (lowest, first too new) that the package itself demands. Two packages with
-            contrary demands can end up in one environment, where one of them then gives wrong results or none.
-        python: the lowest version of Python that the package runs on, where that is higher than ours; the extra
-            installs nothing below it.
+        extra: the extra of eutectic that installs it.
+        versions: (lowest, first too new): the tested range, which the extra installs.
+        needs: other distribution → (lowest, first too new) that the package requires. Two packages with conflicting
+            requirements can end up in one environment, where one of them gives wrong results or none.
+        python: lowest Python version that the package supports, if higher than eutectic's; the extra installs nothing
+            below it.
     """
 
     distribution: str
@@ -46,8 +46,7 @@ class Package:
         """The installed version, without importing the package.
 
         Raises:
-            EutecticError: it is missing, or it or what it needs is of a version that was not tested; Python is older
-                than it needs.
+            EutecticError: it is missing; its version, or that of a requirement, is untested; Python is too old.
         """
         where = f"package {self.distribution}"
         if self.python is not None and sys.version_info[:2] < self.python:
@@ -56,9 +55,9 @@ class Package:
                 where,
                 f"Python {sys.version_info[0]}.{sys.version_info[1]}",
                 f"Python {lowest} or later",
-                f"make an environment with Python {lowest}, and there: {self.install}",
+                f"create an environment with Python {lowest} and run: {self.install}",
             )
-        own_environment = "in an environment of its own, if another package needs other versions"
+        own_environment = "in a separate environment if another package needs other versions"
         try:
             version = importlib.metadata.version(self.distribution)
         except importlib.metadata.PackageNotFoundError as error:
@@ -67,67 +66,67 @@ class Package:
             ) from error
         if not _within(version, self.versions):
             raise EutecticError(
-                where, f"version {version}, which was not tested", _range(self.versions), f"{self.install} -U"
+                where, f"version {version}, which is untested", _range(self.versions), f"{self.install} -U"
             )
         for name, versions in self.needs.items():
             try:
-                found = importlib.metadata.version(name)
+                installed = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
-                found = "no version"
-            if not _within(found, versions):
+                installed = "not installed"
+            if not _within(installed, versions):
                 raise EutecticError(
                     f"{where} {version}",
-                    f"{name} {found} beside it",
+                    f"{name} {installed}",
                     f"{name} {_range(versions)}",
                     f"{self.install} {own_environment}",
                 )
         return version
 
     def load(self, *submodules: str) -> tuple[ModuleType, ...]:
-        """Import submodules of the package, by their names below it.
+        """Import submodules of the package, by their names relative to it.
 
         Raises:
-            EutecticError: as `version`; or it cannot be imported.
+            EutecticError: as `version`; the package cannot be imported.
         """
         version = self.version()
         try:
             with _surroundings_kept():
                 return tuple(importlib.import_module(f"{self.module}.{name}") for name in submodules)
-        # A package that does not fit its surroundings can raise anything.
+        # A package in an unsuitable environment can raise anything.
         except Exception as error:
             raise EutecticError(
                 f"package {self.distribution} {version}",
                 f"cannot be imported ({type(error).__name__}: {error})",
                 "a complete installation",
-                f"{self.install} in an environment of its own",
+                f"{self.install} in a separate environment",
             ) from error
 
     @contextlib.contextmanager
     def downloading(self, model: str, by_hand: str) -> Iterator[None]:
-        """Explain a failure of the package to download the weights of a model.
+        """Convert a failure of the package to download a model's weights into an error with advice.
 
         Args:
-            model: its name, for the error.
-            by_hand: how a file that was downloaded by other means is named.
+            model: name of the model, for the error.
+            by_hand: name under which a manually downloaded file can be given.
 
         Raises:
-            EutecticError: in place of whatever was raised inside.
+            EutecticError: in place of any exception raised inside.
         """
         try:
             yield
-        # Of the network, the disk, or the package itself.
+        # From the network, the disk, or the package itself.
         except Exception as error:
             raise EutecticError(
                 model,
                 f"its weights could not be downloaded ({type(error).__name__}: {error})",
-                f"a connection to the address that {self.distribution} names",
+                f"a connection to the URL used by {self.distribution}",
                 f"download the file by other means and give it as {by_hand}",
             ) from error
 
 
 @contextlib.contextmanager
 def _surroundings_kept() -> Iterator[None]:
-    """Undo what a package changes for the whole process when it is imported: `mace` makes torch.load unrestricted."""
+    """Undo process-wide changes that a package makes on import: `mace` makes torch.load unrestricted."""
     name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     try:

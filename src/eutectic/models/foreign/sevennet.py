@@ -1,10 +1,10 @@
-"""SevenNet, of the package `sevenn`, as a backbone.
+"""SevenNet, from the package `sevenn`, as a backbone.
 
 Park, Kim, Hwang and Han, "Scalable Parallel Algorithm for Graph Neural Network Interatomic Potentials in Molecular
 Dynamics Simulations", J. Chem. Theory Comput. 2024, 20, 4857. The network is NequIP's.
 
-The backbone ends before the two linear layers that give the energy, which become a linear head (`energy_readouts`).
-Nothing here is needed, or imported, unless such a model is asked for.
+The backbone ends before the two linear layers that give the energy, which become a linear head (`energy_readout`). The
+package is imported only when such a model is used.
 """
 
 from __future__ import annotations
@@ -68,35 +68,35 @@ ARCHITECTURE = (
     "use_modality",
     "weight_nn_hidden_neurons",
 )
-"""The entries of the package's configuration that determine the network; all are plain JSON."""
+"""Entries of the package's configuration that determine the network; all are plain JSON."""
 
 READOUT = ("reduce_input_to_hidden", "reduce_hidden_to_energy")
 AFTER = (*READOUT, "readout_FCN", "rescale_atomic_energy", "reduce_total_enegy", "force_output")
-"""Modules of the package's network behind the last features, spelled as there."""
+"""Modules of the package's network after the last features, with the package's spelling."""
 
 REPLACED = ("onehot_idx_to_onehot", "one_hot_modality")
-"""Modules that always give single precision; the backbone does their work in that of the graph."""
+"""Modules that always return single precision; the backbone replaces them to keep the graph's precision."""
 
 
 class SevenNetSettings(ForeignSettings):
     """A SevenNet."""
 
-    modalities: tuple[str, ...] = Field(default=(), description="databases that the model tells apart")
-    modality: str | None = Field(default=None, description="the one whose features are given")
+    modalities: tuple[str, ...] = Field(default=(), description="databases that the model distinguishes")
+    modality: str | None = Field(default=None, description="the modality whose features are used")
 
 
 class SevenNet(ForeignBackbone):
     """The backbone: `Features.atoms` are the scalars of the last layer.
 
-    `vectors` are the polar vectors of all layers; without parity (`is_parity` false, as all published models) there
-    are none: vectors and their cross products share the same channels, so that nothing is known about inversion, under
-    which not even the energy is invariant.
+    `vectors` are the polar vectors of all layers. Without parity (`is_parity` false, as in all published models) there
+    are none: vectors and their cross products share channels, so that their behaviour under inversion is undefined, and
+    not even the energy is invariant under it.
     """
 
     settings: SevenNetSettings
 
     def __init__(self, settings: SevenNetSettings, network: Mapping[str, Any] | None = None) -> None:
-        """Build it with random weights, or around the package's own network, by name of its parts."""
+        """Build it with random weights, or from the package's own network, given by names of its parts."""
         if network is None:
             with built_for_real():
                 network = _network(settings.config, settings)
@@ -131,7 +131,7 @@ class SevenNet(ForeignBackbone):
                 "x": species,
                 "node_attr": species,
                 "atom_type": types,
-                # The first of the two receives; vectors point from it to the other one.
+                # The first index is the receiver; vectors point from it to the other atom.
                 "edge_index": torch.stack([near.target, near.source]),
                 "edge_vec": -near.distance[:, None] * near.direction,
                 "batch": graph.structure,
@@ -153,7 +153,7 @@ class SevenNet(ForeignBackbone):
 
 
 def _block(x: Tensor, begin: int, n: int) -> Tensor:
-    """(atoms, 3, n) of n vectors that lie one after the other."""
+    """(atoms, 3, n) n consecutive vectors."""
     return x[:, begin : begin + 3 * n].unflatten(1, (n, 3)).mT
 
 
@@ -168,19 +168,19 @@ def _scalars(network: Mapping[str, Any]) -> int:
 
 
 def _network(config: Mapping[str, Any], settings: SevenNetSettings) -> dict[str, Any]:
-    """The package's network, by name of its parts."""
+    """The package's network, by names of its parts."""
     (build,) = PACKAGE.load("model_build")
     model = build.build_E3_equivariant_model(package_config(config, settings))
     return dict(model.named_children())
 
 
 def package_config(config: Mapping[str, Any], settings: SevenNetSettings) -> dict[str, Any]:
-    """The configuration in the form that the package builds from."""
+    """The configuration in the form that the package expects."""
     return {
         **copy.deepcopy(dict(config)),
         "_type_map": {z: place for place, z in enumerate(settings.elements)},
         "_modal_map": {name: place for place, name in enumerate(settings.modalities)} or None,
-        # Parts behind the backbone, with any values.
+        # Parts after the backbone; their values do not matter.
         "shift": 0.0,
         "scale": 1.0,
         "train_shift_scale": False,
@@ -198,9 +198,9 @@ def energy_readout(
     """The energy as a linear function of the last features.
 
     Args:
-        network: the package's, with its weights.
-        settings: of the backbone.
-        shift: (n_elements,) eV, of each element in the order of the model.
+        network: the package's network, with its weights.
+        settings: settings of the backbone.
+        shift: (n_elements,) shift of each element in the order of the model, eV.
         scale: eV.
     """
     width = _scalars(network)
@@ -213,7 +213,7 @@ def energy_readout(
     with torch.no_grad():
         for name in READOUT:
             data = copy.deepcopy(network[name]).double()(data)
-    # By its values, so that no normalisation of the package need be known.
+    # The weights are found by evaluating the layers, independent of the package's normalisation.
     values = data["scaled_atomic_energy"][:, 0]
     constant = float(values[0])
     references = {z: scale * constant + float(e) for z, e in zip(settings.elements, shift.double(), strict=True)}

@@ -26,7 +26,7 @@ class GemNetOC(Backbone):
     """Message passing between atoms and directed edges along pairs, triplets and quadruplets.
 
     Args:
-        settings: JMP-S if not given. `edge_features=False` omits the branch that direct forces need.
+        settings: default: JMP-S. `edge_features=False` omits the branch that direct forces need.
     """
 
     recomputes: ClassVar[bool] = True
@@ -53,7 +53,7 @@ class GemNetOC(Backbone):
 
     @property
     def parts(self) -> Mapping[str, Sequence[str]]:
-        """A block is an interaction with the output after it; the first also has the output before it, as in JMP."""
+        """A block is an interaction block with the output block after it; block 0 also has the first one (JMP)."""
         blocks = {f"block_{k}": [f"blocks.{k}.", f"outputs.{k + 1}."] for k in range(len(self.blocks))}
         blocks["block_0"].append("outputs.0.")
         basis = ["bases.", "edge_embedding."]

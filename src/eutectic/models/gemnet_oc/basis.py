@@ -37,7 +37,7 @@ class RadialBasis(nn.Module):
     Args:
         count: number of Gaussians, evenly spaced from 0 to the cutoff; their width equals the spacing.
         cutoff: distance at which the envelope reaches zero, Å.
-        exponent: of the envelope.
+        exponent: exponent of the envelope.
     """
 
     centres: Tensor

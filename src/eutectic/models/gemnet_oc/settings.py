@@ -49,8 +49,8 @@ class GemNetOCSettings(BackboneSettings):
         default=None,
         gt=0,
         le=LONGEST_CUTOFF,
-        description="distance at which the envelope reaches zero, Å; the graph's cutoff if not given. JMP uses 12 for "
-        "all graphs, also those with a cutoff of 8 Å; with a value above the graph's cutoff, the energy jumps there",
+        description="distance at which the envelope reaches zero, Å; default: the graph's cutoff. JMP uses 12 for all "
+        "graphs, including those with a cutoff of 8 Å; if it exceeds the graph's cutoff, the energy jumps there",
     )
     envelope_exponent: int = Field(default=5, ge=1, le=100, description="exponent p of the polynomial envelope")
     dihedral_epsilon: float = Field(
@@ -97,7 +97,7 @@ class GemNetOCSettings(BackboneSettings):
     num_elements: int = Field(default=120, ge=1, le=1000, description="rows of the embedding; row Z-1 is element Z")
     edge_features: bool = Field(
         default=True,
-        description="compute edge features (`Features.edges`), which direct forces need; off makes a step cheaper",
+        description="compute edge features (`Features.edges`), which direct forces need; false makes a step cheaper",
     )
     edge_dropout: float = Field(
         default=0.0,
@@ -115,7 +115,7 @@ class GemNetOCSettings(BackboneSettings):
 
     @property
     def edge_lists(self) -> tuple[str, ...]:
-        """The edge lists of the interactions that are on."""
+        """The edge lists of the enabled interactions."""
         used = {
             "atom_atom": self.atom_atom,
             "atom_edge": self.atom_edge or self.edge_atom,

@@ -1,4 +1,4 @@
-"""Batches cut by cost: the costs are measured on the device once, and kept for a resumed run."""
+"""Batches cut by cost: costs are measured once on the device, and saved for a resumed run."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def cut_by_cost(
 
     Args:
         make: makes the sampler of a run from `batch_size`, `costs` and `window`.
-        batching: window, and budgets in atoms or edges, of which the tighter one replaces `batch_size`.
-        batch_size: mean number of structures in a batch.
+        batching: window, and budgets in atoms or edges; the stricter budget replaces `batch_size`.
+        batch_size: mean number of structures per batch.
         datasets: the data sets trained on.
-        sizes: size model of each.
+        sizes: size model of each data set.
         coefficients: of the cost.
     """
     costs = [costs_by_size(d, size, coefficients) for d, size in zip(datasets, sizes, strict=True)]
@@ -63,9 +63,9 @@ def measure_costs(
         fabric: launched; every process calls this.
         train: precision and activation checkpointing of the run.
         sampler: batches cut by count.
-        model: to measure with; its weights stay as they are.
+        model: to measure with; its weights do not change.
         tasks: of the model.
-        folder: where the measurement is saved, so that a resumed run has the same batches; None measures anew.
+        folder: where measurements are saved, so that a resumed run has the same batches; None does not save them.
     """
     return once(fabric, functools.partial(_measured, fabric, train, sampler, model, tasks, folder))
 
@@ -97,10 +97,10 @@ def _measured(
 
 
 def _read(path: Path) -> Calibration:
-    fix = "put back a copy of this file, or delete it: the costs are then measured again, and batches may differ"
+    fix = "restore this file from a copy, or delete it: costs are then measured again, and batches may differ"
     values = read_json(path, expected="the costs measured when the run began", fix=fix)
     try:
         return Calibration.from_dict(values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        given = f"not such costs ({type(error).__name__}: {error})"
+        given = f"not measured costs ({type(error).__name__}: {error})"
         raise EutecticError(str(path), given, "the costs measured when the run began", fix) from error

@@ -23,7 +23,7 @@ from eutectic.tasks import Batch, Task, make_batch
 from eutectic.train.batches.sampler import BatchSampler, TaskDataset
 
 TOGETHER = 64
-"""Number of structures prepared together where a process's share of a batch is smaller."""
+"""Number of structures prepared together if a process's share of a batch is smaller."""
 
 SHARED_MEMORY = 2**30
 """Free bytes of shared memory required for worker processes (a Docker container has 64 MiB)."""
@@ -47,8 +47,9 @@ _Loaded = list[RankBatch | EutecticError]
 
 @dataclass(frozen=True)
 class _PackedBatches:
-    """Batches from a worker process, with their tensors concatenated by dtype: sending each tensor by itself takes
-    longer than preparing it.
+    """Batches from a worker process, with their tensors concatenated by dtype.
+
+    Sending each tensor separately would take longer than preparing it.
 
     Attributes:
         outline: everything but the tensors, pickled.
@@ -115,7 +116,7 @@ class _Batches(Dataset[Any]):
         packed = _PackedBatches.of(loaded)
         if get_worker_info() is None:
             return packed
-        # Left to the queue that sends it, a failure would be printed by a thread, and the training would wait forever.
+        # A failure in the queue that sends the batch would only be printed by a thread, and training would hang.
         try:
             for content in packed.contents.values():
                 content.share_memory_()
@@ -123,8 +124,8 @@ class _Batches(Dataset[Any]):
             return [
                 EutecticError(
                     "shared memory (/dev/shm)",
-                    f"no room for prepared batches ({str(error).partition(chr(10))[0]})",
-                    "room for a few batches per background process",
+                    f"not enough space for prepared batches ({str(error).partition(chr(10))[0]})",
+                    "space for a few batches per background process",
                     "free some, or prepare batches in the training process: train.workers 0",
                 )
             ]
@@ -136,7 +137,7 @@ class _Batches(Dataset[Any]):
         except EutecticError as error:
             if len(indices) > 1:  # find the batch that fails
                 return [loaded for index in indices for loaded in self._load([index])]
-            return [error]  # an exception raised in a worker process would lose its four parts
+            return [error]  # an exception raised in a worker process would lose the parts of its message
         return [
             RankBatch(index, make_batch(items, self.tasks, self.dtype))
             for index, items in zip(indices, shares, strict=True)
@@ -175,9 +176,9 @@ class BatchLoader:
 def default_workers(device: torch.device, processes: int, sets: Sequence[TaskDataset]) -> int:
     """Default number of worker processes that prepare batches.
 
-    On a CPU one, which runs while training processes wait for each other (see `_lower_priority`); with a GPU, where the
-    cores are free, up to eight. None where built graphs are kept in memory, and none where workers cannot hand over
-    batches: that needs safe forking (not on macOS) and shared memory, of which a container may have very little.
+    On a CPU: one, which runs while training processes wait for each other (see `_lower_priority`). With a GPU: up to
+    eight, since the cores are free. None if built graphs are kept in memory, or if workers cannot send batches, which
+    needs safe forking (not on macOS) and enough shared memory (containers may have very little).
     """
     if all(s.keep and not s.edge_dropout for s in sets) or sys.platform != "linux" or _shared_memory() < SHARED_MEMORY:
         return 0
@@ -198,7 +199,7 @@ def _shared_memory() -> float:
 def _lower_priority(worker: int) -> None:
     """Run a worker on a CPU at the lowest priority, so that it uses only idle cores.
 
-    Cores are idle often enough: processes that share a batch wait for the slowest one after every step, and a step
+    Cores are idle often enough: processes that share a batch wait for the slowest one after every step, and a process
     that waits for its batch leaves its core free.
     """
     os.nice(19)
@@ -230,7 +231,7 @@ def load_batches(
     forks = workers > 0 and "fork" in multiprocessing.get_all_start_methods()
     loader = DataLoader(
         _Batches(source, tasks, rank, world, dtype, pack=workers > 0 or pin),
-        # A "batch" of the data loader is several batches: preparing them together costs less.
+        # A "batch" of the data loader is several batches, which are cheaper to prepare together.
         batch_size=together,
         sampler=batches,
         num_workers=workers,
@@ -247,7 +248,7 @@ def load_batches(
     try:
         yield BatchLoader(iterator)
     finally:
-        # Ends the workers now instead of at garbage collection.
+        # End the workers now instead of at garbage collection.
         shutdown = getattr(iterator, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()

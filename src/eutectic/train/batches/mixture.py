@@ -6,7 +6,7 @@ is visited once, in a pseudo-random order computed from (seed, epoch, position) 
 resume anywhere, on any number of processes.
 
 Two options limit a set: `caps`, the number of its structures that are used (always the same ones, spread evenly over
-it), and `max_shares`, its share of the epoch (the ratios of the other sets are kept).
+the set), and `max_shares`, its share of the epoch (the ratios of the other sets are kept).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Mixture:
         sizes: data set → number of training rows n_i.
         temperature: T of p_i ∝ n_i^(1/T): 1 is proportional, 2 is JMP's, infinity is uniform over data sets.
         weights: data set → relative share of the epoch, instead of the temperature.
-        caps: data set → largest number of its structures that are used.
-        max_shares: data set → its largest share of an epoch, in (0, 1].
+        caps: data set → maximum number of its structures that are used.
+        max_shares: data set → maximum share of an epoch, in (0, 1].
 
     Attributes:
         names: the data sets, in the order of `sizes`; `at` returns positions in it.
@@ -41,8 +41,8 @@ class Mixture:
         length: places in one epoch.
 
     Raises:
-        EutecticError: no data set, an empty one, a temperature, weight or cap that is not positive, weights or
-            caps for other data sets, shares that cannot fill an epoch, or an epoch of more than 2^40 places.
+        EutecticError: no data set, or an empty one; a temperature, weight or cap that is not positive; weights or caps
+            of unknown data sets; shares that cannot fill an epoch; an epoch of more than 2^40 places.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Mixture:
             shares = _limited(shares, np.array([max_shares.get(name, 1.0) for name in self.names]))
         factors = shares / rows
         factors /= factors.min()
-        # sqrt(4)·sqrt(25) is not quite 10 in floating point, and 10.000000001 must not become 11 places.
+        # Rounding: 10.000000001 must not become 11 places.
         places = [math.ceil(n * f * (1.0 - 1e-12)) for n, f in zip(rows.tolist(), factors, strict=True)]
         self.places = dict(zip(self.names, places, strict=True))
         self.length = sum(places)
@@ -86,7 +86,7 @@ class Mixture:
     def at(
         self, seed: int, epoch: int, positions: Int[np.ndarray, " n"]
     ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-        """Data sets and rows at some positions of an epoch.
+        """Data sets and rows at given positions of an epoch.
 
         Args:
             seed: of the run.
@@ -94,8 +94,8 @@ class Mixture:
             positions: (n,) in [0, length).
 
         Returns:
-            (n,) data set, as a position in `names`, and (n,) row of it. A set with more places than rows
-            cycles through its rows: the numbers of visits of two rows differ by at most one.
+            (n,) data set, as a position in `names`, and (n,) row in it. A set with more places than rows cycles
+            through its rows: the numbers of visits of two rows differ by at most one.
 
         Raises:
             IndexError: a position outside the epoch.
@@ -163,8 +163,8 @@ def _limited(shares: np.ndarray, limits: np.ndarray) -> np.ndarray:
     if limits.sum() < 1.0 - 1e-12:
         raise EutecticError(
             "mixture",
-            f"largest shares that add up to {limits.sum():.3g}",
-            "at least 1, or an epoch cannot be filled",
+            f"maximum shares that add up to {limits.sum():.3g}",
+            "at least 1, since an epoch cannot be filled otherwise",
             "raise max_share of a data set, or leave it out for one of them",
         )
     shares = shares / shares.sum()

@@ -1,8 +1,8 @@
-"""Batch sampling: the structures of a batch are a function of the seed and the batch's index alone.
+"""Batch sampling: the structures of a batch are a function only of the seed and the index of the batch.
 
 The order of structures is that of the mixture. It is cut into batches by count (`batch_size` structures each), or by
 cost: each window of `window · batch_size` structures is cut into `window` batches of nearly equal cost, so that the
-structures of a batch depend on its own window only. A step of the optimiser uses one batch, or several with gradient
+structures of a batch depend only on its window. A step of the optimiser uses one batch, or several with gradient
 accumulation.
 """
 
@@ -26,7 +26,7 @@ SampleKey = tuple[int, int, int]
 """Seed, epoch and position of a drawn structure; also the seed of its edge dropout."""
 
 SMALLEST = 4
-"""A batch cut by cost has at least a fourth of the mean number of structures."""
+"""A batch cut by cost has at least a quarter of the mean number of structures."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class TaskDataset:
 
         Args:
             position: 0 … len − 1.
-            draw: for training: seeds the edge dropout.
+            draw: for training; seeds the edge dropout.
         """
         return make_samples([(self, position, draw)])[0]
 
@@ -76,7 +76,7 @@ class TaskDataset:
 
 
 def make_samples(keys: Sequence[tuple[TaskDataset, int, SampleKey | None]]) -> list[Sample]:
-    """Build samples for batches. Graphs with the same settings are built together, which costs less.
+    """Build samples for batches. Graphs with the same settings are built together, which is faster.
 
     Args:
         keys: data set, position in it, and draw (None outside training) of each structure.
@@ -108,8 +108,8 @@ class BatchSampler:
 
     Args:
         sets: one data set per task trained on.
-        batch_size: structures per batch over all processes; their mean where batches are cut by cost. The sum of a
-            step's losses is divided by this mean, so that every structure has the same weight in any batch.
+        batch_size: structures per batch over all processes (mean number if batches are cut by cost). The sum of the
+            losses in a step is divided by this number, so that every structure has the same weight in any batch.
         temperature: of the mixture; irrelevant with one set.
         seed: of the order.
         weights: task → share of the mixture, instead of the temperature.
@@ -150,7 +150,7 @@ class BatchSampler:
 
     @property
     def smallest(self) -> int:
-        """Smallest number of structures in a batch, and so the largest number of processes that can share one."""
+        """Minimum number of structures in a batch, and maximum number of processes that can share one."""
         return max(1, self.batch_size // SMALLEST) if self.by_cost else self.batch_size
 
     def span(self, batch: int) -> tuple[int, int]:
@@ -171,12 +171,11 @@ class BatchSampler:
         return [(self.seed % 2**63, *divmod(place, self.mixture.length)) for place in range(*self.span(batch))]
 
     def items(self, batch: int, rank: int, world: int) -> list[Sample]:
-        """This process's share of a batch. Shares are balanced by cost (by atoms, where batches are cut by count),
-        and together they are the batch."""
+        """This process's share of a batch. Shares are balanced by cost (by atoms if batches are cut by count)."""
         return self.shares([batch], rank, world)[0]
 
     def shares(self, batches: Sequence[int], rank: int, world: int) -> list[list[Sample]]:
-        """This process's share of each of some batches; building several at once costs less."""
+        """This process's share of several batches, which are faster to build together."""
         keys: list[tuple[TaskDataset, int, SampleKey]] = []
         ends = [0]
         for batch in batches:
@@ -251,7 +250,7 @@ def cuts(costs: np.ndarray, parts: int, smallest: int) -> np.ndarray:
 def balanced(sizes: np.ndarray, bins: int) -> list[np.ndarray]:
     """Distribute indices over bins of nearly equal total size: largest first, each to the lightest bin.
 
-    With as many structures as bins or more, no bin is empty.
+    No bin is empty if there are at least as many structures as bins.
     """
     loads = np.zeros(bins)
     shares: list[list[int]] = [[] for _ in range(bins)]

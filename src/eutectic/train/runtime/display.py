@@ -1,4 +1,4 @@
-"""Live progress in a terminal; a line at each validation elsewhere."""
+"""Progress display: live in a terminal, otherwise one line per validation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from eutectic.train.schedule import Schedule
 from eutectic.train.settings import duration
 
 LOG = "log.txt"
-"""In a run's folder: the lines of its progress."""
+"""File in a run's folder with its progress lines."""
 
 
 class Display:
@@ -30,9 +30,9 @@ class Display:
     Args:
         title: kind of run.
         steps: total number of steps.
-        per_atom: validation errors of extensive properties are per atom.
+        per_atom: whether validation errors of extensive properties are per atom.
         hidden: show nothing (other processes, quiet runs).
-        console: where to show it; the terminal if not given.
+        console: default: the terminal.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Display:
         rate = entry["structures"] / max(entry["step_seconds"], 1e-9)
         # Moving average over about twenty steps.
         self._rate = rate if not self._rate else 0.95 * self._rate + 0.05 * rate
-        # A step may have no structure of a rare set, whose last loss is then kept.
+        # A step may have no structures of a rare set, whose last loss is then shown.
         self._losses.update(entry["loss_by_set"])
         for name, losses in entry["loss_by_property"].items():
             for prop, loss in losses.items():
@@ -81,8 +81,8 @@ class Display:
         if not self._explained:
             units = ", ".join(f"{prop.replace('_', ' ')}{self._unit(prop)}" for prop in dict.fromkeys(judged.values()))
             self.console.print(
-                f"{self.title}: validation error / baseline ({units}), then training losses since the last validation, "
-                "by property, without weights",
+                f"{self.title}: validation error / baseline ({units}), then unweighted training losses by property "
+                "since the last validation",
                 highlight=False,
             )
             self._explained = True
@@ -107,18 +107,18 @@ class Display:
 
 
 class FinetuneDisplay:
-    """Progress of a fine-tuning: in a terminal a bar, elsewhere a line now and then; a line at each validation.
+    """Progress of a fine-tuning: a bar in a terminal, and a line per validation.
 
-    The lines also go to `log.txt` in the run's folder, with one at least every minute.
+    The lines are also written to `log.txt` in the run's folder, with at least one per minute.
 
     Args:
-        task: that is learned.
+        task: the task that is learned.
         schedule: of the run.
-        structures: in the training split.
+        structures: number of training structures.
         validated_on: number of validation structures.
         log: the run's folder; None writes no file.
         hidden: show nothing.
-        console: where to show it; the terminal if not given.
+        console: default: the terminal.
     """
 
     EVERY = 60.0
@@ -189,7 +189,7 @@ class FinetuneDisplay:
             self._write(f"{self._head()}  loss {self._loss:.4g}")
 
     def validated(self, step: int, found: Judgement, improved: bool) -> None:
-        """Print errors by property: of the validation structures, and of the training since the last validation."""
+        """Print errors by property, on validation structures and in training since the last validation."""
         self._step = step
         if not self._explained:
             self._explain(found)
@@ -207,19 +207,19 @@ class FinetuneDisplay:
         self._explained = True
         units = ", ".join(f"{_words(name)} in {PROPERTIES[name].display_unit or 'error rate'}" for name in found.errors)
         if not self.validated_on:
-            self.say(f"training errors since the line before; {units}")
+            self.say(f"training errors since the previous line; {units}")
             return
         baselines = ", ".join(f"{_words(name)} {_short(value)}" for name, value in found.baselines.items())
         self.say(
-            f"validation error on {self.validated_on:,} structures (training error since the line before); {units}; "
-            f"mean predictor: {baselines}; score: mean of error / mean predictor's, * the best so far"
+            f"validation error on {self.validated_on:,} structures (training error since the previous line); {units}; "
+            f"mean predictor: {baselines}; score: mean of error / error of the mean predictor, * the best so far"
         )
 
     def _training_error(self, name: str) -> float | None:
-        """Mean absolute error of the training batches since the last validation, in the unit in which it is quoted.
+        """Mean absolute error of the training batches since the last validation, in the display unit.
 
-        From the loss, where that is the mean absolute error: of a vector it is the length of the difference, twice the
-        mean component of one of random direction.
+        Computed from the loss if that is the mean absolute error. For vectors, the loss is the norm of the difference,
+        which is on average twice the mean absolute component for random directions.
         """
         target, losses = self.task.targets[name], [x for x in self._losses.get(name, []) if math.isfinite(x)]
         if target.settings.loss != "mae" or not losses or PROPERTIES[name].rank > 1:
@@ -233,8 +233,8 @@ class FinetuneDisplay:
 
     def _head(self) -> str:
         """Step, epoch, speed and time left."""
-        of = "" if self.schedule.steps is None else f"/{self.schedule.steps}"
-        words = [f"step {self._step:>{len(of[1:]) or 5}}{of}", f"epoch {self._epochs:.1f}"]
+        total = "" if self.schedule.steps is None else f"/{self.schedule.steps}"
+        words = [f"step {self._step:>{len(total[1:]) or 5}}{total}", f"epoch {self._epochs:.1f}"]
         if self._rate:
             words.append(f"{self._rate:.0f} structures/s")
         progress = self.schedule.progress(self._step)
@@ -247,7 +247,7 @@ class FinetuneDisplay:
     def _write(self, line: str) -> None:
         self._logged = time.monotonic()
         if self._log is not None:
-            # A full disk must not end a run for its log.
+            # A full disk must not stop a run because of its log.
             with suppress(OSError), self._log.open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 

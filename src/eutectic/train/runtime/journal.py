@@ -23,7 +23,7 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The readable entries, by step, and the number of other lines.
 
-    The last line is not counted if it has no end: it is of a process that was killed while it wrote.
+    The last line is ignored if it is incomplete: the process was killed while writing it.
     """
     entries: dict[int, dict[str, Any]] = {}
     damaged = 0
@@ -31,7 +31,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
     for line in lines[:-1]:
         try:
             entry = json.loads(line)
-            # Of a step that is there twice, the later entry belongs to the checkpoint.
+            # If a step occurs twice, the later entry belongs to the checkpoint.
             entries[_step(entry)] = entry
         except (ValueError, RecursionError):
             damaged += 1
@@ -51,7 +51,7 @@ def _step(entry: Any) -> int:
 
 
 class Journal:
-    """Append-only journal, except that a run that is resumed or begun drops the entries after its checkpoint.
+    """Append-only journal; only a resumed run drops the entries after its checkpoint.
 
     Args:
         path: the file; None keeps the journal only in memory.
@@ -63,26 +63,26 @@ class Journal:
         self._pending: list[str] = []
 
     def resume(self, step: int) -> None:
-        """Keep the entries up to and including `step`, that of the checkpoint; 0 without one.
+        """Keep the entries up to the step of the checkpoint, inclusive; 0 without a checkpoint.
 
-        Where entries are missing, a copy of the journal is kept as `journal.damaged.jsonl`, with a warning in the log.
+        If entries are missing, a copy of the journal is kept as `journal.damaged.jsonl`, with a warning in the log.
 
         Raises:
             EutecticError: the disk is full.
         """
         if self.path is None or not self.path.exists():
             if self.path is not None and step:
-                log.warning("%s is missing: the losses of steps 1 to %d are lost, the run goes on", self.path, step)
+                log.warning("%s is missing: the losses of steps 1 to %d are lost, the run continues", self.path, step)
             return
         found, damaged = _read(self.path)
         self.entries = [entry for entry in found if entry["step"] <= step]
         copy, missing = self.path.with_name(DAMAGED), step - len(self.entries)
-        # What is missing since an earlier damage has been said.
+        # Entries lost by earlier damage have already been reported.
         if missing and (damaged or not copy.exists()):
             with writing_to(copy):
                 shutil.copyfile(self.path, copy)
             log.warning(
-                "%s is damaged (%d unreadable lines): the losses of %d of %d steps are lost, the run goes on; the "
+                "%s is damaged (%d unreadable lines): the losses of %d of %d steps are lost, the run continues; the "
                 "file is kept as %s",
                 self.path,
                 damaged,
@@ -92,7 +92,7 @@ class Journal:
             )
         if not step and found:
             log.warning(
-                "%s: no checkpoint, so the run begins again (its journal had reached step %d)",
+                "%s: no checkpoint, so the run starts again (its journal had reached step %d)",
                 self.path.parent,
                 found[-1]["step"],
             )

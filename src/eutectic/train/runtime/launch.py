@@ -1,4 +1,4 @@
-"""Processes and devices: on one machine, under torchrun, under SLURM."""
+"""Processes and devices: on one machine, with torchrun, or with SLURM."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from eutectic.processes import SIGNALS, cores
 from eutectic.train.runtime.stop import StopFlag
 from eutectic.train.settings import LoopSettings
 
-# At import, so that spawned processes are quiet from the start; warnings and errors still come through.
+# At import, so that spawned processes are quiet from the start; warnings and errors are still shown.
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 Work = Callable[[lf.Fabric, StopFlag], None]
@@ -43,9 +43,9 @@ T = TypeVar("T")
 
 
 class _UnconvertedInputs:
-    """Pass positions to the model unconverted: in half precision they would be off by hundredths of an ångström.
+    """Pass positions to the model unconverted: in half precision, they would be off by hundredths of an ångström.
 
-    (Fabric would convert all inputs, and cannot convert frozen dataclasses.)
+    Fabric would convert all inputs, and cannot convert frozen dataclasses.
     """
 
     def convert_input(self, data: Any) -> Any:
@@ -53,7 +53,7 @@ class _UnconvertedInputs:
 
 
 class _Mixed(_UnconvertedInputs, MixedPrecision):
-    """Autocast; for float16 with a gradient scaler."""
+    """Autocast, with a gradient scaler for float16."""
 
 
 class _Double(_UnconvertedInputs, DoublePrecision):
@@ -66,7 +66,7 @@ def launched_outside() -> bool:
 
 
 def _under_srun() -> bool:
-    # A batch script that calls Python without srun has SLURM's variables too, but is one process.
+    # A batch script that calls Python without srun also has SLURM's variables, but is one process.
     return "SLURM_STEP_ID" in os.environ and SLURMEnvironment.detect()
 
 
@@ -128,14 +128,14 @@ def _slurm() -> SLURMEnvironment:
         return SLURMEnvironment()
     except RuntimeError as error:
         raise EutecticError(
-            "SLURM", str(error), "a job whose tasks are counted by node", "submit it with --nodes and --ntasks-per-node"
+            "SLURM", str(error), "a job with a number of tasks per node", "submit it with --nodes and --ntasks-per-node"
         ) from error
 
 
 def _strategy(settings: LoopSettings, world: int) -> Strategy:
     if settings.strategy == "fsdp":
         return ModelParallelStrategy(_shard, data_parallel_size=world, tensor_parallel_size=1)
-    # Buffers are constants, the same in every process. A forward pass must not communicate, since processes can have
+    # Buffers are constants, equal in every process. A forward pass must not communicate, since processes can have
     # different numbers of passes. (The option was renamed in PyTorch 2.13.)
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -163,10 +163,12 @@ def _precision(settings: LoopSettings, accelerator: str) -> Precision:
 
 
 def share_threads(settings: LoopSettings, processes: int) -> None:
-    """Set this process's number of threads: as asked for by the settings or by the user's environment, or its share of
-    the cores. (torchrun sets the variable to 1 by itself, which nobody has asked for.)"""
-    asked = "" if "LOCAL_RANK" in os.environ else os.environ.get("OMP_NUM_THREADS", "")
-    threads = settings.threads or (int(asked) if asked.isdigit() else 0)
+    """Set this process's number of threads: from the settings, OMP_NUM_THREADS, or its share of the cores.
+
+    The variable is ignored under torchrun, which sets it to 1 itself.
+    """
+    variable = "" if "LOCAL_RANK" in os.environ else os.environ.get("OMP_NUM_THREADS", "")
+    threads = settings.threads or (int(variable) if variable.isdigit() else 0)
     torch.set_num_threads(threads or max(1, cores() // processes))
 
 
@@ -197,12 +199,12 @@ def once(fabric: lf.Fabric, work: Callable[[], T]) -> T:
 def launch(settings: LoopSettings, work: Work) -> None:
     """Call `work` in every process of the run.
 
-    A run with one process runs in this process. Under torchrun and srun, this process is one of those of the run.
-    Otherwise `settings.processes` are spawned, and an exception in one of them is raised here.
+    A run with one process runs in this process. With torchrun or srun, this process is one of those of the run.
+    Otherwise `settings.processes` processes are spawned, and an exception in one of them is raised here.
 
     Args:
         settings: of the run.
-        work: picklable where processes are spawned.
+        work: must be picklable if processes are spawned.
 
     Raises:
         Interrupted, EutecticError: as raised in a process.
@@ -232,7 +234,7 @@ def launch(settings: LoopSettings, work: Work) -> None:
             ended = _first_outcome(children, outcomes)
         finally:
             for child in children:
-                child.kill()  # those still running wait for a process that has ended
+                child.kill()  # those still running are waiting for a process that has ended
                 child.join()
     if ended is not None:
         raise ended
@@ -247,10 +249,9 @@ def _first_outcome(children: Sequence[BaseProcess], outcomes: Any) -> BaseExcept
             child.join()
             deadline = time.monotonic() + (2.0 if child.exitcode else 0.0)
             while outcomes.empty() and time.monotonic() < deadline:
-                time.sleep(0.02)  # a process can fail because another has ended, before that one has reported why
+                time.sleep(0.02)  # wait for the report of another process, whose end can make this one fail
             if not outcomes.empty():
-                # A process that has reported its outcome may still crash while exiting (in gloo's threads), which is
-                # harmless.
+                # A process that has reported its outcome may crash on exit (in gloo's threads), which is harmless.
                 ended: BaseException | None = outcomes.get()
                 if not isinstance(ended, EutecticError):
                     for other in running.values():
@@ -261,8 +262,8 @@ def _first_outcome(children: Sequence[BaseProcess], outcomes: Any) -> BaseExcept
                     "training",
                     f"a worker process died (exit status {child.exitcode})",
                     "worker processes that finish",
-                    "look for its traceback above; without one it was killed, most likely out of memory: use fewer "
-                    "processes or a smaller batch, then run the same command again",
+                    "look for its traceback above; without one, it was killed, most likely because memory ran out: use "
+                    "fewer processes or a smaller batch, then run the same command again",
                 )
     return None
 
@@ -274,7 +275,7 @@ def _signals_blocked() -> Any:
     Child processes inherit the blocked signals; in this process they stay pending and are handled after the block.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    # The resource tracker is a process too, and its first use unblocks two of the signals.
+    # The resource tracker is also a process, and its first use unblocks two of the signals.
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -321,7 +322,7 @@ def _within_group(fabric: lf.Fabric, stop: StopFlag, work: Work) -> None:
         work(fabric, stop)
     finally:
         if torch.distributed.is_initialized():
-            # At interpreter exit this would race with gloo's threads.
+            # At interpreter exit, this would race with gloo's threads.
             torch.distributed.destroy_process_group()
 
 

@@ -1,7 +1,7 @@
 """Loggers of a run: Fabric's loggers, in addition to the journal.
 
-`csv` writes metrics.csv and `tensorboard` the folder tensorboard/, both in the run's folder; `wandb` sends to Weights &
-Biases (offline with WANDB_MODE=offline). Installed packages can add others under the entry point group
+`csv` writes metrics.csv and `tensorboard` the folder tensorboard/, both in the run's folder; `wandb` sends metrics to
+Weights & Biases (offline with WANDB_MODE=offline). Installed packages can add loggers in the entry point group
 `eutectic.loggers`: a function of the run's folder and the step it resumes from, which returns a
 `lightning_fabric.loggers.Logger`.
 """
@@ -37,11 +37,11 @@ def _tensorboard(folder: Path, step: int) -> Logger:
 class WandbLogger(Logger):
     """A run in Weights & Biases, named after its folder; a resumed run is continued.
 
-    (wandb's own logger needs PyTorch Lightning, which nothing else here needs.)
+    PyTorch Lightning's logger for wandb would need PyTorch Lightning as a dependency.
 
     Args:
-        folder: the run's. Its settings become the configuration; its file `wandb-id` holds the identifier by which a
-            run is resumed.
+        folder: the run's. Its settings become the configuration; its file `wandb-id` contains the identifier of the
+            run, for resuming.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -105,7 +105,7 @@ def chosen(names: Sequence[str] | None) -> dict[str, Factory]:
     """The loggers of a run; by default csv, and tensorboard if it is installed.
 
     Raises:
-        EutecticError: no logger of that name, or its package is not installed.
+        EutecticError: unknown logger, or its package is not installed.
     """
     if names is None:
         names = [name for name in ("csv", "tensorboard") if installed(KNOWN[name][1])]
@@ -120,8 +120,8 @@ def chosen(names: Sequence[str] | None) -> dict[str, Factory]:
         elif not installed(KNOWN[name][1]):
             raise EutecticError(
                 "loggers",
-                f"{name!r}, and the package {KNOWN[name][1]!r} is not installed",
-                "an installed one",
+                f"{name!r}, but the package {KNOWN[name][1]!r} is not installed",
+                "an installed logger",
                 f"pip install {KNOWN[name][1]}, or leave out --loggers {name}",
             )
         else:
@@ -163,7 +163,7 @@ class Loggers:
             logger.finalize("success")
 
     def _begin(self, step: int) -> None:
-        """Create the loggers at the first call: entries of earlier steps are kept, those of later ones dropped."""
+        """Create the loggers at the first call; entries of earlier steps are kept, those of later steps dropped."""
         if self._loggers is not None:
             return
         self._loggers = []

@@ -1,4 +1,4 @@
-"""Choose the faster CPU matmul library of PyTorch's two, MKL or oneDNN."""
+"""Choose the faster CPU matmul backend (MKL or oneDNN)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 WIDE = 256
-"""Layers at least as wide gain from oneDNN; narrow ones lose (128: half as fast again)."""
+"""Minimum layer width for oneDNN; narrower layers are slower with it (128: by half)."""
 
 EXACT = 1e-5
 """Largest relative error of a matmul in single precision (bfloat16's is 3e-3)."""
@@ -25,8 +25,8 @@ def prefer_fast_matmul(model: nn.Module) -> bool:
     it, which is checked here on one matmul. The choice depends on processor, layer widths and error, not on timing, so
     that a resumed run makes the same choice. It applies to the whole process, and not to GPUs or other precisions.
 
-    Earlier processors use MKL. On Zen 4 oneDNN's matmuls take 7 % less time, but it compiles kernels for every new
-    shape, which each batch has: that takes as much time again, and a gigabyte of memory.
+    Earlier processors use MKL. On Zen 4, oneDNN's matmuls take 7 % less time, but it compiles kernels for every new
+    shape, and each batch has new shapes: that takes as much time again, and a gigabyte of memory.
 
     Args:
         model: the model to run. Only models with layers of at least `WIDE` features benefit.
@@ -36,17 +36,17 @@ def prefer_fast_matmul(model: nn.Module) -> bool:
     """
     if not any(p.ndim == 2 and min(p.shape) >= WIDE for p in model.parameters()):
         return False
-    products = getattr(torch.backends.mkldnn, "matmul", None)
-    if products is None or not torch.backends.mkldnn.is_available() or not _has_wide_units():
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    if matmul is None or not torch.backends.mkldnn.is_available() or not _has_wide_units():
         return False
-    before = products.fp32_precision
-    products.fp32_precision = "bf16"
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
     exact = a.double() @ b.double()
     if ((a @ b).double() - exact).norm() <= EXACT * exact.norm():
         return True
-    products.fp32_precision = before
+    matmul.fp32_precision = before
     return False
 
 

@@ -25,5 +25,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not the GNU C library (macOS, musl); Windows has no such handle
         return False
-    # Setting one threshold turns off the automatic adjustment of both, so that both must be set.
+    # Setting one threshold turns off the automatic adjustment of both, so both must be set.
     return bool(mallopt(TRIM_THRESHOLD, 2**31 - 1)) and bool(mallopt(MMAP_THRESHOLD, LARGEST_KEPT))

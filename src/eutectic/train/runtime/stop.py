@@ -17,11 +17,11 @@ from eutectic.processes import caught
 class StopFlag:
     """Set by the first signal; another one at least two seconds later terminates the process.
 
-    (A terminal's Ctrl-C and a scheduler's signal may reach one process several times.)
+    Earlier ones are ignored, since Ctrl-C or a scheduler may signal a process several times.
 
     Args:
-        shared: a byte in memory shared by the processes of a run (`multiprocessing.Value("b", lock=False)`): a signal
-            to the listening process stops them all.
+        shared: a byte in memory shared by the processes of a run (`multiprocessing.Value("b", lock=False)`), so that a
+            signal to the listening process stops them all.
     """
 
     PATIENCE = 2.0
@@ -55,7 +55,7 @@ class StopFlag:
 
     @contextmanager
     def listening(self) -> Iterator[StopFlag]:
-        """`listen` while the block runs."""
+        """`listen` within a `with` block."""
         before = self.listen()
         try:
             yield self
@@ -65,7 +65,7 @@ class StopFlag:
 
 @contextmanager
 def stopping_at_once(message: str) -> Iterator[None]:
-    """Raise at once on a signal, for work that is simply repeated.
+    """Raise immediately on a signal, for work that can simply be repeated.
 
     Raises:
         Interrupted: with `message`.
