@@ -154,9 +154,12 @@ class Backbone(nn.Module):
         atom_width, edge_width, vector_width: sizes of the last axes of `Features`; 0 for features it does not have.
         recomputes: whether it supports activation checkpointing (`train.activation_checkpointing`): it recomputes its
             blocks in the backward pass while `checkpoint_blocks` is true.
+        traceable: whether its forward pass is the same sequence of tensor operations for every batch, with sizes taken
+            from shapes (`x.shape[0]`, not `len(x)`), so that derivatives of its energies can be compiled.
     """
 
     recomputes: ClassVar[bool] = False
+    traceable: ClassVar[bool] = False
 
     settings: BackboneSettings
     atom_width: int

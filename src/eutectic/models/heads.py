@@ -112,7 +112,7 @@ def pool(
     total = values.new_zeros(shape).index_add(0, structure, values)
     if how == "sum":
         return total
-    ones = values.new_ones(len(values))
+    ones = values.new_ones(values.shape[0])
     count = values.new_zeros(n_structures).index_add(0, structure, ones)
     return total / count.reshape(-1, *[1] * (values.ndim - 1))
 
@@ -205,7 +205,7 @@ class AtomVectorHead(Head):
 
     def forward(self, features: TaskFeatures) -> Float[Tensor, "atoms 3"]:
         along = self.perceptron(features.edges) * features.directions
-        return along.new_zeros(len(features.atoms), 3).index_add(0, features.target, along)
+        return along.new_zeros(features.atoms.shape[0], 3).index_add(0, features.target, along)
 
 
 class VectorHead(AtomVectorHead):
@@ -237,7 +237,7 @@ class TensorHead(Head):
         unit = torch.eye(3, dtype=v.dtype, device=v.device)
         traceless = v[:, :, None] * v[:, None, :] - (v.square().sum(1) / 3)[:, None, None] * unit
         edge_tensors = self.perceptron(features.edges)[:, :, None] * traceless
-        anisotropic = edge_tensors.new_zeros(len(features.atoms), 3, 3).index_add(0, features.target, edge_tensors)
+        anisotropic = edge_tensors.new_zeros(features.atoms.shape[0], 3, 3).index_add(0, features.target, edge_tensors)
         with full_precision(features.atoms.device):
             isotropic = self.isotropic(features.atoms)[:, :, None] * unit
             return pool(anisotropic + isotropic, features.structure, features.n_structures, self.pooling)

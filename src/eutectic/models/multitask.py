@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from eutectic.atoms import PROPERTIES
 from eutectic.graph import Graph
 from eutectic.models.backbone import Backbone, Features
+from eutectic.models.compiled import CompiledDerivatives
 from eutectic.models.frozen_features import FrozenFeatures
 from eutectic.models.heads import HEADS, HeadSettings, ScalarHead, TaskFeatures, Widths, check_needs, resolve
 
@@ -96,6 +97,7 @@ class MultitaskModel(nn.Module):
         self.backbone = backbone
         self.frozen_features: FrozenFeatures | None = None
         """Feature cache of a frozen backbone while heads are trained (`train/freezing.py`); otherwise None."""
+        self._compiled: CompiledDerivatives | None = None
         self.head_settings = {
             task: {
                 name: head if head.kind and head.pooling else resolve(head, PROPERTIES[name])
@@ -133,6 +135,19 @@ class MultitaskModel(nn.Module):
             last_features: properties for which `PROPERTY_last_features` (n_structures, width) is added: the pooled
                 input of the head's final layer, if the prediction is linear in it (see `has_last_features`).
         """
+        if self._compiled is not None and self.training and not (conservative or of_atoms or last_features):
+            (part,) = parts
+            return {part.task: self._compiled(graph)}
+        return self._forward(graph, parts, conservative, of_atoms, last_features)
+
+    def _forward(
+        self,
+        graph: Graph,
+        parts: Sequence[TaskSlice],
+        conservative: bool,
+        of_atoms: bool,
+        last_features: Collection[str],
+    ) -> Predictions:
         derived = {part.task: self._derived(part.task, conservative) for part in parts}
         kinds = {kind for task_kinds in derived.values() for kind in task_kinds.values()}
         with torch.set_grad_enabled(torch.is_grad_enabled() or bool(kinds)):
@@ -167,6 +182,24 @@ class MultitaskModel(nn.Module):
         perceptrons = [perceptron for head in heads for perceptron in head.children()]
         for part in (*self.backbone.compile_units, *perceptrons):
             part.compile(dynamic=True)
+
+    def compile_derivatives(self, task: str, backend: str = "inductor") -> None:
+        """Compile training steps on batches of one task whose forces or stress are derivatives of its energy.
+
+        Compilation takes place in the first step. Evaluation stays uncompiled.
+
+        Args:
+            task: the only task of the batches.
+            backend: of `torch.compile`.
+        """
+
+        def forward(graph: Graph) -> dict[str, Tensor]:
+            # From shapes, not from the batch's ranges: these would be compiled as constants.
+            sizes = graph.n_atoms.shape[0], graph.numbers.shape[0], graph.main.source.shape[0]
+            part = TaskSlice(task, *((0, size) for size in sizes))
+            return self._forward(graph, [part], conservative=False, of_atoms=False, last_features=())[task]
+
+        self._compiled = CompiledDerivatives(forward, self, backend)
 
     def _derived(self, task: str, conservative: bool) -> dict[str, str]:
         """Property → head kind, for properties computed as derivatives of the energy."""

@@ -114,8 +114,8 @@ class PaiNNLayer(nn.Module):
         message = self.phi(s)[edges.source] * (self.filters(radial) * envelope)  # (edges, 3 width)
         scalar, along, carried = message.split(self.width, dim=-1)  # (edges, width) each
         vector = v[edges.source] * carried[:, None] + direction[:, :, None] * along[:, None]  # (edges, 3, width)
-        s = s + sum_over_neighbours(scalar, edges, len(s))  # eq. 7
-        v = v + sum_over_neighbours(vector, edges, len(v))  # eq. 8
+        s = s + sum_over_neighbours(scalar, edges, s.shape[0])  # eq. 7
+        v = v + sum_over_neighbours(vector, edges, v.shape[0])  # eq. 8
 
         u, w = self.mix(v).split(self.width, dim=-1)  # (atoms, 3, width) each: U v and V v
         # Smoothed, since a norm has no derivative at zero, where every vector starts.
@@ -129,6 +129,8 @@ class PaiNNLayer(nn.Module):
 
 class PaiNN(Backbone):
     """The backbone: maps a `Graph` to `Features`, using only the edges of `graph.main`."""
+
+    traceable = True
 
     def __init__(self, settings: PaiNNSettings) -> None:
         super().__init__()
@@ -161,7 +163,7 @@ class PaiNN(Backbone):
         if weight is not None:
             radial, envelope, edge_forces = (x * weight[:, None] for x in (radial, envelope, direction))
         s = self.embedding(graph.numbers)  # (atoms, width)
-        v = s.new_zeros(len(s), 3, s.shape[1])  # (atoms, 3, width)
+        v = s.new_zeros(s.shape[0], 3, s.shape[1])  # (atoms, 3, width)
         for layer in self.layers:
             s, v = layer(s, v, edges, direction, radial, envelope)
         if not self.edge_width:

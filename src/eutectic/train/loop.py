@@ -137,7 +137,7 @@ def train(
     _prepare_process(model, tasks, settings, device, world)
     ema = EMA(model, optimiser_settings.ema_decay)  # a copy, before the model is compiled or sharded
     if settings.compile:
-        _compile(model, tasks)
+        _compile(model, tasks, settings)
     wrapped = fabric.setup_module(model)
     ema.follow(model)
     optimiser = make_optimiser(model, optimiser_settings)
@@ -320,14 +320,18 @@ def checkpoint_activations(model: MultitaskModel) -> None:
     model.backbone.checkpoint_blocks = True
 
 
-def _compile(model: MultitaskModel, tasks: Sequence[Task]) -> None:
+def _compile(model: MultitaskModel, tasks: Sequence[Task], settings: LoopSettings) -> None:
     for task in _with_derivatives(tasks):
-        raise EutecticError(
-            f"train.compile, task {task.name}",
-            "on, with forces or stress that are derivatives of an energy",
-            "direct forces: PyTorch cannot differentiate compiled code twice",
-            "turn it off, or use direct_forces heads",
-        )
+        if len(tasks) > 1 or settings.precision != "32-true" or not model.backbone.traceable:
+            raise EutecticError(
+                f"train.compile, task {task.name}",
+                f"on, with forces or stress that are derivatives of an energy ({type(model.backbone).__name__}, "
+                f"precision {settings.precision}, tasks: {len(tasks)})",
+                "a backbone that can be traced (`Backbone.traceable`), such as painn; precision 32-true; one task",
+                "turn it off, or use direct_forces heads",
+            )
+        model.compile_derivatives(task.name)
+        return
     # Parts that cannot be compiled run uncompiled, with a warning from torch. The EMA's module, used for
     # validation, was copied before and is not compiled.
     torch._dynamo.config.suppress_errors = True

@@ -215,8 +215,9 @@ class LoopSettings(Settings):
     )
     compile: bool = Field(
         default=False,
-        description="use torch.compile (takes a minute or more; little gain on a CPU; direct forces only); parts that "
-        "cannot be compiled run uncompiled",
+        description="use torch.compile, which takes one or two minutes at the start. Forces as derivatives of the "
+        "energy: PaiNN only; training steps take half the time on a CPU. Direct forces: any backbone, with little gain "
+        "on a CPU; parts that cannot be compiled run uncompiled",
     )
     out_of_memory: Literal["split", "stop"] = Field(
         default="split",

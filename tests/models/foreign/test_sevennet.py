@@ -264,3 +264,12 @@ def test_parts_and_low_rank_changes() -> None:
     assert not torch.equal(changed, before)
     merge_low_rank(backbone)
     torch.testing.assert_close(backbone(graph).atoms, changed, rtol=0, atol=0)
+
+
+def test_a_copy_has_the_weights_of_a_new_model(model: Model) -> None:
+    # Constants of e3nn's generated code become buffers in a copy, such as the EMA's.
+    module = model.trained.module
+    duplicate = copy.deepcopy(module)
+    assert duplicate.state_dict().keys() == module.state_dict().keys()
+    module.load_state_dict(duplicate.state_dict())
+    duplicate.load_state_dict(module.state_dict())

@@ -88,6 +88,8 @@ class ForeignBackbone(Backbone):
         self.register_buffer("types", types, persistent=False)  # by atomic number; −1 for unknown elements
         if settings.edge_width:
             self.edge_features = perceptron(2 * atom_width + radial_width, atom_width, settings.edge_width)
+        self.register_state_dict_post_hook(_without_generated_constants)
+        self.register_load_state_dict_post_hook(_generated_constants_may_be_missing)
 
     @property
     def compile_units(self) -> tuple[nn.Module, ...]:
@@ -152,6 +154,22 @@ class ForeignBackbone(Backbone):
         if near.kept is not None:
             edges = edges.new_zeros(len(graph.main), self.edge_width).index_copy(0, near.kept, edges)
         return Features(atoms=atoms, edges=edges, directions=near.directions, vectors=vectors)
+
+
+GENERATED = "._tensor_constant"
+"""In the names of constants of e3nn's generated code. They are buffers of a copied module (the EMA's), but not of a new
+one, so they are not part of a saved model."""
+
+
+def _without_generated_constants(
+    module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
+) -> None:
+    for name in [name for name in state if name.startswith(prefix) and GENERATED in name]:
+        del state[name]
+
+
+def _generated_constants_may_be_missing(module: nn.Module, keys: Any) -> None:
+    keys.missing_keys[:] = [name for name in keys.missing_keys if GENERATED not in name]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,109 @@
+"""Compiled energies with their derivatives give what the uncompiled model gives, for batches of any size."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor
+
+from eutectic.atoms import Structure
+from eutectic.graph import Graph, GraphSettings, build_graph, collate
+from eutectic.models import compiled
+from eutectic.models.heads import HeadSettings
+from eutectic.models.multitask import MultitaskModel, TaskSlice
+from eutectic.models.painn import PaiNN, PaiNNSettings
+from eutectic.testing.structures import molecule, rattled, slab
+
+GRAPH = GraphSettings(cutoff=4.0, max_neighbours=12, smooth_cap=0.5)
+MOLECULES = [rattled(molecule(name), 0.05, k) for k, name in enumerate(["CH3CH2OH", "H2O", "CH4", "C6H6", "NH3"])]
+
+
+@pytest.fixture(autouse=True)
+def unchecked_types() -> Iterator[None]:
+    """Sizes are symbols while a model is traced, which the tests' type checks take for mistakes."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def model_of(forces: str = "gradient_forces", stress: bool = False) -> MultitaskModel:
+    torch.manual_seed(0)
+    settings = PaiNNSettings(width=8, layers=1, edge_width=8, cutoff=GRAPH.cutoff)
+    heads = {"energy": HeadSettings(), "forces": HeadSettings(kind=forces)}  # type: ignore[arg-type]
+    if stress:
+        heads["stress"] = HeadSettings(kind="gradient_stress")
+    return MultitaskModel(PaiNN(settings), {"task": heads}).train()
+
+
+def batch(structures: Sequence[Structure]) -> tuple[Graph, list[TaskSlice]]:
+    graph = collate([build_graph(structure, GRAPH, lists=("main",)) for structure in structures])
+    sizes = graph.n_structures, len(graph.numbers), len(graph.main)
+    return graph, [TaskSlice("task", *((0, size) for size in sizes))]
+
+
+def learned(model: MultitaskModel, structures: Sequence[Structure]) -> dict[str, Tensor]:
+    """Predictions, and the gradient of a loss on them."""
+    model.zero_grad()
+    predictions = model(*batch(structures))["task"]
+    torch.stack([(value - 1).square().mean() for value in predictions.values()]).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {name: value.detach() for name, value in predictions.items()} | gradients
+
+
+def compare(model: MultitaskModel, backend: str, batches: Sequence[Sequence[Structure]]) -> None:
+    fast = copy.deepcopy(model)
+    fast.compile_derivatives("task", backend=backend)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for structures in batches:
+            expected, given = learned(model, structures), learned(fast, structures)
+            assert expected.keys() == given.keys()
+            for name, value in expected.items():
+                torch.testing.assert_close(given[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_compiled_derivatives_are_those_of_the_model() -> None:
+    # Other sizes, a single structure, and the first batch again.
+    compare(model_of(), "aot_eager", [MOLECULES[:3], MOLECULES[1:], MOLECULES[:1], MOLECULES[:3]])
+
+
+def test_compiled_stress() -> None:
+    compare(model_of(stress=True), "aot_eager", [[slab(0, 0.1), slab(1, 0.1)], [slab(k, 0.05) for k in range(3)]])
+
+
+@pytest.mark.slow
+def test_compiled_to_machine_code() -> None:
+    compare(model_of(), "inductor", [MOLECULES[:3], MOLECULES[1:], MOLECULES[:1]])
+
+
+def test_evaluation_is_not_compiled() -> None:
+    model = model_of()
+    model.compile_derivatives("task", backend="no such backend")
+    graph, parts = batch(MOLECULES)
+    assert model.eval()(graph, parts)["task"]["forces"].shape == (len(graph.numbers), 3)
+    assert "forces" in model.train()(graph, parts, conservative=True)["task"]
+
+
+def test_wrong_code_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without this the second derivative is cut, and predictions still agree.
+    monkeypatch.setattr(compiled, "without_detours", lambda module: module)
+    model, fast = model_of(), model_of()
+    fast.compile_derivatives("task", backend="aot_eager")
+    with pytest.warns(UserWarning, match="not compiled: the compiled code gives another gradient"):
+        given = learned(fast, MOLECULES[:3])
+    for name, value in learned(model, MOLECULES[:3]).items():
+        torch.testing.assert_close(given[name], value)
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, fast = model_of(), model_of()
+    fast.compile_derivatives("task", backend="no such backend")
+    with pytest.warns(UserWarning, match="training continues uncompiled"):
+        given = learned(fast, MOLECULES[:3])
+    for name, value in learned(model, MOLECULES[:3]).items():
+        torch.testing.assert_close(given[name], value)
