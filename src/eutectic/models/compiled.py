@@ -82,7 +82,8 @@ class CompiledDerivatives:
     """Compiled predictions of one task whose forces or stress are derivatives of its energy.
 
     Args:
-        forward: (module, graph) → property → prediction, uncompiled, for a graph with structures of one task only.
+        forward: graph → property → prediction, uncompiled, for a graph with structures of one task only.
+        module: whose parameters `forward` uses.
         backend: of `torch.compile`.
     """
 
@@ -98,18 +99,21 @@ class CompiledDerivatives:
         if self._failed or min(graph.n_atoms.shape[0], graph.numbers.shape[0], graph.main.source.shape[0]) < 2:
             return self._forward(graph)
         parameters: dict[str, Tensor] = dict(self._module.named_parameters())
-        if key not in self._compiled:
-            try:
+        try:
+            if key not in self._compiled:
                 self._compiled[key] = self._compile(graph, parameters, tensors)
                 self._check(key, graph, parameters, tensors)
-            except Exception as error:  # whatever tracer and compiler raise
-                self._failed = True
-                warnings.warn(
-                    f"not compiled: {str(error).splitlines()[0]}; training continues uncompiled", stacklevel=2
-                )
-                return self._forward(graph)
-        compiled, names = self._compiled[key]
-        return dict(zip(names, compiled(parameters, tensors), strict=True))
+            compiled, names = self._compiled[key]
+            return dict(zip(names, compiled(parameters, tensors), strict=True))
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # whatever tracer and compiler raise, also for a later size
+            self._failed = True
+            warnings.warn(
+                f"not compiled: {(str(error) or type(error).__name__).splitlines()[0]}; training continues uncompiled",
+                stacklevel=2,
+            )
+            return self._forward(graph)
 
     def _compile(
         self, graph: Graph, parameters: dict[str, Tensor], tensors: list[Tensor]
