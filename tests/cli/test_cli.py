@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import ase.io
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 import yaml
 from ase.calculators.singlepoint import SinglePointCalculator
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from eutectic import cli
 from eutectic.atoms import EutecticError
 from eutectic.cli import options
+from eutectic.cli.app import ORDER
 from eutectic.data.store import Store
 from eutectic.train.settings import FinetuneSettings, merged
 
@@ -45,6 +49,14 @@ def test_help_shows_examples(command: list[str]) -> None:
     assert result.exit_code == 0
     assert "Example" in result.output
     assert f"eutectic {' '.join(command)}" in result.output
+
+
+def test_every_command_has_a_place_in_the_help() -> None:
+    command = get_command(cli.app)
+    assert isinstance(command, TyperGroup)
+    assert set(command.commands) == set(ORDER)
+    shown = RUNNER.invoke(cli.app, ["--help"]).output
+    assert re.findall(r"^│ ([a-z][a-z-]*) ", shown, re.MULTILINE) == list(ORDER)
 
 
 def test_settings_are_told_apart_from_names() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 import eutectic
 from eutectic.atoms import EutecticError, Interrupted
@@ -16,8 +17,43 @@ from eutectic.cli.show import console, plain
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Context settings of commands that take `--section.key value`."""
 
+ORDER = (
+    "pretrain",
+    "plan",
+    "report",
+    "finetune",
+    "compare",
+    "demo",
+    "replay",
+    "benchmark",
+    "import-jmp",
+    "import-fairchem",
+    "predict",
+    "distill",
+    "evaluate",
+    "calibrate",
+    "select",
+    "push",
+    "embed",
+    "nearest",
+    "models",
+    "inspect",
+    "diff",
+    "data",
+)
+"""The commands in the order of `eutectic --help`; a new one needs a line here."""
+
+
+class InOrder(TyperGroup):
+    """Lists the commands in the order of `ORDER`, whichever module they are in."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
 app = typer.Typer(
     name="eutectic",
+    cls=InOrder,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     add_completion=True,

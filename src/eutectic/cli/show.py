@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
     from eutectic.check import Report
     from eutectic.predict.evaluation import Evaluation
+    from eutectic.predict.files import Summary
     from eutectic.train.finetune_result import FinetuneResult
 
 console = Console()
@@ -46,6 +48,32 @@ def shared(values: Sequence[str], what: str) -> str:
     if len(distinct) > 1 and len(folders) == 1 and "/" in distinct[0]:
         return f"{folders.pop()}/…"
     return " or ".join(distinct) if len(distinct) <= 2 else f"{what} differs"
+
+
+def show_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, or nothing if it has no rows."""
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*map(plain, row))
+    console.print()
+    console.print(table)
+
+
+def show_left_out(summary: Summary) -> None:
+    """Print, on standard error, the structures that could not be read or predicted."""
+    for line in summary.lines():
+        Console(stderr=True).print(f"[yellow]{plain(line)}[/]", soft_wrap=True, highlight=False)
+
+
+def exit_if_left_out(summary: Summary) -> None:
+    """Print the structures that were left out, and exit with status 3 if there are any."""
+    show_left_out(summary)
+    if summary.failed:
+        raise typer.Exit(3)
 
 
 def show_report(report: Report) -> None:

@@ -234,7 +234,11 @@ def finetune(
     batch_size: BatchSize = None,
     learning_rate: Annotated[
         list[float] | None,
-        typer.Option(help="Peak learning rate [default: 0.002]; repeat to choose on validation data."),
+        typer.Option(
+            "--learning-rate",
+            "--rate",
+            help="Peak learning rate [default: 0.002]; repeat to choose on validation data.",
+        ),
     ] = None,
     weight_decay: Annotated[
         list[float] | None, typer.Option(help="Weight decay [default: 0.01]; repeat to choose on validation data.")
