@@ -38,7 +38,7 @@ from eutectic.study.compare import (
 )
 from eutectic.study.results import Start, StudyResults, TaskComparison, Trial
 from eutectic.study.runs import run_all
-from eutectic.train.finetune import FinetuneResult
+from eutectic.train.finetune_result import FinetuneResult
 from eutectic.train.settings import (
     DataSettings,
     FinetuneOptimiserSettings,

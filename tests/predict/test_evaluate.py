@@ -62,7 +62,7 @@ def test_the_test_part_gives_the_test_error(run: Path, molecules: Store) -> None
     assert shown
     store = Store(molecules.path)
     from eutectic.predict.evaluation import evaluate_model
-    from eutectic.train.finetune import split_of
+    from eutectic.train.finetune_preparation import split_of
     from eutectic.train.settings import parse
 
     stored = json.loads((run / "settings.json").read_text())

@@ -26,7 +26,7 @@ from eutectic.recipes.benchmark import Choices, benchmark_settings, run_benchmar
 from eutectic.study.benchmark import Benchmark
 from eutectic.study.benchmark_tasks import FOLDS, TASKS, BenchmarkTask, chosen
 from eutectic.study.matbench_record import digest
-from eutectic.train.finetune import read_result
+from eutectic.train.finetune_result import read_result
 from eutectic.train.pretrain import pretrain
 from eutectic.workflows import write_benchmark
 

@@ -17,7 +17,8 @@ from eutectic.data.store import Store, write_store
 from eutectic.graph.neighbours import neighbour_list
 from eutectic.predict.prediction import predict
 from eutectic.testing import tiny_store
-from eutectic.train.finetune import FinetuneResult, finetune
+from eutectic.train.finetune import finetune
+from eutectic.train.finetune_result import FinetuneResult
 from eutectic.train.settings import FinetuneSettings
 
 ELECTRONEGATIVITY = {"H": 2.2, "C": 2.55, "N": 3.04, "O": 3.44}

@@ -17,7 +17,8 @@ from eutectic.checkpoints.seen_rows import seen_rows
 from eutectic.data.store import Store, write_store
 from eutectic.predict.prediction import predict, task_of
 from eutectic.recipes.finetuning import finetuning
-from eutectic.train.finetune import FinetuneResult, finetune, prepare_run
+from eutectic.train.finetune import finetune, prepare_run
+from eutectic.train.finetune_result import FinetuneResult
 from eutectic.train.settings import FinetuneSettings
 
 

@@ -21,7 +21,8 @@ from eutectic.predict.evaluation import evaluate_model
 from eutectic.predict.model import load
 from eutectic.train import effort
 from eutectic.train.effort import climb
-from eutectic.train.finetune import finetune, split_of
+from eutectic.train.finetune import finetune
+from eutectic.train.finetune_preparation import split_of
 from eutectic.train.finetune_result import FinetuneResult, read_result
 from eutectic.train.runtime import launch
 from eutectic.train.settings import FinetuneSettings

@@ -14,7 +14,8 @@ from runs import small_finetuning
 
 from eutectic.atoms import EutecticError
 from eutectic.data.store import Store, write_store
-from eutectic.train.finetune import FinetuneResult, finetune, prepare_run
+from eutectic.train.finetune import finetune, prepare_run
+from eutectic.train.finetune_result import FinetuneResult
 from eutectic.train.optimisation import learning_rate
 from eutectic.train.settings import FinetuneOptimiserSettings, FinetuneSettings
 

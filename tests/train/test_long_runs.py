@@ -21,7 +21,8 @@ from eutectic.models.multitask import MultitaskModel
 from eutectic.train import finetune as module
 from eutectic.train.batches.sampler import TaskDataset
 from eutectic.train.evaluation import evaluate
-from eutectic.train.finetune import FinetuneResult, finetune, prepare_run, read_result
+from eutectic.train.finetune import finetune, prepare_run
+from eutectic.train.finetune_result import FinetuneResult, read_result
 from eutectic.train.optimisation import learning_rate
 from eutectic.train.settings import FinetuneOptimiserSettings, FinetuneSettings
 

@@ -14,7 +14,8 @@ from runs import journal, settings_of
 
 from eutectic.atoms import EutecticError
 from eutectic.data.store import Store, write_store
-from eutectic.train.finetune import finetune, read_result
+from eutectic.train.finetune import finetune
+from eutectic.train.finetune_result import read_result
 from eutectic.train.pretrain import pretrain
 from eutectic.train.run_folder import SETTINGS, claim_content, claim_folder, model_hash, stored_settings
 from eutectic.train.settings import FinetuneSettings, PretrainSettings

@@ -23,7 +23,8 @@ from eutectic.checkpoints.model import load_model
 from eutectic.data.store import Store
 from eutectic.predict.prediction import predict
 from eutectic.train import gradient
-from eutectic.train.finetune import finetune, split_of
+from eutectic.train.finetune import finetune
+from eutectic.train.finetune_preparation import split_of
 from eutectic.train.pretrain import pretrain
 from eutectic.train.runtime import launch
 from eutectic.train.settings import FinetuneSettings

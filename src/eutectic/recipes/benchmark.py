@@ -50,7 +50,7 @@ from eutectic.study.matbench_record import write_record
 from eutectic.study.results import Start
 from eutectic.study.runs import gpus, try_all
 from eutectic.tasks import TargetSettings
-from eutectic.train.finetune import FinetuneResult
+from eutectic.train.finetune_result import FinetuneResult
 from eutectic.train.settings import BackboneChoice, FinetuneSettings, merged, parse
 
 EPOCHS, WARMUP_EPOCHS = 32, 5

@@ -10,7 +10,7 @@ import numpy as np
 from eutectic.atoms import EutecticError
 from eutectic.data.splits import Split, folds_of
 from eutectic.data.store import Store
-from eutectic.train.finetune import split_of
+from eutectic.train.finetune_preparation import split_of
 from eutectic.train.settings import FinetuneSettings, parse
 
 

@@ -21,7 +21,9 @@ from eutectic.study.halving import NOMINAL, Round, cost, halve, in_words, named,
 from eutectic.study.results import Curve, Run, Start, StudyResults, TaskComparison, Trial
 from eutectic.study.runs import run_all
 from eutectic.study.variants import SWEEP_SEED, Choice, variant
-from eutectic.train.finetune import FinetuneResult, open_run_data, prepare_run, split_of
+from eutectic.train.finetune import prepare_run
+from eutectic.train.finetune_preparation import open_run_data, split_of
+from eutectic.train.finetune_result import FinetuneResult
 from eutectic.train.run_folder import CHOICES
 from eutectic.train.schedule import finetune_schedule
 from eutectic.train.settings import FinetuneSettings, parse

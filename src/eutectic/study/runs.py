@@ -15,7 +15,8 @@ from rich.console import Console
 from eutectic.atoms import EutecticError, Interrupted
 from eutectic.console import ProgressBar
 from eutectic.processes import cores, count, run_in_processes
-from eutectic.train.finetune import FinetuneResult, finetune
+from eutectic.train.finetune import finetune
+from eutectic.train.finetune_result import FinetuneResult
 from eutectic.train.runtime.stop import StopFlag
 from eutectic.train.settings import FinetuneSettings
 

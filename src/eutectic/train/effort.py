@@ -29,13 +29,9 @@ from eutectic.files import replacing, write_atomically
 from eutectic.models.lora import weight_matrices
 from eutectic.train.batches.sampler import TaskDataset
 from eutectic.train.evaluation import evaluate
-from eutectic.train.finetune import (
-    Prepared,
-    begin_run,
-    run_prepared,
-    run_result,
-    save_run,
-)
+from eutectic.train.finetune import begin_run, run_prepared
+from eutectic.train.finetune_outcome import run_result, save_run
+from eutectic.train.finetune_preparation import Prepared
 from eutectic.train.finetune_result import FinetuneResult, read_result
 from eutectic.train.judging import Curve, judge
 from eutectic.train.loop import Trained
@@ -291,9 +287,8 @@ def fit_rung_in_closed_form(settings: FinetuneSettings, place: Path) -> Finetune
         fabric.launch()
         assert prepared.start is not None
         task = with_linear_heads(prepared.task, list(prepared.task.targets))
-        lists = prepared.backbone.of_backbone().edge_lists
         training, validation = (
-            TaskDataset(0, task, prepared.store, rows, edge_lists=lists)
+            TaskDataset(0, task, prepared.store, rows, edge_lists=prepared.edge_lists)
             for rows in (prepared.split.train, prepared.split.validation)
         )
         ridge = fit_ridge(prepared.start.module.backbone, task, training, validation, fabric.device)
