@@ -199,8 +199,8 @@ def train_ours(
         "process_cpu_seconds": used,
         "validation_forces": result["curves"]["forces"],
         "validation_at": [s * per_step for s in result["steps"]],
-        "test_forces": result["test_errors"]["forces"],
-        "test_energy": result["test_errors"]["energy"],
+        "test_forces": result["test_errors"].get("forces"),
+        "test_energy": result["test_errors"].get("energy"),
         "model": str(folder / "run" / "model"),
     }
 

@@ -116,7 +116,7 @@ def read_json(path: Path, *, expected: str = "a file written by eutectic", fix: 
         if not isinstance(values, dict):
             raise ValueError("not an object")
     except FileNotFoundError as error:
-        raise EutecticError(str(path), "nothing is here", expected, fix) from error
+        raise EutecticError(str(path), "does not exist", expected, fix) from error
     except (OSError, ValueError, RecursionError) as error:
         raise EutecticError(str(path), f"cannot be read ({error})", expected, fix) from error
     return values

@@ -494,7 +494,7 @@ def test_a_truncated_shard(written: Store) -> None:
 
 
 def test_not_a_store(tmp_path: Path) -> None:
-    with pytest.raises(EutecticError, match="nothing is here"):
+    with pytest.raises(EutecticError, match="does not exist"):
         Store(tmp_path / "absent")
     with pytest.raises(EutecticError, match=r"no shard-\*\.arrow"):
         Store(tmp_path)

@@ -350,7 +350,7 @@ def test_the_command_needs_somewhere_to_write_and_a_file(folder: Path) -> None:
     for arguments, says in (
         ([str(folder / "in.xyz"), "--task", "relative"], "no output for the predictions"),
         ([str(folder), "--task", "relative", "--json"], "one file"),
-        ([str(folder / "absent.xyz"), "--task", "relative", "--json"], "nothing is here"),
+        ([str(folder / "absent.xyz"), "--task", "relative", "--json"], "does not exist"),
         ([str(folder / "in.xyz"), "--task", "relativ", "--json"], "did you mean 'relative'"),
     ):
         result = RUNNER.invoke(cli.app, start + arguments)

@@ -17,43 +17,34 @@ from eutectic.cli.show import console, plain
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Context settings of commands that take `--section.key value`."""
 
-ORDER = (
-    "pretrain",
-    "plan",
-    "report",
-    "finetune",
-    "compare",
-    "demo",
-    "replay",
-    "benchmark",
-    "import-jmp",
-    "import-fairchem",
-    "predict",
-    "distill",
-    "evaluate",
-    "calibrate",
-    "select",
-    "push",
-    "embed",
-    "nearest",
-    "models",
-    "inspect",
-    "diff",
-    "data",
-)
-"""The commands in the order of `eutectic --help`; a new one needs a line here."""
+PANELS = {
+    "Data": ("data",),
+    "Train": ("finetune", "compare", "benchmark", "pretrain", "plan", "demo"),
+    "Use a model": ("predict", "evaluate", "embed", "nearest", "calibrate", "select", "distill"),
+    "Models": ("models", "inspect", "diff", "push", "import-jmp", "import-fairchem"),
+    "Runs": ("report", "replay"),
+}
+"""The commands by panel, in the order of `eutectic --help`; a new one needs a place here."""
 
 
-class InOrder(TyperGroup):
-    """Lists the commands in the order of `ORDER`, whichever module they are in."""
+class InPanels(TyperGroup):
+    """Lists the commands as in `PANELS`, whichever module they are in."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=ORDER.index)
+        order = [name for names in PANELS.values() for name in names]
+        return sorted(super().list_commands(ctx), key=order.index)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            (panel,) = [panel for panel, names in PANELS.items() if cmd_name in names]
+            command.rich_help_panel = panel  # type: ignore[attr-defined]
+        return command
 
 
 app = typer.Typer(
     name="eutectic",
-    cls=InOrder,
+    cls=InPanels,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     add_completion=True,

@@ -574,7 +574,7 @@ class Store(Sequence[LabelledStructure]):
         if not sizes:
             raise EutecticError(
                 str(self.path),
-                "no shard-*.arrow files here" if self.path.exists() else "nothing is here",
+                "no shard-*.arrow files here" if self.path.exists() else "does not exist",
                 "the folder of a store",
                 "make one with `eutectic data prepare`, or check the path",
             )

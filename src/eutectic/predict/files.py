@@ -69,7 +69,7 @@ def read_each(
     if source.is_dir():
         raise EutecticError(str(source), "a folder", "one file of structures, or a store", "name its files one by one")
     if not source.exists():
-        raise EutecticError(str(source), "nothing is here", "a file of structures", "check the path")
+        raise EutecticError(str(source), "does not exist", "a file of structures", "check the path")
     index = first
     # Consecutive failures; they count as structures only if a readable one follows.
     lost: list[Read] = []

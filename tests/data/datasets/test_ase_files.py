@@ -312,7 +312,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "empty.xyz").write_text("")
     with pytest.raises(EutecticError, match="an empty file"):
         list(ase_files.read(tmp_path / "empty.xyz"))
-    with pytest.raises(EutecticError, match="nothing is here"):
+    with pytest.raises(EutecticError, match="does not exist"):
         list(ase_files.read(tmp_path / "absent.xyz"))
     (tmp_path / "notes.md").write_text("nothing that ASE knows")
     with pytest.raises(EutecticError, match="format markdown"):

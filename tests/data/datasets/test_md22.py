@@ -97,7 +97,7 @@ def test_refusals(tmp_path: Path) -> None:
         rows(tmp_path, "md22:AT-AT")
     with pytest.raises(EutecticError, match="C22H32O2; expected C24H42O21"):
         rows(tmp_path / "md22_DHA.npz", "md22:stachyose")
-    with pytest.raises(EutecticError, match="nothing is here"):
+    with pytest.raises(EutecticError, match="does not exist"):
         rows(tmp_path / "absent", "md22:DHA")
 
 

@@ -348,7 +348,7 @@ def test_records_of_other_data_sets(tmp_path: Path) -> None:
 
 
 def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(EutecticError, match="nothing is here"):
+    with pytest.raises(EutecticError, match="does not exist"):
         oc20.pieces(tmp_path / "absent", "oc20")
     with pytest.raises(EutecticError, match="none among 0 files"):
         oc20.pieces(tmp_path, "oc20")

@@ -94,7 +94,7 @@ def test_a_file_cut_short(folder: Path, keep: int) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(EutecticError, match="nothing is here"):
+    with pytest.raises(EutecticError, match="does not exist"):
         list(read(tmp_path / "absent"))
     with pytest.raises(EutecticError, match=r"no dsgdb9nsd_\*\.xyz here"):
         list(read(tmp_path))

@@ -166,7 +166,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(EutecticError, match="nothing is here"):
+    with pytest.raises(EutecticError, match="does not exist"):
         read(tmp_path / "absent")
     with pytest.raises(EutecticError, match="nothing of QMOF here"):
         read(tmp_path)

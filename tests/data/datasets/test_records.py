@@ -341,7 +341,7 @@ def test_files_that_are_not_it(name: str, content: bytes, message: str, tmp_path
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(EutecticError, match="nothing is here"):
+    with pytest.raises(EutecticError, match="does not exist"):
         prepared(tmp_path / "none.npz", tmp_path)
     with pytest.raises(EutecticError, match="no folder for the store"):
         catalogue.prepare("records", tmp_path)

@@ -96,12 +96,12 @@ def test_files_that_are_not_whole(path: Path, tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(EutecticError, match=message), hdf5.opened(path, "it", "fetch it"):
             pass
-    with pytest.raises(EutecticError, match="nothing is here"), hdf5.opened(tmp_path / "no.h5", "it", "fetch it"):
+    with pytest.raises(EutecticError, match="does not exist"), hdf5.opened(tmp_path / "no.h5", "it", "fetch it"):
         pass
 
 
 def test_files_of_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(EutecticError, match=r"nothing is here; expected a\.h5"):
+    with pytest.raises(EutecticError, match=r"does not exist; expected a\.h5"):
         hdf5.files_of(tmp_path / "absent", "a.h5", "fetch it")
     with pytest.raises(EutecticError, match="no HDF5 file here"):
         hdf5.files_of(tmp_path, "a.h5", "fetch it")

@@ -599,7 +599,7 @@ def files_of(source: Path) -> list[Path]:
 def _files(source: Path) -> tuple[list[Path], list[str], id_prop.Labels]:
     """Files to read, names of those that are not, and labels of files in tables."""
     if not source.exists():
-        raise EutecticError(str(source), "nothing is here", "a file or folder of structures", "check the path")
+        raise EutecticError(str(source), "does not exist", "a file or folder of structures", "check the path")
     table = id_prop.read(source)
     if table:
         # The tables define which files belong to the data.

@@ -280,7 +280,7 @@ def _file(source: Path, name: str) -> Path:
             return source / f"matbench_{task}{suffix}"
     raise EutecticError(
         str(source),
-        f"no matbench_{task}.json.gz here" if source.exists() else "nothing is here",
+        f"no matbench_{task}.json.gz here" if source.exists() else "does not exist",
         f"matbench_{task}.json.gz, or a folder with it",
         f"check the path and the task (fetch: {files(name)[0].url})",
     )

@@ -169,7 +169,7 @@ def _files(source: Path, name: str) -> list[tuple[Path, str]]:
             return _zipped(source / f"{stem}.zip", expected)
     raise EutecticError(
         str(source),
-        f"no file of {name} here" if source.exists() else "nothing is here",
+        f"no file of {name} here" if source.exists() else "does not exist",
         expected,
         f"check the path and the molecule (fetch: {files(name)[0].url})",
     )

@@ -122,7 +122,7 @@ def _file(source: Path, name: str) -> Path:
             return source / f"md22_{molecule}{suffix}"
     raise EutecticError(
         str(source),
-        f"no md22_{molecule}.npz here" if source.exists() else "nothing is here",
+        f"no md22_{molecule}.npz here" if source.exists() else "does not exist",
         f"md22_{molecule}.npz, or a folder with it",
         f"check the path and the molecule (fetch: {files(name)[0].url})",
     )

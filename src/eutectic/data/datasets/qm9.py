@@ -269,7 +269,7 @@ def _texts(source: Path, first: int, end: int | None) -> Iterator[tuple[str, str
 def _not_found(source: Path) -> EutecticError:
     return EutecticError(
         str(source),
-        "no dsgdb9nsd_*.xyz here" if source.exists() else "nothing is here",
+        "no dsgdb9nsd_*.xyz here" if source.exists() else "does not exist",
         "dsgdb9nsd.xyz.tar.bz2, or a folder of dsgdb9nsd_*.xyz",
         "check the path, or give none to use the package qm9pack",
     )

@@ -161,7 +161,7 @@ def _layout(source: Path) -> tuple[Path, str]:
                 if archive.is_file():
                     return archive, _zipped(archive)
     raise EutecticError(
-        str(source), "nothing of QMOF here" if source.exists() else "nothing is here", _LAYOUT, "check the path"
+        str(source), "nothing of QMOF here" if source.exists() else "does not exist", _LAYOUT, "check the path"
     )
 
 

@@ -224,7 +224,7 @@ def _not_found(source: Path, molecule: str) -> EutecticError:
     train, test = _pair(molecule)
     return EutecticError(
         str(source),
-        f"no {_whole(molecule)} here" if source.exists() else "nothing is here",
+        f"no {_whole(molecule)} here" if source.exists() else "does not exist",
         f"rmd17.tar.bz2, its folder, {_whole(molecule)}, or {train} with {test}",
         "check the path and the molecule (fetch: doi:10.6084/m9.figshare.12672038)",
     )

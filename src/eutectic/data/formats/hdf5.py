@@ -39,7 +39,7 @@ def files_of(source: Path, published: str, fix: str, *, several: bool = False) -
         return [source]
     expected = f"{published} or the folder it is in"
     if not source.exists():
-        raise EutecticError(str(source), "nothing is here", expected, "check the path")
+        raise EutecticError(str(source), "does not exist", expected, "check the path")
     if not several and (source / published).is_file():
         return [source / published]
     found = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
@@ -64,7 +64,7 @@ def opened(path: Path, expected: str, fix: str) -> Iterator[h5py.File]:
         EutecticError: no such file, not HDF5, truncated or damaged.
     """
     if not path.is_file():
-        raise EutecticError(str(path), "nothing is here", expected, "check the path")
+        raise EutecticError(str(path), "does not exist", expected, "check the path")
     if path.stat().st_size == 0:
         raise EutecticError(str(path), "an empty file", expected, fix)
     try:

@@ -36,7 +36,7 @@ def find(source: Path, suffixes: Iterable[str], expected: str) -> tuple[str, lis
     """
     kinds = sorted(suffixes, key=len, reverse=True)
     if not source.exists():
-        raise EutecticError(str(source), "nothing is here", expected, "check the path")
+        raise EutecticError(str(source), "does not exist", expected, "check the path")
     paths = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     found: dict[str, list[Path]] = {}
     for path in paths:
