@@ -4,8 +4,9 @@
 
 A molecule (ethanol) and a crystal (NaCl, 16 atoms) are relaxed, given momenta of twice the temperature, and moved at
 constant energy (velocity Verlet). The drift is the slope of a line through the total energy, in meV per atom and
-picosecond; beside it is the spread around that line. `hard cap` gives the same weights a graph whose neighbours end at
-the cap instead of fading out there (graph.smooth_cap: 0): this changes the energy, but shows where jumps come from.
+picosecond; beside it is the spread around that line. Two variants use the same weights with another graph, which
+changes the energy, but shows where drift comes from: `hard cap`, whose neighbours end at the cap instead of fading out
+there (graph.smooth_cap: 0), and `no cap`, with all neighbours within the cutoff.
 """
 
 from __future__ import annotations
@@ -35,19 +36,20 @@ STRUCTURES = {
 
 MODELS = ("eutectic-small", "eutectic-fast")
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "direct": {"conservative": False},
     "derivatives": {"conservative": True},
-    "derivatives, hard cap": {"conservative": True, "hard_cap": True},
+    "derivatives, hard cap": {"conservative": True, "graph": {"smooth_cap": 0.0}},
+    "derivatives, no cap": {"conservative": True, "graph": {"max_neighbours": 200}},
 }
 
 
-def calculator(model: eutectic.Model, task: str, *, conservative: bool, hard_cap: bool = False) -> EutecticCalculator:
+def calculator(
+    model: eutectic.Model, task: str, *, conservative: bool, graph: dict[str, Any] | None = None
+) -> EutecticCalculator:
     """In double precision, so that rounding does not enter."""
-    trained = model.trained
-    if hard_cap:
-        tasks = [replace(t, graph=t.graph.model_copy(update={"smooth_cap": 0.0})) for t in trained.tasks]
-        trained = replace(trained, tasks=tuple(tasks))
+    tasks = [replace(t, graph=t.graph.model_copy(update=graph or {})) for t in model.trained.tasks]
+    trained = replace(model.trained, tasks=tuple(tasks))
     return EutecticCalculator(trained, task=task, conservative=conservative, dtype="float64")
 
 

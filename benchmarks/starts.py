@@ -51,9 +51,10 @@ TASKS = {
         options=("--split", "fold_0", "--optimiser.ema_decay", "0.99", "--optimiser.final_lr_ratio", "0.02"),
         batch_size=16,
     ),
+    # Direct forces: references for energies of elements that only the test systems have cannot be fitted.
     "oc20": Task(
-        properties=("energy", "forces"),
-        options=("--conservative", "--n-train", "400", "--n-validation", "40", "--n-test", "160", *LEARNING),
+        properties=("forces",),
+        options=("--direct", "--n-train", "400", "--n-validation", "40", "--n-test", "160", *LEARNING[2:]),
         batch_size=4,
     ),
 }
