@@ -180,8 +180,8 @@ def forty() -> str:
         notes = "; ".join(dict.fromkeys(note for task in ran for note in task["departures"]))
         told.append(table(head, rows) + (f"\n† {notes}.\n" if notes else ""))
     return (
-        "## Tasks of the paper\n\n`eutectic benchmark`, the published protocol of 32 epochs but for batch size and "
-        "learning rate ([settings](measured.md#tasks-of-the-paper)), one CPU core, one seed. JMP-L has 235 million "
+        "## Tasks of the paper\n\n`eutectic benchmark`, 32 epochs as published, with another optimiser setting and "
+        "batch size ([settings](measured.md#tasks-of-the-paper)), one CPU core, one seed. JMP-L has 235 million "
         "parameters, the models here 0.2 to 0.4.\n\n" + "\n".join(told)
     )
 
