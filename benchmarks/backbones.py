@@ -260,7 +260,7 @@ def train_mace(
     validation = [float(x) for x in re.findall(r"Epoch \d+:.*?MAE_F=\s*([\d.]+)", log)]
     table = log[log.rindex("Error-table on TEST") :] if "Error-table on TEST" in log else ""
     row = re.findall(r"\|\s*(\S+)\s*\|\s*([\d.]+)\s*\|\s*([\d.]+)", table)
-    tests = {name.rpartition("_")[2]: {"energy": float(e), "forces": float(f)} for name, e, f in row}
+    tests = {name.removesuffix("_Default"): {"energy": float(e), "forces": float(f)} for name, e, f in row}
     first = next(iter(tests.values()), {"energy": float("nan"), "forces": float("nan")})
     (model,) = (folder / "run").rglob("run.model")
     return {
