@@ -16,8 +16,9 @@ from eutectic.study.results import PretrainingSummary, StudyResults, summarise
 from eutectic.testing import tiny_store
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
+    # Before each test, since trainings set the number for their process, and sums in two threads round differently.
     torch.set_num_threads(1)
 
 
