@@ -54,7 +54,16 @@ TASKS = {
     # Direct forces: references for energies of elements that only the test systems have cannot be fitted.
     "oc20": Task(
         properties=("forces",),
-        options=("--direct", "--n-train", "400", "--n-validation", "40", "--n-test", "160", *LEARNING[2:]),
+        options=(
+            "--direct",
+            "--n-train",
+            "400",
+            "--n-validation",
+            "40",
+            "--n-test",
+            "160",
+            *LEARNING[2:],
+        ),  # without forces' weight relative to energies
         batch_size=4,
     ),
 }

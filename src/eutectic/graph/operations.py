@@ -16,12 +16,13 @@ def sum_over_neighbours(messages: Tensor, edges: Edges, n_atoms: int) -> Tensor:
     """Sum the messages over the edges into each atom: (edges, …) → (atoms, …), in at least float32."""
     messages = messages.float() if messages.dtype in (torch.bfloat16, torch.float16) else messages
     if torch.compiler.is_compiling():
-        return _summed(messages, edges.target, n_atoms)
+        return summed(messages, edges.target, n_atoms)
     result: Tensor = _Sum.apply(messages, edges.target, n_atoms)
     return result
 
 
-def _summed(messages: Tensor, target: Tensor, n_atoms: int) -> Tensor:
+def summed(messages: Tensor, target: Tensor, n_atoms: int) -> Tensor:
+    """Sum rows with the same target, as plain operations: (edges, …), (edges,) → (atoms, …)."""
     return messages.new_zeros((n_atoms, *messages.shape[1:])).index_add_(0, target, messages)
 
 
@@ -31,7 +32,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, messages: Tensor, target: Tensor, n_atoms: int) -> Tensor:
         ctx.save_for_backward(target)
-        return _summed(messages, target, n_atoms)
+        return summed(messages, target, n_atoms)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

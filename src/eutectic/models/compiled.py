@@ -4,7 +4,7 @@
 and another for the loss. Here the first derivative is taken while the model is traced into a graph of operations
 (`make_fx`), so that the graph contains it, and only the second is left to the compiler.
 
-Three changes to the traced graph make the result correct (PyTorch 2.8 to 2.13):
+Three properties of the traced graph make the result correct (found with PyTorch 2.13):
 
 * `detach` is removed: tracing detaches what the first derivative saves, which would cut the second;
 * sums over edges and their gathers become operators that the compiler does not look into. Fused with other operations,
@@ -29,6 +29,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from eutectic.graph import Graph
 from eutectic.graph.graph import DegreeStats
+from eutectic.graph.operations import summed
 
 aten = torch.ops.aten
 
@@ -40,7 +41,7 @@ Value = TypeVar("Value")
 
 @torch.library.custom_op("eutectic::gather", mutates_args=(), schema="(Tensor x, Tensor index) -> Tensor")
 def gather(x: Tensor, index: Tensor) -> Tensor:
-    """x[index], for a compiler that should not look inside."""
+    """x[index], as an operator that the compiler does not look into: (rows, …), (n,) → (n, …)."""
     return x.index_select(0, index)
 
 
@@ -48,8 +49,8 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
     "eutectic::scatter_sum", mutates_args=(), schema="(Tensor x, Tensor index, SymInt n) -> Tensor"
 )
 def scatter_sum(x: Tensor, index: Tensor, n: int) -> Tensor:
-    """Σ of the rows of x with the same index: (rows, …) → (n, …)."""
-    return x.new_zeros((n, *x.shape[1:])).index_add_(0, index, x)
+    """Sum the rows of x with the same index, as an operator of its own: (rows, …), (rows,) → (n, …)."""
+    return summed(x, index, n)
 
 
 @gather.register_fake

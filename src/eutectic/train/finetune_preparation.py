@@ -62,16 +62,7 @@ class Prepared:
 
 
 def prepare_data_and_start(settings: FinetuneSettings, console: Console | None, store: Store | None) -> Prepared:
-    """Read the data and the starting model of a run, and fit references and scales.
-
-    Args:
-        settings: of the run.
-        console: for messages; None prints nothing.
-        store: the data, if already open.
-
-    Raises:
-        EutecticError: invalid data, model or settings.
-    """
+    """Read the data and the starting model, and fit references and scales; arguments and errors as of `prepare_run`."""
     backbone, graph, start = _backbone_of(settings)
     store = open_run_data(settings, console) if store is None else store
     parts = split_of(store, settings)
