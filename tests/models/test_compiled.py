@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
+from runs import small_finetuning
 from torch import Tensor
 
 from eutectic.atoms import Structure
+from eutectic.data.store import Store
 from eutectic.graph import Graph, GraphSettings, build_graph, collate
 from eutectic.models import compiled
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel, TaskSlice
 from eutectic.models.painn import PaiNN, PaiNNSettings
 from eutectic.testing.structures import molecule, rattled, slab
+from eutectic.train.finetune import finetune
 
 GRAPH = GraphSettings(cutoff=4.0, max_neighbours=12, smooth_cap=0.5)
 MOLECULES = [rattled(molecule(name), 0.05, k) for k, name in enumerate(["CH3CH2OH", "H2O", "CH4", "C6H6", "NH3"])]
@@ -107,3 +112,22 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         given = learned(fast, MOLECULES[:3])
     for name, value in learned(model, MOLECULES[:3]).items():
         torch.testing.assert_close(given[name], value)
+
+
+def test_a_compiled_fine_tuning_is_the_same(molecules: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors, compiled_calls = [], []
+    compile_derivatives, call = MultitaskModel.compile_derivatives, compiled.CompiledDerivatives._compile
+    without_inductor = functools.partialmethod(compile_derivatives, backend="aot_eager")
+    monkeypatch.setattr(MultitaskModel, "compile_derivatives", without_inductor)
+
+    def counted(self: compiled.CompiledDerivatives, *arguments: object) -> object:
+        compiled_calls.append(arguments)
+        return call(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(compiled.CompiledDerivatives, "_compile", counted)
+    for compile_it in (False, True):
+        train = {"steps": 4, "batch_size": 8, "evaluate_every": 4, "threads": 1, "accelerator": "cpu"}
+        settings = small_finetuning(molecules.path, train=train | {"compile": compile_it})
+        errors.append(finetune(settings, tmp_path / str(compile_it)).test_errors)
+    assert len(compiled_calls) == 1
+    assert errors[0] == pytest.approx(errors[1], rel=1e-4)
