@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ from ase.build import molecule
 from safetensors.torch import load_file, save_file
 
 from eutectic.atoms import EutecticError, Structure
-from eutectic.checkpoints.description import DESCRIPTION, WEIGHTS, description_hash, migrate, seal_model
+from eutectic.checkpoints.description import (
+    DESCRIPTION,
+    WEIGHTS,
+    description_hash,
+    migrate,
+    read_description,
+    seal_model,
+)
 from eutectic.checkpoints.model import TrainedModel, build_backbone, load_model, save_model
 from eutectic.checkpoints.shipped import model_folder
 from eutectic.graph import GraphSettings
@@ -291,7 +299,7 @@ def test_what_is_no_description_is_an_error_in_four_parts(folder: Path, content:
     _refused(folder, str(folder))
 
 
-@pytest.mark.parametrize("version", ["eutectic-model-1", "eutectic-model-2"])
+@pytest.mark.parametrize("version", ["eutectic-model-1", "eutectic-model-2", "eutectic-model-3"])
 @pytest.mark.parametrize("missing", ["backbone", "tasks", "graph", "provenance"])
 def test_a_damaged_description_of_any_format_is_an_error(folder: Path, version: str, missing: str) -> None:
     def change(description: dict[str, Any]) -> None:
@@ -300,6 +308,19 @@ def test_a_damaged_description_of_any_format_is_an_error(folder: Path, version: 
 
     _rewrite(folder, change)
     _refused(folder, "not the description of a model")
+
+
+def test_a_smooth_cap_of_an_older_format_had_another_rule(folder: Path) -> None:
+    def change(description: dict[str, Any]) -> None:
+        description["format"] = "eutectic-model-2"
+        description["tasks"][0]["graph"]["smooth_cap"] = 0.5
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_description(folder)
+    _rewrite(folder, change)
+    with pytest.warns(UserWarning, match="smooth cap of an earlier version"):
+        assert read_description(folder)["format"] == "eutectic-model-3"
 
 
 def test_names_of_the_first_format_are_translated() -> None:

@@ -329,8 +329,7 @@ def test_graphs_built_together_are_those_built_alone(
             for column in ("source", "target", "offset", "distance"):
                 assert getattr(one, column).tobytes() == getattr(other, column).tobytes()
         if alone.smooth_cutoff is not None and graph.smooth_cutoff is not None:
-            assert torch.equal(graph.smooth_cutoff.source, alone.smooth_cutoff.source)
-            assert torch.equal(graph.smooth_cutoff.offset, alone.smooth_cutoff.offset)
+            assert torch.equal(graph.smooth_cutoff.end, alone.smooth_cutoff.end)
 
 
 def test_no_structures_no_graphs() -> None:

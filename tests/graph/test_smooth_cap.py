@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
 from pydantic import ValidationError
 
 from eutectic.atoms import Structure
@@ -75,7 +76,7 @@ def test_continuous_where_the_plain_cap_jumps(name: str, make: Callable[[], Back
 
 
 @pytest.mark.parametrize("make", [_gemnet, _painn], ids=["gemnet_oc", "painn"])
-def test_forces_and_stress_know_of_the_neighbour_that_ends_a_list(make: Callable[[], Backbone]) -> None:
+def test_forces_and_stress_know_how_the_ends_of_lists_move(make: Callable[[], Backbone]) -> None:
     model = _model(make)
     start = _at(0.25, periodic=True)
     derived = _predict(model, collate([build_graph(start, SMOOTH)], torch.float64), conservative=True)
@@ -91,6 +92,88 @@ def test_forces_and_stress_know_of_the_neighbour_that_ends_a_list(make: Callable
             energies.append(_predict(model, collate([build_graph(moved, SMOOTH)], torch.float64))["energy"].item())
         slope = (energies[0] - energies[1]) / (2 * h)
         assert derived["forces"][atom, axis].item() == pytest.approx(-slope, rel=1e-4, abs=1e-6)
+
+
+def _weights(structure: Structure, settings: GraphSettings, name: str = "main") -> torch.Tensor:
+    graph = collate([build_graph(structure, settings)], torch.float64)
+    distance, _ = graph.vectors(getattr(graph, name))
+    weights = graph.edge_envelope(name, distance)
+    assert weights is not None
+    return weights
+
+
+def _sodium_chloride(rattle: float = 0.0) -> Structure:
+    atoms = bulk("NaCl", "rocksalt", a=5.64) * (2, 2, 2)
+    positions = atoms.positions + np.random.default_rng(0).normal(0, rattle, atoms.positions.shape)
+    return Structure(numbers=atoms.numbers, positions=positions, cell=atoms.cell.array, pbc=np.full(3, True))
+
+
+@pytest.mark.parametrize("rattle", [0.0, 0.1])
+@pytest.mark.parametrize("cap", [3, 6, 12, 18, 30])
+def test_weights_sum_to_half_less_than_the_cap(cap: int, rattle: float) -> None:
+    """Where there are enough neighbours; also if a whole shell of them is equally far."""
+    settings = GraphSettings(cutoff=8.0, max_neighbours=cap, smooth_cap=0.5, atom_atom_neighbours=cap)
+    graph = build_graph(_sodium_chloride(rattle), settings)
+    weights = _weights(graph.structure, settings, "atom_atom").numpy()
+    sums = np.bincount(graph.atom_atom.target, weights, minlength=16)
+    np.testing.assert_allclose(sums, cap - 0.5, atol=1e-8)
+
+
+def test_equal_neighbours_have_equal_weights() -> None:
+    """Worked by hand: 6 chlorine ions at 2.82 Å and 12 sodium ions at 3.99 Å; of 11.5, 6 + 12 · 0.4583."""
+    settings = GraphSettings(cutoff=6.0, max_neighbours=12, smooth_cap=0.5, atom_atom_neighbours=12)
+    graph = build_graph(_sodium_chloride(), settings)
+    weights = _weights(graph.structure, settings, "atom_atom")
+    assert len(weights) == 16 * 18
+    far = torch.from_numpy(graph.atom_atom.distance) > 3.0
+    torch.testing.assert_close(weights[~far], torch.ones(16 * 6, dtype=torch.float64))
+    torch.testing.assert_close(weights[far], torch.full((16 * 12,), 5.5 / 12, dtype=torch.float64))
+
+
+def test_few_neighbours_fade_out_before_the_cutoff() -> None:
+    """With one neighbour and a cap of two, the list ends between c − f and c, and earlier the closer the neighbour."""
+    settings = GraphSettings(cutoff=5.0, max_neighbours=2, smooth_cap=0.8)
+    found = []
+    for d in (3.0, 4.5, 4.9, 4.999, 5.0):
+        pair = Structure(numbers=np.array([1, 1]), positions=np.array([[0, 0, 0], [d, 0, 0]]))
+        weights = _weights(pair, settings, "main")
+        found.append(float(weights[0]) if len(weights) else 0.0)
+    assert found[0] == 1.0
+    assert found == sorted(found, reverse=True)
+    assert found[-1] == 0.0
+
+
+def test_first_and_second_derivatives_of_the_weights() -> None:
+    """By autograd and by differences, for atoms of which several fade out at once."""
+    settings = GraphSettings(cutoff=6.0, max_neighbours=12, smooth_cap=0.5)
+    graph = collate([build_graph(_sodium_chloride(0.1), settings)], torch.float64)
+
+    def weights(positions: torch.Tensor) -> torch.Tensor:
+        moved = graph.with_positions(positions)
+        weight = moved.edge_envelope("main", moved.vectors(moved.main)[0])
+        assert weight is not None
+        return weight[::7]
+
+    positions = graph.positions.clone().requires_grad_()
+    assert torch.autograd.gradcheck(weights, (positions,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(weights, (positions,), fast_mode=True)
+
+
+@pytest.mark.parametrize("make", [_gemnet, _painn], ids=["gemnet_oc", "painn"])
+def test_forces_have_no_kink_where_neighbours_change_rank(make: Callable[[], Backbone]) -> None:
+    """Steps a quarter as long change the forces a quarter as much, and their slope too."""
+    model = _model(make)
+
+    def largest_change_of_slope(points: int) -> float:
+        graphs = [build_graph(_at(t, periodic=True), SMOOTH) for t in np.linspace(0.2, 0.3, points)]
+        graph = collate(graphs, torch.float64)
+        part = TaskSlice("a", (0, points), (0, len(graph.numbers)), (0, len(graph.main)))
+        forces = model(graph, [part], conservative=True)["a"]["forces"].detach().view(points, -1)
+        slopes = forces.diff(dim=0) * (points - 1)
+        return float(slopes.diff(dim=0).abs().max())
+
+    coarse, fine = largest_change_of_slope(41), largest_change_of_slope(161)
+    assert fine < 0.45 * coarse
 
 
 def test_far_from_every_end_nothing_changes() -> None:

@@ -224,7 +224,7 @@ def test_damaged_model_folders_are_refused(task: Task, tmp_path: Path) -> None:
     with pytest.raises(EutecticError, match=r"model\.json"):
         load_model(tmp_path)
     (tmp_path / "model.json").write_text('{"format": "something else"}')
-    with pytest.raises(EutecticError, match="eutectic-model-2"):
+    with pytest.raises(EutecticError, match="eutectic-model-3"):
         load_model(tmp_path)
     with pytest.raises(EutecticError, match="gemnet_oc"):
         build_backbone("gemnet", {})

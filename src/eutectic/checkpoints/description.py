@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,8 +21,8 @@ from eutectic.files import write_atomically
 from eutectic.graph import GraphSettings
 from eutectic.tasks.task import TargetSettings
 
-FORMAT = "eutectic-model-2"
-OLDER_FORMATS = ("eutectic-model-1",)
+FORMAT = "eutectic-model-3"
+OLDER_FORMATS = ("eutectic-model-1", "eutectic-model-2")
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
 UNCERTAINTY = "uncertainty.safetensors"
@@ -135,13 +136,19 @@ def read_description(folder: Path) -> dict[str, Any]:
         if isinstance(hashes, Mapping) and hashes.get(DESCRIPTION) != description_hash(values):
             raise _changed(folder / DESCRIPTION)
         values = values if version == FORMAT else migrate(values)
-        Description.model_validate(values)
+        described = Description.model_validate(values)
         values = as_it_was(values)
     except ValidationError as error:
         raise _invalid(folder, problems(error)) from error
     # Raised by `migrate` and the search of the provenance on arbitrary contents.
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise _invalid(folder, f"{type(error).__name__}: {error}") from error
+    if version != FORMAT and any(graph.smooth_cap for graph in (described.graph, *(t.graph for t in described.tasks))):
+        warnings.warn(
+            f"{folder}: this model learned with a smooth cap of an earlier version, whose edges ended elsewhere: its "
+            "predictions differ from what they were, most where atoms have many neighbours; fine-tune it again",
+            stacklevel=2,
+        )
     return values
 
 
@@ -192,7 +199,12 @@ def as_it_was(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def migrate(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a description of format 1 to the current format: renamed settings and changed defaults."""
+    """Convert a description of an older format to the current one: renamed settings and changed defaults.
+
+    Format 2 has the entries of format 3. What changed is the meaning of `smooth_cap` (`eutectic.graph.smooth_cap`).
+    """
+    if description["format"] == "eutectic-model-2":
+        return {**description, "format": FORMAT}
     backbone = dict(description["backbone"])
     renamed = {"sine_floor": "dihedral_epsilon"}
     # Format 1 could omit a cutoff with the default value.

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from eutectic.atoms import Structure
 from eutectic.atoms.home import home_positions
-from eutectic.graph.neighbours import NeighbourList, beyond, nearest, neighbour_list, symmetric
+from eutectic.graph.neighbours import NeighbourList, nearest, neighbour_list, symmetric
 from eutectic.graph.settings import GraphSettings
+from eutectic.graph.smooth_cap import SmoothCutoff, list_ends
 
 AT_ONCE = 512
 """Atoms whose graphs are built together: enough to amortise NumPy's call overhead, few enough for the cache."""
@@ -29,23 +30,6 @@ MOST_CELLS = 100
 
 LISTS = ("main", "atom_atom", "atom_edge", "quadruplet")
 """The names of the edge lists, in the order of the columns of `SmoothCutoff`."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SmoothCutoff:
-    """End of each atom's edge lists for a smooth cap: the first neighbour beyond the cap, or the cutoff.
-
-    Attributes:
-        source: (n_atoms, 4) first neighbour beyond the cap, for each of `LISTS`; −1 if the cutoff comes first.
-        offset: (n_atoms, 4, 3) lattice vectors added to that neighbour's position.
-        cutoff: (n_atoms,) Å.
-        width: (n_atoms,) distance over which edges fade out, Å; 0 for a hard cap.
-    """
-
-    source: Int[Tensor, "atoms 4"]
-    offset: Float[Tensor, "atoms 4 3"]
-    cutoff: Float[Tensor, atoms]
-    width: Float[Tensor, atoms]
 
 
 class Counts(NamedTuple):
@@ -206,31 +190,37 @@ def graphs_of_neighbours(
         everything: all pairs within the cutoff at the positions `home`, for all structures together.
         requested: names of edge lists, as `lists` in `build_graphs`.
     """
-    first_atom = np.cumsum([0] + [len(s) for s in structures[:-1]])
-    caps = settings.caps
-    kept = nearest(everything, caps["atom_atom"])
-    atom_atom = everything if kept.all() else everything.take(kept)
+    sizes = np.array([len(s) for s in structures])
+    first_atom = np.cumsum(sizes) - sizes
+    caps = _Caps(settings, int(sizes.sum()))
+    atom_atom = everything
+    # With a smooth cap the other lists end before this one by themselves, and finding its end takes time.
+    if not settings.smooth_cap or edge_dropout or "atom_atom" in requested:
+        kept = caps.within(everything, "atom_atom")
+        atom_atom = everything if kept.all() else everything.take(kept)
     if edge_dropout and rngs is not None:
-        sizes = np.diff(np.searchsorted(atom_atom.target, first_atom), append=len(atom_atom)).tolist()
-        draws = np.concatenate([rng.random(n) for rng, n in zip(rngs, sizes, strict=True)])
+        of_each = np.diff(np.searchsorted(atom_atom.target, first_atom), append=len(atom_atom)).tolist()
+        draws = np.concatenate([rng.random(n) for rng, n in zip(rngs, of_each, strict=True)])
         atom_atom = atom_atom.take(draws >= edge_dropout)
-    main, reverse = symmetric(atom_atom, nearest(atom_atom, caps["main"]), settings.symmetry)
+        caps.within(atom_atom, "atom_atom")  # for its end; it is not capped again
+    main, reverse = symmetric(atom_atom, caps.within(atom_atom, "main"), settings.symmetry)
     built = {"main": main, "atom_atom": atom_atom}
     if "atom_edge" in requested:
-        built["atom_edge"] = atom_atom.take(nearest(atom_atom, caps["atom_edge"]))
+        built["atom_edge"] = atom_atom.take(caps.within(atom_atom, "atom_edge"))
     if "quadruplet" in requested:
-        quadruplet = atom_atom.take(nearest(atom_atom, caps["quadruplet"]))
         tagged = np.isin(np.concatenate([s.tags for s in structures]), settings.quadruplet_tags)
-        # Tags are applied after the cap, so untagged neighbours count towards the cap.
-        built["quadruplet"] = quadruplet.take(tagged[quadruplet.source] | tagged[quadruplet.target])
+        allowed = tagged[atom_atom.source] | tagged[atom_atom.target]
+        if settings.smooth_cap:
+            # The end of a list must follow from its own edges.
+            middle = atom_atom.take(allowed)
+            built["quadruplet"] = middle.take(caps.within(middle, "quadruplet"))
+        else:
+            # As published, untagged neighbours count towards the cap.
+            built["quadruplet"] = atom_atom.take(caps.within(atom_atom, "quadruplet") & allowed)
 
     none = [atom_atom.take(np.zeros(0, dtype=np.int64))] * len(structures)
     single = {name: built[name].split(first_atom) if name in {"main", *requested} else none for name in LISTS}
-    smooth: list[SmoothCutoff | None] = [None] * len(structures)
-    if settings.smooth_cap:
-        # All lists end where this one does, even if it is not requested.
-        pairs = zip(structures, everything.split(first_atom), atom_atom.split(first_atom), strict=True)
-        smooth = [_smooth_cutoff(structure, settings, every, capped) for structure, every, capped in pairs]
+    smooth = caps.smooth_cutoffs(sizes)
     reverse, first_edge = reverse.astype(np.int32), 0
     graphs = []
     for k, structure in enumerate(structures):
@@ -251,29 +241,40 @@ def graphs_of_neighbours(
     return graphs
 
 
-def _smooth_cutoff(
-    structure: Structure, settings: GraphSettings, everything: NeighbourList, atom_atom: NeighbourList
-) -> SmoothCutoff:
-    n, caps = len(structure), settings.caps
-    source, offset = np.full((n, len(LISTS)), -1), np.zeros((n, len(LISTS), 3))
+class _Caps:
+    """Applies the caps to the edges of one search; keeps the ends of the lists for a smooth cap."""
 
-    def set_end(column: int, edges: NeighbourList, cap: int) -> None:
-        first = beyond(edges, cap, n)
-        capped = first >= 0
-        source[capped, column] = edges.source[first[capped]]
-        offset[capped, column] = edges.offset[first[capped]]
-
-    for column, name in enumerate(LISTS):
+    def __init__(self, settings: GraphSettings, n_atoms: int) -> None:
+        self.settings, self.n_atoms = settings, n_atoms
         # Every list is a subset of the longest one and ends no later than it.
-        set_end(column, everything, caps["atom_atom"])
-        if name != "atom_atom":
-            set_end(column, atom_atom, caps[name])
-    return SmoothCutoff(
-        source=torch.from_numpy(source),
-        offset=torch.from_numpy(offset),
-        cutoff=torch.full((n,), settings.cutoff, dtype=torch.float64),
-        width=torch.full((n,), settings.smooth_cap, dtype=torch.float64),
-    )
+        self.caps = {name: min(cap, settings.caps["atom_atom"]) for name, cap in settings.caps.items()}
+        self.ends: dict[str, np.ndarray] = {}
+
+    def within(self, edges: NeighbourList, name: str) -> np.ndarray:
+        """(n_edges,) mask of the edges that belong to a list."""
+        if not self.settings.smooth_cap:
+            return nearest(edges, self.caps[name])
+        width = self.settings.smooth_cap
+        ends = self.ends[name] = list_ends(edges, self.caps[name], self.settings.cutoff, width, self.n_atoms)
+        return edges.distance < ends[edges.target]
+
+    def smooth_cutoffs(self, sizes: np.ndarray) -> list[SmoothCutoff | None]:
+        """The ends for each structure; None for a hard cap. Lists that were not built end anywhere."""
+        if not self.settings.smooth_cap:
+            return [None] * len(sizes)
+        end = np.stack([self.ends.get(name, self.ends["main"]) for name in LISTS], axis=1)
+        cap = torch.tensor([float(self.caps[name]) for name in LISTS], dtype=torch.float64)
+        of_each = torch.from_numpy(end).split(sizes.tolist())
+        ones = [torch.ones(len(part), dtype=torch.float64) for part in of_each]
+        return [
+            SmoothCutoff(
+                end=part,
+                cap=one[:, None] * cap,
+                cutoff=one * self.settings.cutoff,
+                width=one * self.settings.smooth_cap,
+            )
+            for part, one in zip(of_each, ones, strict=True)
+        ]
 
 
 class DegreeStats(NamedTuple):
@@ -373,37 +374,23 @@ class Graph:
         return distance, vector / distance[:, None]
 
     def edge_envelope(self, name: str, distance: Float[Tensor, edges]) -> Float[Tensor, edges] | None:
-        """Weight of each edge, between 1 and 0, for a smooth cap; None for a hard cap.
+        """Weight of each edge, between 1 and 0, for a smooth cap (`eutectic.graph.smooth_cap`); None for a hard cap.
 
-        The weight decreases from 1 to 0, with two continuous derivatives, over the last `width` Å before the end of the
-        target's list. The weight of a main edge is a smooth union of the weights w_s, w_t at its two ends,
-        1 − (1 − w_s)(1 − w_t). Differentiable in positions and cell, including those of the neighbour that ends the
-        list.
+        The weight of a main edge is a smooth union of the weights w_s, w_t in the lists of its two atoms,
+        1 − (1 − w_s)(1 − w_t).
 
         Args:
             name: name of the edge list, one of `LISTS`.
-            distance: (n_edges,) edge lengths from `vectors`, Å.
+            distance: (n_edges,) edge lengths from `vectors`, Å; the weights are differentiable in these.
         """
         if self.smooth_cutoff is None:
             return None
-        smooth_cutoff, place, edges = self.smooth_cutoff, LISTS.index(name), getattr(self, name)
-        source, offset = smooth_cutoff.source[:, place], smooth_cutoff.offset[:, place]
-        shift = torch.bmm(offset[:, None, :], self.cell[self.structure])[:, 0]
-        # Without such a neighbour, any vector with a finite derivative serves as a placeholder.
-        vector = torch.where(
-            (source >= 0)[:, None],
-            self.positions[source.clamp(min=0)] + shift - self.positions,
-            smooth_cutoff.cutoff[:, None],
-        )
-        end = torch.where(source >= 0, torch.linalg.vector_norm(vector, dim=-1), smooth_cutoff.cutoff)
-
-        def weight_at(atom: Tensor) -> Tensor:
-            width = smooth_cutoff.width[atom]
-            x = ((end[atom] - distance) / width.clamp(min=1e-6)).clamp(0, 1)
-            return torch.where(width > 0, x**3 * (10 + x * (6 * x - 15)), 1.0)
-
-        weight = weight_at(edges.target)
-        return weight if name != "main" else 1 - (1 - weight) * (1 - weight_at(edges.source))
+        edges: Edges = getattr(self, name)
+        atoms = (edges.target, edges.source) if name == "main" else (edges.target,)
+        first, *others = self.smooth_cutoff.weights(LISTS.index(name), distance, atoms)
+        for other in others:
+            first = 1 - (1 - first) * (1 - other)
+        return first
 
 
 def collate(graphs: Sequence[StructureGraph], dtype: torch.dtype = torch.float32) -> Graph:
@@ -450,28 +437,20 @@ def collate(graphs: Sequence[StructureGraph], dtype: torch.dtype = torch.float32
         atom_atom=joined("atom_atom"),
         atom_edge=joined("atom_edge"),
         quadruplet=joined("quadruplet"),
-        smooth_cutoff=_joined_smooth_cutoff(graphs, moved, first_atom, dtype),
+        smooth_cutoff=_joined_smooth_cutoff(graphs, dtype),
     )
 
 
-def _joined_smooth_cutoff(
-    graphs: Sequence[StructureGraph], moved: Sequence[bool], first_atom: np.ndarray, dtype: torch.dtype
-) -> SmoothCutoff | None:
+def _joined_smooth_cutoff(graphs: Sequence[StructureGraph], dtype: torch.dtype) -> SmoothCutoff | None:
     if all(g.smooth_cutoff is None for g in graphs):
         return None
     parts = []
-    for graph, home, first in zip(graphs, moved, first_atom.tolist(), strict=True):
-        n, smooth_cutoff = len(graph.structure), graph.smooth_cutoff
-        if smooth_cutoff is None:
-            none = torch.full((n, len(LISTS)), -1)
-            zeros = torch.zeros(n, dtype=dtype)
-            parts.append((none, torch.zeros(n, len(LISTS), 3, dtype=dtype), zeros + 1, zeros))
-        else:
-            found, offset = smooth_cutoff.source >= 0, smooth_cutoff.offset
-            source = torch.where(found, smooth_cutoff.source + first, -1)
-            if not home:
-                moves = torch.from_numpy(graph.moves)
-                offset = offset + found[..., None] * (moves[:, None] - moves[smooth_cutoff.source.clamp(min=0)])
-            parts.append((source, offset.to(dtype), smooth_cutoff.cutoff.to(dtype), smooth_cutoff.width.to(dtype)))
-    source, offset, cutoff, width = (torch.cat(column) for column in zip(*parts, strict=True))
-    return SmoothCutoff(source=source, offset=offset, cutoff=cutoff, width=width)
+    for graph in graphs:
+        n, smooth = len(graph.structure), graph.smooth_cutoff
+        if smooth is None:
+            # A width of zero stands for a hard cap; the other values are not used.
+            lists = torch.ones(n, len(LISTS))
+            smooth = SmoothCutoff(end=lists, cap=lists, cutoff=torch.ones(n), width=torch.zeros(n))
+        parts.append((smooth.end, smooth.cap, smooth.cutoff, smooth.width))
+    end, cap, cutoff, width = (torch.cat([x.to(dtype) for x in column]) for column in zip(*parts, strict=True))
+    return SmoothCutoff(end=end, cap=cap, cutoff=cutoff, width=width)

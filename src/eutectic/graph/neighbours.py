@@ -180,12 +180,6 @@ def nearest(edges: NeighbourList, cap: int) -> np.ndarray:
     return edges.distance <= np.repeat(edges.distance[last] + TIE, counts)
 
 
-def beyond(edges: NeighbourList, cap: int, n_atoms: int) -> np.ndarray:
-    """(n_atoms,) the edge from the first neighbour beyond `cap`; −1 if there is none."""
-    counts = np.bincount(edges.target, minlength=n_atoms)
-    return np.where(counts > cap, np.cumsum(counts) - counts + cap, -1)
-
-
 def symmetric(all_edges: NeighbourList, kept: np.ndarray, rule: str) -> tuple[NeighbourList, np.ndarray]:
     """Make the main graph symmetric, so that every edge has its reverse.
 

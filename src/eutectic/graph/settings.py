@@ -51,8 +51,9 @@ class GraphSettings(BaseModel):
     smooth_cap: float = Field(
         default=0.0,
         ge=0,
-        description="width, Å, over which edges fade out before the first neighbour beyond the cap or before the "
-        "cutoff; the energy is then continuous when neighbours swap. 0 is the published hard cap",
+        description="width, Å, over which edges fade out before the end of an atom's list, where their weights sum to "
+        "half a neighbour less than the cap, or before the cutoff; energy and forces are then continuous when "
+        "neighbours swap. 0 is the published hard cap",
     )
 
     @model_validator(mode="after")
