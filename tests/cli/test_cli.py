@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import warnings
 from pathlib import Path
 
 import ase.io
 import numpy as np
 import pytest
+import torch
 import yaml
 from ase.calculators.singlepoint import SinglePointCalculator
 from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import eutectic
 from eutectic import cli
 from eutectic.atoms import EutecticError
 from eutectic.cli import options
-from eutectic.cli.app import PANELS
+from eutectic.cli.app import PANELS, main
 from eutectic.data.store import Store
 from eutectic.train.settings import FinetuneSettings, merged
 
@@ -49,6 +53,20 @@ def test_help_shows_examples(command: list[str]) -> None:
     assert result.exit_code == 0
     assert "Example" in result.output
     assert f"eutectic {' '.join(command)}" in result.output
+
+
+def test_our_warnings_are_plain_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing_but_warnings() -> None:
+        warnings.warn_explicit("an [old] model", UserWarning, eutectic.__file__, 1)
+        warnings.warn_explicit("a slow tensor", UserWarning, torch.__file__, 1)
+
+    monkeypatch.setattr(sys.modules["eutectic.cli.app"], "app", nothing_but_warnings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        main()
+    ours, theirs = capsys.readouterr().err.strip().split("\n", 1)
+    assert ours == "warning an [old] model"
+    assert theirs.startswith(torch.__file__)
 
 
 def test_every_command_has_a_place_in_the_help() -> None:

@@ -11,11 +11,11 @@ from ase.build import bulk
 
 from eutectic.atoms import EutecticError, Structure
 from eutectic.checkpoints.model import TrainedModel, load_model
-from eutectic.graph import build_graph
+from eutectic.graph import GraphSettings, StructureGraph, build_graph
 from eutectic.graph.neighbours import neighbour_list
 from eutectic.predict import memory
 from eutectic.predict.memory import needed_memory
-from eutectic.predict.prediction import predict
+from eutectic.predict.prediction import graphs_or_errors, predict
 from eutectic.processes import available_memory
 from eutectic.tasks import Sample, make_batch
 from eutectic.train.cost import PeakBytes
@@ -69,6 +69,19 @@ def test_pairs_without_room_are_refused_before_the_search(
     thin = Structure(numbers=np.array([1] * 200), positions=np.zeros((200, 3)), cell=cell, pbc=np.array(pbc))
     with pytest.raises(EutecticError, match=r"pairs of atoms within 50 Å"):
         neighbour_list([thin], 50.0)
+
+
+def test_a_structure_without_room_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eutectic.graph.neighbours.available_memory", lambda: 10**8)
+    pair = Structure(numbers=np.array([1, 1]), positions=np.array([[0.0, 0, 0], [1.0, 0, 0]]))
+    dense = Structure(
+        numbers=np.array([1] * 200), positions=np.zeros((200, 3)), cell=0.2 * np.eye(3), pbc=np.full(3, True)
+    )
+    first, error, last = graphs_or_errors([pair, dense, pair], GraphSettings(cutoff=50.0), ("main",))
+    assert isinstance(error, EutecticError)
+    for graph in (first, last):
+        assert isinstance(graph, StructureGraph)
+        assert len(graph.main) == 2
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/meminfo"), reason="the system does not say")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Annotated, Any, NoReturn
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -59,6 +61,7 @@ app.add_typer(data_app, name="data")
 
 def main() -> None:
     """Entry point. Errors that a user can fix are printed in four parts, without a traceback."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except EutecticError as error:
@@ -97,6 +100,21 @@ def fail(error: EutecticError, status: int = 1) -> NoReturn:
     for label, text in (("given", error.given), ("expected", error.expected), ("what to do", error.fix)):
         out.print(f"  [bold]{label:<11}[/]{plain(text)}", soft_wrap=True, highlight=False)
     sys.exit(status)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings as plain text; those of other packages with their place, which is needed to understand them."""
+    if Path(filename).is_relative_to(Path(eutectic.__file__).parent):
+        Console(stderr=True).print(f"[yellow]warning[/] {plain(str(message))}", soft_wrap=True, highlight=False)
+    else:
+        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _version(requested: bool) -> bool:

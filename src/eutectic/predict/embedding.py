@@ -15,10 +15,10 @@ import torch
 from eutectic.atoms import EutecticError, Structure
 from eutectic.checkpoints.model import TrainedModel
 from eutectic.data.formats.elements import Elements
-from eutectic.graph import GraphSettings, build_graph, collate
+from eutectic.graph import GraphSettings, collate
 from eutectic.predict.files import Read, Summary, Write, work_through
 from eutectic.predict.outputs import TableOutput
-from eutectic.predict.prediction import in_batches, task_of
+from eutectic.predict.prediction import graphs_or_errors, in_batches, task_of
 
 Per = Literal["structure", "atom"]
 """structure: one embedding per structure, the mean over its atoms; atom: one per atom."""
@@ -76,11 +76,12 @@ def _embedded(
 ) -> list[np.ndarray | EutecticError]:
     results: dict[int, np.ndarray | EutecticError] = {}
     graphs = []
-    for index, structure in structures:
-        try:
-            graphs.append((index, build_graph(structure, settings, lists=model.module.backbone.edge_lists)))
-        except EutecticError as error:
-            results[index] = EutecticError(f"structure {index}, {error.where}", error.given, error.expected, error.fix)
+    built = graphs_or_errors([structure for _, structure in structures], settings, model.module.backbone.edge_lists)
+    for (index, _), graph in zip(structures, built, strict=True):
+        if isinstance(graph, EutecticError):
+            results[index] = EutecticError(f"structure {index}, {graph.where}", graph.given, graph.expected, graph.fix)
+        else:
+            graphs.append((index, graph))
     if graphs:
         weight = next(model.module.parameters())
         batch = collate([graph for _, graph in graphs], weight.dtype).to(weight.device)

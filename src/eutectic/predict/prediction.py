@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from eutectic.atoms import PROPERTIES, EutecticError, Structure
 from eutectic.checkpoints.model import TrainedModel, task_named
 from eutectic.checkpoints.uncertainty import SUFFIX, of_uncertainty, property_of
-from eutectic.graph import build_graph
+from eutectic.graph import GraphSettings, StructureGraph, build_graph, build_graphs
 from eutectic.predict.memory import check_memory
 from eutectic.tasks import Sample, Task, make_batch
 
@@ -232,12 +232,12 @@ def _predict_batch(
     """Predict pairs of index and structure in one forward pass."""
     results: dict[int, Prediction | EutecticError] = {}
     items: list[tuple[int, Structure, Sample]] = []
-    for index, structure in structures:
-        try:
-            graph = build_graph(structure, task.graph, lists=model.module.backbone.edge_lists)
+    graphs = graphs_or_errors([structure for _, structure in structures], task.graph, model.module.backbone.edge_lists)
+    for (index, structure), graph in zip(structures, graphs, strict=True):
+        if isinstance(graph, EutecticError):
+            results[index] = _with_index(graph, task, index)
+        else:
             items.append((index, structure, Sample(0, graph, {})))
-        except EutecticError as error:
-            results[index] = _with_index(error, task, index)
     if items:
         samples = [sample for _, _, sample in items]
         check_memory(model, task, samples, conservative)
@@ -247,6 +247,24 @@ def _predict_batch(
             except EutecticError as error:
                 results[index] = _with_index(error, task, index)
     return [results[index] for index, _ in structures]
+
+
+def graphs_or_errors(
+    structures: Sequence[Structure], settings: GraphSettings, lists: Collection[str]
+) -> list[StructureGraph | EutecticError]:
+    """For each structure its graph, or the error that prevented it."""
+
+    def one(structure: Structure) -> StructureGraph | EutecticError:
+        try:
+            return build_graph(structure, settings, lists=lists)
+        except EutecticError as error:
+            return error
+
+    try:
+        # Together, in less than half the time for small structures.
+        return list(build_graphs(structures, settings, lists=lists))
+    except EutecticError:
+        return [one(structure) for structure in structures]
 
 
 def forward(

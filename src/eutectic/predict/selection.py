@@ -14,9 +14,8 @@ from eutectic.atoms import EutecticError, Structure
 from eutectic.checkpoints.model import TrainedModel
 from eutectic.checkpoints.uncertainty import Uncertainty
 from eutectic.data.formats.elements import Elements
-from eutectic.graph import build_graph
 from eutectic.predict.files import Read, Summary, work_through
-from eutectic.predict.prediction import check_references, in_batches, task_of
+from eutectic.predict.prediction import check_references, graphs_or_errors, in_batches, task_of
 from eutectic.tasks import Sample, Task, make_batch
 
 CANDIDATES = 2000
@@ -193,12 +192,12 @@ def _directions(
     """`Uncertainty.directions` of pairs of index and structure, in one forward pass."""
     results: dict[int, np.ndarray | EutecticError] = {}
     samples: list[tuple[int, Sample]] = []
-    for index, structure in structures:
-        try:
-            graph = build_graph(structure, task.graph, lists=model.module.backbone.edge_lists)
+    built = graphs_or_errors([structure for _, structure in structures], task.graph, model.module.backbone.edge_lists)
+    for (index, _), graph in zip(structures, built, strict=True):
+        if isinstance(graph, EutecticError):
+            results[index] = EutecticError(f"structure {index}, {graph.where}", graph.given, graph.expected, graph.fix)
+        else:
             samples.append((index, Sample(0, graph, {})))
-        except EutecticError as error:
-            results[index] = EutecticError(f"structure {index}, {error.where}", error.given, error.expected, error.fix)
     if samples:
         weight = next(model.module.parameters())
         batch = make_batch([sample for _, sample in samples], [task], weight.dtype).to(weight.device)
