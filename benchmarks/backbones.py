@@ -189,7 +189,8 @@ def train_ours(
         return used, json.loads((out / "result.json").read_text())
 
     folder.mkdir(parents=True, exist_ok=True)
-    run(10, "first")  # whose compilation the others find in the cache
+    if "--train.compile" in options:
+        run(10, "first")  # whose compilation the others find in the cache
     short, long = run(10, "short")[0], run(60, "long")[0]
     per_step = (long - short) / 50
     steps = max(20, int(seconds / per_step))

@@ -202,7 +202,7 @@ def graphs_of_neighbours(
         of_each = np.diff(np.searchsorted(atom_atom.target, first_atom), append=len(atom_atom)).tolist()
         draws = np.concatenate([rng.random(n) for rng, n in zip(rngs, of_each, strict=True)])
         atom_atom = atom_atom.take(draws >= edge_dropout)
-        caps.within(atom_atom, "atom_atom")  # for its end; it is not capped again
+        caps.find_ends(atom_atom, "atom_atom")
     main, reverse = symmetric(atom_atom, caps.within(atom_atom, "main"), settings.symmetry)
     built = {"main": main, "atom_atom": atom_atom}
     if "atom_edge" in requested:
@@ -254,9 +254,13 @@ class _Caps:
         """(n_edges,) mask of the edges that belong to a list."""
         if not self.settings.smooth_cap:
             return nearest(edges, self.caps[name])
-        width = self.settings.smooth_cap
-        ends = self.ends[name] = list_ends(edges, self.caps[name], self.settings.cutoff, width, self.n_atoms)
-        return edges.distance < ends[edges.target]
+        self.find_ends(edges, name)
+        return edges.distance < self.ends[name][edges.target]
+
+    def find_ends(self, edges: NeighbourList, name: str) -> None:
+        """Find the ends of a list, for a smooth cap, from the edges that it has or is chosen from."""
+        if width := self.settings.smooth_cap:
+            self.ends[name] = list_ends(edges, self.caps[name], self.settings.cutoff, width, self.n_atoms)
 
     def smooth_cutoffs(self, sizes: np.ndarray) -> list[SmoothCutoff | None]:
         """The ends for each structure; None for a hard cap. Lists that were not built end anywhere."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from eutectic.graph.neighbours import NeighbourList
 
 FLATTEST = 0.5
-"""Lower bound of the derivative of the left-hand side times f; at the solution, it is never less than 1.8."""
+"""Lower bound of the derivative of the left-hand side times f; at the solution, it is at least S'(½) = 1.875."""
 
 ACCURACY = 1e-6
 """Å, of the ends with which a graph is built; a Newton step of the model squares the relative error."""
