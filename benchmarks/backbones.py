@@ -44,6 +44,7 @@ LEARNING += ["--optimiser.warmup_steps", "50", "--optimiser.final_lr_ratio", "0.
 """Of all our entrants; chosen on validation errors of GotenNet on ethanol (docs/log.md)."""
 ENTRANTS: dict[str, tuple[list[str], float]] = {
     "gotennet": (["--backbone.name", "gotennet", *COMPLETE], 5e-3),
+    "gotennet, compiled": (["--backbone.name", "gotennet", "--train.compile", "true", *COMPLETE], 5e-3),
     "painn": (["--backbone.name", "painn", *COMPLETE], 3e-3),
     "painn, compiled": (["--backbone.name", "painn", "--train.compile", "true", *COMPLETE], 3e-3),
     "painn, width 128": (["--backbone.name", "painn", "--backbone.settings.width", "128", *COMPLETE], 3e-3),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jaxtyping
@@ -18,6 +18,8 @@ from eutectic.atoms import Structure
 from eutectic.data.store import Store
 from eutectic.graph import Graph, GraphSettings, build_graph, collate
 from eutectic.models import compiled
+from eutectic.models.backbone import Backbone
+from eutectic.models.gotennet import GotenNet, GotenNetSettings
 from eutectic.models.heads import HeadSettings
 from eutectic.models.multitask import MultitaskModel, TaskSlice
 from eutectic.models.painn import PaiNN, PaiNNSettings
@@ -36,13 +38,23 @@ def unchecked_types() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def model_of(forces: str = "gradient_forces", stress: bool = False) -> MultitaskModel:
+def painn() -> Backbone:
+    return PaiNN(PaiNNSettings(width=8, layers=1, edge_width=8, cutoff=GRAPH.cutoff))
+
+
+def gotennet() -> Backbone:
+    settings = {"width": 8, "layers": 2, "attention_heads": 2, "radial_functions": 8, "edge_width": 0}
+    return GotenNet(GotenNetSettings.model_validate(settings | {"cutoff": GRAPH.cutoff}))
+
+
+def model_of(
+    forces: str = "gradient_forces", stress: bool = False, backbone: Callable[[], Backbone] = painn
+) -> MultitaskModel:
     torch.manual_seed(0)
-    settings = PaiNNSettings(width=8, layers=1, edge_width=8, cutoff=GRAPH.cutoff)
     heads = {"energy": HeadSettings(), "forces": HeadSettings(kind=forces)}  # type: ignore[arg-type]
     if stress:
         heads["stress"] = HeadSettings(kind="gradient_stress")
-    return MultitaskModel(PaiNN(settings), {"task": heads}).train()
+    return MultitaskModel(backbone(), {"task": heads}).train()
 
 
 def batch(structures: Sequence[Structure]) -> tuple[Graph, list[TaskSlice]]:
@@ -74,9 +86,10 @@ def compare(model: MultitaskModel, backend: str, batches: Sequence[Sequence[Stru
                 torch.testing.assert_close(given[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_compiled_derivatives_are_those_of_the_model() -> None:
+@pytest.mark.parametrize("backbone", [painn, gotennet])
+def test_compiled_derivatives_are_those_of_the_model(backbone: Callable[[], Backbone]) -> None:
     # Other sizes, a single structure, and the first batch again.
-    compare(model_of(), "aot_eager", [MOLECULES[:3], MOLECULES[1:], MOLECULES[:1], MOLECULES[:3]])
+    compare(model_of(backbone=backbone), "aot_eager", [MOLECULES[:3], MOLECULES[1:], MOLECULES[:1], MOLECULES[:3]])
 
 
 def test_compiled_stress() -> None:
@@ -84,8 +97,9 @@ def test_compiled_stress() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_to_machine_code() -> None:
-    compare(model_of(), "inductor", [MOLECULES[:3], MOLECULES[1:], MOLECULES[:1]])
+@pytest.mark.parametrize("backbone", [painn, gotennet])
+def test_compiled_to_machine_code(backbone: Callable[[], Backbone]) -> None:
+    compare(model_of(backbone=backbone), "inductor", [MOLECULES[:3], MOLECULES[1:], MOLECULES[:1]])
 
 
 def test_evaluation_is_not_compiled() -> None:

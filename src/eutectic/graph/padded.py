@@ -60,7 +60,7 @@ def degree_stats(edges: Edges) -> DegreeStats:
 
 def padded_edges(edges: Edges, n_atoms: int) -> PaddedEdges:
     """Pad the edges into each atom."""
-    target, n_edges, width = edges.target, len(edges), degree_stats(edges).most
+    target, n_edges, width = edges.target, edges.source.shape[0], degree_stats(edges).most
     bounds = torch.searchsorted(target, torch.arange(n_atoms + 1, device=target.device))
     first, counts = bounds[:-1], bounds.diff()
     place = torch.arange(width, device=target.device)

@@ -29,7 +29,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from eutectic.graph import Graph
 from eutectic.graph.graph import DegreeStats
-from eutectic.graph.operations import summed
+from eutectic.graph.operators import own
 
 aten = torch.ops.aten
 
@@ -37,46 +37,6 @@ AGREEMENT = 1e-3
 """Largest difference between compiled and uncompiled results, relative to the largest value; rounding gives 1e-6."""
 
 Value = TypeVar("Value")
-
-
-@torch.library.custom_op("eutectic::gather", mutates_args=(), schema="(Tensor x, Tensor index) -> Tensor")
-def gather(x: Tensor, index: Tensor) -> Tensor:
-    """x[index], as an operator that the compiler does not look into: (rows, …), (n,) → (n, …)."""
-    return x.index_select(0, index)
-
-
-@torch.library.custom_op(
-    "eutectic::scatter_sum", mutates_args=(), schema="(Tensor x, Tensor index, SymInt n) -> Tensor"
-)
-def scatter_sum(x: Tensor, index: Tensor, n: int) -> Tensor:
-    """Sum the rows of x with the same index, as an operator of its own: (rows, …), (rows,) → (n, …)."""
-    return summed(x, index, n)
-
-
-@gather.register_fake
-def _(x: Tensor, index: Tensor) -> Tensor:
-    return x.new_empty((index.shape[0], *x.shape[1:]))
-
-
-@scatter_sum.register_fake
-def _(x: Tensor, index: Tensor, n: int) -> Tensor:
-    return x.new_empty((n, *x.shape[1:]))
-
-
-def _gather_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.n, ctx.index = inputs[0].shape[0], inputs[1]
-
-
-def _sum_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-    ctx.index = inputs[1]
-
-
-gather.register_autograd(
-    lambda ctx, grad: (torch.ops.eutectic.scatter_sum(grad, ctx.index, ctx.n), None), setup_context=_gather_context
-)
-scatter_sum.register_autograd(
-    lambda ctx, grad: (torch.ops.eutectic.gather(grad, ctx.index), None, None), setup_context=_sum_context
-)
 
 
 class CompiledDerivatives:
@@ -97,7 +57,8 @@ class CompiledDerivatives:
         """Predictions for a batch, compiled if possible."""
         tensors, key = tensors_of(graph)
         # Sizes of one are compiled as constants: not worth another compilation.
-        if self._failed or min(graph.n_atoms.shape[0], graph.numbers.shape[0], graph.main.source.shape[0]) < 2:
+        sizes = graph.n_atoms.shape[0], graph.numbers.shape[0], graph.main.source.shape[0]
+        if self._failed or min(*sizes, *(graph.main.degree_stats or ())) < 2:
             return self._forward(graph)
         parameters: dict[str, Tensor] = dict(self._module.named_parameters())
         try:
@@ -180,7 +141,10 @@ def tensors_of(graph: Graph) -> tuple[list[Tensor], tuple[str, ...]]:
         if isinstance(value, Tensor):
             tensors.append(value)
             key.append(f"{name} {value.dtype} {value.device}")
-        elif is_dataclass(value) and not isinstance(value, DegreeStats):
+        elif isinstance(value, DegreeStats):
+            # Numbers of one batch: as the sizes of an empty tensor, they can be others in the next.
+            visit(name, torch.empty(value.most, value.reached, 0))
+        elif is_dataclass(value):
             for field in fields(value):
                 visit(f"{name}.{field.name}", getattr(value, field.name))
 
@@ -189,14 +153,14 @@ def tensors_of(graph: Graph) -> tuple[list[Tensor], tuple[str, ...]]:
 
 
 def with_tensors(graph: Graph, tensors: Iterator[Tensor]) -> Graph:
-    """The graph with other tensors, in the order of `tensors_of`; without degree statistics, which are numbers of one
-    batch."""
+    """The graph with other tensors, in the order of `tensors_of`."""
 
     def visit(value: Value) -> Value:
         if isinstance(value, Tensor):
             return cast(Value, next(tensors))
         if isinstance(value, DegreeStats):
-            return cast(Value, None)
+            most, reached, _ = next(tensors).shape
+            return cast(Value, DegreeStats(most=most, reached=reached))
         if is_dataclass(value) and not isinstance(value, type):
             return replace(value, **{field.name: visit(getattr(value, field.name)) for field in fields(value)})
         return value
@@ -227,7 +191,7 @@ def without_detours(module: GraphModule) -> GraphModule:
 
 def _operator(module: GraphModule, node: Node) -> Node | None:
     """`gather` or `scatter_sum` in place of a node, if it is one of them."""
-    call, own = module.graph.call_function, torch.ops.eutectic
+    call = module.graph.call_function
     args: Sequence[Any] = node.args
     if node.target is aten.index_select.default and args[1] == 0:
         return call(own.gather.default, (args[0], args[2]))

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from eutectic.atoms import MAX_ATOMIC_NUMBER
 from eutectic.graph import Edges, Graph
-from eutectic.graph.operations import carry, meet, sum_over_neighbours
+from eutectic.graph.operations import carry, largest_of_neighbours, meet, sum_over_neighbours
 from eutectic.graph.padded import PaddedEdges, padded_edges
 from eutectic.graph.settings import LONGEST_CUTOFF
 from eutectic.models.backbone import MAX_LAYERS, MAX_WIDTH, Backbone, BackboneSettings, Features
@@ -181,12 +181,9 @@ class GotenNetLayer(nn.Module):
         )
         logits = product.unflatten(-1, (self.attention_heads, -1)).sum(-1)  # (edges, heads)
         # exp(l) f / (1 + Σ exp(l) f), with the largest exponent (at least the constant's, 0) subtracted from all.
-        with torch.no_grad():
-            largest = logits.new_zeros(len(h), self.attention_heads)
-            index = edges.target[:, None].expand_as(logits)
-            largest.scatter_reduce_(0, index, logits, "amax", include_self=True)
+        largest = largest_of_neighbours(logits, edges, h.shape[0])
         weights = torch.exp(logits - largest[edges.target]) * geometry.envelope
-        total = torch.exp(-largest) + sum_over_neighbours(weights, edges, len(h))
+        total = torch.exp(-largest) + sum_over_neighbours(weights, edges, h.shape[0])
         return weights / (total[edges.target] * math.sqrt(self.width))
 
     def _messages(
@@ -245,6 +242,8 @@ class GotenNetLayer(nn.Module):
 class GotenNet(Backbone):
     """The backbone: maps a `Graph` to `Features`, using only the edges of `graph.main`."""
 
+    traceable = True
+
     def __init__(self, settings: GotenNetSettings) -> None:
         super().__init__()
         self.settings = settings
@@ -284,10 +283,10 @@ class GotenNet(Backbone):
         geometry = self._geometry(graph, direction, envelope)
 
         neighbours = self.neighbour_embedding(graph.numbers)[edges.source] * self.neighbour_filter(radial) * envelope
-        around = sum_over_neighbours(neighbours, edges, len(graph.numbers))
+        around = sum_over_neighbours(neighbours, edges, graph.numbers.shape[0])
         h = self.start(torch.cat([self.embedding(graph.numbers), around], dim=-1))  # (atoms, width)
         t = (h[edges.target] + h[edges.source]) * self.edge_start(radial)  # (edges, width)
-        x = h.new_zeros(len(h), sum(DEGREES), h.shape[1])  # (atoms, 8, width)
+        x = h.new_zeros(h.shape[0], sum(DEGREES), h.shape[1])  # (atoms, 8, width)
         for layer in self.layers:
             h, x, t = layer(h, x, t, geometry)
         vectors = x[:, : DEGREES[0]]
@@ -301,9 +300,10 @@ class GotenNet(Backbone):
         return Features(atoms=h, edges=f, directions=edge_forces, vectors=vectors)
 
     def _geometry(self, graph: Graph, direction: Tensor, envelope: Tensor) -> Geometry:
-        padded = padded_edges(graph.main, len(graph.numbers))
-        harmonics = direction.new_zeros(len(graph.numbers), 0, sum(DEGREES))
-        if len(graph.main):
+        n_atoms = graph.numbers.shape[0]
+        padded = padded_edges(graph.main, n_atoms)
+        harmonics = direction.new_zeros(n_atoms, 0, sum(DEGREES))
+        if graph.main.source.shape[0]:
             harmonics = padded.to_padded(spherical_harmonics(direction)) * padded.filled[:, :, None]
         parts = harmonics.split(DEGREES, dim=-1)
         zeros = [torch.zeros_like(part) for part in parts]

@@ -327,7 +327,7 @@ def _compile(model: MultitaskModel, tasks: Sequence[Task], settings: LoopSetting
                 f"train.compile, task {task.name}",
                 f"on, with forces or stress that are derivatives of an energy ({type(model.backbone).__name__}, "
                 f"precision {settings.precision}, tasks: {len(tasks)})",
-                "a backbone that can be traced (`Backbone.traceable`), such as painn; precision 32-true; one task",
+                "a backbone that can be traced (`Backbone.traceable`): painn or gotennet; precision 32-true; one task",
                 "turn it off, or use direct_forces heads",
             )
         model.compile_derivatives(task.name)

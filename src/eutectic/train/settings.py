@@ -215,9 +215,9 @@ class LoopSettings(Settings):
     )
     compile: bool = Field(
         default=False,
-        description="use torch.compile, which takes one or two minutes at the start. Forces as derivatives of the "
-        "energy: PaiNN only; training steps take half the time on a CPU. Direct forces: any backbone, with little gain "
-        "on a CPU; parts that cannot be compiled run uncompiled",
+        description="use torch.compile, which takes one to three minutes at the start. Forces as derivatives of the "
+        "energy: PaiNN and GotenNet; on a CPU, training steps take half and two thirds of the time. Direct forces: any "
+        "backbone, with little gain on a CPU; parts that cannot be compiled run uncompiled",
     )
     out_of_memory: Literal["split", "stop"] = Field(
         default="split",
