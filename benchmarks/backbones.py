@@ -1,9 +1,12 @@
-"""Compare backbones at equal CPU time: one molecule's dynamics from scratch, energies and conservative forces.
+"""Compare backbones at equal CPU time: dynamics of one molecule or crystal, energies and conservative forces.
 
     python -m venv mace && mace/bin/pip install torch==2.13.0 mace-torch            # the peer, in its own environment
     eutectic data prepare rmd17:aspirin --source FOLDER --store stores/aspirin
     python benchmarks/backbones.py stores/aspirin --minutes 2 --mace mace/bin/python --out docs/results/backbones
     python benchmarks/backbones.py stores/aspirin --minutes 2 --only gotennet --rate 2e-3 --rate 4e-3
+    eutectic data prepare records --source lips_data.lmdb --unit positions=angstrom --unit energy=eV \
+        --unit forces=eV/angstrom --store stores/lips                                   # a crystal: matsciml's sample
+    python benchmarks/backbones.py stores/lips --structures 150 20 30 --minutes 5 --mace mace/bin/python
     python benchmarks/backbones.py mixture --minutes 5 --out docs/results/backbones
     python benchmarks/backbones.py temperature --files train_300K.xyz hotter.xyz --minutes 3 --mace mace/bin/python
 
@@ -37,7 +40,8 @@ from typing import Any
 
 import numpy as np
 
-TRAIN, VALIDATION, TEST = 950, 50, 1000
+STRUCTURES = (950, 50, 1000)
+"""For training, validation and test: of rMD17's official splits."""
 COMPLETE = ["--graph.cutoff", "5", "--graph.max_neighbours", "100"]
 LEARNING = ["--weight", "forces=10", "--optimiser.ema_decay", "0.99", "--optimiser.clip_norm", "10"]
 LEARNING += ["--optimiser.warmup_steps", "50", "--optimiser.final_lr_ratio", "0.02", "--weight-decay", "0"]
@@ -161,10 +165,15 @@ def measured(command: Sequence[str], core: int, log: Path) -> float:
     return used.ru_utime + used.ru_stime
 
 
-def of_store(name: str) -> list[str]:
-    """The published split; runs that only measure a step need no test."""
-    test = TEST if name == "run" else 1
-    return ["--n-train", str(TRAIN), "--n-validation", str(VALIDATION), "--n-test", str(test)]
+def of_store(structures: Sequence[int]) -> Callable[[str], list[str]]:
+    """The default split of a store; runs that only measure a step need no test."""
+    train, validation, test = structures
+
+    def parts(name: str) -> list[str]:
+        tested = test if name == "run" else 1
+        return ["--n-train", str(train), "--n-validation", str(validation), "--n-test", str(tested)]
+
+    return parts
 
 
 def train_ours(
@@ -174,7 +183,7 @@ def train_ours(
     rate: float,
     seconds: float,
     core: int,
-    parts: Callable[[str], list[str]] = of_store,
+    parts: Callable[[str], list[str]],
 ) -> dict[str, Any]:
     def run(steps: int, name: str) -> tuple[float, dict[str, Any]]:
         out = folder / name
@@ -235,7 +244,7 @@ def pretrain_ours(folder: Path, options: list[str], rate: float, seconds: float,
 
 
 def train_mace(
-    python: str, files: dict[str, Path], folder: Path, seconds: float, core: int, n_train: int = TRAIN
+    python: str, files: dict[str, Path], folder: Path, seconds: float, core: int, n_train: int
 ) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     script = Path(python).with_name("mace_run_train")
@@ -303,7 +312,7 @@ def infer_ours(model: str, test: Path) -> float:
     return len(frames) / (time.process_time() - start)
 
 
-def write_files(store: Path, folder: Path) -> dict[str, Path]:
+def write_files(store: Path, folder: Path, structures: Sequence[int]) -> dict[str, Path]:
     """The rows of our split, as extended xyz files for MACE."""
     import ase.io
 
@@ -311,7 +320,8 @@ def write_files(store: Path, folder: Path) -> dict[str, Path]:
     from eutectic.data.splits import split
 
     opened = open_store(str(store))
-    parts = split(opened, opened.card.default_split, n_train=TRAIN, n_validation=VALIDATION, n_test=TEST)
+    train, validation, test = structures
+    parts = split(opened, opened.card.default_split, n_train=train, n_validation=validation, n_test=test)
     files = {}
     for name in ("train", "validation", "test"):
         frames = []
@@ -382,6 +392,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path, help="store of one rMD17 molecule, with its published split; or `mixture`")
     parser.add_argument("--minutes", type=float, default=2.0, help="CPU minutes of training for each entrant")
+    parser.add_argument("--structures", nargs=3, type=int, default=STRUCTURES, help="for training, validation and test")
     parser.add_argument("--only", action="append", help="entrants, default: all")
     parser.add_argument("--rate", action="append", type=float, help="learning rates to try, default: one for each")
     parser.add_argument(
@@ -411,7 +422,7 @@ def main() -> None:
         if given.out:
             keep(given.out / f"temperature-{given.minutes:g}min.json", rows)
         return
-    files = write_files(given.store, work)
+    files = write_files(given.store, work, given.structures)
     starts = {
         f"from {start.parent.name}": (["--model", str(start), "--head-from", "none"], 3e-3) for start in given.start
     }
@@ -419,7 +430,9 @@ def main() -> None:
         if given.only and name not in starts and name not in given.only:
             continue
         tried = [
-            train_ours(given.store, work / f"{name}-{rate:g}", options, rate, seconds, given.core)
+            train_ours(
+                given.store, work / f"{name}-{rate:g}", options, rate, seconds, given.core, of_store(given.structures)
+            )
             for rate in given.rate or [usual]
         ]
         rows[name] = min(tried, key=lambda r: min(r["validation_forces"]))
@@ -427,7 +440,7 @@ def main() -> None:
         rows[name]["inference"] = infer_ours(rows[name]["model"], files["test"])
         show(name, rows[name])
     if given.mace and not (given.only and "mace" not in given.only):
-        rows["mace"] = train_mace(given.mace, files, work / "mace", seconds, given.core)
+        rows["mace"] = train_mace(given.mace, files, work / "mace", seconds, given.core, n_train=given.structures[0])
         log = work / "mace-inference.log"
         measured([given.mace, "-c", MACE_INFERENCE, rows["mace"]["model"], str(files["test"])], given.core, log)
         rows["mace"]["inference"] = float(log.read_text().split()[-1])

@@ -182,6 +182,9 @@ def test_prepare_refusals(tmp_path: Path, embedded: Store) -> None:
         catalogue.prepare("rmd71:ethanol", tmp_path, tmp_path / "store")
     with pytest.raises(EutecticError, match="it is embedded"):
         catalogue.prepare("molecules", tmp_path, tmp_path / "store")
+    (tmp_path / "mine.xyz").touch()
+    with pytest.raises(EutecticError, match=r"eutectic data prepare ase --source \S+mine.xyz"):
+        catalogue.prepare(str(tmp_path / "mine.xyz"))
     with pytest.raises(EutecticError, match="no source"):
         catalogue.prepare("ase", None, tmp_path / "store")
     with pytest.raises(EutecticError, match="--store"):

@@ -309,6 +309,13 @@ def _unknown(name: str) -> EutecticError:
         return EutecticError(
             name, "a family of data sets", "the name of one of them", f"name one: {name}{choices.replace(' ', '')}"
         )
+    if Path(name).exists():
+        return EutecticError(
+            name,
+            "a file or folder, not the name of a data set",
+            "for your own files, ase (all that ASE reads) or records (.lmdb, .npz, .json, .csv)",
+            f"eutectic data prepare ase --source {name} --store STORE, or records instead of ase",
+        )
     return EutecticError(
         name,
         "not a data set that can be prepared" + (" (it is embedded)" if name in embedded() else ""),
