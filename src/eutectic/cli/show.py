@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,7 +190,7 @@ def show_end(result: FinetuneResult, folder: Path, longer: str) -> None:
     for what, where in (
         ("model", f"{folder / 'model'}"),
         ("report", f"{folder / 'report.html'}"),
-        ("predict", f"eutectic predict {folder / 'model'} FILE -o predicted.xyz"),
+        ("predict", f"{shlex.join(['eutectic', 'predict', str(folder / 'model')])} FILE -o predicted.xyz"),
         ("continue", longer),
     ):
         console.print(f"{what + ':':<10}{plain(where)}", highlight=False, soft_wrap=True)

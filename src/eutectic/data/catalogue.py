@@ -8,6 +8,7 @@ user's own files.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -314,7 +315,7 @@ def _unknown(name: str) -> EutecticError:
             name,
             "a file or folder, not the name of a data set",
             "for your own files, ase (all that ASE reads) or records (.lmdb, .npz, .json, .csv)",
-            f"eutectic data prepare ase --source {name} --store STORE, or records instead of ase",
+            f"eutectic data prepare ase --source {shlex.quote(name)} --store STORE, or records instead of ase",
         )
     return EutecticError(
         name,

@@ -160,10 +160,11 @@ class GotenNetLayer(nn.Module):
     def forward(
         self,
         h: Float[Tensor, "atoms width"],
-        x: Float[Tensor, "atoms 8 width"],
+        x: Float[Tensor, "atoms 8 width"] | None,
         t: Float[Tensor, "edges width"],
         geometry: Geometry,
     ) -> tuple[Float[Tensor, "atoms width"], Float[Tensor, "atoms 8 width"], Float[Tensor, "edges width"]]:
+        """One layer; x is None in the first, where there are no steerable features yet."""
         h, x = self._messages(h, x, t, geometry)
         if self.refines:
             t = t + nn.functional.silu(self.refine_gate(t)) * self._perpendicular(x, geometry)
@@ -189,7 +190,7 @@ class GotenNetLayer(nn.Module):
     def _messages(
         self,
         h: Float[Tensor, "atoms width"],
-        x: Float[Tensor, "atoms 8 width"],
+        x: Float[Tensor, "atoms 8 width"] | None,
         t: Float[Tensor, "edges width"],
         geometry: Geometry,
     ) -> tuple[Float[Tensor, "atoms width"], Float[Tensor, "atoms 8 width"]]:
@@ -202,17 +203,19 @@ class GotenNetLayer(nn.Module):
         values = self.values(h)  # (atoms, blocks · width)
         along, carried = values.split((n * self.width, (1 + n) * self.width), dim=-1)
         # Sent without a direction: the neighbours' scalars, and their steerable features times one gate per degree.
-        sent = self._sent(carried.unflatten(-1, (1 + n, -1)), x)
-        sent = carry(weights[:, n:], sent, edges.source, edges.target, (1, *DEGREES))
+        sent, degrees = self._sent(carried.unflatten(-1, (1 + n, -1)), x), (1, *(DEGREES if x is not None else ()))
+        sent = carry(weights[:, n : n + len(degrees)], sent, edges.source, edges.target, degrees)
         # Sent along the edge.
         along = along.index_select(0, edges.source).unflatten(-1, (n, -1)) * weights[:, :n]  # (edges, degrees, width)
         directed = geometry.harmonics.mT @ geometry.padded.to_padded(along).flatten(1, 2)
-        return h + sent[:, 0], x + sent[:, 1:] + directed
+        return h + sent[:, 0], directed if x is None else x + sent[:, 1:] + directed
 
     @staticmethod
     def _sent(
-        gates: Float[Tensor, "atoms blocks width"], x: Float[Tensor, "atoms 8 width"]
-    ) -> Float[Tensor, "atoms 9 width"]:
+        gates: Float[Tensor, "atoms blocks width"], x: Float[Tensor, "atoms 8 width"] | None
+    ) -> Float[Tensor, "atoms components width"]:
+        if x is None:
+            return gates[:, :1]
         parts = [gates[:, d : d + 1] * part for d, part in enumerate(x.split(DEGREES, dim=1), start=1)]
         return torch.cat([gates[:, :1], *parts], dim=1)
 
@@ -286,9 +289,11 @@ class GotenNet(Backbone):
         around = sum_over_neighbours(neighbours, edges, graph.numbers.shape[0])
         h = self.start(torch.cat([self.embedding(graph.numbers), around], dim=-1))  # (atoms, width)
         t = (h[edges.target] + h[edges.source]) * self.edge_start(radial)  # (edges, width)
-        x = h.new_zeros(h.shape[0], sum(DEGREES), h.shape[1])  # (atoms, 8, width)
+        # Not zeros: they would cost as much as any x, and their compiled derivatives were wrong (docs/log.md).
+        x: Tensor | None = None  # (atoms, 8, width)
         for layer in self.layers:
             h, x, t = layer(h, x, t, geometry)
+        assert x is not None  # there is at least one layer
         vectors = x[:, : DEGREES[0]]
         if not self.edge_width:
             return Features(atoms=h, edges=None, directions=edge_forces, vectors=vectors)

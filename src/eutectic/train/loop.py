@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -295,7 +296,9 @@ def _prepare_process(
 
 
 def _too_many_nonfinite_steps(run: RunState, settings: LoopSettings) -> EutecticError:
-    saved = "" if run.folder is None else f", or see `eutectic replay {run.folder / 'nonfinite-steps'}/step-…`"
+    saved = ""
+    if run.folder is not None:
+        saved = f", or see `eutectic replay {shlex.quote(str(run.folder / 'nonfinite-steps'))}/step-…`"
     return EutecticError(
         f"step {run.step}",
         f"{run.nonfinite_steps} steps had a non-finite loss or gradient",
