@@ -45,8 +45,13 @@ def fine_tuned(frames: list[Any], folder: Path, name: str, steps: int, seed: int
 
 
 def errors(run: str, tests: dict[str, Path]) -> dict[str, Any]:
+    """Test → property → errors and coverage, without the single values."""
     told = json.loads(eutectic("evaluate", run, *map(str, tests.values()), "--json"))
-    return dict(zip(tests, told["sets"].values(), strict=True))
+    kept = [
+        {name: {k: v for k, v in one.items() if k not in ("truth", "prediction")} for name, one in found.items()}
+        for found in told["sets"].values()
+    ]
+    return dict(zip(tests, kept, strict=True))
 
 
 def main() -> None:
