@@ -203,7 +203,8 @@ class GotenNetLayer(nn.Module):
         values = self.values(h)  # (atoms, blocks · width)
         along, carried = values.split((n * self.width, (1 + n) * self.width), dim=-1)
         # Sent without a direction: the neighbours' scalars, and their steerable features times one gate per degree.
-        sent, degrees = self._sent(carried.unflatten(-1, (1 + n, -1)), x), (1, *(DEGREES if x is not None else ()))
+        degrees = (1,) if x is None else (1, *DEGREES)
+        sent = self._sent(carried.unflatten(-1, (1 + n, -1)), x)
         sent = carry(weights[:, n : n + len(degrees)], sent, edges.source, edges.target, degrees)
         # Sent along the edge.
         along = along.index_select(0, edges.source).unflatten(-1, (n, -1)) * weights[:, :n]  # (edges, degrees, width)
