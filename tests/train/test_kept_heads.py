@@ -62,6 +62,20 @@ def test_a_head_that_fits_is_kept_with_references_of_its_own(
     assert result.validation_baselines["energy"] == pytest.approx(before.validation_baselines["energy"], rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "compiler", "said_so"), [(1200.0, "c++", True), (1200.0, None, False), (300.0, "c++", False)]
+)
+def test_compilation_is_recommended_for_long_runs_with_conservative_forces(
+    molecules: Store, monkeypatch: pytest.MonkeyPatch, seconds: float, compiler: str | None, said_so: bool
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: compiler if name == compiler else None)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    settings = small_finetuning(molecules.path)
+    train = settings.train.model_copy(update={"time": seconds})
+    said, _ = begun(settings.model_copy(update={"train": train}))
+    assert ("faster: --train.compile true" in said) == said_so
+
+
 def test_heads_of_another_level_of_theory_or_worse_than_the_mean_are_not_kept(
     molecules: Store, first: tuple[Path, FinetuneResult], tmp_path: Path
 ) -> None:

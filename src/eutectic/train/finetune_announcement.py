@@ -5,15 +5,18 @@ These functions only print, and leave the run as it is; checks that also warn ar
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
 from ase.data import chemical_symbols
 from rich.console import Console
 from torch import nn
 
 from eutectic.checkpoints.model import elements_seen
+from eutectic.models.registry import backbone_entry
 from eutectic.tasks.metrics import shown
 from eutectic.train.batches.sampler import TaskDataset
 from eutectic.train.evaluation import evaluate
@@ -25,9 +28,38 @@ from eutectic.train.settings import FinetuneSettings
 RIDGE_FITTED_TO = 256
 """Training structures of the ridge regression at the start of a run."""
 
+WORTH_COMPILING = 900.0
+"""Seconds of training from which on compilation is recommended."""
+
 
 def announce(console: Console, settings: FinetuneSettings, prepared: Prepared) -> None:
-    """Before training, print the data, the split, and which parts of the model are kept or new."""
+    """Before training, print the data, the split, which parts of the model are kept or new, and what is faster."""
+    _announce_data(console, settings, prepared)
+    _announce_start(console, settings, prepared)
+    if _is_worth_compiling(settings, prepared):
+        console.print(
+            "faster: --train.compile true compiles for a few minutes, and then saves a third of a step or more",
+            highlight=False,
+        )
+
+
+def _is_worth_compiling(settings: FinetuneSettings, prepared: Prepared) -> bool:
+    """Whether a long run with conservative forces could be compiled, and is not."""
+    train, backbone = settings.train, backbone_entry(prepared.backbone.name).module
+    return (
+        not train.compile
+        and (train.time or 0.0) >= WORTH_COMPILING
+        and any(head.entry.derivative for head in prepared.task.heads.values())
+        and len(prepared.tasks) == 1
+        and train.precision == "32-true"
+        and bool(getattr(backbone, "traceable", False))
+        # Measured on CPUs only, where the compiler needs another one.
+        and not torch.accelerator.is_available()
+        and any(map(shutil.which, ("c++", "g++", "clang++")))
+    )
+
+
+def _announce_data(console: Console, settings: FinetuneSettings, prepared: Prepared) -> None:
     store, parts, task = prepared.store, prepared.split, prepared.task
     counts = store.label_counts()
     console.print(
@@ -58,7 +90,10 @@ def announce(console: Console, settings: FinetuneSettings, prepared: Prepared) -
         )
     for companion in prepared.companions:
         console.print(f"together with: {companion.in_words}", highlight=False)
-    start = prepared.start
+
+
+def _announce_start(console: Console, settings: FinetuneSettings, prepared: Prepared) -> None:
+    parts, task, store, start = prepared.split, prepared.task, prepared.store, prepared.start
     if start is None:
         like = f" with the architecture of {settings.architecture_from}" if settings.architecture_from else ""
         console.print(f"from scratch: {prepared.backbone.name}{like}, seed {settings.train.seed}", highlight=False)
