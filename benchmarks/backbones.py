@@ -6,15 +6,15 @@
     python benchmarks/backbones.py stores/aspirin --minutes 2 --only gotennet --rate 2e-3 --rate 4e-3
     eutectic data prepare records --source lips_data.lmdb --unit positions=angstrom --unit energy=eV \
         --unit forces=eV/angstrom --store stores/lips                                   # a crystal: matsciml's sample
-    python benchmarks/backbones.py stores/lips --structures 150 20 30 --minutes 5 --mace mace/bin/python
+    python benchmarks/backbones.py stores/lips --structures 150 20 30 --minutes 3 --mace mace/bin/python
     python benchmarks/backbones.py mixture --minutes 5 --out docs/results/backbones
     python benchmarks/backbones.py temperature --files train_300K.xyz hotter.xyz --minutes 3 --mace mace/bin/python
 
-Every entrant trains on the same 950 structures on one core (pinned, one thread), is validated on the same 50, and
-tested once, at the end, on the same 1,000. Machines are shared and noisy, so a budget is CPU time of the process and
-its children, not wall time: two short runs give the CPU time of a step (an epoch for MACE), and the length of the run
-follows. Learning rates of our entrants are the best of those given, by validation error; MACE has the values of its
-documentation.
+Every entrant trains on the same structures (950, unless given) on one core (pinned, one thread), is validated on the
+same 50, and tested once, at the end, on the same 1,000. Machines are shared and noisy, so a budget is CPU time of the
+process and its children, not wall time: two short runs give the CPU time of a step (an epoch for MACE), and the length
+of the run follows. Learning rates of our entrants are the best of those given, by validation error; MACE has the values
+of its documentation.
 Errors are mean absolute errors of force components (meV/Å) and of energies (meV). Inference is energies and forces of
 the test structures in batches of 32, in structures per CPU second.
 
@@ -390,7 +390,11 @@ def compare_temperatures(given: argparse.Namespace, work: Path, seconds: float, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("store", type=Path, help="store of one rMD17 molecule, with its published split; or `mixture`")
+    parser.add_argument(
+        "store",
+        type=Path,
+        help="store of one molecule or crystal, whose default split is used; mixture; or temperature",
+    )
     parser.add_argument("--minutes", type=float, default=2.0, help="CPU minutes of training for each entrant")
     parser.add_argument("--structures", nargs=3, type=int, default=STRUCTURES, help="for training, validation and test")
     parser.add_argument("--only", action="append", help="entrants, default: all")

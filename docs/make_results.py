@@ -232,8 +232,7 @@ def selection() -> str:
         "## What to label next\n\n`python benchmarks/selection.py`, 3BPA: `eutectic-small` learns from 60 frames of "
         "300 K, then from 60 more out of 300 of mixed temperatures up to 1,200 K, and is tested on 200 others of these "
         f"and on 100 of 300 K. {len(runs)} seeds, 300 steps each. Coverage: how many energies lie within the central "
-        "68 and 95 % of the predicted "
-        "distribution.\n\n" + table(("labelled", *head), rows)
+        "68 and 95 % of the predicted distribution.\n\n" + table(("labelled", *head), rows)
     )
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eutectic.graph.graph import Edges
-from eutectic.graph.operators import own
+from eutectic.graph.operators import own, summed
 
 
 def sum_over_neighbours(messages: Tensor, edges: Edges, n_atoms: int) -> Tensor:
@@ -19,11 +19,6 @@ def sum_over_neighbours(messages: Tensor, edges: Edges, n_atoms: int) -> Tensor:
         return summed(messages, edges.target, n_atoms)
     result: Tensor = _Sum.apply(messages, edges.target, n_atoms)
     return result
-
-
-def summed(messages: Tensor, target: Tensor, n_atoms: int) -> Tensor:
-    """Sum rows with the same target, as plain operations: (edges, …), (edges,) → (atoms, …)."""
-    return messages.new_zeros((n_atoms, *messages.shape[1:])).index_add_(0, target, messages)
 
 
 class _Sum(torch.autograd.Function):

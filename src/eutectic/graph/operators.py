@@ -10,31 +10,33 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 
-@torch.library.custom_op("eutectic::gather", mutates_args=(), schema="(Tensor x, Tensor index) -> Tensor")
+def summed(x: Tensor, index: Tensor, n: int) -> Tensor:
+    """Sum of the rows of x with the same index, as plain operations: (rows, …), (rows,) → (n, …)."""
+    return x.new_zeros((n, *x.shape[1:])).index_add_(0, index, x)
+
+
+@custom_op("eutectic::gather", mutates_args=(), schema="(Tensor x, Tensor index) -> Tensor")
 def gather(x: Tensor, index: Tensor) -> Tensor:
     """x[index]: (rows, …), (n,) → (n, …)."""
     return x.index_select(0, index)
 
 
-@torch.library.custom_op(
-    "eutectic::scatter_sum", mutates_args=(), schema="(Tensor x, Tensor index, SymInt n) -> Tensor"
-)
+@custom_op("eutectic::scatter_sum", mutates_args=(), schema="(Tensor x, Tensor index, SymInt n) -> Tensor")
 def scatter_sum(x: Tensor, index: Tensor, n: int) -> Tensor:
-    """Sum of the rows of x with the same index: (rows, …), (rows,) → (n, …)."""
-    return x.new_zeros((n, *x.shape[1:])).index_add_(0, index, x)
+    """See `summed`."""
+    return summed(x, index, n)
 
 
-@torch.library.custom_op(
-    "eutectic::scatter_largest", mutates_args=(), schema="(Tensor x, Tensor index, SymInt n) -> Tensor"
-)
+@custom_op("eutectic::scatter_largest", mutates_args=(), schema="(Tensor x, Tensor index, SymInt n) -> Tensor")
 def scatter_largest(x: Tensor, index: Tensor, n: int) -> Tensor:
     """Largest of 0 and the rows of x with the same index, taken as constants: (rows, m), (rows,) → (n, m)."""
     return x.new_zeros(n, x.shape[1]).scatter_reduce_(0, index[:, None].expand_as(x), x, "amax")
 
 
-@torch.library.custom_op(
+@custom_op(
     "eutectic::carry",
     mutates_args=(),
     schema="(Tensor weights, Tensor x, Tensor source, Tensor target, int[] degrees) -> Tensor",
@@ -50,7 +52,7 @@ def carry(weights: Tensor, x: Tensor, source: Tensor, target: Tensor, degrees: S
     return result
 
 
-@torch.library.custom_op(
+@custom_op(
     "eutectic::meet",
     mutates_args=(),
     schema="(Tensor x, Tensor y, Tensor source, Tensor target, int[] degrees) -> Tensor",

@@ -22,6 +22,7 @@ from eutectic.train.batches.sampler import TaskDataset
 from eutectic.train.evaluation import evaluate
 from eutectic.train.finetune_preparation import Prepared
 from eutectic.train.kept_heads import AUTO, TRIED_ON
+from eutectic.train.loop import can_compile_derivatives
 from eutectic.train.ridge import fit_ridge, why_not, with_linear_heads
 from eutectic.train.settings import FinetuneSettings
 
@@ -49,11 +50,9 @@ def _is_worth_compiling(settings: FinetuneSettings, prepared: Prepared) -> bool:
     return (
         not train.compile
         and (train.time or 0.0) >= WORTH_COMPILING
-        and any(head.entry.derivative for head in prepared.task.heads.values())
-        and len(prepared.tasks) == 1
-        and train.precision == "32-true"
-        and bool(getattr(backbone, "traceable", False))
-        # Measured on CPUs only, where the compiler needs another one.
+        and prepared.task.has_derivatives
+        and can_compile_derivatives(prepared.tasks, train, getattr(backbone, "traceable", False))
+        # The gain was measured on CPUs only. There, torch.compile needs a C++ compiler.
         and not torch.accelerator.is_available()
         and any(map(shutil.which, ("c++", "g++", "clang++")))
     )

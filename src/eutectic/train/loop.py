@@ -325,7 +325,7 @@ def checkpoint_activations(model: MultitaskModel) -> None:
 
 def _compile(model: MultitaskModel, tasks: Sequence[Task], settings: LoopSettings) -> None:
     for task in _with_derivatives(tasks):
-        if len(tasks) > 1 or settings.precision != "32-true" or not model.backbone.traceable:
+        if not can_compile_derivatives(tasks, settings, model.backbone.traceable):
             raise EutecticError(
                 f"train.compile, task {task.name}",
                 f"on, with forces or stress that are derivatives of an energy ({type(model.backbone).__name__}, "
@@ -339,6 +339,17 @@ def _compile(model: MultitaskModel, tasks: Sequence[Task], settings: LoopSetting
     # validation, was copied before and is not compiled.
     torch._dynamo.config.suppress_errors = True
     model.compile_parts()
+
+
+def can_compile_derivatives(tasks: Sequence[Task], settings: LoopSettings, traceable: bool) -> bool:
+    """Whether a model of these tasks can be compiled although forces or stress are derivatives of its energy.
+
+    Args:
+        tasks: of the model.
+        settings: of the run.
+        traceable: whether its backbone is (`Backbone.traceable`).
+    """
+    return len(tasks) == 1 and settings.precision == "32-true" and traceable
 
 
 def _check_shardable(tasks: Sequence[Task]) -> None:
