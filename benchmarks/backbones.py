@@ -427,8 +427,11 @@ def main() -> None:
             keep(given.out / f"temperature-{given.minutes:g}min.json", rows)
         return
     files = write_files(given.store, work, given.structures)
+    # As `eutectic finetune` advises for runs of this length.
+    compiled = ["--train.compile", "true"] if seconds >= 15 * 60 else []
     starts = {
-        f"from {start.parent.name}": (["--model", str(start), "--head-from", "none"], 3e-3) for start in given.start
+        f"from {start.parent.name}": (["--model", str(start), "--head-from", "none", *compiled], 3e-3)
+        for start in given.start
     }
     for name, (options, usual) in {**ENTRANTS, **starts}.items():
         if given.only and name not in starts and name not in given.only:

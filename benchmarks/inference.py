@@ -35,8 +35,12 @@ OURS: dict[str, dict[str, Any]] = {
     "eutectic-small, direct": {"conservative": False},
     "eutectic-small, conservative": {"conservative": True},
     "eutectic-small, conservative, bfloat16": {"conservative": True, "dtype": "bfloat16"},
+    "eutectic-small, direct, compiled": {"conservative": False, "compile": True},
+    "eutectic-small, conservative, compiled": {"conservative": True, "compile": True},
     "eutectic-fast, direct": {"conservative": False},
     "eutectic-fast, conservative": {"conservative": True},
+    "eutectic-fast, direct, compiled": {"conservative": False, "compile": True},
+    "eutectic-fast, conservative, compiled": {"conservative": True, "compile": True},
 }
 BATCH = 16
 
@@ -82,7 +86,7 @@ def entrant(name: str) -> tuple[Callable[[str], Any], Timed | None, Callable[[st
         options = OURS[name]
 
         def batch(which: str, frames: list[Atoms]) -> None:
-            model.predict(frames, task=TASKS[which], conservative=options["conservative"], batch_size=BATCH)
+            model.predict(frames, task=TASKS[which], batch_size=BATCH, **options)
 
         timer = Timed(reuse.ReusedNeighbours, "graph")
         calculators = {which: model.calculator(task=task, **options) for which, task in TASKS.items()}

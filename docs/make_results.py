@@ -37,15 +37,21 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)]) + "\n"
 
 
+def rate(value: float) -> str:
+    """Three digits, and all before the decimal point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def inference() -> str:
     """Predictions and dynamics per second beside other packages."""
     measured = read("inference")
     rows = [
         (
             f"{case['structure']}, {case['atoms']} atoms: {run['model']}",
-            f"{run['structures_per_second']:.3g}",
-            f"{run['steps_per_second']:.3g}",
+            rate(run["structures_per_second"]),
+            rate(run["steps_per_second"]),
             f"{run['structures_per_second'] / peer['structures_per_second']:.2g}",
+            rate(run["batched_per_second"]) if run.get("batched_per_second") is not None else "",
             f"{100 * run['neighbour_share']:.0f} %" if run.get("neighbour_share") is not None else "",
         )
         for case in measured["cases"]
@@ -56,7 +62,17 @@ def inference() -> str:
         "## Inference\n\n`python benchmarks/inference.py`. "
         + measured["note"]
         + "\n\n"
-        + table(("structure: model", "structures/s", "MD steps/s", "times MACE", "neighbour list"), rows)
+        + table(
+            (
+                "structure: model",
+                "structures/s",
+                "MD steps/s",
+                "times MACE",
+                f"in batches of {measured['batch']}, structures/s",
+                "neighbour list",
+            ),
+            rows,
+        )
     )
 
 

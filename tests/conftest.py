@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from ase.build import molecule
@@ -28,6 +29,14 @@ def _own_properties_end_with_a_test() -> Iterator[None]:
     yield
     PROPERTIES.clear()
     PROPERTIES.update(before)
+
+
+@pytest.fixture
+def unchecked_types() -> Iterator[None]:
+    """Sizes are symbols while a model is traced, which the tests' type checks take for mistakes."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

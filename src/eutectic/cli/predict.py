@@ -48,6 +48,10 @@ def predict(
         list[str] | None,
         typer.Option(help="cpu, cuda, cuda:1, …; repeat to run one process on each. Default: a GPU if available."),
     ] = None,
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the model first: 10 to 40 s, then up to 3 times as fast on a CPU."),
+    ] = False,
 ) -> None:
     """Predict energies, forces and the other properties of a task.
 
@@ -72,6 +76,8 @@ def predict(
     `eutectic predict runs/aspirin/model my.xyz --json > predicted.json`
 
     `eutectic predict sevennet:7net-0 my.xyz -o predicted.xyz`
+
+    `eutectic predict eutectic-fast many.xyz --task molecules --compile -o predicted.xyz`
 
     `eutectic predict runs/mine my.xyz -o predicted.xyz --device cuda:0 --device cuda:1`
     """
@@ -120,12 +126,17 @@ def predict(
                 batch_size=batch_size,
                 elements=elements,
                 unit=" ".join(sorted(unit or ())),
+                compile=compile,
             )
             written = resuming(out, selected, names, None if as_json else facts, normalised=normalised, note=note)
             stream, writer = stack.enter_context(written)
             writers.append(writer)
             if stream.said:
                 Console(stderr=True).print(plain(stream.said), soft_wrap=True, highlight=False)
+        if compile:
+            Console(stderr=True).print(
+                "compiling the model: the first predictions take up to a minute", highlight=False
+            )
         summary = Summary() if stream is None else stream.summary
         total = about_how_many(structures)
         bar = stack.enter_context(ProgressBar("predicting", total, done=summary.structures, every=LINE_EVERY))
@@ -141,6 +152,7 @@ def predict(
                     batch_size=batch_size,
                     normalised=normalised,
                     conservative=conservative,
+                    compile=compile,
                     folder=folder,
                     devices=devices,
                     summary=summary,

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -68,7 +68,7 @@ class CompiledDerivatives:
             if key not in self._compiled:
                 self._compiled[key] = self._compile(graph, parameters, tensors)
             self._batches[key] += 1
-            if self._batches[key] == 10 ** (len(str(self._batches[key])) - 1):
+            if is_due(self._batches[key]):
                 self._check(key, graph, parameters, tensors)
             compiled, names = self._compiled[key]
             return dict(zip(names, compiled(parameters, tensors), strict=True))
@@ -118,12 +118,29 @@ class CompiledDerivatives:
             return {name: value.detach() for name, value in values.items()} | found
 
         expected = results(self._forward(graph))
-        given = results(dict(zip(names, compiled(parameters, tensors), strict=True)))
-        for name, value in expected.items():
-            scale, difference = float(value.abs().max()), float((value - given[name]).abs().max())
-            # A gradient that is zero but for rounding has no digits to compare.
-            if not difference <= AGREEMENT * max(scale, AGREEMENT):
-                raise ArithmeticError(f"the compiled code gives another {name} (by {difference:.1e} of {scale:.1e})")
+        check_agreement(expected, results(dict(zip(names, compiled(parameters, tensors), strict=True))))
+
+
+def is_due(batch: int) -> bool:
+    """Whether this batch is also computed uncompiled: the 1st, 10th, 100th, …"""
+    return batch == 10 ** (len(str(batch)) - 1)
+
+
+def check_agreement(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], tolerance: float = AGREEMENT) -> None:
+    """Check that compiled and uncompiled results agree.
+
+    Args:
+        expected, given: name → value.
+        tolerance: largest difference, relative to the largest value.
+
+    Raises:
+        ArithmeticError: they differ.
+    """
+    for name, value in expected.items():
+        scale, difference = float(value.abs().max()), float((value - given[name]).abs().max())
+        # A gradient that is zero but for rounding has no digits to compare.
+        if not difference <= tolerance * max(scale, AGREEMENT):
+            raise ArithmeticError(f"the compiled code gives another {name} (by {difference:.1e} of {scale:.1e})")
 
 
 class _Calling(nn.Module):

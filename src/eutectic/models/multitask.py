@@ -17,6 +17,7 @@ from eutectic.atoms import PROPERTIES
 from eutectic.graph import Graph
 from eutectic.models.backbone import Backbone, Features
 from eutectic.models.compiled import CompiledDerivatives
+from eutectic.models.compiled_predictions import CompiledPredictions
 from eutectic.models.frozen_features import FrozenFeatures
 from eutectic.models.heads import HEADS, HeadSettings, ScalarHead, TaskFeatures, Widths, check_needs, resolve
 
@@ -98,6 +99,7 @@ class MultitaskModel(nn.Module):
         self.frozen_features: FrozenFeatures | None = None
         """Feature cache of a frozen backbone while heads are trained (`train/freezing.py`); otherwise None."""
         self._compiled: CompiledDerivatives | None = None
+        self._compiled_predictions: CompiledPredictions | None = None
         self.head_settings = {
             task: {
                 name: head if head.kind and head.pooling else resolve(head, PROPERTIES[name])
@@ -138,6 +140,8 @@ class MultitaskModel(nn.Module):
         if self._compiled is not None and self.training and not (conservative or of_atoms or last_features):
             (part,) = parts
             return {part.task: self._compiled(graph)}
+        if self._compiled_predictions is not None and not self.training:
+            return self._compiled_predictions(graph, parts, conservative, of_atoms, last_features)
         return self._forward(graph, parts, conservative, of_atoms, last_features)
 
     def _forward(
@@ -178,10 +182,25 @@ class MultitaskModel(nn.Module):
         """
         # Sizes that are equal in the first batch (atoms, and atoms with quadruplets) may differ in the next.
         shape_settings.use_duck_shape = False
-        heads = [head for task_heads in self.heads.children() for head in task_heads.children()]
-        perceptrons = [perceptron for head in heads for perceptron in head.children()]
-        for part in (*self.backbone.compile_units, *perceptrons):
+        for part in self._compile_units:
             part.compile(dynamic=True)
+
+    def compile_predictions(self, backend: str = "inductor") -> None:
+        """As `compile_parts`, for predictions only: results are checked, and weights have no gradients any more.
+
+        Compilation takes place in the first prediction of each kind. Training stays uncompiled.
+
+        Args:
+            backend: of `torch.compile`.
+        """
+        # Otherwise, code for the gradients of all weights is compiled, and run for every force.
+        self.requires_grad_(False)
+        self._compiled_predictions = CompiledPredictions(self._forward, self._compile_units, backend)
+
+    @property
+    def _compile_units(self) -> list[nn.Module]:
+        heads = [head for task_heads in self.heads.children() for head in task_heads.children()]
+        return [*self.backbone.compile_units, *(perceptron for head in heads for perceptron in head.children())]
 
     def compile_derivatives(self, task: str, backend: str = "inductor") -> None:
         """Compile training steps on batches of one task whose forces or stress are derivatives of its energy.

@@ -55,6 +55,8 @@ class EutecticCalculator(Calculator):
         device: "cpu", "cuda", …; default: the model's device.
         skin: Å added to the cutoff of the neighbour list, which is rebuilt only after an atom has moved by half the
             skin; results do not depend on it. 0 rebuilds the list in every step.
+        compile: compile the model in the first calculation, which takes 10 to 40 s; then, on a CPU, 1.2 to 1.7
+            times as many steps per second.
 
     Attributes:
         conservative: whether forces and stress are derivatives of the energy.
@@ -76,10 +78,17 @@ class EutecticCalculator(Calculator):
         dtype: str = "float32",
         device: str | torch.device | None = None,
         skin: float = 0.5,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self._prepared = prepared(
-            model, task=task, conservative=conservative, dtype=dtype, device=device, where="calculator"
+            model,
+            task=task,
+            conservative=conservative,
+            dtype=dtype,
+            device=device,
+            compile=compile,
+            where="calculator",
         )
         self.task: Task = self._prepared.task
         self.conservative = self._prepared.conservative

@@ -13,6 +13,7 @@ import torch
 from eutectic.atoms import EutecticError, Structure
 from eutectic.checkpoints.model import TrainedModel, load_model
 from eutectic.predict.prediction import Prediction, predict_each, window_of
+from eutectic.predict.prepared import compiled
 from eutectic.processes import cores, map_in_order
 from eutectic.train.runtime.matmul import prefer_fast_matmul
 from eutectic.train.runtime.memory import keep_freed_memory
@@ -57,6 +58,7 @@ def predict_on(
     batch_size: int = 32,
     normalised: bool = False,
     conservative: bool = False,
+    compile: bool = False,
     on_done: Callable[[int], None] = lambda structures: None,
 ) -> Iterator[Prediction | EutecticError]:
     """As `predict_each`, with one process per device; results are in the order of the structures.
@@ -67,6 +69,7 @@ def predict_on(
         devices: devices to predict on; the same one may be listed several times.
         folder: model folder, loaded by each process.
         task_name, structures, batch_size, normalised, conservative, on_done: as for `predict_each`.
+        compile: compile the model in each process; see `compiled`.
 
     Raises:
         EutecticError: as `predict_each`; a process died.
@@ -78,7 +81,7 @@ def predict_on(
     for results in map_in_order(
         _predict_window,
         ((task_name, window, options) for window in windows),
-        [partial(_begin, folder, str(device), threads) for device in devices],
+        [partial(_begin, folder, str(device), threads, compile) for device in devices],
         where="predict",
         fix="run the same command again with a smaller --batch-size or fewer --device",
     ):
@@ -86,8 +89,8 @@ def predict_on(
         yield from results
 
 
-_place: tuple[Path, str, int] | None = None
-"""Set in each device's process: model folder, device, number of threads."""
+_place: tuple[Path, str, int, bool] | None = None
+"""Set in each device's process: model folder, device, number of threads, whether to compile."""
 
 
 def _begin(*place: Any) -> None:
@@ -99,13 +102,13 @@ def _begin(*place: Any) -> None:
 def _loaded() -> TrainedModel:
     # Loaded in the first call rather than at start-up, since only errors of calls reach the caller.
     assert _place is not None
-    folder, device, threads = _place
+    folder, device, threads, compile = _place
     torch.set_num_threads(threads)
     keep_freed_memory()
     model = load_model(folder)
     prefer_fast_matmul(model.module)
     model.module.to(device)
-    return model
+    return compiled(model) if compile else model
 
 
 def _predict_window(

@@ -24,6 +24,7 @@ from eutectic.data.formats.elements import Elements
 from eutectic.data.store import Store, is_store
 from eutectic.predict.devices import predict_on
 from eutectic.predict.prediction import Prediction, predict_each, window_of
+from eutectic.predict.prepared import compiled
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,7 @@ def predict_file(
     batch_size: int = 32,
     normalised: bool = False,
     conservative: bool = False,
+    compile: bool = False,
     folder: Path | None = None,
     devices: Sequence[torch.device] = (),
     summary: Summary | None = None,
@@ -227,6 +229,7 @@ def predict_file(
         source: a file that ASE reads, or a store.
         writers: called for every structure, in order.
         elements, units: as for `read_each`.
+        compile: see `compiled`.
         folder: model folder; needed for several devices.
         devices: several devices have one process each; otherwise the model's device is used.
         summary: summary of the structures at the beginning of the file that are skipped: whole windows only.
@@ -241,8 +244,8 @@ def predict_file(
 
     def predictions(structures: Iterable[Structure]) -> Iterator[Prediction | EutecticError]:
         if folder is not None and len(devices) > 1:
-            return predict_on(devices, folder, task_name, structures, on_done=on_done, **options)
-        return predict_each(model, task_name, structures, on_done=on_done, **options)
+            return predict_on(devices, folder, task_name, structures, on_done=on_done, compile=compile, **options)
+        return predict_each(compiled(model) if compile else model, task_name, structures, on_done=on_done, **options)
 
     return work_through(
         model,

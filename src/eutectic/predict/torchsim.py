@@ -49,6 +49,7 @@ class EutecticTorchSim(ModelInterface):
             TorchSim keeps positions and energies in this precision too: in float32, 6,000 eV is rounded to 0.5 meV.
         compute_stress: whether results include a stress; default: whether the task has a head for it or derivatives are
             taken.
+        compile: as for `EutecticCalculator`.
 
     Attributes:
         conservative: whether forces and stress are derivatives of the energy.
@@ -66,11 +67,18 @@ class EutecticTorchSim(ModelInterface):
         dtype: str | torch.dtype = "float32",
         device: str | torch.device | None = None,
         compute_stress: bool | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         name = str(dtype).removeprefix("torch.")
         chosen = prepared(
-            model, task=task, conservative=conservative, dtype=name, device=device, where="model for TorchSim"
+            model,
+            task=task,
+            conservative=conservative,
+            dtype=name,
+            device=device,
+            compile=compile,
+            where="model for TorchSim",
         )
         # Not a submodule: `to` would move the weights but not the device and dtype that TorchSim reads.
         self._prepared = chosen
