@@ -427,12 +427,12 @@ def main() -> None:
             keep(given.out / f"temperature-{given.minutes:g}min.json", rows)
         return
     files = write_files(given.store, work, given.structures)
-    # As `eutectic finetune` advises for runs of this length.
-    compiled = ["--train.compile", "true"] if seconds >= 15 * 60 else []
-    starts = {
-        f"from {start.parent.name}": (["--model", str(start), "--head-from", "none", *compiled], 3e-3)
-        for start in given.start
-    }
+    starts = {}
+    for start in given.start:
+        # As `eutectic finetune` advises for runs of this length; models of other packages cannot be compiled.
+        compiled = ["--train.compile", "true"] if seconds >= 15 * 60 and start.is_dir() else []
+        options = ["--model", str(start), "--head-from", "none", *compiled]
+        starts[f"from {start.parent.name or start.name.rpartition(':')[2]}"] = options, 3e-3
     for name, (options, usual) in {**ENTRANTS, **starts}.items():
         if given.only and name not in starts and name not in given.only:
             continue

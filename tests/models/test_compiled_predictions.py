@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eutectic.atoms import EutecticError, Structure
 from eutectic.models.backbone import Backbone
+from eutectic.models.compiled import check_agreement
 from eutectic.models.multitask import MultitaskModel
 from eutectic.testing.structures import molecule, slab
 
@@ -103,7 +104,10 @@ def test_a_single_structure_is_compiled_only_if_it_comes_first() -> None:
     assert counted.calls == calls
     fast = compiled(model_of("atom_vector").eval(), counted)
     predicted(fast, MOLECULES[:1])
-    assert counted.calls > calls
+    alone = counted.calls
+    assert alone > calls
+    predicted(fast, MOLECULES)
+    assert counted.calls > alone
 
 
 def test_wrong_code_is_found_and_left() -> None:
@@ -147,3 +151,10 @@ def test_weights_have_no_gradients_and_training_is_unchanged() -> None:
     fast = compiled(model)
     assert not any(p.requires_grad for p in fast.parameters())
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_values_that_are_not_finite_agree_only_with_their_like() -> None:
+    nan, one = torch.tensor([float("nan"), 1.0]), torch.tensor([5.0, 1.0])
+    check_agreement({"energy": nan}, {"energy": nan.clone()})
+    with pytest.raises(ArithmeticError, match="another energy"):
+        check_agreement({"energy": nan}, {"energy": one})

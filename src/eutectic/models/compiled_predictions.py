@@ -36,7 +36,7 @@ class CompiledPredictions:
     def __init__(self, forward: Callable[..., ByTask], modules: Sequence[nn.Module], backend: str) -> None:
         self._forward = forward
         self._batches: Counter[tuple[object, ...]] = Counter()
-        self._single: bool | None = None
+        self._one_by_one: bool | None = None
         self._failed = False
         # Sizes that are equal in the first batch may differ in the next.
         shape_settings.use_duck_shape = False
@@ -69,13 +69,14 @@ class CompiledPredictions:
         return predictions
 
     def _worthwhile(self, graph: Graph) -> bool:
-        """Sizes of one are compiled as constants, which is worth the time only for structures predicted one by one."""
+        """Sizes of one are compiled as constants: worth the time only for structures that are predicted one by one, not
+        for the last of a file."""
         if min(graph.numbers.shape[0], graph.main.source.shape[0], *(graph.main.degree_stats or ())) < 2:
             return False
         single = graph.n_atoms.shape[0] == 1
-        if self._single is None:
-            self._single = single
-        return single == self._single
+        if self._one_by_one is None:
+            self._one_by_one = single
+        return self._one_by_one or not single
 
     def _uncompiled(self, graph: Graph, *options: Any) -> ByTask:
         with torch.compiler.set_stance("force_eager"):
