@@ -6,7 +6,9 @@ python docs/make_pictures.py
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +18,19 @@ from matplotlib import pyplot as plt
 from eutectic.atoms import Structure
 from eutectic.graph import GraphSettings, build_graph
 
-FOLDER = Path(__file__).resolve().parent / "pictures"
+DOCS = Path(__file__).resolve().parent
+FOLDER = DOCS / "pictures"
+
+MOLECULES = ("ethanol", "toluene", "aspirin")
+LINES = {
+    "from eutectic-small": ("eutectic-small, fine-tuned", "#d9480f"),
+    "from eutectic-fast": ("eutectic-fast, fine-tuned", "#f59f00"),
+    "gotennet, compiled": ("GotenNet from scratch", "#4051b5"),
+    "painn, compiled": ("PaiNN from scratch", "#74b0f4"),
+    "from 7net-0": ("SevenNet's 7net-0, fine-tuned", "#8a5cb8"),
+    "mace": ("MACE from scratch", "#222222"),
+}
+"""Entrant of `benchmarks/backbones.py` → name and colour in the picture."""
 
 
 def four_graphs() -> None:
@@ -43,7 +57,37 @@ def four_graphs() -> None:
     plt.close(figure)
 
 
+def error_against_time() -> None:
+    """Validation errors of half an hour on three molecules: ours, MACE, SevenNet, sGDML."""
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained", sharex=True)
+    for axis, molecule in zip(axes, MOLECULES, strict=True):
+        runs: dict[str, Any] = json.loads((DOCS / f"results/backbones/{molecule}-30min.json").read_text())
+        for entrant, (name, colour) in LINES.items():
+            if entrant in runs:
+                minutes = np.array(runs[entrant]["validation_at"]) / 60
+                later = minutes > 0.5
+                errors = np.array(runs[entrant]["validation_forces"])
+                axis.plot(minutes[later], errors[later], label=name, color=colour, lw=1.5, marker=".", ms=4)
+        short = {**json.loads((DOCS / f"results/backbones/{molecule}-2min.json").read_text()), **runs}
+        for run in (run for entrant, run in short.items() if entrant.startswith("sGDML")):
+            minutes, error = run["process_cpu_seconds"] / 60, min(run["widths_tried"].values())
+            axis.plot(minutes, error, "D", color="#2b8a3e", ms=5, label="sGDML")
+        axis.set(title=molecule, xscale="log", yscale="log", xlabel="CPU time, minutes", xlim=(0.7, 33))
+        axis.set_xticks([1, 3, 10, 30], ["1", "3", "10", "30"])
+        low, high = axis.get_ylim()
+        ticks = [value for value in (3, 5, 10, 20, 30, 50, 100, 200) if low <= value <= high]
+        axis.set_yticks(ticks, [str(value) for value in ticks])
+        axis.minorticks_off()
+        axis.grid(color="#e5e5e5", lw=0.6)
+    axes[0].set_ylabel("error of forces, meV/Å")
+    labels = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.savefig(FOLDER / "error-against-time.svg", facecolor="white", metadata={"Date": None})
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     mpl.rcParams["svg.hashsalt"] = "eutectic"
     FOLDER.mkdir(exist_ok=True)
     four_graphs()
+    error_against_time()
