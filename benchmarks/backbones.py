@@ -69,6 +69,7 @@ MIXTURE: dict[str, tuple[list[str], float]] = {
     "gotennet, 8 neighbours": (["--backbone.name", "gotennet", *OF_VECTORS], 3e-3),
     "gotennet": (["--backbone.name", "gotennet", *COMPLETE, *OF_VECTORS], 3e-3),
     "painn": (["--backbone.name", "painn", *COMPLETE, *OF_VECTORS], 3e-3),
+    "painn, 8 neighbours": (["--backbone.name", "painn", *OF_VECTORS], 3e-3),
 }
 """Entrant → options of `eutectic pretrain demo`, and the learning rate if none is given. GotenNet and PaiNN predict
 forces from their vectors."""

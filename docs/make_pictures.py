@@ -58,13 +58,15 @@ def four_graphs() -> None:
 
 
 def error_against_time() -> None:
-    """Validation errors of half an hour on three molecules: ours, MACE, SevenNet, sGDML."""
+    """Validation errors of about half an hour on three molecules: ours, MACE, SevenNet, sGDML."""
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained", sharex=True)
     for axis, molecule in zip(axes, MOLECULES, strict=True):
         runs: dict[str, Any] = json.loads((DOCS / f"results/backbones/{molecule}-30min.json").read_text())
         for entrant, (name, colour) in LINES.items():
             if entrant in runs:
-                minutes = np.array(runs[entrant]["validation_at"]) / 60
+                # The planned times, which end where the process did: other programs changed the time of a step.
+                planned = np.array(runs[entrant]["validation_at"])
+                minutes = planned / planned[-1] * runs[entrant]["process_cpu_seconds"] / 60
                 later = minutes > 0.5
                 errors = np.array(runs[entrant]["validation_forces"])
                 axis.plot(minutes[later], errors[later], label=name, color=colour, lw=1.5, marker=".", ms=4)
@@ -72,8 +74,8 @@ def error_against_time() -> None:
         for run in (run for entrant, run in short.items() if entrant.startswith("sGDML")):
             minutes, error = run["process_cpu_seconds"] / 60, min(run["widths_tried"].values())
             axis.plot(minutes, error, "D", color="#2b8a3e", ms=5, label="sGDML")
-        axis.set(title=molecule, xscale="log", yscale="log", xlabel="CPU time, minutes", xlim=(0.7, 33))
-        axis.set_xticks([1, 3, 10, 30], ["1", "3", "10", "30"])
+        axis.set(title=molecule, xscale="log", yscale="log", xlabel="CPU time, minutes", xlim=(0.7, 62))
+        axis.set_xticks([1, 3, 10, 30, 60], ["1", "3", "10", "30", "60"])
         low, high = axis.get_ylim()
         ticks = [value for value in (3, 5, 10, 20, 30, 50, 100, 200) if low <= value <= high]
         axis.set_yticks(ticks, [str(value) for value in ticks])

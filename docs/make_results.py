@@ -130,8 +130,8 @@ def contest() -> str:
         "Test errors, evaluated once; the rows are from several runs on a shared machine. CPU min: of the whole "
         "process, with start, validation and test; more than planned where other programs slowed the steps down.\n\n"
         "![Error of forces against CPU time on three molecules](../pictures/error-against-time.svg)\n\n"
-        "Half an hour on 950 structures: errors on the 50 validation structures. Learning rates fall over the whole "
-        "half hour, except MACE's; a shorter run ends lower than these curves are at its time.\n"
+        "Runs planned for half an hour on 950 structures: errors on the 50 validation structures. Learning rates fall "
+        "over the whole run, except MACE's; a shorter run ends lower than these curves are at its time.\n"
     ]
     for path in sorted((FOLDER / "backbones").glob("*min.json")):
         molecule, _, minutes = path.stem.rpartition("-")
