@@ -53,6 +53,7 @@ def test_a_head_that_fits_is_kept_with_references_of_its_own(
     said, prepared = begun(small_finetuning(store, str(model)))
     assert "kept: heads of task mine: energy; before training, on 12 validation structures: energy" in said
     assert "conservative: forces as derivatives of the energy" in said
+    assert "references and scales (references to the residuals of the kept heads)" in said
     assert prepared.kept.errors["forces"] == pytest.approx(min(before.curves["forces"]), rel=1e-3)
     # Refitted, on other structures than those that it is tried on: a little worse, or better.
     assert prepared.kept.errors["energy"] < 1.3 * min(before.curves["energy"])
@@ -60,6 +61,37 @@ def test_a_head_that_fits_is_kept_with_references_of_its_own(
     result = finetune(small_finetuning(store, str(model)), None)
     assert result.errors[0] == pytest.approx(prepared.kept.errors["forces"], rel=1e-3)
     assert result.validation_baselines["energy"] == pytest.approx(before.validation_baselines["energy"], rel=1e-6)
+
+
+def test_kept_heads_keep_their_references_where_refitted_ones_are_worse(
+    molecules: Store, first: tuple[Path, FinetuneResult], tmp_path: Path
+) -> None:
+    """A second run on the same data begins with the errors that the first ended with, in spite of outliers."""
+    model, before = first
+    training = set(begun(small_finetuning(molecules.path))[1].split.train[:8].tolist())
+    rows = [
+        replace(row, labels={**row.labels, "energy": np.asarray(row.labels["energy"] + 50.0 * (i in training))})
+        for i, row in enumerate(molecules)
+    ]
+    write_store(tmp_path / "outliers", molecules.card, rows)
+    settings = small_finetuning(tmp_path / "outliers", str(model), head_from="mine")
+    said, prepared = begun(settings)
+    assert prepared.kept.own_references
+    assert "fitted to the training split: scales (kept heads keep their references)" in said
+    result = finetune(settings, None)
+    best = before.steps.index(before.best_step)
+    for name, curve in before.curves.items():
+        assert result.curves[name][0] == pytest.approx(curve[best], rel=1e-4)
+
+
+def test_kept_heads_of_an_element_without_a_reference_get_refitted_ones(
+    molecules: Store, first: tuple[Path, FinetuneResult], tmp_path: Path
+) -> None:
+    rows = [replace(row, structure=replace(row.structure, numbers=row.structure.numbers + 1)) for row in molecules]
+    write_store(tmp_path / "others", molecules.card, rows)
+    _, prepared = begun(small_finetuning(tmp_path / "others", str(first[0]), head_from="mine"))
+    assert prepared.kept.task == "mine"
+    assert not prepared.kept.own_references
 
 
 @pytest.mark.parametrize(

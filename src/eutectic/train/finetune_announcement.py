@@ -142,7 +142,8 @@ def _announce_start(console: Console, settings: FinetuneSettings, prepared: Prep
     if dropped:
         console.print(f"dropped: heads of {', '.join(dropped)}", highlight=False)
     left = " (references to the residuals of the kept heads)" if kept.task is not None else ""
-    console.print(f"fitted to the training split: references and scales{left}", highlight=False)
+    fitted = "scales (kept heads keep their references)" if kept.own_references else f"references and scales{left}"
+    console.print(f"fitted to the training split: {fitted}", highlight=False)
     seen = elements_seen(start)
     unseen = [chemical_symbols[z] for z in store.composition() if seen and z not in seen]
     if unseen:

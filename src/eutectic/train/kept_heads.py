@@ -36,11 +36,13 @@ class KeptHeads:
 
     Attributes:
         task: task of the starting model; None if all heads are new.
-        learned: the task to learn, with references and means fitted to the residuals of the kept heads.
+        learned: the task to learn, with references and means that suit the kept heads.
         properties: properties with kept heads.
         errors, baselines: property → error of the starting model and of the mean predictor on a few structures, before
             training, in display units.
         rejected: task → its score (see `judging.score`), if it was no better than the mean predictor.
+        own_references: `learned` has the references and means of the starting model, not others fitted to the residuals
+            of its heads.
     """
 
     task: str | None = None
@@ -49,6 +51,7 @@ class KeptHeads:
     errors: Mapping[str, float] = field(default_factory=dict)
     baselines: Mapping[str, float] = field(default_factory=dict)
     rejected: Mapping[str, float] = field(default_factory=dict)
+    own_references: bool = False
 
 
 def choose_heads(
@@ -88,9 +91,18 @@ def choose_heads(
     tried_on = validation if len(validation) else training
     best, least, rejected = KeptHeads(), 1.0, {}
     for theirs, names in fits:
-        learned = _refitted(start, theirs, task, names, items)
-        errors, baselines = _errors(start, theirs, learned, task, names, tried_on)
-        found, kept = score(errors, baselines, weights), KeptHeads(theirs.name, learned, names, errors, baselines)
+        # With few structures, refitted references are worse than right ones: a second run on the same data would
+        # not begin with the errors that the first ended with.
+        tried = [(_with_own_references(theirs, task, names), True)]
+        tried.append((_refitted(start, theirs, task, names, items), False))
+        found, kept = math.inf, KeptHeads()
+        for learned, own in tried:
+            if learned is None:
+                continue
+            errors, baselines = _errors(start, theirs, learned, task, names, tried_on)
+            one = score(errors, baselines, weights)
+            if kept.task is None or one < found:
+                found, kept = one, KeptHeads(theirs.name, learned, names, errors, baselines, own_references=own)
         if wanted != AUTO:
             return kept
         if math.isfinite(found) and found < least:
@@ -98,6 +110,23 @@ def choose_heads(
         else:
             rejected[theirs.name] = found
     return best if best.task is not None else KeptHeads(rejected=rejected)
+
+
+def _with_own_references(theirs: Task, task: Task, names: Sequence[str]) -> Task | None:
+    """The task with the references and means of the starting model; None if an element has none there."""
+    targets = dict(task.targets)
+    for name in names:
+        before, normaliser = theirs.targets[name].normaliser, targets[name].normaliser
+        if (before.references is None) != (normaliser.references is None):
+            return None
+        if before.references is not None and normaliser.references is not None:
+            known, elements = before.references.values, normaliser.references.values
+            if not set(elements) <= set(known):
+                return None
+            references = replace(normaliser.references, values={z: known[z] for z in elements})
+            normaliser = replace(normaliser, references=references)
+        targets[name] = replace(targets[name], normaliser=replace(normaliser, mean=before.mean))
+    return replace(task, targets=targets)
 
 
 def _refitted(start: TrainedModel, theirs: Task, task: Task, names: Sequence[str], items: Sequence[Sample]) -> Task:
@@ -181,7 +210,7 @@ def _keep_heads(
 def _errors(
     start: TrainedModel, theirs: Task, learned: Task, task: Task, names: Sequence[str], data: TaskDataset
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Errors of the starting model with refitted references, and of the mean predictor."""
+    """Errors of the starting model with the references of a task, and of the mean predictor."""
     model = started_model(start, task, theirs.name, names).eval()
     items = replace(data, task=learned, rows=data.rows[:TRIED_ON], kept={}).items()
     found = evaluate(model, [learned], items, batch_size=BATCH, baseline=task)[task.name]
