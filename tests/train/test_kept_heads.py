@@ -76,7 +76,7 @@ def test_kept_heads_keep_their_references_where_refitted_ones_are_worse(
     write_store(tmp_path / "outliers", molecules.card, rows)
     settings = small_finetuning(tmp_path / "outliers", str(model), head_from="mine")
     said, prepared = begun(settings)
-    assert prepared.kept.own_references
+    assert prepared.kept.references == "own"
     assert "fitted to the training split: scales (kept heads keep their references)" in said
     result = finetune(settings, None)
     best = before.steps.index(before.best_step)
@@ -91,7 +91,7 @@ def test_kept_heads_of_an_element_without_a_reference_get_refitted_ones(
     write_store(tmp_path / "others", molecules.card, rows)
     _, prepared = begun(small_finetuning(tmp_path / "others", str(first[0]), head_from="mine"))
     assert prepared.kept.task == "mine"
-    assert not prepared.kept.own_references
+    assert prepared.kept.references == "refitted"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_heads_of_another_level_of_theory_or_worse_than_the_mean_are_not_kept(
     assert prepared.kept.task is None
     assert prepared.task is prepared.baseline
     said, prepared = begun(small_finetuning(other, str(model), head_from="mine"))
-    assert "kept: heads of task mine: energy" in said
+    assert "kept: heads of task mine (Morse pair potential, another level of theory): energy" in said
     # Forces of the wrong sign and size: the heads' errors are above those of no force.
     rows = [replace(row, labels={n: np.asarray(-5.0 * v) for n, v in row.labels.items()}) for row in molecules]
     write_store(tmp_path / "wrong", molecules.card, rows)
@@ -130,6 +130,18 @@ def test_heads_of_another_level_of_theory_or_worse_than_the_mean_are_not_kept(
         small_finetuning(molecules.path, str(model), targets={"energy": {"head": {"layers": 3}}}, head_from="mine")
     )
     assert "no head of task mine fits" in said
+
+
+def test_heads_of_another_level_of_theory_are_kept_if_they_begin_well(
+    molecules: Store, first: tuple[Path, FinetuneResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shifted(molecules, tmp_path / "other", level_of_theory="another")
+    _, prepared = begun(small_finetuning(other, str(first[0])))
+    assert prepared.kept.task is None  # 0.7 of the mean predictor's errors
+    monkeypatch.setattr("eutectic.train.kept_heads.OTHER_LEVEL", 0.9)
+    said, prepared = begun(small_finetuning(other, str(first[0])))
+    assert "kept: heads of task mine (Morse pair potential, another level of theory): energy" in said
+    assert prepared.kept.references == "refitted"
 
 
 def test_kept_heads_are_warmed_up_gently(molecules: Store, first: tuple[Path, FinetuneResult], tmp_path: Path) -> None:

@@ -114,8 +114,10 @@ def _announce_start(console: Console, settings: FinetuneSettings, prepared: Prep
             f"{name} {error:.4g} (mean predictor {kept.baselines[name]:.4g}) {shown(name, 1.0)[1]}"
             for name, error in kept.errors.items()
         )
+        (level,) = {donor.level_of_theory for donor in start.tasks if donor.name == kept.task}
+        other = f" ({level}, another level of theory)" if level != task.level_of_theory else ""
         console.print(
-            f"kept: heads of task {kept.task}: {', '.join(kept.properties)}; before training, on {number} "
+            f"kept: heads of task {kept.task}{other}: {', '.join(kept.properties)}; before training, on {number} "
             f"{'validation' if len(parts.validation) else 'training'} structures: {errors}",
             highlight=False,
         )
@@ -141,9 +143,12 @@ def _announce_start(console: Console, settings: FinetuneSettings, prepared: Prep
     dropped = [donor.name for donor in start.tasks if donor.name not in used]
     if dropped:
         console.print(f"dropped: heads of {', '.join(dropped)}", highlight=False)
-    left = " (references to the residuals of the kept heads)" if kept.task is not None else ""
-    fitted = "scales (kept heads keep their references)" if kept.own_references else f"references and scales{left}"
-    console.print(f"fitted to the training split: {fitted}", highlight=False)
+    fitted = {
+        "": "references and scales",
+        "own": "scales (kept heads keep their references)",
+        "refitted": "references and scales (references to the residuals of the kept heads)",
+    }
+    console.print(f"fitted to the training split: {fitted[kept.references]}", highlight=False)
     seen = elements_seen(start)
     unseen = [chemical_symbols[z] for z in store.composition() if seen and z not in seen]
     if unseen:

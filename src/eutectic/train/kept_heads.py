@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,16 @@ TRIED_ON, FITTED_TO, BATCH = 32, 64, 8
 """Numbers of structures on which heads are tried, to which references are fitted (at least four per element), and per
 batch."""
 
+OTHER_LEVEL = 0.5
+"""Heads of another level of theory are kept if their score (see `judging.score`) is lower; at the same level, if it is
+below 1. Heads not trained for what is asked of them, such as derivatives of energies, begin at 0.6 and gain little."""
+
+SIMILAR = 1.5
+"""Among tasks with scores up to this factor above the lowest, chemistry decides: on two molecules, heads of molecules
+began up to 12 % worse than those of oxide surfaces, and ended 8 to 10 % better (docs/log.md)."""
+
+References = Literal["", "own", "refitted"]
+
 AUTO = "auto"
 """Instead of a task name: choose the best task."""
 
@@ -41,8 +51,8 @@ class KeptHeads:
         errors, baselines: property → error of the starting model and of the mean predictor on a few structures, before
             training, in display units.
         rejected: task → its score (see `judging.score`), if it was no better than the mean predictor.
-        own_references: `learned` has the references and means of the starting model, not others fitted to the residuals
-            of its heads.
+        references: `learned` has references and means of the starting model ("own"), or others fitted to the residuals
+            of its heads ("refitted"); empty if no kept head needs any.
     """
 
     task: str | None = None
@@ -51,7 +61,7 @@ class KeptHeads:
     errors: Mapping[str, float] = field(default_factory=dict)
     baselines: Mapping[str, float] = field(default_factory=dict)
     rejected: Mapping[str, float] = field(default_factory=dict)
-    own_references: bool = False
+    references: References = ""
 
 
 def choose_heads(
@@ -81,35 +91,49 @@ def choose_heads(
         return KeptHeads()
     every = [task_named(start.tasks, wanted, f"head_from, {where}")] if wanted != AUTO else start.tasks
     fits = [(theirs, names) for theirs in every if (names := fitting(start, theirs, task))]
-    if wanted == AUTO:
-        fits = [(theirs, names) for theirs, names in fits if theirs.level_of_theory == task.level_of_theory]
     if not fits:
         return KeptHeads()
-    references = [t.normaliser.references for t in task.targets.values() if t.normaliser.references is not None]
-    enough = max(FITTED_TO, 4 * max((len(r.values) for r in references), default=0))
+    fitted = [t.normaliser.references for t in task.targets.values() if t.normaliser.references is not None]
+    enough = max(FITTED_TO, 4 * max((len(r.values) for r in fitted), default=0))
     items = replace(training, rows=training.rows[:enough], kept={}).items()
     tried_on = validation if len(validation) else training
-    best, least, rejected = KeptHeads(), 1.0, {}
+    begin_well: list[tuple[float, int, KeptHeads]] = []
+    rejected = {}
     for theirs, names in fits:
-        # With few structures, refitted references are worse than right ones: a second run on the same data would
-        # not begin with the errors that the first ended with.
-        tried = [(_with_own_references(theirs, task, names), True)]
-        tried.append((_refitted(start, theirs, task, names, items), False))
+        tried: dict[References, Task | None] = {"": task}
+        if _scalars(task, names):
+            # With few structures, refitted references are worse than right ones: a second run on the same data would
+            # not begin with the errors that the first ended with.
+            own = _with_own_references(theirs, task, names)
+            tried = {"own": own, "refitted": _refitted(start, theirs, task, names, items)}
         found, kept = math.inf, KeptHeads()
-        for learned, own in tried:
+        for references, learned in tried.items():
             if learned is None:
                 continue
             errors, baselines = _errors(start, theirs, learned, task, names, tried_on)
             one = score(errors, baselines, weights)
             if kept.task is None or one < found:
-                found, kept = one, KeptHeads(theirs.name, learned, names, errors, baselines, own_references=own)
+                found = one if math.isfinite(one) else math.inf
+                kept = KeptHeads(theirs.name, learned, names, errors, baselines, references=references)
         if wanted != AUTO:
             return kept
-        if math.isfinite(found) and found < least:
-            best, least = kept, found
-        else:
+        same = theirs.level_of_theory == task.level_of_theory
+        if found < (1.0 if same else OTHER_LEVEL):
+            begin_well.append((found, len(_elements(start, theirs) - set(training.store.composition())), kept))
+        elif same:
             rejected[theirs.name] = found
-    return best if best.task is not None else KeptHeads(rejected=rejected)
+    if not begin_well:
+        return KeptHeads(rejected=rejected)
+    # Of those that begin about equally well, the one whose chemistry is most like this: with the fewest other elements.
+    least = min(found for found, _, _ in begin_well)
+    similar = [(others, found, kept) for found, others, kept in begin_well if found < SIMILAR * least]
+    return min(similar, key=lambda candidate: candidate[:2])[2]
+
+
+def _elements(start: TrainedModel, theirs: Task) -> set[int]:
+    """Atomic numbers of the elements that a task was trained on; all if unknown."""
+    sets = cast(Mapping[str, Mapping[str, Sequence[int]]], start.provenance.get("pretrained_on", {}))
+    return set(sets.get(theirs.name, {}).get("elements", range(1, MAX_ATOMIC_NUMBER + 1)))
 
 
 def _with_own_references(theirs: Task, task: Task, names: Sequence[str]) -> Task | None:
@@ -136,7 +160,7 @@ def _refitted(start: TrainedModel, theirs: Task, task: Task, names: Sequence[str
     with the smallest change of the references; those of elements that do not occur are kept.
     """
     model, targets = started_model(start, task, theirs.name, names).eval(), dict(task.targets)
-    scalars = [n for n in names if not (PROPERTIES[n].rank or PROPERTIES[n].level == "atom" or targets[n].categorical)]
+    scalars = _scalars(task, names)
     left: dict[str, list[float]] = {name: [] for name in scalars}
     counts: dict[str, list[np.ndarray]] = {name: [] for name in scalars}
     for first in range(0, len(items), BATCH):
@@ -161,6 +185,12 @@ def _refitted(start: TrainedModel, theirs: Task, task: Task, names: Sequence[str
             normaliser = replace(normaliser, references=replace(normaliser.references, values=values))
         targets[name] = replace(targets[name], normaliser=normaliser)
     return replace(task, targets=targets)
+
+
+def _scalars(task: Task, names: Sequence[str]) -> list[str]:
+    """The properties with a reference or a mean that is not zero."""
+    targets = task.targets
+    return [n for n in names if not (PROPERTIES[n].rank or PROPERTIES[n].level == "atom" or targets[n].categorical)]
 
 
 def fitting(start: TrainedModel, theirs: Task, task: Task) -> tuple[str, ...]:
