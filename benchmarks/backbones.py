@@ -13,8 +13,9 @@
 Every entrant trains on the same structures (950, unless given) on one core (pinned, one thread), is validated on the
 same 50, and tested once, at the end, on the same 1,000. Machines are shared and noisy, so a budget is CPU time of the
 process and its children, not wall time: two short runs give the CPU time of a step (an epoch for MACE), and the length
-of the run follows. Learning rates of our entrants are the best of those given, by validation error; MACE has the values
-of its documentation.
+of the run follows. With several cores (`--cores 0 1`, a thread on each) it is wall time, and nothing else may run.
+Memory is the peak of the training process. Learning rates of our entrants are the best of those given, by validation
+error; MACE has the values of its documentation.
 Errors are mean absolute errors of force components (meV/Å) and of energies (meV). Inference is energies and forces of
 the test structures in batches of 32, in structures per CPU second.
 
@@ -27,6 +28,7 @@ errors by set after the same CPU time (64 structures of each set, which pre-trai
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -36,7 +38,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,6 +48,37 @@ COMPLETE = ["--graph.cutoff", "5", "--graph.max_neighbours", "100"]
 LEARNING = ["--weight", "forces=10", "--optimiser.ema_decay", "0.99", "--optimiser.clip_norm", "10"]
 LEARNING += ["--optimiser.warmup_steps", "50", "--optimiser.final_lr_ratio", "0.02", "--weight-decay", "0"]
 """Of all our entrants; chosen on validation errors of GotenNet on ethanol (docs/log.md)."""
+NEQUIP = {
+    "interaction_type": "nequip",
+    "self_connection_type": "nequip",
+    "channel": 32,
+    "lmax": 1,
+    "lmax_edge": -1,
+    "lmax_node": -1,
+    "is_parity": True,
+    "num_convolution_layer": 3,
+    "irreps_manual": False,
+    "conv_denominator": 14.0,  # neighbours within 5 Å in toluene
+    "train_denominator": False,
+    "cutoff": 5.0,
+    "cutoff_function": {"cutoff_function_name": "poly_cut", "poly_cut_p_value": 6},
+    "radial_basis": {"radial_basis_name": "bessel", "bessel_basis_num": 8},
+    "weight_nn_hidden_neurons": [64, 64],
+    "act_gate": {"e": "silu", "o": "tanh"},
+    "act_radial": "silu",
+    "act_scalar": {"e": "silu", "o": "tanh"},
+    "use_bias_in_linear": False,
+    "readout_as_fcn": False,
+    "_normalize_sph": True,
+    "_number_of_species": 4,
+    "use_modal_node_embedding": False,
+    "use_modal_output_block": False,
+    "use_modal_self_inter_intro": False,
+    "use_modal_self_inter_outro": False,
+}
+"""A NequIP of about MACE's size here (68,000 parameters), in the terms of the package `sevenn`."""
+OF_NEQUIP = ["--backbone.settings.config", json.dumps(NEQUIP), "--backbone.settings.elements", "[1,6,7,8]"]
+OF_NEQUIP += ["--backbone.settings.cutoff", "5", "--backbone.settings.edge_width", "0"]
 ENTRANTS: dict[str, tuple[list[str], float]] = {
     "gotennet": (["--backbone.name", "gotennet", *COMPLETE], 5e-3),
     "gotennet, compiled": (["--backbone.name", "gotennet", "--train.compile", "true", *COMPLETE], 5e-3),
@@ -55,6 +88,8 @@ ENTRANTS: dict[str, tuple[list[str], float]] = {
     "gemnet_oc": ([], 3e-3),
     "gemnet_oc, 20 neighbours": (["--graph.max_neighbours", "20", "--graph.smooth_cap", "0.5"], 3e-3),
 }
+if importlib.util.find_spec("sevenn"):  # in the environment of this script
+    ENTRANTS["nequip"] = ["--backbone.name", "sevennet", *OF_NEQUIP, *COMPLETE], 5e-3
 """Entrant → options of `eutectic finetune --from-scratch`, and the learning rate if none is given. GemNet-OC is that of
 `eutectic-small`."""
 
@@ -91,7 +126,8 @@ MACE_INFERENCE = """
 import sys, time, json, torch, ase.io
 from mace.tools import torch_geometric
 from mace import data
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[3]))
+clock = time.process_time if sys.argv[3] == "1" else time.perf_counter
 # MACE saves whole modules, as pickles; this one was written by this script a moment ago, in a folder of its own.
 model = torch.load(sys.argv[1], map_location="cpu", weights_only=False).float()
 torch.set_default_dtype(torch.float32)
@@ -105,7 +141,7 @@ def run():
     for batch in torch_geometric.dataloader.DataLoader(dataset=sets, batch_size=32, shuffle=False):
         model(batch.to_dict(), compute_stress=False)
 run()
-start = time.process_time(); run(); print(len(frames) / (time.process_time() - start))
+start = clock(); run(); print(len(frames) / (clock() - start))
 """
 
 SGDML = """
@@ -149,21 +185,53 @@ print(json.dumps({
 """
 
 
-def measured(command: Sequence[str], core: int, log: Path) -> float:
-    """CPU seconds of a command and its children, pinned to one core.
+class Used(NamedTuple):
+    """What a command took: CPU time of all its processes, wall time (both in s), and the peak memory of one in MiB."""
+
+    cpu: float
+    wall: float
+    memory: float
+
+
+def measured(command: Sequence[str], cores: Sequence[int], log: Path) -> Used:
+    """Run a command with a thread on each of these cores.
 
     Raises:
         RuntimeError: the command failed.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    threads = str(len(cores))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    began, memory = time.perf_counter(), 0.0
     with log.open("w") as out:
         process = subprocess.Popen(
-            ["taskset", "-c", str(core), *command], stdout=out, stderr=subprocess.STDOUT, env=environment
+            ["taskset", "-c", ",".join(map(str, cores)), *command],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
         )
-        _, status, used = os.wait4(process.pid, 0)
+        while True:
+            memory = max(memory, peak_memory(process.pid))
+            ended, status, used = os.wait4(process.pid, os.WNOHANG)
+            if ended:
+                break
+            time.sleep(0.1)
     if status:
         raise RuntimeError(f"{' '.join(command[:6])} …: status {status}; see {log}\n{log.read_text()[-2000:]}")
-    return used.ru_utime + used.ru_stime
+    return Used(used.ru_utime + used.ru_stime, time.perf_counter() - began, memory)
+
+
+def difference(short: Used, long: Used, cores: Sequence[int]) -> float:
+    """Seconds by which one run is longer than another."""
+    return long.cpu - short.cpu if len(cores) == 1 else long.wall - short.wall
+
+
+def peak_memory(process: int) -> float:
+    """Peak memory of a running process in MiB; 0 if it has ended.
+
+    The record that the system keeps for its parent (`ru_maxrss`) begins with the memory of the parent.
+    """
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def of_store(structures: Sequence[int]) -> Callable[[str], list[str]]:
@@ -183,34 +251,35 @@ def train_ours(
     options: list[str],
     rate: float,
     seconds: float,
-    core: int,
+    cores: Sequence[int],
     parts: Callable[[str], list[str]],
 ) -> dict[str, Any]:
-    def run(steps: int, name: str) -> tuple[float, dict[str, Any]]:
+    def run(steps: int, name: str) -> tuple[Used, dict[str, Any]]:
         out = folder / name
         command = [
             *(sys.executable, "-m", "eutectic", "finetune", str(data), "-p", "energy", "-p", "forces"),
             *("--conservative", "--out", str(out), "--steps", str(steps)),
             *(() if "--model" in options else ("--from-scratch",)),
-            *("--batch-size", "8", "--optimiser.learning_rate", str(rate), "--train.threads", "1"),
+            *("--batch-size", "8", "--optimiser.learning_rate", str(rate), "--train.threads", str(len(cores))),
             *("--train.evaluate_every", str(max(1, steps // 10)), "--train.workers", "0"),
             *(*parts(name), *LEARNING, *options),
         ]
-        used = measured(command, core, folder / f"{name}.log")
+        used = measured(command, cores, folder / f"{name}.log")
         return used, json.loads((out / "result.json").read_text())
 
     folder.mkdir(parents=True, exist_ok=True)
     if "--train.compile" in options:
         run(10, "first")  # whose compilation the others find in the cache
     short, long = run(10, "short")[0], run(60, "long")[0]
-    per_step = (long - short) / 50
+    per_step = difference(short, long, cores) / 50
     steps = max(20, int(seconds / per_step))
     used, result = run(steps, "run")
     return {
         "rate": rate,
         "steps": steps,
         "structures_per_second": 8 / per_step,
-        "process_cpu_seconds": used,
+        "process_cpu_seconds": used.cpu,
+        "training_memory_mib": used.memory,
         "validation_forces": result["curves"]["forces"],
         "validation_at": [s * per_step for s in result["steps"]],
         "test_forces": result["test_errors"].get("forces"),
@@ -219,38 +288,41 @@ def train_ours(
     }
 
 
-def pretrain_ours(folder: Path, options: list[str], rate: float, seconds: float, core: int) -> dict[str, Any]:
-    def run(steps: int, name: str) -> tuple[float, dict[str, Any]]:
+def pretrain_ours(
+    folder: Path, options: list[str], rate: float, seconds: float, cores: Sequence[int]
+) -> dict[str, Any]:
+    def run(steps: int, name: str) -> tuple[Used, dict[str, Any]]:
         command = [
             *(sys.executable, "-m", "eutectic", "pretrain", "demo", "--out", str(folder / name)),
             *("--train.steps", str(steps), "--train.evaluate_every", str(max(1, steps // 5))),
-            *("--train.processes", "1", "--train.threads", "1", "--train.workers", "0"),
+            *("--train.processes", "1", "--train.threads", str(len(cores)), "--train.workers", "0"),
             *("--optimiser.learning_rate", str(rate), *options),
         ]
-        used = measured(command, core, folder / f"{name}.log")
+        used = measured(command, cores, folder / f"{name}.log")
         return used, json.loads((folder / name / "results.json").read_text())
 
     folder.mkdir(parents=True, exist_ok=True)
     short, long = run(5, "short")[0], run(25, "long")[0]
-    per_step = (long - short) / 20
+    per_step = difference(short, long, cores) / 20
     steps = max(20, int(seconds / per_step))
     used, result = run(steps, "run")
     return {
         "rate": rate,
         "steps": steps,
         "structures_per_second": 32 / per_step,
-        "process_cpu_seconds": used,
+        "process_cpu_seconds": used.cpu,
+        "training_memory_mib": used.memory,
         "validation": result["validation"],
     }
 
 
 def train_mace(
-    python: str, files: dict[str, Path], folder: Path, seconds: float, core: int, n_train: int
+    python: str, files: dict[str, Path], folder: Path, seconds: float, cores: Sequence[int], n_train: int
 ) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     script = Path(python).with_name("mace_run_train")
 
-    def run(epochs: int, name: str) -> float:
+    def run(epochs: int, name: str) -> Used:
         options = {
             **MACE,
             "name": name,
@@ -264,10 +336,10 @@ def train_mace(
             "eval_interval": "1",
         }
         command = [str(script), "--ema", "--amsgrad", *(x for k, v in options.items() for x in (f"--{k}", v))]
-        return measured(command, core, folder / f"{name}.log")
+        return measured(command, cores, folder / f"{name}.log")
 
     short, long = run(1, "short"), run(2, "long")
-    per_epoch = long - short
+    per_epoch = difference(short, long, cores)
     epochs = max(1, round(seconds / per_epoch))
     used = run(epochs, "run")
     log = (folder / "run.log").read_text()
@@ -280,7 +352,8 @@ def train_mace(
     return {
         "epochs": epochs,
         "structures_per_second": n_train / per_epoch,
-        "process_cpu_seconds": used,
+        "process_cpu_seconds": used.cpu,
+        "training_memory_mib": used.memory,
         "validation_forces": validation,
         "validation_at": [(k + 1) * per_epoch for k in range(len(validation))],
         "test_forces": first["forces"],
@@ -290,27 +363,33 @@ def train_mace(
     }
 
 
-def fit_sgdml(python: str, folder: Path, points: int, widths: Sequence[int], core: int) -> dict[str, Any]:
+def fit_sgdml(python: str, folder: Path, points: int, widths: Sequence[int], cores: Sequence[int]) -> dict[str, Any]:
     """A kernel method for one molecule: no steps, but a linear system whose size is the number of points."""
     log = folder / "sgdml.log"
-    used = measured([python, "-c", SGDML, str(folder), str(points), ",".join(map(str, widths))], core, log)
+    used = measured([python, "-c", SGDML, str(folder), str(points), ",".join(map(str, widths))], cores, log)
     found = dict(json.loads(log.read_text().splitlines()[-1]))
     # Of all widths, and of the test.
-    return found | {"process_cpu_seconds": used, "structures_per_second": points * len(widths) / used}
+    return found | {
+        "process_cpu_seconds": used.cpu,
+        "training_memory_mib": used.memory,
+        "structures_per_second": points * len(widths) / used.cpu,
+    }
 
 
-def infer_ours(model: str, test: Path) -> float:
+def infer_ours(model: str, test: Path, cores: Sequence[int]) -> float:
     import ase.io
     import torch
 
     import eutectic
 
-    torch.set_num_threads(1)
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(len(cores))
+    clock = time.process_time if len(cores) == 1 else time.perf_counter
     loaded, frames = eutectic.load(model), ase.io.read(test, ":320")
     loaded.predict(frames[:32])
-    start = time.process_time()
+    start = clock()
     loaded.predict(frames)
-    return len(frames) / (time.process_time() - start)
+    return len(frames) / (clock() - start)
 
 
 def write_files(store: Path, folder: Path, structures: Sequence[int]) -> dict[str, Path]:
@@ -375,7 +454,7 @@ def compare_temperatures(given: argparse.Namespace, work: Path, seconds: float, 
             continue
         rate = (given.rate or [usual])[0]
         folder = work / name.replace(", ", "-")
-        rows[name] = train_ours(ours["learned from"], folder, options, rate, seconds, given.core, lambda _: learned)
+        rows[name] = train_ours(ours["learned from"], folder, options, rate, seconds, given.cores, lambda _: learned)
         rows[name]["tests"] = {}
         for test in ("same", "hotter"):
             command = [sys.executable, "-m", "eutectic", "evaluate", str(folder / "run"), str(ours[test]), "--json"]
@@ -385,7 +464,7 @@ def compare_temperatures(given: argparse.Namespace, work: Path, seconds: float, 
             assert {one["unit"] for one in errors.values()} == {"meV", "meV/Å"}, errors
         print(name, rows[name]["tests"], flush=True)
     if given.mace and not (given.only and "mace" not in given.only):
-        rows["mace"] = train_mace(given.mace, files, work / "mace", seconds, given.core, n_train=len(parts["train"]))
+        rows["mace"] = train_mace(given.mace, files, work / "mace", seconds, given.cores, n_train=len(parts["train"]))
         print("mace", rows["mace"]["tests"], flush=True)
 
 
@@ -408,69 +487,89 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=400, help="training structures of sGDML, which set its time")
     parser.add_argument("--width", type=int, action="append", help="kernel widths of sGDML to try; default: 10, 20")
     parser.add_argument("--files", nargs=2, type=Path, help="for `temperature`: training file, hotter file")
-    parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--cores", nargs="+", type=int, default=[0], help="a thread on each")
     parser.add_argument("--work", type=Path, help="folder for the runs, default: a temporary one")
-    parser.add_argument("--out", type=Path, help="folder for STORE-MINUTES.json")
+    parser.add_argument("--out", type=Path, help="folder for STORE-MINUTES.json, or STORE-MINUTES-CORES.json")
     given = parser.parse_args()
     work = given.work or Path(tempfile.mkdtemp())
     work.mkdir(parents=True, exist_ok=True)
     seconds, rows = 60 * given.minutes, {}
+    several = f"-{len(given.cores)}cores" if len(given.cores) > 1 else ""
     if str(given.store) == "mixture":
-        compare_mixture(work, seconds, given.core, given.only, given.rate, rows)
+        compare_mixture(work, seconds, given.cores, given.only, given.rate, rows)
         if given.out:
-            keep(given.out / f"mixture-{given.minutes:g}min.json", rows)
+            keep(given.out / f"mixture-{given.minutes:g}min{several}.json", rows)
         return
     if str(given.store) == "temperature":
         compare_temperatures(given, work, seconds, rows)
         for row in rows.values():
             del row["model"]
         if given.out:
-            keep(given.out / f"temperature-{given.minutes:g}min.json", rows)
+            keep(given.out / f"temperature-{given.minutes:g}min{several}.json", rows)
         return
     files = write_files(given.store, work, given.structures)
     starts = {}
     for start in given.start:
-        # As `eutectic finetune` advises for runs of this length; models of other packages cannot be compiled.
-        compiled = ["--train.compile", "true"] if seconds >= 15 * 60 and start.is_dir() else []
-        options = ["--model", str(start), "--head-from", "none", *compiled]
-        starts[f"from {start.parent.name or start.name.rpartition(':')[2]}"] = options, 3e-3
+        starts[f"from {start.parent.name or start.name.rpartition(':')[2]}"] = options_of_start(start, seconds)
     for name, (options, usual) in {**ENTRANTS, **starts}.items():
         if given.only and name not in starts and name not in given.only:
             continue
         tried = [
             train_ours(
-                given.store, work / f"{name}-{rate:g}", options, rate, seconds, given.core, of_store(given.structures)
+                given.store, work / f"{name}-{rate:g}", options, rate, seconds, given.cores, of_store(given.structures)
             )
             for rate in given.rate or [usual]
         ]
         rows[name] = min(tried, key=lambda r: min(r["validation_forces"]))
         rows[name]["rates_tried"] = {f"{r['rate']:g}": min(r["validation_forces"]) for r in tried}
-        rows[name]["inference"] = infer_ours(rows[name]["model"], files["test"])
+        rows[name]["inference"] = infer_ours(rows[name]["model"], files["test"], given.cores)
         show(name, rows[name])
     if given.mace and not (given.only and "mace" not in given.only):
-        rows["mace"] = train_mace(given.mace, files, work / "mace", seconds, given.core, n_train=given.structures[0])
+        rows["mace"] = train_mace(given.mace, files, work / "mace", seconds, given.cores, n_train=given.structures[0])
         log = work / "mace-inference.log"
-        measured([given.mace, "-c", MACE_INFERENCE, rows["mace"]["model"], str(files["test"])], given.core, log)
+        measured(
+            [given.mace, "-c", MACE_INFERENCE, rows["mace"]["model"], str(files["test"]), str(len(given.cores))],
+            given.cores,
+            log,
+        )
         rows["mace"]["inference"] = float(log.read_text().split()[-1])
         show("mace", rows["mace"])
     if given.sgdml:
         name = f"sGDML, {given.points} points"
-        rows[name] = fit_sgdml(given.sgdml, work, given.points, given.width or [10, 20], given.core)
+        rows[name] = fit_sgdml(given.sgdml, work, given.points, given.width or [10, 20], given.cores)
         show(name, rows[name])
     if given.out:
         for row in rows.values():
             row.pop("model", None)
-        keep(given.out / f"{given.store.name}-{given.minutes:g}min.json", rows)
+        keep(given.out / f"{given.store.name}-{given.minutes:g}min{several}.json", rows)
+
+
+def options_of_start(start: Path, seconds: float) -> tuple[list[str], float]:
+    """Options and learning rate with which a model is fine-tuned.
+
+    A model of another package keeps its energy head, as is the default: it has learned its derivatives. New heads are
+    three times worse after two minutes on toluene (docs/log.md).
+    """
+    if not start.is_dir():
+        return ["--model", str(start)], 1e-3
+    # As `eutectic finetune` advises for runs of this length; models of other packages cannot be compiled.
+    compiled = ["--train.compile", "true"] if seconds >= 15 * 60 else []
+    return ["--model", str(start), "--head-from", "none", *compiled], 3e-3
 
 
 def compare_mixture(
-    work: Path, seconds: float, core: int, only: list[str] | None, rates: list[float] | None, rows: dict[str, Any]
+    work: Path,
+    seconds: float,
+    cores: Sequence[int],
+    only: list[str] | None,
+    rates: list[float] | None,
+    rows: dict[str, Any],
 ) -> None:
     for name, (options, usual) in MIXTURE.items():
         if only and name not in only:
             continue
         for rate in rates or [usual]:
-            row = pretrain_ours(work / f"{name}-{rate:g}".replace(", ", "-"), options, rate, seconds, core)
+            row = pretrain_ours(work / f"{name}-{rate:g}".replace(", ", "-"), options, rate, seconds, cores)
             rows[f"{name}, rate {rate:g}"] = row
             last = row["validation"][-1]["by_set"]
             errors = ", ".join(f"{k} {v['forces_mae']:.0f}" for k, v in last.items())

@@ -7,7 +7,7 @@
 
 A molecule's dynamics, a crystal set that neither teacher has labelled, and catalysts on systems that are not in the
 training part. The three starts get the same data, the same core (pinned, one thread) and the same CPU time of the
-process, so that a larger model does fewer steps. Of two learning rates each start keeps the better one, by validation
+process, so that a larger model does fewer steps. Of its learning rates each start keeps the better one, by validation
 error; the test part is read once a run and not used to choose. Errors are mean absolute errors. Resumes after an
 interruption: a run that is in the file is not made again.
 """
@@ -22,15 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backbones import LEARNING, keep, measured
+from backbones import LEARNING, Used, keep, measured
 
 STARTS: dict[str, tuple[list[str], tuple[float, ...]]] = {
     "scratch": (["--from-scratch"], (5e-3, 2e-3)),
     "eutectic-small": (["--model", "eutectic-small", "--head-from", "none"], (3e-3, 1e-3)),
-    "sevennet:7net-0": (["--model", "sevennet:7net-0", "--head-from", "none"], (3e-3, 1e-3)),
+    "sevennet:7net-0": (["--model", "sevennet:7net-0"], (3e-3, 1e-3, 3e-4)),
 }
-"""Start → options of `eutectic finetune`, and learning rates to try. Heads are new for all three; `scratch` has the
-architecture of `eutectic-small`."""
+"""Start → options of `eutectic finetune`, and learning rates to try. 7net-0 keeps its energy head where the energy is
+learned, as is the default; other heads are new. `scratch` has the architecture of `eutectic-small`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ TASKS = {
 def run(
     store: Path, task: Task, options: list[str], rate: float, seconds: float, folder: Path, core: int
 ) -> dict[str, Any]:
-    def train(steps: int, name: str) -> tuple[float, dict[str, Any]]:
+    def train(steps: int, name: str) -> tuple[Used, dict[str, Any]]:
         # Two short runs with one validation each give the length of a step.
         every = max(1, steps // 8) if name == "run" else steps
         command = [
@@ -85,18 +85,18 @@ def run(
             *(() if name == "run" else ("--n-test", "1")),
             *options,
         ]
-        used = measured(command, core, folder / f"{name}.log")
+        used = measured(command, [core], folder / f"{name}.log")
         return used, json.loads((folder / name / "result.json").read_text())
 
     folder.mkdir(parents=True, exist_ok=True)
-    per_step = (train(25, "long")[0] - train(5, "short")[0]) / 20
+    per_step = (train(25, "long")[0].cpu - train(5, "short")[0].cpu) / 20
     steps = max(10, int(seconds / per_step))
     used, result = train(steps, "run")
     return {
         "rate": rate,
         "steps": steps,
         "seconds_per_step": per_step,
-        "process_cpu_seconds": used,
+        "process_cpu_seconds": used.cpu,
         "validation": result["curves"],
         "validation_score": min(result["scores"]),
         "test": result["test_errors"],
