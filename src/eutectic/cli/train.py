@@ -157,7 +157,7 @@ HeadFrom = Annotated[
     str | None,
     typer.Option(
         help="Task of the model whose heads are reused where they fit; `none` for new heads. Default in `finetune`: a "
-        "task with the data's level of theory that beats the mean predictor; in `compare`: `none`."
+        "task that beats the mean predictor, or halves its error at another level of theory; in `compare`: `none`."
     ),
 ]
 Conservative = Annotated[

@@ -60,8 +60,9 @@ def finetuning(
         properties: to learn; the best step is chosen by all of them.
         model: pre-trained model to start from; with `from_scratch`, only its architecture is used.
         from_scratch: start from random weights.
-        head_from: task of the model whose heads are reused where they fit; "auto": a task with the same level of
-            theory that beats the mean predictor, or the only task of a model of another package; None: new heads.
+        head_from: task of the model whose heads are reused where they fit; "auto": a task that beats the mean
+            predictor, or halves its error at another level of theory, or the only task of a model of another package;
+            None: new heads.
         conservative: predict forces as derivatives of the energy, which is learned too (True), or directly by a
             separate head (False: two to three times as fast, but not conservative); None: conservative if both energy
             and forces are learned.

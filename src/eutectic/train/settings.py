@@ -568,7 +568,7 @@ class FinetuneSettings(Defining):
     head_from: str | None = Field(
         default="auto",
         description="task of the pre-trained model whose heads are reused, so that a run starts from its predictions; "
-        "auto: a task with the same level of theory that beats the mean predictor; null: new heads",
+        "auto: a task that beats the mean predictor, or halves its error at another level of theory; null: new heads",
     )
     companions: dict[str, CompanionSettings] = Field(
         default_factory=dict,
