@@ -27,8 +27,8 @@ LINES = {
     "from eutectic-fast": ("eutectic-fast, fine-tuned", "#f59f00"),
     "gotennet, compiled": ("GotenNet from scratch", "#4051b5"),
     "painn, compiled": ("PaiNN from scratch", "#74b0f4"),
-    "from 7net-0, own head": ("SevenNet's 7net-0, fine-tuned", "#8a5cb8"),
-    "from 7net-0, new head": ("the same with a new head", "#c9a9e4"),
+    "from 7net-0, own head": ("SevenNet's 7net-0, own head", "#8a5cb8"),
+    "from 7net-0, new head": ("7net-0 with a new head", "#c9a9e4"),
     "mace": ("MACE from scratch", "#222222"),
 }
 """Entrant of `benchmarks/backbones.py` → name and colour in the picture."""
