@@ -48,6 +48,17 @@ COMPLETE = ["--graph.cutoff", "5", "--graph.max_neighbours", "100"]
 LEARNING = ["--weight", "forces=10", "--optimiser.ema_decay", "0.99", "--optimiser.clip_norm", "10"]
 LEARNING += ["--optimiser.warmup_steps", "50", "--optimiser.final_lr_ratio", "0.02", "--weight-decay", "0"]
 """Of all our entrants; chosen on validation errors of GotenNet on ethanol (docs/log.md)."""
+ENTRANTS: dict[str, tuple[list[str], float]] = {
+    "gotennet": (["--backbone.name", "gotennet", *COMPLETE], 5e-3),
+    "gotennet, compiled": (["--backbone.name", "gotennet", "--train.compile", "true", *COMPLETE], 5e-3),
+    "painn": (["--backbone.name", "painn", *COMPLETE], 3e-3),
+    "painn, compiled": (["--backbone.name", "painn", "--train.compile", "true", *COMPLETE], 3e-3),
+    "painn, width 128": (["--backbone.name", "painn", "--backbone.settings.width", "128", *COMPLETE], 3e-3),
+    "gemnet_oc": ([], 3e-3),
+    "gemnet_oc, 20 neighbours": (["--graph.max_neighbours", "20", "--graph.smooth_cap", "0.5"], 3e-3),
+}
+"""Entrant → options of `eutectic finetune --from-scratch`, and the learning rate if none is given. GemNet-OC is that of
+`eutectic-small`."""
 NEQUIP = {
     "interaction_type": "nequip",
     "self_connection_type": "nequip",
@@ -79,19 +90,8 @@ NEQUIP = {
 """A NequIP of about MACE's size here (68,000 parameters), in the terms of the package `sevenn`."""
 OF_NEQUIP = ["--backbone.settings.config", json.dumps(NEQUIP), "--backbone.settings.elements", "[1,6,7,8]"]
 OF_NEQUIP += ["--backbone.settings.cutoff", "5", "--backbone.settings.edge_width", "0"]
-ENTRANTS: dict[str, tuple[list[str], float]] = {
-    "gotennet": (["--backbone.name", "gotennet", *COMPLETE], 5e-3),
-    "gotennet, compiled": (["--backbone.name", "gotennet", "--train.compile", "true", *COMPLETE], 5e-3),
-    "painn": (["--backbone.name", "painn", *COMPLETE], 3e-3),
-    "painn, compiled": (["--backbone.name", "painn", "--train.compile", "true", *COMPLETE], 3e-3),
-    "painn, width 128": (["--backbone.name", "painn", "--backbone.settings.width", "128", *COMPLETE], 3e-3),
-    "gemnet_oc": ([], 3e-3),
-    "gemnet_oc, 20 neighbours": (["--graph.max_neighbours", "20", "--graph.smooth_cap", "0.5"], 3e-3),
-}
 if importlib.util.find_spec("sevenn"):  # in the environment of this script
     ENTRANTS["nequip"] = ["--backbone.name", "sevennet", *OF_NEQUIP, *COMPLETE], 5e-3
-"""Entrant → options of `eutectic finetune --from-scratch`, and the learning rate if none is given. GemNet-OC is that of
-`eutectic-small`."""
 
 MIXTURE_HEADS = [
     option
@@ -547,8 +547,8 @@ def main() -> None:
 def options_of_start(start: Path, seconds: float) -> tuple[list[str], float]:
     """Options and learning rate with which a model is fine-tuned.
 
-    A model of another package keeps its energy head, as is the default: it has learned its derivatives. New heads are
-    three times worse after two minutes on toluene (docs/log.md).
+    A model of another package keeps its energy head, as is the default: it has learned its derivatives, and a new head
+    takes more than twice as long on toluene (docs/log.md).
     """
     if not start.is_dir():
         return ["--model", str(start)], 1e-3

@@ -76,7 +76,7 @@ def test_kept_heads_keep_their_references_where_refitted_ones_are_worse(
     write_store(tmp_path / "outliers", molecules.card, rows)
     settings = small_finetuning(tmp_path / "outliers", str(model), head_from="mine")
     said, prepared = begun(settings)
-    assert prepared.kept.references == "own"
+    assert not prepared.kept.refitted
     assert "fitted to the training split: scales (kept heads keep their references)" in said
     result = finetune(settings, None)
     best = before.steps.index(before.best_step)
@@ -91,7 +91,7 @@ def test_kept_heads_of_an_element_without_a_reference_get_refitted_ones(
     write_store(tmp_path / "others", molecules.card, rows)
     _, prepared = begun(small_finetuning(tmp_path / "others", str(first[0]), head_from="mine"))
     assert prepared.kept.task == "mine"
-    assert prepared.kept.references == "refitted"
+    assert prepared.kept.refitted
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,27 @@ def test_heads_of_another_level_of_theory_are_kept_if_they_begin_well(
     monkeypatch.setattr("eutectic.train.kept_heads.OTHER_LEVEL", 0.9)
     said, prepared = begun(small_finetuning(other, str(first[0])))
     assert "kept: heads of task mine (Morse pair potential, another level of theory): energy" in said
-    assert prepared.kept.references == "refitted"
+    assert prepared.kept.refitted
+
+
+@pytest.mark.parametrize(
+    ("errors", "kept"),
+    [
+        ({"oxide_slabs": 0.30, "molecules": 0.40}, "molecules"),  # about as good, and with fewer other elements
+        ({"oxide_slabs": 0.30, "molecules": 0.46}, "oxide_slabs"),
+        ({"oxide_slabs": 0.55, "molecules": 0.55}, None),
+        ({"oxide_slabs": float("nan"), "molecules": 0.45}, "molecules"),
+    ],
+)
+def test_of_heads_that_begin_equally_well_those_of_the_nearest_chemistry_are_kept(
+    molecules: Store, monkeypatch: pytest.MonkeyPatch, errors: dict[str, float], kept: str | None
+) -> None:
+    monkeypatch.setattr(
+        "eutectic.train.kept_heads._errors",
+        lambda start, theirs, *others: ({"forces": errors.get(theirs.name, 1.0)}, {"forces": 1.0}),
+    )
+    settings = FinetuneSettings.model_validate({"data": {"store": str(molecules.path)}, "targets": {"forces": {}}})
+    assert prepare_run(settings).kept.task == kept
 
 
 def test_kept_heads_are_warmed_up_gently(molecules: Store, first: tuple[Path, FinetuneResult], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 from rich.console import Console
 from torch import nn
 
-from eutectic.checkpoints.model import elements_seen
+from eutectic.checkpoints.model import elements_seen, task_named
 from eutectic.models.registry import backbone_entry
 from eutectic.tasks.metrics import shown
 from eutectic.train.batches.sampler import TaskDataset
@@ -114,7 +114,7 @@ def _announce_start(console: Console, settings: FinetuneSettings, prepared: Prep
             f"{name} {error:.4g} (mean predictor {kept.baselines[name]:.4g}) {shown(name, 1.0)[1]}"
             for name, error in kept.errors.items()
         )
-        (level,) = {donor.level_of_theory for donor in start.tasks if donor.name == kept.task}
+        level = task_named(start.tasks, kept.task, "head_from").level_of_theory
         other = f" ({level}, another level of theory)" if level != task.level_of_theory else ""
         console.print(
             f"kept: heads of task {kept.task}{other}: {', '.join(kept.properties)}; before training, on {number} "
@@ -143,12 +143,12 @@ def _announce_start(console: Console, settings: FinetuneSettings, prepared: Prep
     dropped = [donor.name for donor in start.tasks if donor.name not in used]
     if dropped:
         console.print(f"dropped: heads of {', '.join(dropped)}", highlight=False)
-    fitted = {
-        "": "references and scales",
-        "own": "scales (kept heads keep their references)",
-        "refitted": "references and scales (references to the residuals of the kept heads)",
-    }
-    console.print(f"fitted to the training split: {fitted[kept.references]}", highlight=False)
+    fitted = "references and scales"
+    if kept.refitted:
+        fitted += " (references to the residuals of the kept heads)"
+    elif kept.task is not None:
+        fitted = "scales (kept heads keep their references)"
+    console.print(f"fitted to the training split: {fitted}", highlight=False)
     seen = elements_seen(start)
     unseen = [chemical_symbols[z] for z in store.composition() if seen and z not in seen]
     if unseen:

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,8 +34,6 @@ SIMILAR = 1.5
 """Among tasks with scores up to this factor above the lowest, chemistry decides: on two molecules, heads of molecules
 began up to 12 % worse than those of oxide surfaces, and ended 8 to 10 % better (docs/log.md)."""
 
-References = Literal["", "own", "refitted"]
-
 AUTO = "auto"
 """Instead of a task name: choose the best task."""
 
@@ -51,8 +49,8 @@ class KeptHeads:
         errors, baselines: property → error of the starting model and of the mean predictor on a few structures, before
             training, in display units.
         rejected: task → its score (see `judging.score`), if it was no better than the mean predictor.
-        references: `learned` has references and means of the starting model ("own"), or others fitted to the residuals
-            of its heads ("refitted"); empty if no kept head needs any.
+        refitted: the references and means of `learned` are fitted to the residuals of the kept heads; otherwise they
+            are those of the starting model.
     """
 
     task: str | None = None
@@ -61,7 +59,7 @@ class KeptHeads:
     errors: Mapping[str, float] = field(default_factory=dict)
     baselines: Mapping[str, float] = field(default_factory=dict)
     rejected: Mapping[str, float] = field(default_factory=dict)
-    references: References = ""
+    refitted: bool = False
 
 
 def choose_heads(
@@ -93,28 +91,14 @@ def choose_heads(
     fits = [(theirs, names) for theirs in every if (names := fitting(start, theirs, task))]
     if not fits:
         return KeptHeads()
-    fitted = [t.normaliser.references for t in task.targets.values() if t.normaliser.references is not None]
-    enough = max(FITTED_TO, 4 * max((len(r.values) for r in fitted), default=0))
+    references = [t.normaliser.references for t in task.targets.values() if t.normaliser.references is not None]
+    enough = max(FITTED_TO, 4 * max((len(r.values) for r in references), default=0))
     items = replace(training, rows=training.rows[:enough], kept={}).items()
     tried_on = validation if len(validation) else training
     begin_well: list[tuple[float, int, KeptHeads]] = []
     rejected = {}
     for theirs, names in fits:
-        tried: dict[References, Task | None] = {"": task}
-        if _scalars(task, names):
-            # With few structures, refitted references are worse than right ones: a second run on the same data would
-            # not begin with the errors that the first ended with.
-            own = _with_own_references(theirs, task, names)
-            tried = {"own": own, "refitted": _refitted(start, theirs, task, names, items)}
-        found, kept = math.inf, KeptHeads()
-        for references, learned in tried.items():
-            if learned is None:
-                continue
-            errors, baselines = _errors(start, theirs, learned, task, names, tried_on)
-            one = score(errors, baselines, weights)
-            if kept.task is None or one < found:
-                found = one if math.isfinite(one) else math.inf
-                kept = KeptHeads(theirs.name, learned, names, errors, baselines, references=references)
+        found, kept = _with_better_references(start, theirs, task, names, items, tried_on, weights)
         if wanted != AUTO:
             return kept
         same = theirs.level_of_theory == task.level_of_theory
@@ -128,6 +112,33 @@ def choose_heads(
     least = min(found for found, _, _ in begin_well)
     similar = [(others, found, kept) for found, others, kept in begin_well if found < SIMILAR * least]
     return min(similar, key=lambda candidate: candidate[:2])[2]
+
+
+def _with_better_references(
+    start: TrainedModel,
+    theirs: Task,
+    task: Task,
+    names: Sequence[str],
+    items: Sequence[Sample],
+    tried_on: TaskDataset,
+    weights: Mapping[str, float],
+) -> tuple[float, KeptHeads]:
+    """The heads of a task with their own references or refitted ones, and the lower score of the two (∞ if not finite).
+
+    Refitted ones are for other zeros of energy. With few structures they are worse than right ones: a second run on the
+    same data would not begin with the errors that the first ended with.
+    """
+    tried = [(_with_own_references(theirs, task, names), False)]
+    if _scalars(task, names):
+        tried.append((_refitted(start, theirs, task, names, items), True))
+    found: list[tuple[float, KeptHeads]] = []
+    for learned, refitted in tried:
+        if learned is not None:
+            errors, baselines = _errors(start, theirs, learned, task, names, tried_on)
+            one = score(errors, baselines, weights)
+            kept = KeptHeads(theirs.name, learned, tuple(names), errors, baselines, refitted=refitted)
+            found.append((one if math.isfinite(one) else math.inf, kept))
+    return min(found, key=lambda candidate: candidate[0])
 
 
 def _elements(start: TrainedModel, theirs: Task) -> set[int]:
@@ -188,7 +199,7 @@ def _refitted(start: TrainedModel, theirs: Task, task: Task, names: Sequence[str
 
 
 def _scalars(task: Task, names: Sequence[str]) -> list[str]:
-    """The properties with a reference or a mean that is not zero."""
+    """The properties whose references or means can be refitted: scalars of structures."""
     targets = task.targets
     return [n for n in names if not (PROPERTIES[n].rank or PROPERTIES[n].level == "atom" or targets[n].categorical)]
 
